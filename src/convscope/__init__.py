@@ -1,0 +1,47 @@
+"""convscope: a microscope for convolutional networks.
+
+>>> import convscope
+>>> network = convscope.open_model("model.keras")                          # doctest: +SKIP
+>>> convscope.activations(network, "photo.jpg")                            # doctest: +SKIP
+>>> convscope.filters(network, layer="conv2d_3", channels=range(16))       # doctest: +SKIP
+>>> convscope.heatmap(network, "photo.jpg", target="cat")                  # doctest: +SKIP
+
+Importing convscope loads no framework; each name is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convscope.errors import ConvscopeError as ConvscopeError
+    from convscope.networks import open_model as open_model
+    from convscope.reports import report as report
+    from convscope.results import load as load
+    from convscope.techniques.activations import activations as activations
+    from convscope.techniques.filters import filters as filters
+    from convscope.techniques.heatmaps import heatmap as heatmap
+
+# No submodule bears one of these names: importing it would put the module in the function's place.
+_HOMES = {
+    "ConvscopeError": "convscope.errors",
+    "activations": "convscope.techniques.activations",
+    "filters": "convscope.techniques.filters",
+    "heatmap": "convscope.techniques.heatmaps",
+    "load": "convscope.results",
+    "open_model": "convscope.networks",
+    "report": "convscope.reports",
+}
+
+__all__ = ["ConvscopeError", "activations", "filters", "heatmap", "load", "open_model", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'convscope' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,589 @@
+"""The command line: each command is a library call with printing around it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convscope.errors import BackendError, ConvscopeError, UsageError
+
+if TYPE_CHECKING:
+    from convscope.networks import Network
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Shell:
+    """Where a command prints: results on stdout, everything for people on stderr.
+
+    Args:
+        quiet: print errors only, and what the command is for (JSON, the table of layers).
+        as_json: results are one JSON document on stdout.
+    """
+
+    def __init__(self, quiet: bool, as_json: bool) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        self._stdout = sys.stdout
+
+    def others(self) -> Any:
+        """A context in which what other code prints on stdout (Keras while it downloads) can't mix with results."""
+        return redirect_stdout(io.StringIO() if self.quiet else sys.stderr)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if not self.quiet:
+            self._console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def result(self, data: dict[str, Any], text: Callable[[], None], essential: bool = False) -> None:
+        """The outcome: `data` with --json, else what `text` prints; an `essential` text also where it is quiet."""
+        from convscope.results import dump
+
+        with redirect_stdout(self._stdout):
+            if self.as_json:
+                click.echo(dump(data).encode(), nl=False)  # bytes: JSON is UTF-8, whatever the terminal is
+            elif essential or not self.quiet:
+                text()
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[int, int, str], None] | None]:
+        """A bar on stderr, for work that takes long; none where nobody would see it."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._console(), transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> None:
+        """A table on stdout."""
+        from rich.box import SIMPLE
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=SIMPLE)
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="right" if number in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        # Where stdout is a file there is no width to fit: let no cell be cut.
+        width = (
+            None
+            if sys.stdout.isatty()
+            else max(100, max((sum(map(len, row)) + 4 * len(row) for row in rows), default=0))
+        )
+        console = Console(width=width, markup=False, highlight=False)
+        console.print(title, style="bold", soft_wrap=True)
+        console.print(table)
+
+    @staticmethod
+    def _console() -> Any:
+        from rich.console import Console
+
+        return Console(stderr=True)
+
+
+# -- options that commands share -------------------------------------------------------------------------
+
+
+def _common(command: Callable) -> Callable:
+    """The options that all commands take, and a `Shell` in place of `quiet` and `json`."""
+
+    @click.option("--quiet", "-q", is_flag=True, help="Print errors only, and JSON or the table of layers.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+    @click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show the whole traceback of an error."
+    )  # see `main`
+    @wraps(command)
+    def with_shell(*args: Any, quiet: bool, as_json: bool, **options: Any) -> Any:
+        shell = Shell(quiet, as_json)
+        with shell.others():
+            return command(shell, *args, **options)
+
+    return with_shell
+
+
+def _model_options(command: Callable) -> Callable:
+    """The options that say how a model is opened, gathered into one dictionary `opening`."""
+
+    @click.option("--backend", help="Keras backend: tensorflow, jax or torch.")
+    @click.option(
+        "--preprocess",
+        metavar="HOW",
+        help="none, 0..1, -1..1, caffe, torch, or MEAN,STD in pixel units; found out or guessed if left out.",
+    )
+    @click.option("--classes", metavar="FILE", help="Class names: a line each, or JSON.")
+    @click.option("--input", metavar="NAME", help="Which input gets the picture, if there are several.")
+    @click.option("--output", metavar="NAME", help="Which output is explained, if there are several.")
+    @click.option("--head", help="linear, softmax or sigmoid, if what is found out about the outputs is wrong.")
+    @click.option("--feed", metavar="NAME=FILE.npy", multiple=True, help="What another input gets; zeros if left out.")
+    @click.option("--input-size", metavar="N or HxW", help="Bring pictures to this size, if the model takes any.")
+    @click.option("--trust", is_flag=True, help="Run code that the model file holds (Lambda layers).")
+    @wraps(command)
+    def gathered(*args: Any, **options: Any) -> Any:
+        names = ("backend", "preprocess", "classes", "input", "output", "head", "feed", "input_size", "trust")
+        opening = {name: options.pop(name) for name in names}
+        return command(*args, opening=opening, **options)
+
+    return gathered
+
+
+def _open(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
+    from convscope.networks import check_file, choose_backend, open_model
+
+    opening = dict(opening)
+    size, feed = opening.pop("input_size"), opening.pop("feed")
+    if not model.startswith("keras:"):
+        check_file(Path(model))  # before the seconds that a framework takes to import
+    with _notices_held_back():
+        choose_backend(opening["backend"])
+    network = open_model(model, size=_size(size), feed=_fed(feed), **opening)
+    height, width = network.inputs.size
+    shell.say(f"{network.name}: {network.source.name} on {network.framework}, {network.backend}")
+    for note in network.source.notes:
+        shell.say(f"  opened: {note}")
+    kind = {1: "grey", 3: "RGB"}.get(network.inputs.channels, f"{network.inputs.channels} channels")
+    shell.say(f"  input: {height}x{width} {kind}{' (it would take any size)' if network.inputs.free else ''}")
+    for name, value in network.inputs.others.items():
+        shell.say(f"  input {name!r} is fed {value}")
+    if len(network.outputs) > 1:
+        shell.say(f"  output: {network.output!r} of {', '.join(network.outputs)} (--output chooses)")
+    shell.say(f"  preprocessing: {network.preprocessing.text}")
+    shell.say(f"  head: {network.head.text}{'' if network.class_names else '; classes have numbers, no names'}")
+    return network
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
+        raise UsageError(f"--input-size {text!r} is not understood; expected pixels such as 224 or 180x240.")
+    return int(parts[0]), int(parts[-1])
+
+
+def _fed(pairs: tuple[str, ...]) -> dict[str, Any]:
+    import numpy as np
+
+    fed = {}
+    for pair in pairs:
+        name, _, file = pair.partition("=")
+        try:
+            fed[name] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            reason = f"{file!r}: {getattr(error, 'strerror', None) or error}"
+            raise UsageError(
+                f"--feed {pair!r} is not understood ({reason}); expected NAME=FILE.npy with an array (1, ...)."
+            ) from None
+    return fed
+
+
+@contextmanager
+def _notices_held_back() -> Iterator[None]:
+    """Keep what a framework's C++ prints on stderr while it is imported; show it only if the import fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it counts every new program as a mistake
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except (ImportError, BackendError):  # a backend that can't be imported is said as BackendError
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _notes(shell: Shell, photos: Any) -> None:
+    for photo in photos:
+        for note in photo.notes:
+            shell.say(f"  {photo.name}: {note}")
+
+
+def _writable(context: click.Context, option: click.Parameter, path: str) -> str:
+    """`path` as it is, if it can be written to: better said before the work than after it."""
+    there = next(folder for folder in [Path(path).absolute(), *Path(path).absolute().parents] if folder.exists())
+    if there != Path(path).absolute() and not there.is_dir():
+        raise click.BadParameter(
+            f"{path!r} can't be made: {str(there)!r} is a file. Choose another place.", context, option
+        )
+    if not os.access(there, os.W_OK):
+        raise click.BadParameter(
+            f"{path!r} can't be written: no permission to write to {str(there)!r}. Choose another place.",
+            context,
+            option,
+        )
+    return path
+
+
+_IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+_FOLDER = click.Path(file_okay=False)
+_OUT = click.option(
+    "--out", "-o", required=True, metavar="DIR", type=_FOLDER, callback=_writable, help="Folder to write to."
+)
+
+
+# -- the commands ----------------------------------------------------------------------------------------
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="convscope")
+def app() -> None:
+    """A microscope for convolutional networks.
+
+    Shows what each layer makes of a picture (activations), what each filter looks for (filters), and which part
+    of a picture spoke for a class (heatmap). MODEL is a .keras, .h5 or .hdf5 file, or keras:NAME such as
+    keras:ResNet50V2 or "keras:VGG16?weights=none".
+    """
+
+
+@app.command()
+@click.argument("model")
+@_model_options
+@_common
+def layers(shell: Shell, model: str, opening: dict[str, Any]) -> None:
+    """Print the layers of MODEL: path, kind, output shape, parameters."""
+    network = _open(shell, model, opening)
+    rows = [
+        {"path": la.path, "kind": la.kind, "shape": list(la.shape), "parameters": la.parameters, "class": la.class_name}
+        for la in network.layers
+    ]
+    from convscope.results import versions
+
+    description = {"technique": "layers", "network": network.describe(), "versions": versions()}
+    data = {"layers": rows, "parameters": network.parameters, "provenance": description, "files": []}
+
+    def table() -> None:
+        text = [[la.path, la.kind, "×".join(map(str, la.shape)), f"{la.parameters:,}"] for la in network.layers]
+        height, width = network.inputs.size
+        title = f"{network.name} · shapes for {height}x{width} pixels · {network.parameters:,} parameters"
+        shell.table(title, ["layer", "kind", "shape", "parameters"], text, right=(3,))
+
+    shell.result(data, table, essential=True)
+
+
+@app.command()
+@click.argument("model")
+@_IMAGES
+@_OUT
+@click.option(
+    "--layers",
+    "layers_",
+    metavar="GLOB|KINDS",
+    help='Which layers: kinds, globs or places such as "conv|pool" (the default), "block1_*", ":8".',
+)
+@click.option("--channel", type=int, metavar="N", help="Draw this channel of each layer instead of the sheets.")
+@click.option("--shared", is_flag=True, help="Draw each sheet on one scale, so that magnitudes can be compared.")
+@click.option(
+    "--memory", default="2GB", show_default=True, metavar="SIZE", help="Beyond this the layers run in groups."
+)
+@click.option("--raw", is_flag=True, help="Write the raw arrays too (arrays/LAYER.npy), for convscope.load.")
+@_model_options
+@_common
+def activations(
+    shell: Shell,
+    model: str,
+    images: tuple[str, ...],
+    out: str,
+    layers_: str | None,
+    channel: int | None,
+    shared: bool,
+    memory: str,
+    raw: bool,
+    opening: dict[str, Any],
+) -> None:
+    """Show what the layers of MODEL make of each IMAGE."""
+    from convscope.pictures import read_pictures
+    from convscope.techniques.activations import activations as technique
+
+    photos = read_pictures(images)
+    _notes(shell, photos)
+    network = _open(shell, model, opening)
+    _check_channel(shell, network.select(layers_), channel)
+    with shell.progress() as progress:
+        result = technique(network, photos, layers_, memory=memory, scratch=out, progress=progress)
+        result.save(out, shared=shared, channel=channel, raw=raw, progress=progress)
+    shell.result(_written(out, result.file), lambda: _activation_table(shell, result, out))
+
+
+def _check_channel(shell: Shell, chosen: Any, channel: int | None) -> None:
+    """A channel that no chosen layer has is an error; one that only some have is drawn where it is."""
+    if channel is None:
+        return
+    most = max((la.channels for la in chosen if la.spatial), default=0)
+    if not most:
+        raise UsageError("none of the chosen layers has a map, so there is no channel to draw; leave --channel out.")
+    if not 0 <= channel < most:
+        raise UsageError(f"channel {channel} is out of range: the chosen layers have channels 0 to {most - 1} at most.")
+    without = [la.path for la in chosen if not la.spatial or channel >= la.channels]
+    if without:
+        shell.say(f"  without channel {channel}, so not drawn: {', '.join(without)}")
+
+
+def _activation_table(shell: Shell, result: Any, out: str) -> None:
+    rows = [row.cells for row in result.statistics]
+    shell.table("activations", ["image", "layer", "shape", "max", "zeros", "empty"], rows, right=(3, 4, 5))
+    click.echo(f"sheets and numbers in {out}")
+
+
+@app.command()
+@click.argument("model")
+@click.option("--layer", required=True, metavar="L", help="Path of the layer, as `convscope layers` prints it.")
+@click.option("--channels", metavar="0-63,70", help='Which channels ("all" for all); the first 64 if left out.')
+@click.option("--recipe", default="classic", show_default=True, help="How the pictures are found.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Instead of the recipe's number of steps.")
+@click.option("--size", type=click.IntRange(min=1), metavar="N", help="Side of the pictures in pixels.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="For the pictures that the ascent starts from."
+)
+@click.option(
+    "--photos", multiple=True, metavar="IMAGE", help="Photos or folders whose activations an alive filter must exceed."
+)
+@click.option("--labels", is_flag=True, help="Write channel and activation under each tile of the sheet.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Filters side by side."
+)
+@_OUT
+@_model_options
+@_common
+def filters(
+    shell: Shell,
+    model: str,
+    layer: str,
+    channels: str | None,
+    out: str,
+    labels: bool,
+    opening: dict[str, Any],
+    **choices: Any,
+) -> None:
+    """Show what the filters of a layer of MODEL look for, by gradient ascent."""
+    from convscope.techniques.filters import filters as technique
+
+    network = _open(shell, model, opening)
+    count = network.layer(layer).channels
+    if channels is None and count > 64:
+        shell.say(f"  the first 64 of {count} channels (all with --channels all)")
+    with shell.progress() as progress:
+        result = technique(network, layer, channels, progress=progress, **choices)
+        result.save(out, labels=labels)
+    shell.result(_written(out, result.file), lambda: _filter_table(shell, result, out))
+
+
+def _filter_table(shell: Shell, result: Any, out: str) -> None:
+    rows = [[str(row.channel), f"{row.activation:.4g}", row.status, row.reason] for row in result.rows]
+    shell.table(f"filters of {result.layer.path}", ["channel", "activation", "status", "reason"], rows, right=(0, 1))
+    counts = [f"{sum(row.status == status for row in result.rows)} {status}" for status in ("alive", "weak", "dead")]
+    click.echo(f"{', '.join(counts)}; sheet.png and single pictures in {out}")
+
+
+@app.command()
+@click.argument("model")
+@_IMAGES
+@_OUT
+@click.option(
+    "--class", "target", default="top", show_default=True, metavar="C", help="Class by number or name, or top."
+)
+@click.option(
+    "--layer", default="auto", show_default=True, metavar="L", help="Layer by path; auto is the last with a map."
+)
+@click.option("--method", default="grad-cam", show_default=True, metavar="M", help="How the heatmap is made.")
+@click.option(
+    "--opacity", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Of the colour on the photo."
+)
+@_model_options
+@_common
+def heatmap(
+    shell: Shell,
+    model: str,
+    images: tuple[str, ...],
+    out: str,
+    target: str,
+    layer: str,
+    method: str,
+    opacity: float,
+    opening: dict[str, Any],
+) -> None:
+    """Show which part of each IMAGE spoke for a class."""
+    from convscope.pictures import read_pictures
+    from convscope.techniques.heatmaps import heatmap as technique
+
+    photos = read_pictures(images)
+    _notes(shell, photos)
+    network = _open(shell, model, opening)
+    with shell.progress() as progress:
+        result = technique(network, photos, target, layer, method=method, progress=progress)
+        result.save(out, opacity=opacity)
+    if len(photos) > 1 and target != "top":
+        shell.say(f"  explained for all {len(photos)} pictures: {result.rows[0].class_name}")
+
+    def table() -> None:
+        rows = [
+            [
+                row.image,
+                row.text,
+                f"{row.score:.4g}",
+                row.layer,
+                row.status,
+                row.reason or ", ".join(p.text for p in row.predictions[:3]),
+            ]
+            for row in result.rows
+        ]
+        shell.table(
+            f"heatmaps · {method}",
+            ["image", "class", "score", "layer", "status", "prediction or reason"],
+            rows,
+            right=(2,),
+        )
+        click.echo(f"overlays and raw maps in {out}")
+
+    shell.result(_written(out, result.file), table)
+
+
+@app.command()
+@click.argument("model")
+@_IMAGES
+@click.option(
+    "--out",
+    "-o",
+    "page",
+    required=True,
+    metavar="FILE.html",
+    type=click.Path(dir_okay=False),
+    callback=_writable,
+    help="The page to write.",
+)
+@click.option(
+    "--class", "target", default="top", show_default=True, metavar="C", help="Class by number or name, or top."
+)
+@click.option(
+    "--layers", metavar="GLOB|KINDS", help="Layers whose sheets are shown; a choice over the depth if left out."
+)
+@click.option(
+    "--filters-of",
+    "filter_layers",
+    multiple=True,
+    metavar="L",
+    help="Layers whose filters are shown; three over the depth if left out.",
+)
+@click.option(
+    "--channels",
+    type=click.IntRange(min=0),
+    default=16,
+    show_default=True,
+    help="Filters of each layer; 0 leaves them out.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--title", help="Of the page.")
+@_model_options
+@_common
+def report(
+    shell: Shell, model: str, images: tuple[str, ...], page: str, opening: dict[str, Any], **choices: Any
+) -> None:
+    """Write one HTML page about MODEL and each IMAGE: predictions, heatmaps, layers and filters."""
+    from convscope.pictures import read_pictures
+    from convscope.reports import report as technique
+
+    photos = read_pictures(images)
+    _notes(shell, photos)
+    network = _open(shell, model, opening)
+    with shell.progress() as progress:
+        data = technique(network, photos, page, progress=progress, **choices)
+    shell.result(data, lambda: click.echo(f"report in {page}"))
+
+
+@app.command()
+@click.option(
+    "--out",
+    "-o",
+    default="convscope-demo",
+    show_default=True,
+    metavar="DIR",
+    type=_FOLDER,
+    callback=_writable,
+    help="Folder to write to.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@_model_options
+@_common
+def demo(shell: Shell, out: str, seed: int, opening: dict[str, Any]) -> None:
+    """Show all three techniques on the small network and the photos that convscope ships; needs no network."""
+    from convscope.demo import CLASSES, MODEL, run
+
+    network = _open(shell, str(MODEL), {**opening, "classes": opening["classes"] or CLASSES})
+    with shell.progress() as progress:
+        data = run(network, out, seed=seed, progress=progress)
+    shell.result(data, lambda: click.echo(f"the demo's report is {Path(out) / 'report.html'}"))
+
+
+def _written(out: str, name: str) -> dict[str, Any]:
+    """The JSON beside the pictures, as it was written."""
+    return json.loads((Path(out) / name).read_text(encoding="utf-8"))
+
+
+# -- the way out -----------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
+    try:
+        app.main(args=arguments, prog_name="convscope", standalone_mode=False)
+    except ConvscopeError as error:
+        _leave(error, str(error), error.exit_code, debug)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USAGE if isinstance(error, click.UsageError) else FAILED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click makes an Abort of an interrupt, and also of the end of a file that somebody reads.
+        if isinstance(error.__cause__, EOFError):
+            _leave(error.__cause__, _unexpected(error.__cause__), FAILED, debug)
+        click.echo("interrupted; files already written are whole", err=True)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        _leave(error, str(error), FAILED, debug)
+    except MemoryError as error:
+        _leave(
+            error,
+            f"the memory does not suffice ({error}); give fewer pictures, or a smaller size, --memory or --batch.",
+            FAILED,
+            debug,
+        )
+    except Exception as error:
+        _leave(error, _unexpected(error), FAILED, debug)
+
+
+def _unexpected(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:500]
+    return f"convscope met something that it did not expect ({type(error).__name__}: {text}); --debug shows where."
+
+
+def _leave(error: BaseException, text: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    else:
+        click.echo(f"Error: {text}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

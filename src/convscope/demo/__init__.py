@@ -1,0 +1,120 @@
+"""`convscope demo`: a small network and a few photos that convscope ships, through all three techniques.
+
+The network was trained by the project (`training/README.md`); the photos are CC0 (`photos/README.md` beside this
+file). Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from convscope.imaging import safe_name
+from convscope.networks import Network
+from convscope.reports import Choices, Study, study, write
+from convscope.results import Progress, Result
+
+__all__ = ["CLASSES", "FIGURES", "MODEL", "PHOTOS", "run"]
+
+_HERE = Path(__file__).parent
+
+MODEL = _HERE / "model.keras"
+PHOTOS = tuple(_HERE / "photos" / f"{name}.jpg" for name in ("cat", "coffee", "photographer", "retina", "mosaic"))
+FIGURES: dict[str, Any] = json.loads((_HERE / "model.json").read_text(encoding="utf-8"))  # as training measured them
+CLASSES: tuple[str, ...] = tuple(FIGURES["classes"])
+
+TITLE = "Inside a small network"
+
+
+def run(
+    network: Network,
+    out: str | PathLike,
+    *,
+    photos: Sequence[str | PathLike] = PHOTOS,
+    channels: int = 16,
+    seed: int = 0,
+    progress: Progress = None,
+) -> dict[str, Any]:
+    """All three techniques on the demo's photos: pictures and numbers in folders, and a report of them all.
+
+    Args:
+        network: `MODEL`, opened with `CLASSES`.
+        out: folder for `activations/`, `heatmap/`, `filters/LAYER/` and `report.html`.
+        photos: of which it is made.
+        channels: filters of each layer.
+        seed: for the pictures that filters start from.
+        progress: called as `progress(done, total, text)`.
+
+    Returns:
+        the report's numbers, `figures` (the network's accuracy on what it never saw), `provenance`, and `files`, named
+        from `out`.
+
+    Raises:
+        ConvscopeError: a file can't be written.
+    """
+    found = study(network, list(photos), Choices(channels=channels, seed=seed), progress)
+    files = _save(found, Path(out), progress)
+    data = write(found, Path(out) / "report.html", TITLE, about())
+    return {**data, "figures": FIGURES, "files": ["report.html", *files]}
+
+
+def _save(found: Study, out: Path, progress: Progress) -> list[str]:
+    """Write each result into a folder of its own; returns the files, named from `out`."""
+    files = [
+        f"activations/{name}" for name in found.activations.save(out / "activations", raw=False, progress=progress)
+    ]
+    results: list[tuple[str, Result]] = [("heatmap", result) for result in found.heatmaps[:1]]
+    results += [(f"filters/{safe_name(result.layer.path)}", result) for result in found.filters if result.layer]
+    for folder, result in results:
+        files += [f"{folder}/{name}" for name in result.save(out / folder)]
+    return files
+
+
+def about() -> list[str]:
+    """What the network is and how good it is, in words, with the figures of `model.json`."""
+    accuracy, mosaics = FIGURES["accuracy"], FIGURES["mosaics"]
+    shares = {
+        f"{which}_{kind}": _percent(accuracy[kind][which])
+        for kind in ("colour", "grey", "other_light")
+        for which in ("network", "baseline")
+    }
+    return [
+        paragraph.format(
+            **shares,
+            classes=", ".join(CLASSES),
+            count=len(CLASSES),
+            parameters=FIGURES["parameters"],
+            patches=FIGURES["held_out"]["patches"],
+            chance=_percent(accuracy["chance"]),
+            mosaics=mosaics["mosaics"],
+            mass=_percent(mosaics["heatmap"]["share"]["mean"]),
+            by_chance=_percent(mosaics["chance"]),
+            top_mass=_percent(mosaics["heatmap_top_class"]["share"]["mean"]),
+            edges=_percent(mosaics["edges_top_class"]["share"]["mean"]),
+        )
+        for paragraph in _ABOUT
+    ]
+
+
+_ABOUT = (
+    "This network tells from which of {count} pictures a small piece comes: {classes}. It has {parameters:,} "
+    "parameters and comes with convscope, which trained it from scratch on pieces of these very pictures. So "
+    "it knows them, and not cats or coffee in general.",
+    "On {patches:,} pieces from a part of each picture that training never saw, it is right in "
+    "{network_colour}; a rule that knows only the mean and spread of the colours is right in "
+    "{baseline_colour}, and guessing in {chance}. Without colour it is {network_grey} against {baseline_grey}, "
+    "in other light {network_other_light} against {baseline_other_light}: it has learned texture, not colour "
+    "alone.",
+    "On {mosaics} mosaics of four such pieces, {mass} of a heatmap's mass lies on the piece that it should "
+    "explain, against {by_chance} by chance; for the class that the network finds most probable it is {top_mass}, "
+    "where a map of edges has {edges}.",
+    "Photos (CC0): cat by Stefan van der Walt, coffee by Rachel Michetti, photographer by Lav Varshney, retina "
+    "by Mikael Häggström; the mosaic is made of cat, coffee and two textures (CC0Textures).",
+)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

@@ -1,0 +1,63 @@
+"""The errors that convscope raises on purpose.
+
+Each message says what was expected, what was found and what to do; the command line prints it without a
+traceback and leaves with the error's exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+class ConvscopeError(Exception):
+    """Something outside convscope is not as it has to be: a file, a model, a backend (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(ConvscopeError):
+    """What was asked for does not exist or does not fit: a layer, a channel, a class, an option (exit code 2)."""
+
+    exit_code = 2
+
+
+class PictureError(ConvscopeError):
+    """A picture can't be read."""
+
+
+class ModelError(ConvscopeError):
+    """A model can't be opened or can't be run."""
+
+
+class BackendError(ConvscopeError):
+    """A framework is missing, or another one is already in use in this process."""
+
+
+def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
+    """The `choices` most like `word` as text for a message, or all of the first few when none is alike.
+
+    A choice that is a path, "outer/inner/conv", is also known by its last part.
+    """
+    choices = list(dict.fromkeys(choices))
+    known = {choice.lower().rpartition("/")[2]: choice for choice in reversed(choices)}
+    known |= {choice.lower(): choice for choice in choices}
+    alike = difflib.get_close_matches(word.lower(), known, n=2 * count, cutoff=0.4)
+    close = list(dict.fromkeys(known[name] for name in alike))[:count]
+    close = close or [choice for choice in choices if word.lower() in choice.lower()][:count]
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    shown = ", ".join(repr(choice) for choice in choices[:8]) + (", …" if len(choices) > 8 else "")
+    return f"there is {shown}" if choices else "there is none"
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, in one line without colours, for a message of our own."""
+    if isinstance(error, ConvscopeError):
+        return str(error)
+    # Keras says first where it happened, and what happened after that.
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).rsplit("Exception encountered:", 1)[-1]
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,495 @@
+"""Drawing: from raw values to 8-bit pictures (normalise, colour, grid, overlay, sheet) and to files.
+
+Everything here takes and returns NumPy arrays, (h, w, 3) uint8 for pictures, and knows no framework.
+Values are normalised here and nowhere else, so results stay raw.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import io
+import math
+import os
+import secrets
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from convscope.errors import ConvscopeError, UsageError, nearest
+
+_WHITE = 255
+_INK, _FAINT_INK = (32, 32, 32), (110, 110, 110)
+_TILE_SIDE = 80
+_FLAT_TILE_SIDE = 32
+_PHOTO_SIDE = 200
+_TEXT_WIDTH = 720
+_MARGIN = 12
+
+
+# --- values to levels ------------------------------------------------------------------------------------
+
+
+def classic_tile(channel: np.ndarray) -> np.ndarray:
+    """The classic look of one channel: mean 0, divided by its standard deviation, times 64, plus 128.
+
+    Each channel gets its own scale, so tiles show patterns and not magnitudes; `shared_tiles` keeps those.
+
+    Args:
+        channel: (h, w), any real values; those that are not finite count as 0.
+
+    Returns:
+        (h, w) uint8, clipped to 0..255 and truncated. A constant channel has no pattern: it is 0 everywhere,
+        so that it reads as empty.
+    """
+    values = _tame(channel)
+    deviation = values.std()
+    if values.min() == values.max() or not deviation:
+        return np.zeros(values.shape, np.uint8)
+    levels = (values - values.mean()) / deviation * 64 + 128
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def shared_tiles(activation: np.ndarray) -> np.ndarray:
+    """One scale for all channels of a layer, so that magnitudes can be compared.
+
+    Args:
+        activation: (h, w, c), any real values; those that are not finite count as 0.
+
+    Returns:
+        (h, w, c) uint8: 0 is the layer's minimum (or 0 where nothing is negative), 255 its maximum.
+    """
+    values = _tame(activation).astype(np.float64)
+    low, high = _span(values)
+    return np.rint((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+
+
+def filter_picture(picture: np.ndarray, crop: int) -> np.ndarray:
+    """The classic look of an optimised picture: contrast 0.15 around grey, without its border.
+
+    Args:
+        picture: (h, w, c) as the model takes it; values that are not finite count as 0.
+        crop: pixels left out on each side.
+
+    Returns:
+        (h - 2 * crop, w - 2 * crop, c) uint8.
+
+    Raises:
+        UsageError: `crop` is negative or leaves nothing.
+    """
+    height, width = picture.shape[:2]
+    if not 0 <= 2 * crop < min(height, width):
+        raise UsageError(f"the crop has to leave part of a {height} x {width} picture, but it is {crop}")
+    values = np.clip(_finite(picture), -1e15, 1e15)  # beyond, the variance of float32 overflows
+    values = (values - values.mean()) / (values.std() + 1e-5) * 0.15
+    values = values[crop : height - crop, crop : width - crop] + 0.5
+    return (np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """`values` in float32 or float64, where NaN and infinities are 0."""
+    values = np.asarray(values)
+    dtype = np.float64 if values.dtype.itemsize > 4 else np.float32
+    return np.nan_to_num(values.astype(dtype), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _tame(values: np.ndarray) -> np.ndarray:
+    """`values`, finite, times the power of two that brings the largest magnitude into 0.5..1.
+
+    Nothing overflows or underflows then, and unlike another factor a power of two changes no digit.
+    """
+    values = _finite(values)
+    _, exponent = np.frexp(np.abs(values).max(initial=0))
+    return np.ldexp(values, -int(exponent))
+
+
+def _span(values: np.ndarray) -> tuple[float, float]:
+    return min(float(values.min()), 0.0), float(values.max())
+
+
+# --- levels to pictures ----------------------------------------------------------------------------------
+
+
+def colour(levels: np.ndarray, name: str = "viridis") -> np.ndarray:
+    """Levels (...) uint8 through matplotlib's colour map `name`: (..., 3) uint8.
+
+    Raises:
+        UsageError: there is no such colour map.
+    """
+    return _lookup_table(name)[levels]
+
+
+@cache
+def _lookup_table(name: str) -> np.ndarray:
+    from matplotlib import colormaps
+
+    if name not in colormaps:
+        raise UsageError(f"there is no colour map {name!r}: {nearest(name, colormaps)}")
+    return colormaps[name](np.arange(256) / 255, bytes=True)[:, :3]
+
+
+def grid(tiles: Sequence[np.ndarray], columns: int, gap: int, fill: int = 0) -> np.ndarray:
+    """All tiles, row by row, the last row as long as it happens to be.
+
+    Args:
+        tiles: n pictures of one shape (h, w, 3) or (h, w, 4) uint8.
+        columns: tiles in a row; fewer where there are fewer tiles.
+        gap: pixels between tiles (none around them).
+        fill: grey of the gaps and of places without a tile (0 is clear where there is a fourth channel).
+
+    Returns:
+        (rows * (h + gap) - gap, columns * (w + gap) - gap, 3 or 4) uint8.
+
+    Raises:
+        UsageError: there is no tile, or less than one column.
+    """
+    if not len(tiles) or columns < 1:
+        raise UsageError(f"a grid needs a tile and a column at least, not {len(tiles)} and {columns}")
+    columns = min(columns, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    height, width, depth = tiles[0].shape
+    out = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, depth), fill, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        out[top : top + height, left : left + width] = tile
+    return out
+
+
+def resize_map(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map (h, w) resized bilinearly, averaged where it shrinks: (height, width) float32."""
+    image = Image.fromarray(np.ascontiguousarray(heatmap, np.float32))
+    return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def overlay(photo: np.ndarray, heatmap: np.ndarray, opacity: float = 0.7, colours: str = "inferno") -> np.ndarray:
+    """The photo with the positive part of a heatmap in colour on it.
+
+    The map is divided by its maximum, and laid on the more opaquely the higher it is, so that the photo
+    stays itself where nothing spoke for the target.
+
+    Args:
+        photo: (h, w, 3) uint8.
+        heatmap: (h', w'), raw and signed.
+        opacity: of the colour at the map's maximum, 0..1.
+        colours: a colour map of matplotlib; the default is perceptually uniform and safe for colour-blind
+            eyes.
+
+    Returns:
+        (h, w, 3) uint8; the photo unchanged where no value is positive or some are not finite.
+
+    Raises:
+        UsageError: `opacity` is not in 0..1, or there is no such colour map.
+    """
+    if not 0 <= opacity <= 1:
+        raise UsageError(f"an opacity has to be between 0 and 1, but it is {opacity}")
+    height, width = photo.shape[:2]
+    laid_on = tint(heatmap, height, width, colours)
+    alpha = opacity * (laid_on[..., 3:] / 255)
+    return np.rint((1 - alpha) * photo + alpha * laid_on[..., :3]).astype(np.uint8)
+
+
+def tint(heatmap: np.ndarray, height: int, width: int, colours: str = "inferno") -> np.ndarray:
+    """What `overlay` lays on a photo at full opacity, as a picture of its own that can be seen through.
+
+    Args:
+        heatmap: (h', w'), raw and signed.
+        height, width: of the photo.
+        colours: a colour map of matplotlib.
+
+    Returns:
+        (height, width, 4) uint8; the last channel is 0 (nothing) to 255 (the map's maximum).
+
+    Raises:
+        UsageError: there is no such colour map.
+    """
+    if not (np.isfinite(heatmap).all() and heatmap.max() > 0):
+        return np.zeros((height, width, 4), np.uint8)
+    relevance = _tame(np.maximum(heatmap, 0))
+    relevance = np.clip(resize_map(relevance / relevance.max(), height, width), 0, 1)
+    alpha = 255 * relevance
+    rgb = colour(np.rint(relevance * 255).astype(np.uint8), colours)
+    return np.dstack([rgb, np.rint(alpha).astype(np.uint8)])
+
+
+# --- text, bars and pages -----------------------------------------------------------------------------------
+
+
+def text_strip(text: str, width: int, size: int = 14, ink: tuple[int, int, int] = _INK) -> np.ndarray:
+    """One line of dark text on white: (h, width, 3) uint8. A text too long has an ellipsis in its middle."""
+    font = _font(size)
+    strip = Image.new("RGB", (width, math.ceil(size * 1.5)), "white")
+    ImageDraw.Draw(strip).text((0, strip.height / 2), _shortened(text, width, size), ink, font, anchor="lm")
+    return np.asarray(strip)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _text_width(text: str, size: int) -> int:
+    return math.ceil(_font(size).getbbox(text)[2])
+
+
+def _shortened(text: str, width: int, size: int) -> str:
+    text = " ".join(text.split())
+    if _text_width(text, size) <= width:
+        return text
+
+    def keep(count: int) -> str:  # the ends of a layer's path tell more than its middle
+        return text[: count - count // 2] + "…" + text[len(text) - count // 2 :]
+
+    fitting = range(1, len(text))
+    return keep(bisect_left(fitting, True, key=lambda count: _text_width(keep(count), size) > width))
+
+
+def colour_bar(height: int, low: str, high: str, colours: str = "viridis") -> np.ndarray:
+    """An upright bar of a colour map, its two ends labelled: (height, w, 3) uint8."""
+    ramp = colour(np.linspace(255, 0, height).round().astype(np.uint8), colours)
+    size, bar, pad = 12, 14, 5
+    width = bar + pad + max(_text_width(low, size), _text_width(high, size))
+    image = Image.new("RGB", (width, height), "white")
+    image.paste(Image.fromarray(np.repeat(ramp[:, None], bar, axis=1)))
+    draw, font = ImageDraw.Draw(image), _font(size)
+    draw.text((bar + pad, 0), high, _INK, font, anchor="lt")
+    draw.text((bar + pad, height), low, _INK, font, anchor="ls")
+    return np.asarray(image)
+
+
+def beside(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (h, w, 3) uint8 side by side on white, tops in line: (H, W, 3) uint8."""
+    height = max(len(part) for part in parts)
+    widths = [part.shape[1] + _MARGIN for part in parts[:-1]] + [parts[-1].shape[1]]
+    return np.hstack([_padded(part, height, width) for part, width in zip(parts, widths, strict=True)])
+
+
+def page(body: np.ndarray, title: str, subtitle: str = "") -> np.ndarray:
+    """A picture (h, w, 3) uint8 on white with a title above and a margin around: (H, W, 3) uint8.
+
+    A long title makes a narrow page wider, up to 720 pixels, and is shortened beyond.
+    """
+    lines = [(title, 18, _INK)] + [(subtitle, 13, _FAINT_INK)] * bool(subtitle)
+    longest = max(_text_width(text, size) for text, size, _ in lines)
+    width = max(body.shape[1], min(longest, _TEXT_WIDTH))
+    strips = [text_strip(text, width, size, ink) for text, size, ink in lines]
+    whole = np.vstack([*strips, _padded(body[:0], 6, width), _padded(body, len(body), width)])
+    return np.pad(whole, ((_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)), constant_values=_WHITE)
+
+
+def _padded(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    missing = (0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)
+    return np.pad(picture, missing, constant_values=_WHITE)
+
+
+# --- the activation sheet --------------------------------------------------------------------------------
+
+
+def activation_sheet(
+    activation: np.ndarray,
+    photo: np.ndarray | None,
+    title: str,
+    subtitle: str = "",
+    shared: bool = False,
+    columns: int = 16,
+    colours: str = "viridis",
+) -> np.ndarray:
+    """Every channel of a layer as a tile, the number of its first channel beside each row.
+
+    Args:
+        activation: (h, w, c), or (c,) of a dense layer.
+        photo: (H, W, 3) uint8, drawn at the left.
+        title: the layer's name, drawn above.
+        subtitle: a second, fainter line.
+        shared: one scale for the layer, with a colour bar of raw values, in place of the classic scale, which
+            is each channel's own. A single cell has no deviation, so 1 x 1 maps are always drawn shared.
+        columns: tiles in a row.
+        colours: a colour map of matplotlib.
+
+    Returns:
+        (H', W', 3) uint8.
+
+    Raises:
+        UsageError: `activation` has another number of axes or no values.
+    """
+    maps = _as_maps(activation)
+    shared = shared or maps.shape[:2] == (1, 1)
+    parts = [_numbered_grid(_tiles(maps, shared, colours), columns)]
+    if photo is not None:
+        parts.insert(0, _thumbnail(photo))
+    if shared:
+        low, high = _span(_finite(maps))
+        parts.append(colour_bar(min(max(len(parts[-1]), 40), 240), f"{low:.3g}", f"{high:.3g}", colours))
+    return page(beside(parts), title, subtitle)
+
+
+def channel_grid(
+    activation: np.ndarray, side: int, columns: int = 16, shared: bool = False, colours: str = "viridis"
+) -> np.ndarray:
+    """The tiles of `activation_sheet` without photo, text and paper: (H, W, 4) uint8, clear between the tiles.
+
+    Args:
+        activation: (h, w, c), or (c,) of a dense layer.
+        side: what the longer side of a tile should be near, in pixels.
+        columns, shared, colours: as in `activation_sheet`.
+
+    Raises:
+        UsageError: `activation` has another number of axes or no values.
+    """
+    maps = _as_maps(activation)
+    tiles = _tiles(maps, shared or maps.shape[:2] == (1, 1), colours, side)
+    return grid([np.dstack([tile, np.full(tile.shape[:2], 255, np.uint8)]) for tile in tiles], columns, 2)
+
+
+def _as_maps(activation: np.ndarray) -> np.ndarray:
+    activation = np.asarray(activation)
+    if activation.ndim not in (1, 3) or not activation.size:
+        raise UsageError(
+            "a sheet needs the activation of one picture, (h, w, c) or (c,), "
+            f"but this one is {activation.shape}: pick one picture of the batch"
+        )
+    return activation.reshape(1, 1, -1) if activation.ndim == 1 else activation
+
+
+def _tiles(maps: np.ndarray, shared: bool, colours: str, side: int | None = None) -> list[np.ndarray]:
+    channels = np.moveaxis(maps, -1, 0)
+    levels = np.moveaxis(shared_tiles(maps), -1, 0) if shared else map(classic_tile, channels)
+    side = side or (_TILE_SIDE if len(channels) > 4 else _PHOTO_SIDE)
+    return [colour(_sized(level, side), colours) for level in levels]
+
+
+def _sized(levels: np.ndarray, wanted: int) -> np.ndarray:
+    """A map (h, w) uint8 with its longer side near `wanted`: each cell enlarged alike, or areas averaged."""
+    height, width = levels.shape
+    side = max(height, width)
+    if side == 1:
+        return np.full((_FLAT_TILE_SIDE, _FLAT_TILE_SIDE), levels[0, 0])
+    whole = max(1, wanted // side)
+    zoom = min(whole, whole + 1, key=lambda times: abs(math.log(times * side / wanted)))
+    if side > 1.45 * wanted:
+        scale = 1.2 * wanted / side
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        levels = np.asarray(Image.fromarray(np.ascontiguousarray(levels)).resize(size, Image.Resampling.BOX))
+    thick = math.ceil(12 / (zoom * min(levels.shape)))  # a map of one row would be a hairline
+    down, across = (thick, 1) if levels.shape[0] < levels.shape[1] else (1, thick)
+    return levels.repeat(zoom * down, axis=0).repeat(zoom * across, axis=1)
+
+
+def _numbered_grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    gap, pad, size = 2, 6, 12
+    picture = grid(tiles, columns, gap, _WHITE)  # a dark gap would merge with empty tiles
+    numbers = range(0, len(tiles), columns)
+    gutter = Image.new("RGB", (_text_width(str(numbers[-1]), size) + pad, len(picture)), "white")
+    draw, height = ImageDraw.Draw(gutter), len(tiles[0])
+    for row, number in enumerate(numbers):
+        middle = row * (height + gap) + height / 2
+        draw.text((gutter.width - pad, middle), str(number), _FAINT_INK, _font(size), anchor="rm")
+    return np.hstack([np.asarray(gutter), picture])
+
+
+def _thumbnail(photo: np.ndarray) -> np.ndarray:
+    height, width = photo.shape[:2]
+    scale = _PHOTO_SIDE / max(height, width)
+    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(photo).resize(size, method))
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """The bytes of a PNG file of a picture (h, w), (h, w, 3) or (h, w, 4) uint8; lossless."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_webp(picture: np.ndarray, quality: int = 85) -> bytes:
+    """The bytes of a WebP file of a picture (h, w, 3) or (h, w, 4) uint8; `quality` 0..100.
+
+    Raises:
+        UsageError: a side is longer than the 16383 pixels that the format allows.
+    """
+    if max(picture.shape[:2]) > 16383:
+        height, width = picture.shape[:2]
+        raise UsageError(f"WebP allows 16383 pixels a side, but the picture is {height} x {width}: use PNG")
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+def small_data_uri(picture: np.ndarray, quality: int = 85) -> str:
+    """A picture (h, w, 3) or (h, w, 4) uint8 as a `data:` address: PNG, or WebP where that is smaller."""
+    png = encode_png(picture)
+    webp = encode_webp(picture, quality) if max(picture.shape[:2]) <= 16383 else png
+    return data_uri(png, "image/png") if len(png) <= len(webp) else data_uri(webp, "image/webp")
+
+
+def data_uri(data: bytes, mime: str) -> str:
+    """`data` as a `data:` address, for a page that needs no other file."""
+    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def write_file(path: str | os.PathLike[str], data: bytes | str | Callable[[BinaryIO], object]) -> None:
+    """Write a whole file or nothing: written aside in the same folder, then renamed.
+
+    `data` may be a function that writes to the open file, for what should not be in memory as a whole. Folders on
+    the way are made, text is UTF-8, and a link is followed.
+
+    Raises:
+        ConvscopeError: the file can't be written; says why and what to do.
+    """
+    goal = Path(os.path.realpath(path))  # renaming would put a file in the place of a link
+    aside = goal.with_name(f".{secrets.token_hex(8)}.part")  # not tempfile: its files are for their owner alone
+    try:
+        if goal.exists() and not goal.is_file():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder or a device")
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                data(file) if callable(data) else file.write(data.encode() if isinstance(data, str) else data)
+            os.replace(aside, goal)
+        except BaseException:  # also when interrupted
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        advice = _WRITE_ADVICE.get(error.errno or 0, "choose another place")
+        raise ConvscopeError(f"{os.fspath(path)!r} can't be written ({error.strerror}): {advice}") from error
+
+
+_WRITE_ADVICE = {
+    errno.EISDIR: "give a file name",
+    errno.EACCES: "choose a folder where you may write",
+    errno.EPERM: "choose a folder where you may write",
+    errno.EROFS: "choose a folder where you may write",
+    errno.ENOSPC: "free some space or choose another disk",
+    errno.EDQUOT: "free some space or choose another disk",
+    errno.ENOTDIR: "a part of the path is a file, so choose another folder",
+    errno.EEXIST: "a part of the path is a file, so choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+_DEVICE_NAMES = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
+
+
+def safe_name(text: str) -> str:
+    """A file name for `text` on every system: letters, digits and "-._" stay, "/" becomes ".", all else "_".
+
+    At most 150 bytes long and never empty, hidden or a device's name (`nul`). A name that is cut ends in a
+    digest of the whole, so that long texts which differ at their ends stay apart.
+    """
+    text = unicodedata.normalize("NFC", text).replace("/", ".")
+    name = "".join(char if char.isalnum() or char in "-._" else "_" for char in text).strip(".") or "_"
+    if name.split(".")[0].lower() in _DEVICE_NAMES:
+        name = "_" + name
+    encoded = name.encode()
+    if len(encoded) <= 150:
+        return name
+    return encoded[:140].decode(errors="ignore") + "-" + hashlib.sha256(encoded).hexdigest()[:8]

@@ -1,0 +1,175 @@
+"""What convscope needs from Keras' three backends beyond `keras.ops`: compile, differentiate, cross the border.
+
+One small class each. Nothing is imported on a guess: the class is chosen by the name of the backend that Keras
+already runs on, and imports its framework then.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+Tensor = Any
+
+
+class Backend(Protocol):
+    """The operations that differ between frameworks."""
+
+    name: str
+    version: str
+
+    def compile(self, function: Callable) -> Callable:
+        """`function` of tensors, ready to be called many times; compiled once for each set of shapes."""
+
+    def observe(self, function: Callable, values: list[Tensor], *arrays: np.ndarray) -> None:
+        """Run the Python of `function(values, *tensors)` once, as cheaply as the framework can (no results)."""
+
+    def value_and_grad(self, function: Callable) -> Callable:
+        """From `f(x) -> (scalar, aux)` the function `x -> ((scalar, aux), d scalar / d x)`; zeros where unconnected."""
+
+    def value(self, variable: Any) -> Tensor:
+        """The present value of a Keras variable, detached from any graph."""
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """A NumPy array as a tensor of the framework."""
+
+    def numpy(self, tensor: Tensor) -> np.ndarray:
+        """A tensor of the framework as a NumPy array."""
+
+
+class TensorFlowBackend:
+    """Graphs of `tf.function`, gradients of `tf.GradientTape`."""
+
+    name = "tensorflow"
+
+    def __init__(self) -> None:
+        self._tf = importlib.import_module("tensorflow")
+        self.version = self._tf.__version__
+
+    def compile(self, function: Callable) -> Callable:
+        """Trace once for each set of shapes; autograph is off since the Python here has no tensor conditions."""
+        return self._tf.function(function, autograph=False)
+
+    def observe(self, function: Callable, values: list[Tensor], *arrays: np.ndarray) -> None:
+        """Trace into a graph that is thrown away: nothing is computed."""
+        traced: Any = self.compile(function)
+        traced.get_concrete_function(values, *map(self.tensor, arrays))
+
+    def value_and_grad(self, function: Callable) -> Callable:
+        """See `Backend.value_and_grad`."""
+        tf = self._tf
+
+        def differentiated(x: Tensor) -> tuple:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                value, aux = function(x)
+            return (value, aux), tape.gradient(value, x, unconnected_gradients="zero")
+
+        return differentiated
+
+    def value(self, variable: Any) -> Tensor:
+        """Reading shares the variable's buffer; nothing is copied."""
+        return self._tf.convert_to_tensor(variable.value)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """See `Backend.tensor`."""
+        return self._tf.convert_to_tensor(array)
+
+    def numpy(self, tensor: Tensor) -> np.ndarray:
+        """See `Backend.numpy`."""
+        return tensor.numpy()
+
+
+class JaxBackend:
+    """`jax.jit` and `jax.value_and_grad`."""
+
+    name = "jax"
+
+    def __init__(self) -> None:
+        self._jax = importlib.import_module("jax")
+        self.version = self._jax.__version__
+
+    def compile(self, function: Callable) -> Callable:
+        """See `Backend.compile`."""
+        return self._jax.jit(function)
+
+    def observe(self, function: Callable, values: list[Tensor], *arrays: np.ndarray) -> None:
+        """Abstract evaluation: shapes only."""
+        self._jax.eval_shape(function, values, *arrays)
+
+    def value_and_grad(self, function: Callable) -> Callable:
+        """See `Backend.value_and_grad`."""
+        return self._jax.value_and_grad(function, has_aux=True)
+
+    def value(self, variable: Any) -> Tensor:
+        """See `Backend.value`."""
+        return variable.value
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """See `Backend.tensor`."""
+        return self._jax.numpy.asarray(array)
+
+    def numpy(self, tensor: Tensor) -> np.ndarray:
+        """See `Backend.numpy`."""
+        return np.asarray(tensor)
+
+
+class TorchBackend:
+    """Eager torch: nothing is compiled, gradients are recorded only where `value_and_grad` asks for them."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self._torch = importlib.import_module("torch")
+        self.version = self._torch.__version__
+
+    def compile(self, function: Callable) -> Callable:
+        """Eager; without a graph to the weights."""
+        return self._torch.no_grad()(function)
+
+    def observe(self, function: Callable, values: list[Tensor], *arrays: np.ndarray) -> None:
+        """Eager torch has no cheaper way than to run it."""
+        self.compile(function)(values, *map(self.tensor, arrays))
+
+    def value_and_grad(self, function: Callable) -> Callable:
+        """See `Backend.value_and_grad`."""
+        torch = self._torch
+        tree = importlib.import_module("keras").tree
+
+        def differentiated(x: Tensor) -> tuple:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                value, aux = function(x)
+                gradient = None
+                if value.requires_grad:
+                    (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
+            # What is handed out must not hold the graph, or a loop that keeps its scores keeps every step's.
+            value, aux = tree.map_structure(lambda tensor: tensor.detach(), (value, aux))
+            return (value, aux), torch.zeros_like(x) if gradient is None else gradient
+
+        return differentiated
+
+    def value(self, variable: Any) -> Tensor:
+        """Detached: a parameter would keep a graph alive."""
+        return variable.value.detach()
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """On the device that Keras computes on; a copy where NumPy's memory is read-only."""
+        from keras.src.backend.torch.core import get_device
+
+        return self._torch.tensor(np.asarray(array), device=get_device())
+
+    def numpy(self, tensor: Tensor) -> np.ndarray:
+        """See `Backend.numpy`."""
+        return tensor.detach().cpu().numpy()
+
+
+_BACKENDS: dict[str, type] = {"tensorflow": TensorFlowBackend, "jax": JaxBackend, "torch": TorchBackend}
+
+
+def backend_named(name: str) -> Backend:
+    """The adapter of Keras' backend `name`: "tensorflow", "jax" or "torch"."""
+    return _BACKENDS[name]()

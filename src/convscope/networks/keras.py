@@ -1,0 +1,482 @@
+"""Keras 3 models on TensorFlow, JAX or torch: the tap mechanism, and what a look at a model tells.
+
+A tap wraps an operation's `call` for the length of one pass. It reaches layers inside nested models, which graph
+surgery does not, and leaves the user's model as it was. Every pass runs with `training=False` inside a
+`keras.StatelessScope`, with the weights as arguments of the compiled function: constants would go stale, and a
+layer that draws random numbers would leak its tracer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import Any
+
+import keras
+import numpy as np
+
+from convscope.errors import ModelError, UsageError, nearest, one_line
+from convscope.networks import preprocessing as pp
+from convscope.networks.backends import Tensor, backend_named
+from convscope.networks.keras_graph import (
+    Call,
+    Flow,
+    Observer,
+    call_method,
+    first_norm,
+    flat_outputs,
+    is_wrapped,
+    kind_of,
+    layer_of,
+    linear_by_graph,
+    mark_layouts,
+    named_operations,
+    patched,
+    paths_of,
+    python_call,
+    undoable_head,
+)
+from convscope.networks.keras_inputs import Entry
+from convscope.networks.network import Head, Inputs, Layer, Network, Record, Rule, Source
+
+
+class _Enough(BaseException):
+    """Every tap has spoken: the rest of the network need not run. Not an Exception, so that no layer catches it."""
+
+
+# Tracing patches layers, and two models may share a layer: one pass at a time in the whole process.
+TRACING = threading.RLock()
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What one traced pass showed: its calls, what the model was given (the picture among it) and returned."""
+
+    calls: list[Call]
+    flow: Flow
+    given: list[Any]
+    picture: Any
+    outputs: dict[str, Any]
+
+    def forget(self) -> None:
+        """Let go of the tensors: they belong to a trace that is over."""
+        for call in self.calls:
+            call.inputs, call.outputs = [], [(mark, None) for mark, _ in call.outputs]
+
+
+class KerasNetwork(Network):
+    """A Keras 3 model, opened.
+
+    Args:
+        model: any `keras.Model`; it stays as it is.
+        source: where it came from.
+        input: name of the input that gets the picture, where there are several.
+        output: name of the output that is explained, where there are several.
+        size: `(h, w)` to bring pictures to, for a model of free size; needed for one never built.
+        feed: values for the other inputs, by name: `(1, ...)` arrays; zeros where nothing is given.
+        preprocess: None to find out, or a `Preprocessing`.
+        class_names: one for each class.
+        family: what is known of where the model came from (`keras:NAME`).
+        head: "linear", "softmax" or "sigmoid" if the outputs are so and convscope could not find it out.
+
+    Raises:
+        ModelError: the model takes no pictures or can't be run; UsageError: no such input, output or size.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        source: Source,
+        *,
+        input: str | None = None,
+        output: str | None = None,
+        size: tuple[int, int] | None = None,
+        feed: Mapping[str, np.ndarray] | None = None,
+        preprocess: pp.Preprocessing | None = None,
+        class_names: Sequence[str] | None = None,
+        family: pp.Family | None = None,
+        head: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.name = model.name
+        self.source = source
+        self.ops = keras.ops
+        self._backend = backend_named(keras.backend.backend())
+        self.framework = f"keras {keras.__version__}"
+        self.backend = f"{self._backend.name} {self._backend.version}"
+        self.output, self.outputs = output or "", ()
+        self._operations = named_operations(model)
+        self._wrapped = [op for op in [model, *(op for _, op in self._operations)] if is_wrapped(op)]
+        known: tuple[pp.Family | None, str] = (family, model.name) if family else self._family_by_name()
+        self.family, self.family_name = known
+        self._entry = Entry(model, input, size, feed or {}, self.family)
+        self.inputs = self._entry.inputs
+        self._head_patch: tuple[Any, str, Any] | None = None
+        self._variables: list[Any] | None = None
+        self._calls: dict[tuple[int, int], dict[str, tuple[Call, int]]] = {}
+        self._observations: dict[tuple[int, int], tuple[Layer, ...]] = {}
+        first = self._look()
+        self.preprocessing = preprocess or self._find_preprocessing(first)
+        self.head = self._find_head(first, head)
+        first.forget()
+        self.class_names = None
+        if class_names is not None:
+            self.class_names = self._checked_names(class_names)
+
+    # taps ------------------------------------------------------------------------------------------
+
+    def compile(self, function: Callable) -> Callable:
+        """See `Network.compile`. The weights are read anew at each call."""
+
+        def traced(values: list[Tensor], *tensors: Tensor) -> Any:
+            def run(x: Tensor, **options: Any) -> Record:
+                return self._run(values, x, **options)
+
+            return function(run, *tensors)
+
+        compiled = self._backend.compile(traced)
+
+        def call(*tensors: Tensor) -> Any:
+            # Tracing patches the model; two threads must not do that at once.
+            with TRACING:
+                return compiled(self._values(), *tensors)
+
+        return call
+
+    def value_and_grad(self, function: Callable) -> Callable:
+        """See `Network.value_and_grad`."""
+        return self._backend.value_and_grad(function)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """See `Network.tensor`."""
+        return self._backend.tensor(array)
+
+    def numpy(self, tensor: Tensor) -> np.ndarray:
+        """See `Network.numpy`."""
+        return self._backend.numpy(tensor)
+
+    def weights(self) -> list[np.ndarray]:
+        """See `Network.weights`. The states of random generators are no weights: they differ at every opening."""
+        return [keras.ops.convert_to_numpy(weight.value) for weight in self.model.weights]
+
+    def _values(self) -> list[Tensor]:
+        if self._variables is None:
+            self._variables = list(self.model.variables)
+        return [self._backend.value(variable) for variable in self._variables]
+
+    def _run(
+        self,
+        values: list[Tensor],
+        x: Tensor,
+        record: Sequence[str] = (),
+        rules: Mapping[str, Rule] | None = None,
+        outputs: bool = True,
+        undone: bool = True,
+    ) -> Record:
+        """One pass of pictures `x` `(n, h, w, c)` with taps; see `Network.compile`."""
+        size = (int(x.shape[1]), int(x.shape[2]))
+        taps = _Taps(self._taps_at(size), record, rules or {}, stop=not outputs)
+        returned = None
+        with self._stateless(values, size), ExitStack() as stack:
+            if undone and self._head_patch is not None:
+                stack.enter_context(patched(*self._head_patch))
+            stack.enter_context(taps.placed())
+            with suppress(_Enough):
+                returned = self.model(self._entry.feed(x), training=False)
+        taps.check_fired()
+        logits = None if returned is None else self._logits(returned)
+        return Record(logits, taps.recorded)
+
+    @contextmanager
+    def _stateless(self, values: list[Tensor], size: tuple[int, int]) -> Iterator[None]:
+        """The weights stand for `values`; where `size` is not the model's own, its check of the size is silent."""
+        with ExitStack() as stack:
+            state = list(zip(self._variables or [], values, strict=True))
+            stack.enter_context(keras.StatelessScope(state_mapping=state))
+            if size != self.inputs.size and not self.inputs.free:
+                models = [op for _, op in self._operations if hasattr(op, "operations")]
+                for model in [self.model, getattr(self.model, "_functional", None), *models]:
+                    if model is not None:
+                        stack.enter_context(patched(model, "_assert_input_compatibility", lambda *_: None))
+            for operation in self._wrapped:
+                method = call_method(operation)
+                stack.enter_context(patched(operation, method, python_call(operation, method)))
+            yield
+
+    def _taps_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
+        if size not in self._calls:
+            self.layers_at(size)
+        return self._calls[size]
+
+    def _logits(self, returned: Any) -> Tensor:
+        outputs = keras.ops.cast(_named_outputs(self.model, returned)[self.output], "float32")
+        return self.head.logits(keras.ops, keras.ops.reshape(outputs, (-1, int(np.prod(outputs.shape[1:])))))
+
+    # a first look ----------------------------------------------------------------------------------
+
+    def _look(self) -> _Seen:
+        """Trace the model once: its outputs, its layers, and whether it runs at all."""
+        seen = self._observe(self.inputs.size)
+        self.outputs = tuple(seen.outputs)
+        self.output = self._chosen_output(seen)
+        self.layers = self._remember(self.inputs.size, seen)
+        return seen
+
+    def _chosen_output(self, seen: _Seen) -> str:
+        """The output that was asked for, else the first that ends in softmax or sigmoid, else the first."""
+        if self.output:
+            if self.output not in seen.outputs:
+                raise UsageError(f"no output {self.output!r}; {nearest(self.output, seen.outputs)}")
+            return self.output
+        heads = [name for name, output in seen.outputs.items() if undoable_head(seen.calls, seen.flow, output)]
+        return [*heads, *seen.outputs][0]
+
+    def _observe(self, size: tuple[int, int]) -> _Seen:
+        """The calls of one pass at `size`."""
+        x = np.zeros((1, *size, self.inputs.channels), np.float32)
+        self._entry.build(self.model, x)
+        observer = Observer(self._operations)
+        given: list[Any] = []
+        outputs: dict[str, Any] = {}
+
+        def pass_through(values: list[Tensor], x: Tensor) -> Any:
+            observer.calls.clear()
+            fed = self._entry.feed(x)
+            given[:] = keras.tree.flatten(fed)
+            with self._stateless(values, size), observer.watching():
+                outputs.update(_named_outputs(self.model, self.model(fed, training=False)))
+            return [keras.ops.sum(output) for output in outputs.values()]
+
+        with TRACING:
+            try:
+                self._backend.observe(pass_through, self._values(), x)
+            except UsageError:
+                raise
+            except Exception as error:
+                # At a size that is not the model's own, the layers before a dense one run all the same.
+                if size == self.inputs.size or not observer.calls:
+                    raise ModelError(_cant_run(self.name, size, self.inputs, error)) from error
+        # JAX runs a picture that is too small all the same, on maps without a cell.
+        empty = [call.path for call in observer.calls for _, tensor in call.outputs if 0 in tuple(tensor.shape)[1:]]
+        if empty and size == self.inputs.size:
+            nothing = ModelError(f"nothing is left of it at {empty[0]}")
+            raise ModelError(_cant_run(self.name, size, self.inputs, nothing))
+        mark_layouts(observer.calls, self._entry.channels_first)
+        return _Seen(observer.calls, Flow(observer.calls), given, given[self._entry.position], outputs)
+
+    def _remember(self, size: tuple[int, int], seen: _Seen) -> tuple[Layer, ...]:
+        """Keep the layers of a pass and the calls that taps are placed at."""
+        paths = paths_of(seen.calls)
+        output = seen.outputs.get(self.output)
+        on_path = None if output is None else seen.flow.between(seen.given, seen.picture, output)
+        self._calls[size] = paths
+        self._observations[size] = tuple(layer_of(path, at, seen.flow, paths, on_path) for path, at in paths.items())
+        return self._observations[size]
+
+    def _find_head(self, seen: _Seen, asked: str | None) -> Head:
+        """What the graph tells of the output, else what its values do; as the user says, where they say."""
+        output = seen.outputs[self.output]
+        units = int(np.prod(tuple(output.shape)[1:]))
+        if int(np.prod(tuple(output.shape)[1:-1])) != 1:
+            return Head("maps", units)
+        found = undoable_head(seen.calls, seen.flow, output)
+        if found is not None and asked != "linear":
+            kind, call = found
+            self._head_patch = _head_patch(call.operation)
+            return Head(kind, units, call.path)
+        if asked is not None:
+            return Head(asked if asked == "linear" else f"{asked}_output", units)
+        if linear_by_graph(seen.flow, output):
+            return Head("linear", units)
+        return Head(self._kind_of_values(units), units, guess=True)
+
+    def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
+        """See `Network.layers_at`."""
+        if size not in self._observations:
+            seen = self._observe(size)
+            self._remember(size, seen)
+            seen.forget()
+        return self._observations[size]
+
+    def _kind_of_values(self, units: int) -> str:
+        """Whether outputs that no known layer made are probabilities, from what noise, black and white give."""
+        shape = (*self.inputs.size, self.inputs.channels)
+        noise = np.random.default_rng(0).uniform(0, 255, (4, *shape))
+        pixels = np.concatenate([noise, np.zeros((1, *shape)), np.full((1, *shape), 255)])
+        self.head = Head("linear", units)
+        values = self.forward(self.preprocessing.apply(pixels.astype(np.float32)))[0]
+        self._programs.clear()  # that program knew no head
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            return "linear"
+        sums_to_one = units > 1 and np.abs(values.sum(axis=-1) - 1).max() < 1e-3
+        return "softmax_output" if sums_to_one else "sigmoid_output"
+
+    def _find_preprocessing(self, seen: _Seen) -> pp.Preprocessing:
+        """What the model tells of the pixels it was trained on, else a guess that says it is one."""
+        inside = _scaling_inside(seen.flow.first_steps(seen.picture))
+        if inside is not None:
+            return inside
+        if self.family is not None and self.source.name.startswith("keras:"):
+            return pp.PRESETS[self.family.preset].because(pp.FOUND, "as keras.applications does for this model")
+        if self.family is not None:
+            reason = f"as keras.applications does for {self.family_name!r}, which this model has by its name"
+            return pp.PRESETS[self.family.preset].because(pp.GUESS, reason)
+        reason = "most networks trained from scratch take 0..1; set --preprocess if yours does not"
+        norm = first_norm(seen.calls, seen.flow)
+        told = _told_by_statistics(*norm) if norm else None
+        return told or pp.PRESETS["0..1"].because(pp.GUESS, reason)
+
+    def _family_by_name(self) -> tuple[pp.Family | None, str]:
+        names = [self.model.name] + [op.name for _, op in self._operations if kind_of(op) == "model"]
+        return next(((pp.family_of(name), name) for name in names if pp.family_of(name)), (None, ""))
+
+    def _checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        if len(names) != self.head.classes:
+            raise UsageError(
+                f"expected {self.head.classes} class names for {self.name}, found {len(names)}. "
+                "Give one name for each class, in the order of the network's outputs."
+            )
+        return tuple(names)
+
+
+class _Taps:
+    """Wraps the calls of the tapped operations for one pass: records outputs and applies rules."""
+
+    def __init__(
+        self,
+        paths: dict[str, tuple[Call, int]],
+        record: Sequence[str],
+        rules: Mapping[str, Rule],
+        stop: bool,
+    ) -> None:
+        self._record, self._rules = set(record), dict(rules)
+        self._at = {path: paths[path] for path in self._record | set(self._rules)}
+        self._left = set(self._at)
+        self._stop = stop
+        self.recorded: dict[str, Tensor] = {}
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        by_operation: dict[int, list[tuple[str, Call, int]]] = {}
+        for path, (call, index) in self._at.items():
+            by_operation.setdefault(id(call.operation), []).append((path, call, index))
+        with ExitStack() as stack:
+            for taps in by_operation.values():
+                operation = taps[0][1].operation
+                method = call_method(operation)
+                stack.enter_context(patched(operation, method, self._tapped(operation, method, taps)))
+            yield
+
+    def check_fired(self) -> None:
+        """A tap that did not fire would show an old picture or none: say so loudly."""
+        if self._left:
+            raise ModelError(
+                f"the layer{'s' if len(self._left) > 1 else ''} {', '.join(sorted(self._left))} did not run when the "
+                "model was called, so there is nothing to show. Expected the calls seen when the model was opened; "
+                "a model whose path depends on its input can't be tapped there."
+            )
+
+    def _tapped(self, operation: Any, method: str, taps: list[tuple[str, Call, int]]) -> Callable:
+        original, calls = python_call(operation, method), 0
+
+        def tapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            result = original(*args, **kwargs)
+            for path, call, index in taps:
+                if call.nth == calls:
+                    result = self._touch(path, call, index, result)
+            calls += 1
+            if self._stop and not self._left:
+                raise _Enough
+            return result
+
+        return tapped
+
+    def _touch(self, path: str, call: Call, index: int, result: Any) -> Any:
+        (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
+        activation = _channels_last(tensor, call.channels_first)
+        if path in self._rules:
+            activation = self._rules[path](activation)
+            replaced = keras.ops.cast(_channels_back(activation, call.channels_first), tensor.dtype)
+            result = keras.tree.map_structure(lambda item: replaced if item is tensor else item, result)
+        if path in self._record:
+            self.recorded[path] = activation
+        return result
+
+
+def _channels_last(tensor: Tensor, channels_first: bool) -> Tensor:
+    """A map with its channels last, float32."""
+    if channels_first and len(tensor.shape) == 4:
+        tensor = keras.ops.transpose(tensor, (0, 2, 3, 1))
+    return keras.ops.cast(tensor, "float32")
+
+
+def _channels_back(tensor: Tensor, channels_first: bool) -> Tensor:
+    return keras.ops.transpose(tensor, (0, 3, 1, 2)) if channels_first and len(tensor.shape) == 4 else tensor
+
+
+def _head_patch(operation: Any) -> tuple[Any, str, Any]:
+    """What to patch so that an operation hands on its logits: its activation, or its whole call."""
+    if callable(getattr(operation, "activation", None)):
+        return operation, "activation", keras.activations.linear
+    return operation, call_method(operation), lambda x, *_, **__: x
+
+
+def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:
+    """What the model returned, by the names that a user would choose from."""
+    if isinstance(returned, Mapping):
+        return dict(returned)
+    tensors = [tensor for _, tensor in flat_outputs(returned)]
+    names = list(getattr(model, "output_names", None) or [])
+    if len(names) != len(tensors) or len(set(names)) != len(names):
+        names = [f"output_{index}" for index in range(len(tensors))]
+    return dict(zip(names, tensors, strict=True))
+
+
+def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, error: Exception) -> str:
+    channels = "1 channel" if inputs.channels == 1 else f"{inputs.channels} channels"
+    reason = shorten(one_line(error), 160, placeholder=" …").rstrip(".")
+    advice = "If that is too small for it, give a larger size (--input-size). " if inputs.free else ""
+    return (
+        f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {channels} ({reason}). "
+        f"{advice}--debug shows the whole story."
+    )
+
+
+# -- preprocessing that the model itself tells of --------------------------------------------------------
+
+_ARITHMETIC = ("TrueDivide", "Divide", "Multiply", "Subtract", "Add")
+
+
+def _scaling_inside(steps: list[Any]) -> pp.Preprocessing | None:
+    """What the first operations tell of the pixels that they take: 0..255, or 0..1; None if they scale nothing."""
+    known = [step for step in steps if type(step).__name__ in ("Rescaling", "Normalization")]
+    other = [step for step in steps if type(step).__name__ in _ARITHMETIC]
+    if known and not other:
+        factor = float(np.prod([_factor(step) for step in known]))
+        name = pp.range_before_scaling(factor)
+        return pp.PRESETS[name].because(pp.FOUND, f"the model scales its own input in {known[0].name}")
+    if known or other:
+        reason = f"the model does arithmetic on its own input in {(other or known)[0].name}"
+        return pp.PRESETS["none"].because(pp.GUESS, reason)
+    return None
+
+
+def _factor(step: Any) -> float:
+    """What a `Rescaling` or `Normalization` layer multiplies its input by, the mean over channels."""
+    if hasattr(step, "scale"):
+        return float(np.mean(step.scale))
+    deviation = np.sqrt(keras.ops.convert_to_numpy(step.variance))
+    return float(np.mean(deviation if step.invert else 1 / np.maximum(deviation, 1e-12)))
+
+
+def _told_by_statistics(conv: Any, norm: Any) -> pp.Preprocessing | None:
+    """What the running statistics of a batch norm right after the first convolution tell."""
+    kernel, mean, variance = map(keras.ops.convert_to_numpy, (conv.kernel, norm.moving_mean, norm.moving_variance))
+    bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)
+    seen = pp.seen_by_batch_norm(kernel, bias, mean, variance)
+    return pp.guess_from_statistics(*seen) if seen else None

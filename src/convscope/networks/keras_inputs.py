@@ -1,0 +1,141 @@
+"""The way into a Keras model: which input gets the picture, in what shape, and what the others are fed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from convscope.errors import ModelError, UsageError, nearest
+from convscope.networks import preprocessing as pp
+from convscope.networks.backends import Tensor
+from convscope.networks.keras_graph import CHANNELS_FIRST, kind_of, named_operations
+from convscope.networks.network import Inputs
+
+
+class Entry:
+    """The model's inputs: which one gets the picture, in what shape, and what the others are fed."""
+
+    def __init__(
+        self,
+        model: Any,
+        name: str | None,
+        size: tuple[int, int] | None,
+        feed: Mapping[str, np.ndarray],
+        family: pp.Family | None,
+    ) -> None:
+        self._specs = _input_specs(model, size)
+        graph = getattr(model, "_functional", None) or model  # a Sequential keeps its graph aside
+        self._struct = getattr(graph, "_inputs_struct", None)
+        name = self._chosen(name)
+        self.position = list(self._specs).index(name)
+        spec = self._specs[name]
+        self.channels_first = _is_channels_first(model, spec)
+        height, width, channels = _picture_shape(name, spec, self.channels_first)
+        self._rank = len(spec)
+        self._others = self._fed(name, feed)
+        fixed = height is not None and width is not None
+        chosen = _size(fixed, (height, width), size, family)
+        others = {other: _said(feed.get(other)) for other in self._others}
+        self.inputs = Inputs(name, chosen, not fixed, channels, others)
+
+    def feed(self, x: Tensor) -> Any:
+        """What to call the model with for pictures `x` `(n, h, w, c)`."""
+        if self.channels_first:
+            x = keras.ops.transpose(x, (0, 3, 1, 2))
+        if self._rank == 3:
+            x = keras.ops.squeeze(x, axis=1 if self.channels_first else -1)
+        if len(self._specs) == 1:
+            flat = [x]
+        else:
+            flat = [x if name == self.inputs.name else self._repeated(name, x.shape[0]) for name in self._specs]
+        if self._struct is None:
+            return flat[0] if len(flat) == 1 else flat
+        return keras.tree.pack_sequence_as(self._struct, flat)
+
+    def build(self, model: Any, x: np.ndarray) -> None:
+        """Build a model that was never called; its weights come into being here."""
+        if not all(layer.built for layer in model._flatten_layers()):
+            model(self.feed(keras.ops.convert_to_tensor(x)), training=False)
+
+    def _chosen(self, name: str | None) -> str:
+        if name is None:
+            pictures = [key for key, shape in self._specs.items() if len(shape) in (3, 4)]
+            return (pictures or list(self._specs))[0]
+        if name not in self._specs:
+            raise UsageError(f"no input {name!r}; {nearest(name, self._specs)}")
+        return name
+
+    def _fed(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        unknown = [key for key in feed if key not in self._specs]
+        if unknown:
+            raise UsageError(f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._specs)}")
+        return {
+            key: np.asarray(feed[key]) if key in feed else np.zeros([1] + [side or 1 for side in shape[1:]])
+            for key, shape in self._specs.items()
+            if key != name
+        }
+
+    def _repeated(self, name: str, count: int | None) -> Tensor:
+        value = keras.ops.convert_to_tensor(self._others[name].astype(np.float32))
+        return keras.ops.repeat(value, count, axis=0)
+
+
+def _said(fed: np.ndarray | None) -> str:
+    """What an input other than the picture is fed, for people and for provenance."""
+    if fed is None:
+        return "zeros"
+    return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"
+
+
+def _input_specs(model: Any, size: tuple[int, int] | None) -> dict[str, tuple[int | None, ...]]:
+    """Shape of each input by name, the batch first, None where free."""
+    symbolic = getattr(model, "inputs", None)
+    if symbolic:
+        return {tensor.name: tuple(tensor.shape) for tensor in symbolic}
+    built = (model.get_build_config() or {}).get("input_shape")
+    if built and all(isinstance(side, int | type(None)) for side in built):
+        return {"input": (None, *built[1:])}
+    if size is None:
+        raise UsageError(
+            f"the model {model.name} was never built or called, so its input is unknown. "
+            "Call it once on a picture, or give size=(height, width)."
+        )
+    return {"input": (None, *size, 3)}
+
+
+def _is_channels_first(model: Any, spec: tuple[int | None, ...]) -> bool:
+    """As the first layer says that has a `data_format`, else as the shape looks."""
+    for _, operation in named_operations(model):
+        if getattr(operation, "data_format", None) and kind_of(operation) in ("conv", "pool", "global_pool"):
+            return operation.data_format == CHANNELS_FIRST
+    return len(spec) == 4 and spec[1] in (1, 3) and spec[3] not in (1, 3)
+
+
+def _picture_shape(name: str, spec: tuple[int | None, ...], channels_first: bool) -> tuple[int | None, int | None, int]:
+    if len(spec) == 3:  # (n, h, w): a grey picture without a channel axis
+        return spec[1], spec[2], 1
+    if len(spec) != 4:
+        raise ModelError(
+            f"the input {name!r} has the shape {spec[1:]}; expected a picture (height, width, channels). "
+            "convscope looks at convolutional networks; if another input takes the picture, choose it with --input."
+        )
+    height, width, channels = (spec[2], spec[3], spec[1]) if channels_first else spec[1:]
+    return height, width, channels or 3
+
+
+def _size(
+    fixed: bool, shape: tuple[int | None, int | None], asked: tuple[int, int] | None, family: pp.Family | None
+) -> tuple[int, int]:
+    if fixed:
+        if asked is not None and asked != shape:
+            raise UsageError(
+                f"the model takes pictures of {shape[0]}x{shape[1]} pixels only, not {asked[0]}x{asked[1]}."
+            )
+        return int(shape[0] or 0), int(shape[1] or 0)
+    side = family.size if family else 224
+    height, width = asked or (side, side)
+    return shape[0] or height, shape[1] or width

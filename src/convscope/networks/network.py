@@ -1,0 +1,521 @@
+"""What every opened model looks like to the techniques: a `Network` with `Layer`s, a `Head` and taps.
+
+Nothing here names a framework. A file for each framework (`keras.py`, later `pytorch.py`) fills in the few
+abstract methods; selection, preparation of pictures and the reading of outputs are the same for all.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from convscope import pictures
+from convscope.errors import ModelError, UsageError, nearest
+from convscope.networks.preprocessing import Preprocessing
+
+Tensor = Any
+Rule = Callable[[Tensor], Tensor]
+
+KINDS = (
+    *("conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "reshape", "padding", "resize"),
+    *("rescaling", "augmentation", "dropout", "identity", "model", "other"),
+)
+# Layers of these kinds hand on what they are given when nothing is being trained.
+PASSING = frozenset({"dropout", "identity"})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node of the network: one output of one call of one layer.
+
+    Attributes:
+        path: names from the top joined by "/"; "#k" marks the k-th call of a layer that is called more than
+            once, "[i]" the i-th of several outputs.
+        kind: "conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "model", ... .
+        class_name: the framework's own name of the layer's class.
+        shape: of the output for one picture, channels last: `(h, w, c)` or `(c,)`.
+        parameters: number of weights, trainable or not, counted at the first call only.
+        rectified: path of the layer after whose non-linearity this layer's zeros are counted: itself, the
+            activation that follows a linear convolution, or None where there is none.
+        on_path: False if the picture does not reach the chosen output through this layer (another branch, or a call
+            on another input).
+    """
+
+    path: str
+    kind: str
+    class_name: str
+    shape: tuple[int, ...]
+    parameters: int
+    rectified: str | None = None
+    on_path: bool = True
+
+    @property
+    def spatial(self) -> bool:
+        """True if the output is a map: `(h, w, c)`."""
+        return len(self.shape) == 3
+
+    @property
+    def channels(self) -> int:
+        """Number of channels (units of a dense layer)."""
+        return self.shape[-1]
+
+
+@dataclass(frozen=True)
+class Head:
+    """How the network's output relates to class scores.
+
+    Attributes:
+        kind: "softmax" or "sigmoid" (a layer that could be taken away, so that logits are explained),
+            "softmax_output" or "sigmoid_output" (outputs are probabilities, nothing to take away: their logarithm is
+            explained), "linear" (outputs are taken as they are) or "maps" (a value for each place: no class scores).
+        units: number of output units.
+        layer: path of the layer whose softmax or sigmoid is taken away, or None.
+        guess: True if only the values that the network returns tell of the kind.
+    """
+
+    kind: str
+    units: int
+    layer: str | None = None
+    guess: bool = False
+
+    @property
+    def binary(self) -> bool:
+        """One sigmoid unit: class 1 is its logit, class 0 is minus its logit."""
+        return self.units == 1 and self.kind.startswith("sigmoid")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that can be explained."""
+        return 2 if self.binary else self.units
+
+    @property
+    def text(self) -> str:
+        """What was found out, as a sentence for people."""
+        if self.kind == "maps":
+            return "a value for each place and not for each class, so there are no predictions and no heatmaps"
+        if self.kind == "linear":
+            return f"{self.units} linear output{'s' if self.units > 1 else ''}, explained as they are"
+        kind = self.kind.removesuffix("_output")
+        what = "one sigmoid unit" if self.binary else f"{kind} over {self.units} outputs"
+        if self.layer is not None:
+            return f"{what}, undone at {self.layer}: the logit is explained"
+        sure = ", a guess by its values" if self.guess else ""
+        return f"{what} that can't be taken away{sure}: {self.score} is explained"
+
+    @property
+    def score(self) -> str:
+        """What the number is that is explained: "logit", "log p", "log p/(1-p)" or "value"."""
+        names = {"linear": "value", "softmax_output": "log p", "sigmoid_output": "log p/(1-p)"}
+        return names.get(self.kind, "logit")
+
+    def logits(self, ops: Any, outputs: Tensor) -> Tensor:
+        """Scores `(n, classes)` to explain, from what the network returned with its head undone `(n, units)`."""
+        if self.kind == "softmax_output":
+            outputs = ops.log(ops.maximum(outputs, 1e-30))
+        elif self.kind == "sigmoid_output":
+            clipped = ops.clip(outputs, 1e-7, 1 - 1e-7)
+            outputs = ops.log(clipped) - ops.log(1 - clipped)
+        return ops.concatenate([-outputs, outputs], axis=-1) if self.binary else outputs
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
+        """Class probabilities `(n, classes)` from `logits` `(n, classes)`; None where the outputs are linear."""
+        logits = logits.astype(np.float64)
+        if self.kind == "linear":
+            return None
+        if self.kind.startswith("sigmoid"):
+            return (1 / (1 + np.exp(-np.clip(logits, -700, 700)))).astype(np.float32)
+        exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return (exponent / exponent.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one pass through the network left behind, as tensors of its framework.
+
+    Attributes:
+        logits: `(n, classes)`, see `Head.logits`; None if the pass stopped before the output.
+        activations: for each tapped path `(n, h, w, c)` or `(n, c)`, float32.
+    """
+
+    logits: Tensor
+    activations: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of one picture: its index, name, logit and probability (None for linear outputs)."""
+
+    index: int
+    name: str
+    logit: float
+    probability: float | None
+
+    @property
+    def text(self) -> str:
+        """ "tabby 0.83", or the value itself where there is no probability."""
+        value = self.logit if self.probability is None else self.probability
+        return f"{self.name} {value:.3g}" if self.probability is None else f"{self.name} {value:.2f}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network came from: as the user named it, the file's hash, and what had to be done to open it."""
+
+    name: str
+    file: str | None = None
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The picture that a network takes.
+
+    Attributes:
+        name: of the input that gets the picture.
+        size: `(h, w)` in pixels that pictures are brought to.
+        free: True if the network would take other sizes too.
+        channels: 1 for grey, 3 for RGB.
+        others: names of further inputs, and what they are fed.
+    """
+
+    name: str
+    size: tuple[int, int]
+    free: bool
+    channels: int
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+class Network(ABC):
+    """One opened model with its preprocessing: the thing that every technique takes.
+
+    Attributes:
+        name: for titles and file names.
+        source: where it came from.
+        framework: "keras 3.15.1" and the like; `backend`: "tensorflow 2.21.0" and the like.
+        inputs: what picture it takes.
+        output: the output that is explained; `outputs`: the names of all.
+        layers: every node in the order of execution.
+        head: how its outputs relate to classes.
+        preprocessing: what is done to pixels before they enter.
+        ops: the framework's array operations under NumPy's names, for objectives and targets.
+    """
+
+    name: str
+    source: Source
+    framework: str
+    backend: str
+    inputs: Inputs
+    output: str
+    outputs: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    head: Head
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None
+    ops: Any
+
+    def __init__(self) -> None:
+        self._programs: dict[tuple, Callable] = {}
+
+    # -- what a framework provides ---------------------------------------------------------------------
+
+    @abstractmethod
+    def compile(self, function: Callable) -> Callable:
+        """Make `function(run, *tensors)` ready to be called many times as `compiled(*tensors)`.
+
+        `run(x, record=(), rules={}, outputs=True, undone=True) -> Record` passes pictures `x` `(n, h, w, c)`
+        through the network; the paths in `record` are recorded, an activation at a path in `rules` is replaced
+        by `rule(activation)`. Without `outputs` the pass stops once every tap has spoken; with `undone` the
+        softmax or sigmoid of the head is taken away.
+        """
+
+    @abstractmethod
+    def value_and_grad(self, function: Callable) -> Callable:
+        """From `f(x) -> (scalar, aux)` the function `x -> ((scalar, aux), gradient)`, for use inside `compile`."""
+
+    @abstractmethod
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """A NumPy array as a tensor of the framework."""
+
+    @abstractmethod
+    def numpy(self, tensor: Tensor) -> np.ndarray:
+        """A tensor of the framework as a NumPy array."""
+
+    @abstractmethod
+    def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
+        """The layers with their shapes for pictures of `size` `(h, w)`."""
+
+    @abstractmethod
+    def weights(self) -> list[np.ndarray]:
+        """Every weight, in a fixed order, for the hash."""
+
+    # -- the same for all ------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, trainable or not."""
+        return sum(weight.size for weight in self.weights())
+
+    def layer(self, path: str) -> Layer:
+        """The layer at `path`.
+
+        Raises:
+            UsageError: no layer, or more than one, answers to `path`; the nearest names are said.
+        """
+        return find_layer(self.layers, path)
+
+    def select(self, spec: str | Sequence[str] | None = None) -> list[Layer]:
+        """The layers that `spec` names, in the order of execution; see `select_layers`."""
+        return select_layers(self.layers, spec)
+
+    def last_spatial_layer(self) -> Layer:
+        """The last layer that makes something of its own and whose map has h * w > 1.
+
+        Raises:
+            UsageError: the network has none.
+        """
+        for layer in reversed(self.layers):
+            makes_its_own = layer.kind not in PASSING | {"model", "reshape"}
+            if layer.on_path and makes_its_own and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
+                return layer
+        raise UsageError(
+            f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "
+            "Look at `convscope layers` for what it has."
+        )
+
+    def check_scores(self) -> None:
+        """Make sure that there are class scores to explain.
+
+        Raises:
+            UsageError: the output is a map.
+        """
+        if self.head.kind == "maps":
+            raise UsageError(
+                f"expected class scores (n, classes) from {self.name}, found an output with {self.head.text}. "
+                "Activations and filters work; if another output has classes, choose it with --output."
+            )
+
+    def prepare(self, sources: Sequence[pictures.Picture], size: tuple[int, int] | None = None) -> np.ndarray:
+        """Pictures as the network takes them: `(n, h, w, c)` float32 after preprocessing."""
+        height, width = size or self.inputs.size
+        return self.preprocessing.apply(pictures.batch(sources, height, width, self.inputs.channels))
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Logits `(n, classes)` float32 of prepared pictures `x` `(n, h, w, c)`."""
+        return np.asarray(self.forward(x)[0])
+
+    def forward(self, x: np.ndarray, record: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits `(n, classes)` and the activations of the paths in `record`, in one pass."""
+        program = self.program(("forward", tuple(record)), lambda: self.compile(_forward(tuple(record))))
+        logits, activations = program(self.tensor(x))
+        return self.numpy(logits), {path: self.numpy(activations[path]) for path in record}
+
+    def predictions(self, logits: np.ndarray, count: int = 5) -> list[Prediction]:
+        """The `count` highest classes of one picture's `logits` `(classes,)`, best first."""
+        order = np.argsort(-logits, kind="stable")[:count]
+        return [self.prediction(logits, int(index)) for index in order]
+
+    def prediction(self, logits: np.ndarray, index: int) -> Prediction:
+        """Class `index` of one picture's `logits` `(classes,)`."""
+        probabilities = self.head.probabilities(logits[None])
+        probability = None if probabilities is None else float(probabilities[0, index])
+        return Prediction(index, self.class_name(index), float(logits[index]), probability)
+
+    def class_name(self, index: int) -> str:
+        """The name of class `index`, or its number as text where there are no names."""
+        return self.class_names[index] if self.class_names else f"class {index}"
+
+    def class_index(self, target: int | str) -> int:
+        """The class that `target` names: a number, or a name (letter case and "_" for a space do not matter).
+
+        Raises:
+            UsageError: out of range, unknown, or ambiguous.
+        """
+        if isinstance(target, int | np.integer) or re.fullmatch(r"-?\d+", str(target)):
+            return self._class_in_range(int(target))
+        if not self.class_names:
+            raise UsageError(
+                f"class {target!r} can't be looked up: the network's {self.head.classes} classes have no names here. "
+                f"Give a number from 0 to {self.head.classes - 1}, or the names with --classes FILE."
+            )
+        plain = [_plain(name) for name in self.class_names]
+        if plain.count(_plain(str(target))) > 1:
+            raise UsageError(f"more than one class is named {target!r}; give its number.")
+        if _plain(str(target)) not in plain:
+            raise UsageError(f"no class is named {target!r}; {nearest(str(target), self.class_names)}")
+        return plain.index(_plain(str(target)))
+
+    def _class_in_range(self, index: int) -> int:
+        if 0 <= index < self.head.classes:
+            return index
+        raise UsageError(
+            f"class {index} is out of range: {self.name} has {self.head.classes} "
+            f"class{'es' if self.head.classes > 1 else ''}, numbered from 0 to {self.head.classes - 1}."
+        )
+
+    def weights_sha256(self) -> str:
+        """Hash over every weight's shape, type and bytes."""
+        digest = hashlib.sha256()
+        for weight in self.weights():
+            digest.update(f"{weight.shape}{weight.dtype}".encode())
+            digest.update(np.ascontiguousarray(weight).tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What is needed to know which network this was, for provenance: plain JSON values."""
+        (height, width), class_names = self.inputs.size, self.class_names
+        return {
+            "name": self.name,
+            "source": self.source.name,
+            "sha256": self.source.sha256,
+            "weights_sha256": self.weights_sha256(),
+            "framework": self.framework,
+            "backend": self.backend,
+            "opened": list(self.source.notes),
+            "input": {
+                "name": self.inputs.name,
+                "height": height,
+                "width": width,
+                "channels": self.inputs.channels,
+                "free_size": self.inputs.free,
+                "others": dict(self.inputs.others),
+            },
+            "output": self.output,
+            "class_names_sha256": class_names and hashlib.sha256("\n".join(class_names).encode()).hexdigest(),
+            "preprocessing": self.preprocessing.describe(),
+            "head": {
+                "kind": self.head.kind,
+                "units": self.head.units,
+                "layer": self.head.layer,
+                "text": self.head.text,
+            },
+        }
+
+    def program(self, key: tuple, make: Callable[[], Callable]) -> Callable:
+        """A compiled function, made once for each `key`: a loop over pictures must not compile again.
+
+        The key has to hold everything that `make` bakes into the function. The least recently used go first.
+        """
+        made = self._programs.pop(key, None) or make()
+        while len(self._programs) >= _PROGRAMS_KEPT:
+            self._programs.pop(next(iter(self._programs)))
+        self._programs[key] = made
+        return made
+
+
+_PROGRAMS_KEPT = 32
+
+
+def _forward(record: tuple[str, ...]) -> Callable:
+    def forward(run: Callable, x: Tensor) -> tuple:
+        seen = run(x, record=record)
+        return seen.logits, dict(seen.activations)
+
+    return forward
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", " ")
+
+
+def find_layer(layers: Sequence[Layer], path: str) -> Layer:
+    """The one layer at `path`; a last part that is unique will do ("conv3_block4_out" in a nested model).
+
+    Raises:
+        UsageError: no layer, or more than one, answers to `path`; the nearest names are said.
+    """
+    for candidates in (
+        [layer for layer in layers if layer.path == path],
+        [layer for layer in layers if _base(layer.path) == path],
+        [layer for layer in layers if layer.path.endswith("/" + path) or _base(layer.path).endswith("/" + path)],
+    ):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            several = ", ".join(layer.path for layer in candidates)
+            raise UsageError(f"layer {path!r} stands for more than one: {several}. Name one of them.")
+    raise UsageError(f"no layer {path!r}; {nearest(path, [layer.path for layer in layers])}")
+
+
+def _base(path: str) -> str:
+    """The path without the marks for one of several calls or outputs."""
+    return re.sub(r"(#\d+)?(\[[^\]]*\])?$", "", path)
+
+
+def select_layers(layers: Sequence[Layer], spec: str | Sequence[str] | None = None) -> list[Layer]:
+    """Layers by kind, glob and place, in the order of execution.
+
+    Args:
+        layers: to choose from.
+        spec: None for "conv|pool"; kinds or globs of paths joined by "|" or ","; a slice of the chosen
+            (":8" the first eight, "2:5", "conv:4:" from the fifth convolution on); or a sequence of such texts.
+
+    Raises:
+        UsageError: some part of `spec` names nothing.
+    """
+    if spec is None:
+        return [layer for layer in layers if layer.kind in ("conv", "pool")] or list(layers)
+    parts = [spec] if isinstance(spec, str) else spec
+    chosen = {layer.path for part in parts for layer in _by_spec(layers, part)}
+    if not chosen:
+        raise UsageError(
+            f"{spec!r} chooses none of the {len(layers)} layers; expected kinds, globs or places such as ':8'."
+        )
+    return [layer for layer in layers if layer.path in chosen]
+
+
+def _by_spec(layers: Sequence[Layer], spec: str) -> list[Layer]:
+    if re.fullmatch(r"-?\d*:-?\d*", spec):  # as Python writes slices: "2:5", ":8"
+        spec = f":{spec}"
+    place = re.fullmatch(r"(?P<names>[^:]*):(?P<start>(-?\d+)?)(?P<range>:(?P<stop>(-?\d+)?))?", spec)
+    if place is None:
+        return _by_names(layers, spec)
+    start, stop = (place["start"], place["stop"]) if place["range"] is not None else ("", place["start"])
+    # ":8" counts among all layers, as the notes' `model.layers[:8]` does; a container is not one of them.
+    chosen = _by_names(layers, place["names"]) if place["names"] else [la for la in layers if la.kind != "model"]
+    return chosen[slice(int(start) if start else None, int(stop) if stop else None)]
+
+
+def _by_names(layers: Sequence[Layer], spec: str) -> list[Layer]:
+    wanted: set[str] = set()
+    names = [part.strip() for part in re.split(r"[|,]", spec) if part.strip()]
+    for name in names:
+        found = [layer.path for layer in layers if _answers(layer, name)]
+        # "conv|pool" is a fair question to a network that never pools.
+        if not found and not (name in KINDS and len(names) > 1):
+            kinds = sorted({layer.kind for layer in layers})
+            hint = nearest(name, [*kinds, *(layer.path for layer in layers)])
+            raise UsageError(f"no layer of the kind or name {name!r}; {hint} Kinds here: {', '.join(kinds)}.")
+        wanted.update(found)
+    return [layer for layer in layers if layer.path in wanted]
+
+
+def _answers(layer: Layer, name: str) -> bool:
+    if name == layer.kind or name in ("*", "all"):
+        return True
+    # A path holds brackets where a layer has several outputs; a glob would take them as a set of letters.
+    pattern = name.replace("[", "[[]")
+    return any(
+        fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, "*/" + pattern)
+        for path in (layer.path, _base(layer.path))
+    )
+
+
+def check_finite(network: Network, logits: np.ndarray) -> None:
+    """Refuse outputs that are not numbers.
+
+    Raises:
+        ModelError: the network returned NaN or infinite values.
+    """
+    if not np.isfinite(logits).all():
+        raise ModelError(
+            f"{network.name} returned values that are not finite numbers; its weights may be damaged, or the "
+            f"picture's scaling ({network.preprocessing.name}) is not the one it was trained with: try --preprocess."
+        )

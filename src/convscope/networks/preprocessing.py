@@ -1,0 +1,232 @@
+"""What is done to pixels before they enter a network, and how sure convscope is of it.
+
+Every preprocessing here is affine for each channel: `x = (pixel - mean) / std` on pixels 0..255, in RGB or BGR
+order. So one small class applies it, undoes it and knows the range that the network sees.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convscope.errors import UsageError
+
+FOUND, GUESS, SET = "found", "guess", "set"
+
+# ImageNet's channel means and deviations as torchvision and keras.applications use them, RGB on 0..1.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+# Caffe's means, on 0..255 in the order blue, green, red.
+_CAFFE_MEAN = (103.939, 116.779, 123.68)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """`x = (pixel - mean) / std` for each channel.
+
+    Attributes:
+        name: "none", "0..1", "-1..1", "caffe", "torch" or "mean,std".
+        mean, std: one value, or one for each channel, in pixel units 0..255 and in the network's order.
+        bgr: True if the network takes blue first.
+        certainty: "found" (the model says so), "guess" or "set" (by the user).
+        reason: why this one, for people.
+    """
+
+    name: str
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    bgr: bool = False
+    certainty: str = SET
+    reason: str = "set by the user"
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels `(..., c)` in 0..255 as the network takes them, float32."""
+        pixels = pixels[..., ::-1] if self.bgr and pixels.shape[-1] == 3 else pixels
+        return ((pixels - self._mean(pixels)) / self._std(pixels)).astype(np.float32)
+
+    def restore(self, x: np.ndarray) -> np.ndarray:
+        """The inverse of `apply`: pixels `(..., c)` around 0..255, not clipped, float32."""
+        pixels = (x * self._std(x) + self._mean(x)).astype(np.float32)
+        return pixels[..., ::-1] if self.bgr and pixels.shape[-1] == 3 else pixels
+
+    def range(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The values `(c,)` that black and white pixels take."""
+        black = self.apply(np.zeros((1, channels), np.float32))[0]
+        white = self.apply(np.full((1, channels), 255, np.float32))[0]
+        return black, white
+
+    def because(self, certainty: str, reason: str) -> Preprocessing:
+        """The same preprocessing with another certainty and reason."""
+        return Preprocessing(self.name, self.mean, self.std, self.bgr, certainty, reason)
+
+    @property
+    def text(self) -> str:
+        """One line for people; a guess is called a guess."""
+        what = {
+            "none": "none, pixels 0..255 go in as they are",
+            "0..1": "pixels scaled to 0..1",
+            "-1..1": "pixels scaled to -1..1",
+            "caffe": "BGR minus ImageNet's mean",
+            "torch": "ImageNet's mean and deviation",
+        }.get(self.name, f"minus {_numbers(self.mean)}, divided by {_numbers(self.std)}")
+        prefix = {GUESS: "a guess: ", FOUND: "found: ", SET: ""}[self.certainty]
+        return f"{what} ({prefix}{self.reason})"
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values for provenance."""
+        return {
+            "name": self.name,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "order": "bgr" if self.bgr else "rgb",
+            "certainty": self.certainty,
+            "reason": self.reason,
+        }
+
+    def _mean(self, x: np.ndarray) -> np.ndarray:
+        return _for_channels(self.mean, x.shape[-1])
+
+    def _std(self, x: np.ndarray) -> np.ndarray:
+        return _for_channels(self.std, x.shape[-1])
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> np.ndarray:
+    """One value for each channel; RGB statistics on another number of channels are averaged."""
+    array = np.asarray(values, np.float32)
+    return array if len(values) in (1, channels) else np.full(channels, array.mean(), np.float32)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preprocessing("none"),
+        Preprocessing("0..1", std=(255.0,)),
+        Preprocessing("-1..1", mean=(127.5,), std=(127.5,)),
+        Preprocessing("caffe", mean=_CAFFE_MEAN, bgr=True),
+        Preprocessing(
+            "torch",
+            mean=tuple(255 * value for value in _IMAGENET_MEAN),
+            std=tuple(255 * value for value in _IMAGENET_STD),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of `keras.applications`: what its pictures look like."""
+
+    pattern: str
+    preset: str
+    size: int = 224
+
+
+# Each pattern is matched against a model's name (and the name after "keras:") in lower case; first match wins.
+FAMILIES = (
+    Family(r"resnet(50|101|152)v2", "-1..1"),
+    Family(r"resnet(50|101|152)", "caffe"),
+    Family(r"vgg(16|19)", "caffe"),
+    Family(r"mobilenet_?v3.*", "none"),
+    Family(r"mobilenet.*", "-1..1"),
+    Family(r"densenet.*", "torch"),
+    Family(r"inception_?v3|inception_?resnet_?v2|xception", "-1..1", 299),
+    Family(r"nasnet_?large", "-1..1", 331),
+    Family(r"nasnet.*", "-1..1"),
+    Family(r"(efficientnet|convnext).*", "none"),
+)
+
+
+def family_of(name: str) -> Family | None:
+    """The family whose pattern the whole of `name` answers to, or None."""
+    return next((family for family in FAMILIES if re.fullmatch(family.pattern, name.lower())), None)
+
+
+def range_before_scaling(factor: float) -> str:
+    """ "none" or "0..1": the pixels that a layer inside the model expects, which multiplies them by `factor`.
+
+    Networks see values that spread over about 1 to 5 units (0..1, -1..1, ImageNet's deviations), so the factor tells
+    whether 0..255 or 0..1 goes in.
+    """
+    return "none" if abs(np.log(255 * abs(factor) / 2)) < abs(np.log(abs(factor) / 2)) else "0..1"
+
+
+# What photographs look like after each preset, as a network's first layer sees them: about how far the mean lies
+# from 0, and the deviation. From the means and deviations of ImageNet's pixels, 115 and 60 of 255.
+_SEEN_AS = {
+    "none": (115.0, 60.0),
+    "caffe": (0.0, 60.0),
+    "0..1": (0.45, 0.235),
+    "-1..1": (-0.1, 0.47),
+    "torch": (0.0, 1.03),
+}
+
+
+def seen_by_batch_norm(
+    kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray
+) -> tuple[float, float] | None:
+    """Mean and deviation of the pixels that a network was trained on, from its first convolution's batch norm.
+
+    The norm's running mean of channel k is about the pixels' mean times the sum of kernel k (plus its bias), and
+    where a kernel mostly sums its patch, the running deviation is about the pixels' deviation times that sum.
+
+    Args:
+        kernel: `(kh, kw, c, k)` of the convolution; bias: `(k,)`.
+        mean, variance: running statistics `(k,)` of the norm right after it.
+
+    Returns:
+        (mean, deviation), or None where the statistics were never trained or do not fit.
+    """
+    sums, sizes = kernel.sum(axis=(0, 1, 2)), np.abs(kernel).sum(axis=(0, 1, 2))
+    untrained = not mean.any() and (variance == 1).all()
+    summing = (sizes > 1e-3 * sizes.max()) & (np.abs(sums) > 0.7 * sizes) & (variance > 0)
+    if untrained or not summing.any():
+        return None
+    level = float((sums * (mean - bias))[summing].sum() / np.square(sums[summing]).sum())
+    # A kernel that also finds edges varies more than its sum tells: the least of them is nearest the truth.
+    return level, float((np.sqrt(variance[summing]) / np.abs(sums[summing])).min())
+
+
+def guess_from_statistics(level: float, deviation: float) -> Preprocessing | None:
+    """The preset whose photographs have about this mean and deviation; None where none comes near."""
+
+    def distance(name: str) -> float:
+        mean, spread = _SEEN_AS[name]
+        return abs(np.log(max(deviation, 1e-9) / spread)) + abs(level - mean) / spread
+
+    name = min(_SEEN_AS, key=distance)
+    if distance(name) > 1.0:
+        return None
+    reason = f"the first batch norm was trained on values of mean {level:.2g} and deviation {deviation:.2g}"
+    return PRESETS[name].because(GUESS, reason)
+
+
+def parse(text: str) -> Preprocessing:
+    """The preprocessing that `--preprocess` names.
+
+    Args:
+        text: a preset's name, or "MEAN,STD" (two numbers, or the means and then the deviations of each channel)
+            in pixel units 0..255: `x = (pixel - MEAN) / STD`.
+
+    Raises:
+        UsageError: neither a preset nor two or six numbers with positive deviations.
+    """
+    if text in PRESETS:
+        return PRESETS[text]
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    half = len(numbers) // 2
+    if len(numbers) not in (2, 6) or min(numbers[half:]) <= 0 or not np.isfinite(numbers).all():
+        raise UsageError(
+            f"preprocessing {text!r} is not known. Expected one of {', '.join(PRESETS)}, or MEAN,STD in pixel units "
+            'such as "127.5,127.5" (for three channels: three means, then three deviations above 0).'
+        )
+    return Preprocessing("mean,std", tuple(numbers[:half]), tuple(numbers[half:]))

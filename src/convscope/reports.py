@@ -1,0 +1,604 @@
+"""One self-contained HTML page about a network and some pictures, made of the three techniques' results.
+
+`report` is `study` (run the techniques) and then `write` (draw the page). Everything that the page shows comes from
+the results, and its JSON holds the same numbers.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from os import PathLike, fspath
+from typing import Any, TypeVar
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from convscope import imaging
+from convscope.errors import UsageError
+from convscope.networks import Layer, Network, Prediction, open_model
+from convscope.networks.network import check_finite
+from convscope.pictures import Picture, read_pictures
+from convscope.results import Activations, Filters, Heatmap, HeatmapRow, LayerStatistics, Progress, dump, provenance
+from convscope.techniques.activations import activations
+from convscope.techniques.filters import filters, first_that_climb
+from convscope.techniques.heatmaps import as_targets, heatmap
+
+__all__ = ["Choices", "Study", "report", "study", "write"]
+
+SHEETS = 8  # of each photo, where no layers are asked for
+FILTER_LAYERS = 3
+RIVALS = 3  # classes explained beside the one that is asked for,
+RIVAL_PROBABILITY = 0.05  # the first always, the others from this probability on
+LARGEST_PHOTO, SMALLEST_PHOTO = 720, 240
+OPACITY = 70  # per cent at first, as Heatmap.overlay has it
+SLABS_NAMED = 14  # a network of more layers is drawn in stages
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a report shows.
+
+    Attributes:
+        target: class to explain, by number or name; "top" for each photo's own best; or one for each photo.
+        layers: whose sheets are shown (see `Network.select`); a choice over the depth where None.
+        filter_layers: paths of layers whose filters are shown; three over the depth where there is none.
+        channels: filters of each of them; 0 leaves the filters out.
+        seed: for the pictures that filters start from.
+    """
+
+    target: int | str | Sequence[int | str] = "top"
+    layers: str | Sequence[str] | None = None
+    filter_layers: Sequence[str] = ()
+    channels: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What the techniques found, before it is drawn.
+
+    Attributes:
+        network, photos, choices: what was studied.
+        activations: of every convolution and pooling, or of the layers that were asked for.
+        sheets: paths of the layers whose sheets are shown.
+        predictions: the best classes of each photo, best first.
+        heatmaps: the first explains the class that was asked for, the others the next best classes.
+        rivals: for each photo how many of these others are worth showing.
+        filters: a result for each layer.
+        stuck: for each of these how many channels were looked at and how many of them had no gradient.
+        missing: for a section that can't be, "heatmaps" or "filters", the reason.
+    """
+
+    network: Network
+    photos: tuple[Picture, ...]
+    choices: Choices
+    activations: Activations
+    sheets: tuple[str, ...]
+    predictions: tuple[tuple[Prediction, ...], ...]
+    heatmaps: tuple[Heatmap, ...] = ()
+    rivals: tuple[int, ...] = ()
+    filters: tuple[Filters, ...] = ()
+    stuck: tuple[tuple[int, int], ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def maps(self, photo: int) -> list[tuple[Heatmap, HeatmapRow, np.ndarray]]:
+        """The heatmaps of one photo that are worth showing: result, words and numbers, raw map `(h, w)`."""
+        shown = self.heatmaps[: 1 + self.rivals[photo]] if self.heatmaps else ()
+        return [(result, result.rows[photo], result.maps[photo]) for result in shown]
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers that the page shows, and the provenance."""
+        explained = [
+            result.to_json()["heatmaps"][photo]
+            for photo in range(len(self.photos))
+            for result, _, _ in self.maps(photo)
+        ]
+        return {
+            "predictions": [
+                {"image": photo.name, "predictions": [asdict(row) for row in rows]}
+                for photo, rows in zip(self.photos, self.predictions, strict=True)
+            ],
+            "heatmaps": explained,
+            "activations": self.activations.to_json()["activations"],
+            "filters": [
+                {"layer": _path(result), "looked_at": seen, "stuck": stuck, **_without_provenance(result.to_json())}
+                for result, (seen, stuck) in zip(self.filters, self.stuck, strict=True)
+            ],
+            "missing": dict(self.missing),
+            "provenance": self._provenance(),
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        parts = {
+            "choices": asdict(self.choices),
+            "sheets": list(self.sheets),
+            "activations": self.activations.provenance["parameters"],
+            "heatmaps": [result.provenance["parameters"] for result in self.heatmaps],
+            "filters": [result.provenance["parameters"] for result in self.filters],
+        }
+        return provenance(self.network, "report", self.photos, parts)
+
+
+def report(
+    network: Network | Any,
+    images: Any,
+    path: str | PathLike,
+    *,
+    target: int | str | Sequence[int | str] = "top",
+    layers: str | Sequence[str] | None = None,
+    filter_layers: Sequence[str] = (),
+    channels: int = 16,
+    seed: int = 0,
+    title: str | None = None,
+    progress: Progress = None,
+) -> dict[str, Any]:
+    """Write one HTML page about a network: its layers, predictions, heatmaps, activations and filters.
+
+    Args:
+        network: an opened network, or what `open_model` takes.
+        images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
+        path: of the page; it needs no other file and no connection.
+        target, layers, filter_layers, channels, seed: see `Choices`.
+        title: of the page.
+        progress: called as `progress(done, total, text)`.
+
+    Returns:
+        the numbers that the page shows, `provenance`, and `files`: the page.
+
+    Raises:
+        UsageError: no such class or layer; PictureError, ModelError; ConvscopeError: the page can't be written.
+    """
+    choices = Choices(target, layers, tuple(filter_layers), channels, seed)
+    return write(study(network, images, choices, progress), path, title)
+
+
+# -- studying ----------------------------------------------------------------------------------------------
+
+
+def study(network: Network | Any, images: Any, choices: Choices, progress: Progress = None) -> Study:
+    """Run the three techniques; arguments and errors as in `report`."""
+    network = open_model(network)
+    photos = tuple(read_pictures(images))
+    sheets = _sheet_layers(network, choices.layers)
+    filter_layers = _filter_layers(network, choices)
+    maps, missing = _heatmaps(network, photos, choices.target, _stage(progress, "heatmaps"))
+    seen = activations(network, photos, choices.layers, progress=_stage(progress, "layers"))
+    found, stuck, unfound = _filters(network, photos, filter_layers, choices, progress)
+    return Study(
+        network,
+        photos,
+        choices,
+        activations=seen,
+        sheets=tuple(sheets),
+        predictions=_predictions(network, photos, maps),
+        heatmaps=maps,
+        rivals=tuple(len(_rivals(row)) for row in maps[0].rows) if maps else (),
+        filters=found,
+        stuck=stuck,
+        missing={**missing, **unfound},
+    )
+
+
+def _stage(progress: Progress, stage: str) -> Progress:
+    if progress is None:
+        return None
+    return lambda done, total, text: progress(done, total, f"{stage}: {text}")
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(step * (len(items) - 1) / (count - 1))] for step in range(count)]
+
+
+def _has_map(layer: Layer) -> bool:
+    return layer.spatial and layer.shape[0] * layer.shape[1] > 1
+
+
+def _sheet_layers(network: Network, spec: str | Sequence[str] | None) -> list[str]:
+    chosen = network.select(spec)
+    if spec is None:
+        chosen = _spread([layer for layer in chosen if _has_map(layer)] or chosen, SHEETS)
+    return [layer.path for layer in chosen]
+
+
+def _filter_layers(network: Network, choices: Choices) -> list[Layer]:
+    if not choices.channels:
+        return []
+    if choices.filter_layers:
+        return [network.layer(path) for path in choices.filter_layers]
+    convolutions = [layer for layer in network.layers if layer.kind == "conv" and _has_map(layer)]
+    # A depthwise convolution looks for what the one before it does, so it says little of its own.
+    own = [layer for layer in convolutions if "depthwise" not in layer.class_name.lower()]
+    return _spread(own or convolutions, FILTER_LAYERS)
+
+
+def _heatmaps(
+    network: Network, photos: Sequence[Picture], target: Any, progress: Progress
+) -> tuple[tuple[Heatmap, ...], dict[str, str]]:
+    """One result for the class that is asked for and one for each further rank, or why there is none."""
+    try:
+        network.check_scores()
+        network.last_spatial_layer()
+    except UsageError as reason:
+        for one in as_targets(target):
+            if one != "top" and network.head.kind != "maps":
+                network.class_index(one)  # a class that does not exist is still an error
+        return (), {"heatmaps": str(reason)}
+    first = heatmap(network, photos, target, progress=progress)
+    rivals = [_rivals(row) for row in first.rows]
+    further = []
+    for rank in range(max(map(len, rivals))):
+        # All photos go along, so that the compiled program serves; what is not worth showing is left out later.
+        classes = [
+            rival[rank].index if rank < len(rival) else row.class_index
+            for row, rival in zip(first.rows, rivals, strict=True)
+        ]
+        further.append(heatmap(network, photos, classes, progress=progress))
+    return (first, *further), {}
+
+
+def _rivals(row: HeatmapRow) -> list[Prediction]:
+    """The best of the other classes, and those after it that the network takes seriously."""
+    others = [prediction for prediction in row.predictions if prediction.index != row.class_index]
+    serious = [other for other in others[1:] if (other.probability or 0) >= RIVAL_PROBABILITY]
+    return (others[:1] + serious)[:RIVALS]
+
+
+def _predictions(
+    network: Network, photos: Sequence[Picture], maps: Sequence[Heatmap]
+) -> tuple[tuple[Prediction, ...], ...]:
+    if maps:
+        return tuple(row.predictions for row in maps[0].rows)
+    if network.head.kind == "maps":
+        return tuple(() for _ in photos)
+    logits = network.predict(network.prepare(photos))
+    check_finite(network, logits)
+    return tuple(tuple(network.predictions(row)) for row in logits)
+
+
+def _filters(
+    network: Network, photos: Sequence[Picture], layers: Sequence[Layer], choices: Choices, progress: Progress
+) -> tuple[tuple[Filters, ...], tuple[tuple[int, int], ...], dict[str, str]]:
+    """Of each layer the first channels that have something to show; the rest are counted, not drawn."""
+    found, stuck, reasons = [], [], []
+    for layer in layers:
+        try:
+            channels, *counts = first_that_climb(network, layer.path, choices.channels, seed=choices.seed)
+            watch = _stage(progress, f"filters of {layer.path}")
+            found.append(filters(network, layer.path, channels, seed=choices.seed, photos=photos, progress=watch))
+            stuck.append((counts[0], counts[1]))
+        except UsageError as reason:  # the layer and its channels exist, so it is the network that can't
+            reasons.append(str(reason))
+    if choices.channels and not layers:
+        reasons.append("the network has no convolution whose output is a map of more than one cell.")
+    return tuple(found), tuple(stuck), {"filters": " ".join(reasons)} if reasons else {}
+
+
+# -- writing -----------------------------------------------------------------------------------------------
+
+
+def write(study: Study, path: str | PathLike, title: str | None = None, about: Iterable[str] = ()) -> dict[str, Any]:
+    """Draw the page of a study and write it, whole or not at all.
+
+    Args:
+        study: what to show.
+        path: of the page.
+        title: its heading; the model's name where None.
+        about: paragraphs of plain text below the heading.
+
+    Returns:
+        the numbers that the page shows, `provenance`, and `files`: the page.
+
+    Raises:
+        ConvscopeError: the page can't be written.
+    """
+    title = title or f"Inside {_called(study.network)}"
+    data = {"title": title, **study.to_json(), "files": [fspath(path)]}
+    imaging.write_file(path, _render(study, title, list(about), json.loads(dump(data))))
+    return data
+
+
+def _render(study: Study, title: str, about: list[str], data: dict[str, Any]) -> str:
+    # Names of layers, classes and pictures come from files of others: everything is escaped.
+    pages = Environment(
+        loader=PackageLoader("convscope", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters.update(number=_number, percent=_percent, size=_size, breakable=_breakable)
+    script = _text(pages, "report.js")
+    return pages.get_template("report.html").render(
+        title=title,
+        about=about,
+        style=Markup(_text(pages, "report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        network=study.network,
+        facts=_facts(study.network),
+        stages=_stages(study.network),
+        kinds={layer.kind for layer in study.network.layers},
+        score=_score_word(study.network),
+        photos=[_photo(study, index) for index in range(len(study.photos))],
+        filters=[_filter_section(result, *stuck) for result, stuck in zip(study.filters, study.stuck, strict=True)],
+        missing=study.missing,
+        scale=imaging.data_uri(imaging.encode_png(_colour_scale()), "image/png"),
+        opacity=OPACITY,
+        data=data,
+        provenance=dump(data["provenance"]),
+    )
+
+
+def _text(pages: Environment, name: str) -> str:
+    assert pages.loader is not None
+    return pages.loader.get_source(pages, name)[0]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    """0.834 as "83.4 %"; never 0 or 100 where it is not."""
+    if 0 < share < 0.001:
+        return "< 0.1\N{NO-BREAK SPACE}%"
+    if 0.999 < share < 1:
+        return "> 99.9\N{NO-BREAK SPACE}%"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow screen may break behind its "_", "." and "/"."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_./])(?=[^_./])", name))
+
+
+def _score_word(network: Network) -> str:
+    """What the number is that a heatmap explains."""
+    return network.head.score
+
+
+def _path(result: Filters) -> str:
+    return result.layer.path if result.layer else ""
+
+
+def _without_provenance(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != "provenance"}
+
+
+def _called(network: Network) -> str:
+    return network.source.name if network.source.file else network.name
+
+
+def _facts(network: Network) -> list[tuple[str, str]]:
+    """What the network is, as terms and texts."""
+    height, width = network.inputs.size
+    colours = {1: "grey", 3: "RGB"}.get(network.inputs.channels, f"{network.inputs.channels} channels")
+    inside = [layer for layer in network.layers if layer.kind != "model"]
+    return [
+        ("Model", f"{network.source.name}, called {network.name}" if network.source.file else network.source.name),
+        ("Runs on", f"{network.framework}, {network.backend}"),
+        ("Input", f"{height}×{width} pixels, {colours}{'; any size would do' if network.inputs.free else ''}"),
+        ("Size", f"{len(inside)} layers, {network.parameters:,} parameters"),
+        ("Output", network.head.text + ("" if network.class_names else "; the classes have numbers, no names")),
+        ("Preprocessing", network.preprocessing.text),
+        *(("Opened", note) for note in network.source.notes),
+    ]
+
+
+# -- the network at a glance -------------------------------------------------------------------------------
+
+
+def _stages(network: Network) -> list[dict[str, Any]]:
+    """The layers that make something, one by one, or in runs of one map size where they are many."""
+    made = [layer for layer in network.layers if layer.kind in ("conv", "pool", "global_pool", "dense")]
+    one_by_one = len(made) <= SLABS_NAMED
+    height, width = network.inputs.size
+    largest = max(height, width, *(max(layer.shape[:-1], default=1) for layer in made))
+    runs = [[layer] for layer in made] if one_by_one else [list(run) for _, run in groupby(made, _extent)]
+    picture = {"name": "input", "size": f"{height}×{width}×{network.inputs.channels}", "note": "", "path": "input"}
+    slab = {"kind": "input", **_slab((height, width, network.inputs.channels), largest, True)}
+    return [{**picture, "slabs": [slab]}, *(_stage_of(run, largest, one_by_one) for run in runs)]
+
+
+def _extent(layer: Layer) -> tuple[int, ...]:
+    """The size of the map; none for a layer without one."""
+    return layer.shape[:-1] if _has_map(layer) else ()
+
+
+def _stage_of(run: Sequence[Layer], largest: int, one_by_one: bool) -> dict[str, Any]:
+    slabs = [{"kind": layer.kind, **_slab(layer.shape, largest, one_by_one)} for layer in run]
+    first = run[0]
+    if one_by_one:
+        note = {"global_pool": "global pool"}.get(first.kind, first.kind)
+        name = first.path.rpartition("/")[2]
+        return {"name": name, "size": _size(first.shape), "note": note, "path": first.path, "slabs": slabs}
+    channels = list(dict.fromkeys((run[0].channels, run[-1].channels)))
+    words = {"conv": "convolution", "pool": "pooling", "global_pool": "global pooling", "dense": "dense layer"}
+    counted = [(sum(layer.kind == kind for layer in run), word) for kind, word in words.items()]
+    note = ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for count, word in counted if count)
+    where = " … ".join(dict.fromkeys((run[0].path, run[-1].path)))
+    size = f"{' → '.join(map(str, channels))} channel{'s' if channels != [1] else ''}"
+    return {"name": _size(_extent(first)) or "no map", "size": size, "note": note, "path": where, "slabs": slabs}
+
+
+def _slab(shape: Sequence[int], largest: int, one_by_one: bool) -> dict[str, int]:
+    """Height and width in pixels of the block that stands for a layer: its map's side, and its channels."""
+    side = max(shape[:-1], default=1)
+    height = 12 + round(84 * math.sqrt(side / largest)) if side > 1 else 12 + round(4 * math.log2(shape[-1] + 1))
+    return {"height": height, "width": 5 + round(3 * math.log2(shape[-1] + 1)) if one_by_one else 4}
+
+
+# -- a photo -----------------------------------------------------------------------------------------------
+
+
+def _photo(study: Study, index: int) -> dict[str, Any]:
+    """Everything that the page shows of one photo."""
+    photo = study.photos[index]
+    shown = _fitting(photo.pixels)
+    height, width = shown.shape[:2]
+    return {
+        "name": photo.name,
+        "id": f"photo-{index + 1}",
+        "uri": imaging.small_data_uri(shown),
+        "thumbnail": imaging.small_data_uri(_thumbnail(shown)),
+        "width": width,
+        "height": height,
+        "size": f"{photo.pixels.shape[1]}×{photo.pixels.shape[0]}",
+        "notes": photo.notes,
+        "predictions": _bars(study.predictions[index]),
+        "maps": [_heat(row, raw, height, width) for _, row, raw in study.maps(index)],
+        "sheets": [_sheet(study.activations, path, index) for path in study.sheets],
+        "depth": _depth([row for row in study.activations.statistics if row.image == photo.name]),
+        "of": len(study.activations.layers),
+    }
+
+
+def _fitting(photo: np.ndarray) -> np.ndarray:
+    """The photo as the page shows it: made smaller, or enlarged by a whole number where it is tiny."""
+    longest = max(photo.shape[:2])
+    if longest < SMALLEST_PHOTO:
+        times = -(-SMALLEST_PHOTO // longest)
+        return photo.repeat(times, axis=0).repeat(times, axis=1)
+    scale = min(1.0, LARGEST_PHOTO / longest)
+    size = max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
+
+
+def _thumbnail(photo: np.ndarray) -> np.ndarray:
+    """The square in the middle, small."""
+    side = min(photo.shape[:2])
+    top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
+    square = Image.fromarray(photo[top : top + side, left : left + side])
+    return np.asarray(square.resize((56, 56), Image.Resampling.LANCZOS))
+
+
+def _bars(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Name, text and length of a bar: the probability, or the value beside the largest where there is none."""
+    largest = max((abs(row.logit) for row in predictions), default=0) or 1
+    return [
+        {
+            "name": row.name,
+            "text": _number(row.logit) if row.probability is None else _percent(row.probability),
+            "length": 100 * (abs(row.logit) / largest if row.probability is None else row.probability),
+            "negative": row.probability is None and row.logit < 0,
+        }
+        for row in predictions
+    ]
+
+
+def _heat(row: HeatmapRow, raw: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    blank = row.status != "ok"
+    return {
+        "row": row,
+        "text": _number(row.score) if row.probability is None else _percent(row.probability),
+        "uri": None if blank else imaging.small_data_uri(imaging.tint(raw, height, width), 90),
+        "cells": _size(raw.shape),
+        "highest": float(raw.max()),
+        "lowest": float(raw.min()),
+    }
+
+
+def _sheet(seen: Activations, path: str, index: int) -> dict[str, Any]:
+    row = seen.row(path, index)
+    values = np.asarray(seen.arrays[path][index])
+    sheet: dict[str, Any] = {"row": row, "uri": None}
+    if values.ndim not in (1, 3) or not values.size:
+        return sheet  # a sequence, say; the page tells its shape
+    count = values.shape[-1]
+    side, columns, narrowest = _tiling(count)
+    drawn = imaging.channel_grid(values, side, columns)
+    return {
+        **sheet,
+        "uri": imaging.small_data_uri(drawn),
+        "width": drawn.shape[1],
+        "height": drawn.shape[0],
+        "least": min(drawn.shape[1], min(columns, count) * narrowest),
+        "columns": min(columns, count),
+        "rows": list(range(0, count, columns)),
+        "count": count,
+    }
+
+
+def _tiling(channels: int) -> tuple[int, int, int]:
+    """Side of a tile in pixels, tiles in a row, and the side below which a screen scrolls instead of shrinking."""
+    if channels <= 4:
+        return 200, 4, 80
+    if channels <= 16:
+        return 120, 8, 40
+    return (70, 16, 40) if channels <= 256 else (40, 32, 26)
+
+
+def _depth(rows: Sequence[LayerStatistics]) -> dict[str, Any] | None:
+    """The plot of what stays silent, as places in a drawing: 0 % is at 172, 100 % at 12, the axis at 76."""
+    counted = [row for row in rows if row.zeros is not None]
+    if len(counted) < 2:
+        return None
+    step = min(64.0, max(12.0, 760 / len(counted)))
+    every = math.ceil(22 / step)
+    marks = [
+        {
+            "x": round(76 + step * (place + 0.5), 1),
+            "zeros": round(172 - 160 * (row.zeros or 0), 1),
+            "empty": round(160 * (row.empty_channels or 0) / row.shape[-1], 1),
+            "name": _ending(row.layer) if place % every == 0 else "",
+            "text": f"{row.layer}: {_percent(row.zeros or 0)} zeros, {row.empty_channels} empty channels",
+        }
+        for place, row in enumerate(counted)
+    ]
+    line = " ".join(f"{mark['x']},{mark['zeros']}" for mark in marks)
+    return {
+        "marks": marks,
+        "line": line,
+        "width": round(88 + step * len(counted)),
+        "bar": round(step * 0.5, 1),
+        "rows": rows,
+    }
+
+
+def _ending(path: str) -> str:
+    name = path.rpartition("/")[2]
+    return name if len(name) <= 14 else "…" + name[-13:]
+
+
+def _colour_scale() -> np.ndarray:
+    return imaging.colour(np.arange(256, dtype=np.uint8)[None], "inferno")
+
+
+# -- filters -----------------------------------------------------------------------------------------------
+
+
+def _filter_section(result: Filters, looked_at: int, stuck: int) -> dict[str, Any]:
+    """Everything that the page shows of one layer's filters."""
+    tiles = []
+    for index, row in enumerate(result.rows):
+        picture = None if row.status == "dead" else result.picture(index)
+        tiles.append({"row": row, "uri": None if picture is None else imaging.small_data_uri(picture)})
+    counts = [(sum(row.status == status for row in result.rows), status) for status in ("alive", "weak", "dead")]
+    parameters = result.provenance["parameters"]
+    return {
+        "layer": result.layer,
+        "looked_at": looked_at,
+        "stuck": stuck,
+        "tiles": tiles,
+        "counts": ", ".join(f"{count} {status}" for count, status in counts if count),
+        "parameters": parameters,
+        "tiny": min(result.values.shape[1:3]) < 100,
+    }

@@ -1,0 +1,736 @@
+"""What the techniques return: frozen results that hold raw values and provenance, and draw themselves.
+
+The notebook, the report and the files are made by the same methods, so they can't disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import json
+import platform
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from convscope import imaging
+from convscope.errors import ConvscopeError, UsageError
+from convscope.networks.network import Layer, Network, Prediction, find_layer
+from convscope.networks.preprocessing import Preprocessing
+from convscope.pictures import Picture
+
+Progress = Any  # called as progress(done, total, text); see cli.py
+CLASSIC_GAP = 5
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    try:
+        own = version("convscope")
+    except PackageNotFoundError:
+        own = "unknown"
+    others = {name: version(name) for name in ("numpy", "pillow")}
+    return {"convscope": own, "python": platform.python_version(), **others}
+
+
+def provenance(
+    network: Network, technique: str, photos: Sequence[Picture], parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is needed to make a result again: plain JSON values, and no time, so that the same is the same."""
+    return {
+        "technique": technique,
+        "parameters": dict(parameters),
+        "network": network.describe(),
+        "pictures": [
+            {**asdict_picture(photo), "pixels_sha256": hashlib.sha256(photo.pixels.tobytes()).hexdigest()}
+            for photo in photos
+        ],
+        "versions": versions(),
+    }
+
+
+class Folder:
+    """A folder that results are written to; within a run nothing in it is overwritten.
+
+    Args:
+        path: made when the first file is written.
+    """
+
+    def __init__(self, path: str | PathLike) -> None:
+        self.path = Path(path)
+        self.files: list[str] = []
+        self._taken: set[str] = set()
+
+    def write(self, name: str, data: bytes | str) -> str:
+        """Write `data` under the relative name `name`, with a suffix if it is taken; returns the name used."""
+        free = self._free(name)
+        imaging.write_file(self.path / free, data)
+        self.files.append(free)
+        return free
+
+    def picture(self, name: str, picture: np.ndarray) -> str:
+        """Write a picture (h, w, 3) uint8 as PNG."""
+        return self.write(name, imaging.encode_png(picture))
+
+    def array(self, name: str, array: np.ndarray) -> str:
+        """Write an array as NumPy's `.npy`."""
+        free = self._free(name)
+        # Straight to the disk: an array that is memory-mapped need not fit into memory.
+        imaging.write_file(self.path / free, lambda file: np.lib.format.write_array(file, np.asarray(array)))
+        self.files.append(free)
+        return free
+
+    def json(self, name: str, report: Mapping[str, Any], since: int = 0) -> list[str]:
+        """Write `report` with the files written since there were `since` of them, itself included; returns these."""
+        free = self._free(name)
+        self.files.append(free)
+        imaging.write_file(self.path / free, dump({**report, "files": self.files[since:]}))
+        return self.files[since:]
+
+    def _free(self, name: str) -> str:
+        folder, _, file = name.rpartition("/")
+        stem, dot, suffix = file.rpartition(".")
+        free, again = name, 1
+        # File systems that fold case would let "A.png" overwrite "a.png".
+        while free.casefold() in self._taken:
+            again += 1
+            free = f"{folder}{'/' if folder else ''}{stem}-{again}{dot}{suffix}"
+        self._taken.add(free.casefold())
+        return free
+
+
+def dump(data: Any) -> str:
+    """JSON as convscope writes it: indented, NaN and infinity as null, NumPy numbers as numbers."""
+    text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # The name of a file may hold bytes that are no text; JSON's own escapes carry them.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    if isinstance(data, np.ndarray):
+        return _plain(data.tolist())
+    if isinstance(data, np.integer | np.bool_):
+        return data.item()
+    if isinstance(data, float | np.floating):
+        return float(data) if np.isfinite(data) else None
+    return data
+
+
+def _read(directory: str | PathLike, name: str) -> dict[str, Any]:
+    path = Path(directory) / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConvscopeError(f"expected a saved result with {name} in {directory}: {error}.") from None
+
+
+def _save_photos(folder: Folder, photos: Sequence[Picture]) -> list[dict[str, Any]]:
+    return [
+        {**asdict_picture(photo), "file": folder.picture(f"photos/{imaging.safe_name(photo.name)}.png", photo.pixels)}
+        for photo in photos
+    ]
+
+
+def asdict_picture(photo: Picture) -> dict[str, Any]:
+    """A picture without its pixels."""
+    return {"name": photo.name, "source": photo.source, "notes": list(photo.notes), "sha256": photo.sha256}
+
+
+def _load_photos(directory: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[Picture, ...]:
+    from convscope.pictures import read_picture
+
+    return tuple(
+        Picture(
+            row["name"], read_picture(directory / row["file"]).pixels, row["source"], tuple(row["notes"]), row["sha256"]
+        )
+        for row in rows
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """What all results share: pictures by name, JSON, and a face in a notebook."""
+
+    provenance: dict[str, Any]
+    file: ClassVar[str] = ""
+
+    def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every picture of the result: its relative file name without suffix, and (h, w, 3) uint8."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers and the provenance, as the JSON file beside the pictures holds them."""
+        raise NotImplementedError
+
+    def save(self, directory: str | PathLike | Folder) -> list[str]:
+        """Write pictures, raw values and the JSON beside them; returns the files' names in the folder."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.provenance.get('network', {}).get('name', 'a network')}>"
+
+    def _repr_html_(self) -> str:
+        return f"<div>{''.join(_img(picture, name) for name, picture in self.pictures())}</div>"
+
+
+def _img(picture: np.ndarray, text: str) -> str:
+    """A picture inside a page, with its text for those who can't see it."""
+    source = imaging.data_uri(imaging.encode_png(picture), "image/png")
+    return f'<img src="{source}" alt="{html.escape(text, quote=True)}" style="max-width: 100%">'
+
+
+def _folder(directory: str | PathLike | Folder) -> Folder:
+    return directory if isinstance(directory, Folder) else Folder(directory)
+
+
+# -- activations -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What one layer made of one picture, in numbers.
+
+    Attributes:
+        image, layer: whose.
+        kind: of the layer.
+        shape: `(h, w, c)` or `(c,)`.
+        mean, max: of the raw activation.
+        zeros: share of exact zeros, 0..1, counted after the non-linearity at `counted_at`; None where there is none.
+        empty_channels: number of channels that are zero everywhere there; None where there is no non-linearity.
+        counted_at: path of the layer after which the zeros were counted.
+    """
+
+    image: str
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    mean: float
+    max: float
+    zeros: float | None
+    empty_channels: int | None
+    counted_at: str | None
+
+    @property
+    def cells(self) -> list[str]:
+        """Image, layer, shape, max, zeros and empty channels as text for a table."""
+        zeros = "n/a" if self.zeros is None else f"{100 * self.zeros:.0f} %"
+        empty = "n/a" if self.empty_channels is None else str(self.empty_channels)
+        return [self.image, self.layer, "×".join(map(str, self.shape)), f"{self.max:.3g}", zeros, empty]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Activations(Result):
+    """What every chosen layer made of every picture.
+
+    Attributes:
+        photos: the pictures that went in.
+        layers: in the order of execution.
+        arrays: for each path the raw values `(n, h, w, c)` or `(n, c)`, float32, perhaps memory-mapped.
+        statistics: a row for each picture and layer.
+    """
+
+    photos: tuple[Picture, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    statistics: tuple[LayerStatistics, ...] = ()
+    scratch: tempfile.TemporaryDirectory | None = None  # kept while memory-mapped arrays live in it
+    file: ClassVar[str] = "activations.json"
+
+    def __getitem__(self, layer: str) -> np.ndarray:
+        """The raw values of one layer: `(n, h, w, c)` or `(n, c)`."""
+        return self.arrays[self._layer(layer).path]
+
+    def channel(self, layer: str, channel: int, picture: int = 0) -> np.ndarray:
+        """One channel's map `(h, w)`, raw.
+
+        Raises:
+            UsageError: no such layer or channel, or the layer has no map.
+        """
+        values = self[layer][picture]
+        if values.ndim != 3:
+            raise UsageError(f"layer {layer!r} has no map to show; its output has the shape {values.shape}.")
+        if not 0 <= channel < values.shape[-1]:
+            count = values.shape[-1]
+            raise UsageError(
+                f"channel {channel} is out of range: layer {layer!r} has {count} channels, numbered 0 to {count - 1}."
+            )
+        return values[..., channel]
+
+    def channel_picture(self, layer: str, channel: int, picture: int = 0) -> np.ndarray:
+        """One channel's map in colour, lowest to highest value, enlarged, with its colour bar: (h, w, 3) uint8."""
+        values = self.channel(layer, channel, picture)
+        levels = imaging.shared_tiles(values[..., None])[..., 0]
+        scale = max(1, 320 // max(levels.shape))
+        drawn = imaging.colour(np.kron(levels, np.ones((scale, scale), np.uint8)))
+        low = min(float(values.min()), 0.0)
+        bar = imaging.colour_bar(len(drawn), f"{low:.3g}", f"{values.max():.3g}")
+        return imaging.page(imaging.beside([drawn, bar]), f"{layer} · channel {channel}", self.photos[picture].name)
+
+    def sheet(self, layer: str, picture: int = 0, shared: bool = False) -> np.ndarray:
+        """All channels of one layer beside the photo (FIELD.md §1's look; `shared` for one scale): (h, w, 3) uint8."""
+        path = self._layer(layer).path
+        if not _drawable(self._layer(path)):
+            raise UsageError(f"layer {path!r} has no maps to draw; its output has the shape {self._layer(path).shape}.")
+        row = self.row(path, picture)
+        return imaging.activation_sheet(
+            np.asarray(self.arrays[path][picture]), self.photos[picture].pixels, path, _caption(row), shared
+        )
+
+    def row(self, layer: str, picture: int = 0) -> LayerStatistics:
+        """The numbers of one layer and picture."""
+        return self.statistics[picture * len(self.layers) + self.layers.index(self._layer(layer))]
+
+    def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The sheets of every layer that has maps or units."""
+        for index, photo in enumerate(self.photos):
+            for layer in filter(_drawable, self.layers):
+                yield f"{imaging.safe_name(photo.name)}/{imaging.safe_name(layer.path)}", self.sheet(layer.path, index)
+
+    def _repr_html_(self) -> str:
+        """The numbers as a table, and the first picture's sheets of a few layers over the depth."""
+        head = "".join(f"<th>{name}" for name in ("image", "layer", "shape", "max", "zeros", "empty channels"))
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}' for cell in row.cells)}" for row in self.statistics)
+        step = -(-len(self.layers) // 6)
+        shown = [layer for layer in self.layers[::step] if _drawable(layer)]
+        sheets = "".join(_img(self.sheet(layer.path), f"channels of {layer.path}") for layer in shown)
+        return f"<div><table><tr>{head}{rows}</table>{sheets}</div>"
+
+    def plot(self, ax: Any = None, picture: int = 0) -> Any:
+        """Share of zeros and of empty channels over depth, as one plot; returns the matplotlib axes."""
+        rows = [row for row in self._rows(picture) if row.zeros is not None]
+        ax = ax or _axes(7.5, 3.6)
+        places = range(len(rows))
+        empty = [100 * (row.empty_channels or 0) / row.shape[-1] for row in rows]
+        ax.plot(places, [100 * (row.zeros or 0) for row in rows], "o-", color="#2c6fbb", label="zeros")
+        ax.bar(places, empty, width=0.6, color="#e08a1e", alpha=0.75, label="empty channels")
+        names = [row.layer.rpartition("/")[2] for row in rows]
+        step = -(-len(rows) // 24) or 1
+        ax.set_xticks(list(places)[::step], names[::step], rotation=60, ha="right", fontsize=8, parse_math=False)
+        ax.set_ylim(0, 100)
+        ax.set_ylabel("% of the layer")
+        _entitle(ax, f"What stays silent, by depth · {self.photos[picture].name}")
+        ax.grid(axis="y", alpha=0.3)
+        ax.legend(frameon=False)
+        return ax
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Result.to_json`."""
+        return {"activations": [asdict(row) for row in self.statistics], "provenance": self.provenance}
+
+    def save(
+        self,
+        directory: str | PathLike | Folder,
+        *,
+        shared: bool = False,
+        channel: int | None = None,
+        raw: bool = True,
+        progress: Progress = None,
+    ) -> list[str]:
+        """Write the sheets (or one channel of each layer), the plots over depth, the numbers and the raw arrays.
+
+        Args:
+            directory: where to.
+            shared: draw each sheet on one scale.
+            channel: draw this channel instead of the sheets.
+            raw: write `arrays/LAYER.npy` and the photos too, which `load` needs.
+            progress: called after each picture.
+        """
+        folder = _folder(directory)
+        report, since = self.to_json(), len(folder.files)
+        drawn = 0
+        for index, photo in enumerate(self.photos):
+            stem = imaging.safe_name(photo.name)
+            for layer in self.layers:
+                entry = report["activations"][drawn]
+                entry["file"] = self._write(
+                    folder, f"{stem}/{imaging.safe_name(layer.path)}", layer, index, shared, channel
+                )
+                drawn += 1
+                if progress:
+                    progress(drawn, len(report["activations"]), f"drawing {layer.path}")
+            folder.write(f"{stem}/depth.png", _png(lambda ax, index=index: self.plot(ax, index), 7.5, 3.6))
+        if raw:
+            report["arrays"] = {
+                la.path: folder.array(f"arrays/{imaging.safe_name(la.path)}.npy", self.arrays[la.path])
+                for la in self.layers
+            }
+            report["layers"] = [asdict(layer) for layer in self.layers]
+            report["photos"] = _save_photos(folder, self.photos)
+        return folder.json(self.file, report, since)
+
+    @classmethod
+    def load(cls, directory: str | PathLike) -> Activations:
+        """A saved result; the arrays are memory-mapped."""
+        report, root = _read(directory, cls.file), Path(directory)
+        if "arrays" not in report:
+            raise ConvscopeError(
+                f"{directory} holds pictures and numbers but no raw arrays; save with raw=True (--raw)."
+            )
+        rows = [{key: value for key, value in row.items() if key != "file"} for row in report["activations"]]
+        return cls(
+            provenance=report["provenance"],
+            photos=_load_photos(root, report["photos"]),
+            layers=tuple(Layer(**{**row, "shape": tuple(row["shape"])}) for row in report["layers"]),
+            arrays={path: np.load(root / file, mmap_mode="r") for path, file in report["arrays"].items()},
+            statistics=tuple(LayerStatistics(**{**row, "shape": tuple(row["shape"])}) for row in rows),
+        )
+
+    def _write(
+        self, folder: Folder, name: str, layer: Layer, index: int, shared: bool, channel: int | None
+    ) -> str | None:
+        if not _drawable(layer):
+            return None  # its numbers are there
+        if channel is None:
+            return folder.picture(f"{name}.png", self.sheet(layer.path, index, shared))
+        if not layer.spatial or channel >= layer.channels:
+            return None  # said by the command that asked
+        return folder.picture(f"{name}.channel-{channel}.png", self.channel_picture(layer.path, channel, index))
+
+    def _rows(self, picture: int) -> Sequence[LayerStatistics]:
+        return self.statistics[picture * len(self.layers) : (picture + 1) * len(self.layers)]
+
+    def _layer(self, path: str) -> Layer:
+        return find_layer(self.layers, path)
+
+
+def _drawable(layer: Layer) -> bool:
+    """Maps `(h, w, c)` or units `(c,)`: not the sequences of a transformer."""
+    return len(layer.shape) in (1, 3)
+
+
+def _caption(row: LayerStatistics) -> str:
+    size = "x".join(map(str, row.shape))  # the font of pictures has no multiplication sign
+    if row.zeros is None:
+        return f"{size} · max {row.max:.3g} · no non-linearity, so zeros do not apply"
+    where = "" if row.counted_at == row.layer else f" after {row.counted_at}"
+    empty = f"{row.empty_channels} of {row.shape[-1]} channels empty"
+    return f"{size} · max {row.max:.3g} · {100 * row.zeros:.0f} % zeros · {empty}{where}"
+
+
+def _axes(width: float, height: float) -> Any:
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _entitle(ax: Any, text: str) -> None:
+    # A name may hold dollar signs, between which matplotlib would look for formulas.
+    ax.set_title(text, fontsize=11, parse_math=False)
+
+
+def _png(draw: Any, width: float, height: float) -> bytes:
+    """A plot as PNG, without pyplot's global state or a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    buffer = io.BytesIO()
+    # Without these the file would hold the version and so differ between machines.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes in a title say it well enough
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+# -- filters ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FilterRow:
+    """One filter in numbers.
+
+    Attributes:
+        channel: its number.
+        activation: the objective of the final picture.
+        activations: the objective before each step.
+        status: "alive", "weak" or "dead".
+        reason: why that status.
+        threshold: what the activation had to exceed to be alive.
+    """
+
+    channel: int
+    activation: float
+    activations: tuple[float, ...]
+    status: str
+    reason: str
+    threshold: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Filters(Result):
+    """For each filter of a layer the picture that excites it.
+
+    Attributes:
+        layer: whose filters.
+        values: final canvases `(n, h, w, c)` float32, in the range that the network takes.
+        rows: the numbers, one for each filter.
+        preprocessing: what turns the canvases back into pixels.
+        crop: pixels left out on each side of a picture.
+    """
+
+    layer: Layer | None = None
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.float32))
+    rows: tuple[FilterRow, ...] = ()
+    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing("none"))
+    crop: int = 0
+    file: ClassVar[str] = "filters.json"
+
+    def picture(self, index: int) -> np.ndarray:
+        """The picture of the `index`-th filter, or a tile that says why there is none: (h, w, 3) uint8."""
+        row = self.rows[index]
+        if row.status == "dead":
+            height, width = (side - 2 * self.crop for side in self.values.shape[1:3])
+            return _empty_tile(height, width, f"{row.channel}: dead")
+        drawn = imaging.filter_picture(_display_units(self.values[index], self.preprocessing), self.crop)
+        return np.repeat(drawn, 3, axis=-1) if drawn.shape[-1] == 1 else drawn[..., :3]
+
+    def sheet(self, columns: int | None = None, labels: bool = False) -> np.ndarray:
+        """All pictures, eight in a row with 5 black pixels between them: (H, W, 3) uint8.
+
+        Args:
+            columns: tiles in a row; 8 for up to 64 filters, else 16.
+            labels: write channel, activation and status under each tile.
+        """
+        tiles = [self.picture(index) for index in range(len(self.rows))]
+        if labels:
+            tiles = [_labelled(tile, row) for tile, row in zip(tiles, self.rows, strict=True)]
+        columns = columns or (8 if len(tiles) <= 64 else 16)
+        return imaging.grid(tiles, min(columns, len(tiles)), CLASSIC_GAP)
+
+    def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The sheet, then each filter's picture."""
+        yield "sheet", self.sheet()
+        for index, row in enumerate(self.rows):
+            yield str(row.channel), self.picture(index)
+
+    def plot(self, ax: Any = None) -> Any:
+        """The activation at each step, a line for each filter; returns the matplotlib axes."""
+        ax = ax or _axes(7, 4)
+        colours = {"alive": "#2c6fbb", "weak": "#e08a1e", "dead": "#999999"}
+        for row in self.rows:
+            ax.plot([*row.activations, row.activation], color=colours[row.status], alpha=0.6, linewidth=1)
+        ax.set_xlabel("step")
+        ax.set_ylabel("activation")
+        _entitle(ax, f"{self.layer.path if self.layer else ''} · {len(self.rows)} filters")
+        ax.grid(alpha=0.3)
+        return ax
+
+    def _repr_html_(self) -> str:
+        return _img(self.sheet(labels=True), f"filters of {self.layer.path if self.layer else ''}")
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Result.to_json`."""
+        return {"filters": [asdict(row) for row in self.rows], "provenance": self.provenance}
+
+    def save(self, directory: str | PathLike | Folder, *, labels: bool = False) -> list[str]:
+        """Write the sheet, single pictures, the plot of activations, the raw canvases and the numbers."""
+        folder = _folder(directory)
+        report, since = self.to_json(), len(folder.files)
+        sheet = folder.picture("sheet.png", self.sheet(labels=labels))
+        for index, entry in enumerate(report["filters"]):
+            entry["file"] = folder.picture(f"{entry['channel']}.png", self.picture(index))
+        report["sheet"] = sheet
+        report["plot"] = folder.write("activations.png", _png(self.plot, 7, 4))
+        report["raw"] = folder.array("filters.npy", self.values)
+        report["layer"] = asdict(self.layer) if self.layer else None
+        report["preprocessing"], report["crop"] = asdict(self.preprocessing), self.crop
+        return folder.json(self.file, report, since)
+
+    @classmethod
+    def load(cls, directory: str | PathLike) -> Filters:
+        """A saved result."""
+        report = _read(directory, cls.file)
+        rows = [{key: value for key, value in row.items() if key != "file"} for row in report["filters"]]
+        affine = report["preprocessing"]
+        return cls(
+            provenance=report["provenance"],
+            layer=Layer(**{**report["layer"], "shape": tuple(report["layer"]["shape"])}),
+            values=np.load(Path(directory) / report["raw"]),
+            rows=tuple(_filter_row(row) for row in rows),
+            preprocessing=Preprocessing(**{**affine, "mean": tuple(affine["mean"]), "std": tuple(affine["std"])}),
+            crop=report["crop"],
+        )
+
+
+def _filter_row(row: Mapping[str, Any]) -> FilterRow:
+    """A row as JSON holds it, where null stands for a value that was not finite."""
+    course = tuple(_number(value) for value in row["activations"])
+    return FilterRow(**{**row, "activations": course, "activation": _number(row["activation"])})
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _display_units(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """A canvas in RGB order and in units of half the network's range, where the classic look is defined."""
+    return preprocessing.restore(values) / 127.5 - 1
+
+
+def _empty_tile(height: int, width: int, text: str) -> np.ndarray:
+    grey, margin = 200, width // 8
+    tile = np.full((height, width, 3), grey, np.uint8)
+    strip = imaging.text_strip(text, width - 2 * margin)[:height]
+    top = (height - len(strip)) // 2
+    tile[top : top + len(strip), margin : width - margin] = np.minimum(strip, grey)
+    return tile
+
+
+def _labelled(tile: np.ndarray, row: FilterRow) -> np.ndarray:
+    mark = "" if row.status == "alive" else f" · {row.status}"
+    return np.vstack([tile, imaging.text_strip(f"{row.channel} · {row.activation:.3g}{mark}", tile.shape[1], 12)])
+
+
+# -- heatmaps --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeatmapRow:
+    """One heatmap in words and numbers.
+
+    Attributes:
+        image: the picture's name.
+        class_index, class_name: what was explained.
+        score: the number that was explained: a logit, or what `Head.score` says instead.
+        probability: of the class; None for linear outputs.
+        layer, method: where and how.
+        status: "ok", or "blank" with the `reason`.
+        reason: why nothing is to be seen; empty where the status is "ok".
+        predictions: the best classes of the picture, best first.
+    """
+
+    image: str
+    class_index: int
+    class_name: str
+    score: float
+    probability: float | None
+    layer: str
+    method: str
+    status: str
+    reason: str
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def text(self) -> str:
+        """ "tabby 0.83"."""
+        return Prediction(self.class_index, self.class_name, self.score, self.probability).text
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Heatmap(Result):
+    """Which part of each picture spoke for a class.
+
+    Attributes:
+        photos: the pictures.
+        maps: `(n, h, w)` float32, raw and signed, at the layer's size.
+        rows: the words and numbers, one for each map.
+    """
+
+    photos: tuple[Picture, ...] = ()
+    maps: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
+    rows: tuple[HeatmapRow, ...] = ()
+    file: ClassVar[str] = "heatmaps.json"
+
+    def overlay(self, index: int = 0, opacity: float = 0.7) -> np.ndarray:
+        """The heatmap's positive part over its photo, at the photo's own size: (h, w, 3) uint8."""
+        return imaging.overlay(self.photos[index].pixels, self.maps[index], opacity)
+
+    def panel(self, index: int = 0, opacity: float = 0.7) -> np.ndarray:
+        """Photo, overlay, colour bar and prediction side by side: (H, W, 3) uint8."""
+        row, photo = self.rows[index], _at_most(self.photos[index].pixels, 480)
+        drawn = imaging.overlay(photo, self.maps[index], opacity)
+        peak = max(float(np.nan_to_num(self.maps[index]).max()), 0.0)
+        bar = imaging.colour_bar(len(photo), "0", f"{peak:.3g}", "inferno")
+        best = ", ".join(prediction.text for prediction in row.predictions[:3])
+        what = f"{row.image}: what spoke for {row.class_name}"
+        detail = row.reason if row.status != "ok" else f"{row.method} at {row.layer}"
+        return imaging.page(imaging.beside([photo, drawn, bar]), what, f"prediction: {best} · {detail}")
+
+    def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
+        """A panel for each map."""
+        for index, row in enumerate(self.rows):
+            yield imaging.safe_name(row.image), self.panel(index)
+
+    def plot(self, ax: Any = None, index: int = 0, opacity: float = 0.7) -> Any:
+        """The overlay with its class as title; returns the matplotlib axes."""
+        ax = ax or _axes(5, 5)
+        ax.imshow(self.overlay(index, opacity))
+        _entitle(ax, self.rows[index].text)
+        ax.set_axis_off()
+        return ax
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Result.to_json`."""
+        return {"heatmaps": [_heatmap_entry(row) for row in self.rows], "provenance": self.provenance}
+
+    def save(self, directory: str | PathLike | Folder, *, opacity: float = 0.7) -> list[str]:
+        """Write the panels, the raw maps as `.npy`, the photos and the numbers."""
+        folder = _folder(directory)
+        report, since = self.to_json(), len(folder.files)
+        for index, entry in enumerate(report["heatmaps"]):
+            stem = imaging.safe_name(entry["image"])
+            entry["file"] = folder.picture(f"{stem}.png", self.panel(index, opacity))
+            entry["raw"] = folder.array(f"{stem}.npy", self.maps[index].astype(np.float32))
+        report["photos"] = _save_photos(folder, self.photos)
+        return folder.json(self.file, report, since)
+
+    @classmethod
+    def load(cls, directory: str | PathLike) -> Heatmap:
+        """A saved result."""
+        report, root = _read(directory, cls.file), Path(directory)
+        return cls(
+            provenance=report["provenance"],
+            photos=_load_photos(root, report["photos"]),
+            maps=np.stack([np.load(root / entry["raw"]) for entry in report["heatmaps"]]),
+            rows=tuple(_heatmap_row(entry) for entry in report["heatmaps"]),
+        )
+
+
+def _heatmap_entry(row: HeatmapRow) -> dict[str, Any]:
+    return {"class" if key == "class_index" else key: value for key, value in asdict(row).items()}
+
+
+def _heatmap_row(entry: Mapping[str, Any]) -> HeatmapRow:
+    known = {key: value for key, value in entry.items() if key not in ("file", "raw", "class", "predictions")}
+    predictions = tuple(Prediction(**row) for row in entry["predictions"])
+    return HeatmapRow(class_index=entry["class"], predictions=predictions, **known)
+
+
+def _at_most(photo: np.ndarray, side: int) -> np.ndarray:
+    """The photo brought to a longest side of `side` pixels, up or down, so that panels are alike."""
+    from PIL import Image
+
+    scale = side / max(photo.shape[:2])
+    size = max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))
+    return np.asarray(
+        Image.fromarray(photo).resize(size, Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.LANCZOS)
+    )
+
+
+_RESULTS: dict[str, type[Result]] = {cls.file: cls for cls in (Activations, Filters, Heatmap)}
+
+
+def load(directory: str | PathLike) -> Result:
+    """Load a saved result of any technique.
+
+    Raises:
+        ConvscopeError: the folder holds none.
+    """
+    for name, cls in _RESULTS.items():
+        if (Path(directory) / name).exists():
+            return cls.load(directory)  # type: ignore[attr-defined]
+    raise ConvscopeError(f"expected a folder with {', '.join(_RESULTS)}, found none of them in {directory}.")

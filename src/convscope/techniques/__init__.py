@@ -1,0 +1,1 @@
+"""The three techniques: activations, filters and heatmaps. None imports another."""

@@ -1,0 +1,23 @@
+"""Tests run on the Keras backend that KERAS_BACKEND names; TensorFlow where it names none."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    np.random.seed(0)
+
+
+@pytest.fixture
+def photo():
+    """A picture with something in it: a bright disc on a gradient, (48, 64, 3) uint8."""
+    y, x = np.mgrid[:48, :64]
+    picture = np.stack([4 * x, 5 * y, 128 + 0 * x], axis=-1).astype(np.uint8)
+    picture[(y - 20) ** 2 + (x - 40) ** 2 < 100] = (250, 240, 60)
+    return picture

@@ -1,0 +1,307 @@
+"""Gradient ascent against the classic procedure written out plainly, and what a seed promises."""
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras")
+import models  # noqa: E402
+from keras import layers  # noqa: E402
+
+import convscope  # noqa: E402
+from convscope import open_model  # noqa: E402
+from convscope.errors import UsageError  # noqa: E402
+from convscope.techniques.filters import parse_channels  # noqa: E402
+from convscope.techniques.filters.ascent import step_of  # noqa: E402
+from convscope.techniques.filters.canvas import starts  # noqa: E402
+from convscope.techniques.filters.recipes import CLASSIC  # noqa: E402
+
+
+def classic_model():
+    """All convolutional, any size, pixels in -1..1 by its name: what the procedure was written for."""
+    picture = layers.Input((None, None, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv1")(picture)
+    x = layers.BatchNormalization(name="norm1")(x)
+    x = layers.ReLU(name="relu1")(x)
+    x = layers.Conv2D(12, 3, padding="same", activation="relu", name="conv2")(x)
+    x = layers.Conv2D(6, 3, strides=2, activation="relu", name="conv3")(x)
+    return models.seeded(keras.Model(picture, layers.GlobalAveragePooling2D()(x), name="resnet50v2"))
+
+
+def plain_gradient(loss, picture):
+    """Value and gradient of `loss` by the backend itself, on a picture (1, h, w, 3)."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        picture = tf.constant(picture)
+        with tf.GradientTape() as tape:
+            tape.watch(picture)
+            value = loss(picture)
+        return float(value), tape.gradient(value, picture).numpy()
+    if backend == "jax":
+        import jax
+
+        value, gradient = jax.value_and_grad(loss)(jax.numpy.asarray(picture))
+        return float(value), np.asarray(gradient)
+    import torch
+
+    picture = torch.tensor(picture, requires_grad=True)
+    value = loss(picture)
+    value.backward()
+    return float(value.detach()), picture.grad.numpy()
+
+
+def plain_run(model, layer, channel, picture, steps, rate=10.0):
+    """The procedure of FIELD.md §1 as its author would write it: every picture on the way, and every loss."""
+    extractor = keras.Model(model.input, model.get_layer(layer).output)
+
+    def loss(picture):
+        return keras.ops.mean(extractor(picture)[:, 2:-2, 2:-2, channel])
+
+    pictures, losses = [picture], []
+    for _ in range(steps):
+        value, gradient = plain_gradient(loss, pictures[-1])
+        losses.append(value)
+        gradient = gradient / np.sqrt(max((gradient.astype(np.float64) ** 2).sum(), 1e-12))
+        pictures.append((pictures[-1] + rate * gradient).astype(np.float32))
+    losses.append(plain_gradient(loss, pictures[-1])[0])
+    return pictures, losses
+
+
+@pytest.mark.parametrize("layer", ["conv2", "conv3"])
+def test_classic_equals_the_plain_procedure(layer):
+    model = classic_model()
+    network = open_model(model)
+    assert network.preprocessing.name == "-1..1"
+    channels, size, steps = [0, 3, 5], 48, 12
+    result = convscope.filters(network, layer, channels, size=size, steps=steps, seed=7)
+    step = network.compile(
+        step_of(network, network.layers_at((size, size))[[la.path for la in network.layers].index(layer)], CLASSIC)
+    )
+    begin = starts(network, CLASSIC, (size, size), 7, channels)
+    for index, channel in enumerate(channels):
+        pictures, losses = plain_run(model, layer, channel, begin[index : index + 1], steps)
+        numbers = network.tensor(np.array([channel], np.int32))
+        for before, after, loss in zip(pictures, pictures[1:], losses, strict=False):
+            value, _, moved = map(network.numpy, step(network.tensor(before), numbers))
+            assert value[0] == pytest.approx(loss, rel=1e-4, abs=1e-6)
+            np.testing.assert_allclose(moved, after, atol=1e-4 * np.abs(after).max())
+        row = result.rows[index]
+        assert row.activations[0] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
+        assert len(row.activations) == steps
+        assert row.activation == pytest.approx(losses[-1], rel=0.05)
+
+
+def test_the_start_is_the_procedures_own():
+    network = open_model(classic_model())
+    begin = starts(network, CLASSIC, (20, 20), 0, range(50))
+    assert begin.min() >= -0.125
+    assert begin.max() <= 0.125
+    assert begin.std() == pytest.approx(0.25 / np.sqrt(12), rel=0.02)
+    assert begin.mean() == pytest.approx(0, abs=1e-3)
+
+
+def test_start_and_step_scale_with_the_range_of_the_input():
+    model = classic_model()
+    unit, pixels = open_model(model, preprocess="-1..1"), open_model(model, preprocess="0..1")
+    one, other = (starts(network, CLASSIC, (9, 9), 0, [4]) for network in (unit, pixels))
+    np.testing.assert_allclose(other, one / 2 + 0.5, atol=1e-6)
+
+
+def test_starts_are_bit_equal_for_a_seed_and_channel():
+    network = open_model(classic_model())
+    together = starts(network, CLASSIC, (12, 12), 3, [9, 2, 5])
+    alone = starts(network, CLASSIC, (12, 12), 3, [2])
+    np.testing.assert_array_equal(together[1], alone[0])
+    assert not np.array_equal(alone, starts(network, CLASSIC, (12, 12), 4, [2]))
+    assert not np.array_equal(together[0], together[2])
+
+
+def test_pictures_are_bit_equal_at_equal_batch_whichever_others_share_it():
+    network = open_model(classic_model())
+    options = {"size": 32, "steps": 6, "batch": 4}
+    first = convscope.filters(network, "conv2", [0, 1, 2, 3, 4, 5], **options)
+    again = convscope.filters(network, "conv2", [5, 4, 3, 2, 1, 0], **options)
+    np.testing.assert_array_equal(first.values, again.values[::-1])
+    alone = convscope.filters(network, "conv2", [2], size=32, steps=6, batch=1)
+    assert alone.rows[0].activation == pytest.approx(first.rows[2].activation, rel=0.05)
+
+
+def test_one_compile_serves_all_chunks_and_channels():
+    network = open_model(classic_model())
+    traced = []
+    compile_ = network.compile
+
+    def counting(function):
+        def counted(run, *tensors):
+            traced.append(function)
+            return function(run, *tensors)
+
+        return compile_(counted)
+
+    network.compile = counting
+    convscope.filters(network, "conv2", range(11), size=24, steps=3, batch=4)
+    if keras.backend.backend() != "torch":  # torch is eager: its Python runs each time
+        assert len(traced) == 3  # the step, the final look, the answers to noise
+
+
+def test_what_comes_after_the_layer_is_not_run():
+    ran = []
+
+    class Late(keras.layers.Layer):
+        def call(self, x):
+            ran.append(True)
+            return x
+
+    picture = layers.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, name="early")(picture)
+    model = keras.Model(picture, Late()(layers.Conv2D(4, 3)(x)))
+    network = open_model(model)
+    ran.clear()
+    convscope.filters(network, "early", [0], steps=2)
+    assert not ran
+
+
+def test_dead_weak_and_alive():
+    model = keras.Sequential(
+        [layers.Input((20, 20, 3)), layers.Conv2D(3, 3, activation="relu", name="conv")], name="three"
+    )
+    kernel = np.random.default_rng(0).normal(0, 0.3, (3, 3, 3, 3)).astype(np.float32)
+    kernel[..., 0] -= kernel[..., 0].mean()
+    kernel[..., 1] = 0  # channel 1 answers 1 to everything
+    model.get_layer("conv").set_weights([kernel, np.array([0.1, 1.0, -1e3], np.float32)])  # channel 2 never wakes
+    result = convscope.filters(open_model(model), "conv", steps=5)
+    assert [row.status for row in result.rows] == ["alive", "dead", "dead"]
+    assert "gradient is zero" in result.rows[2].reason
+    assert result.rows[2].activation == 0
+    bright = np.full((20, 20, 3), 255, np.uint8)
+    alive = convscope.filters(open_model(model), "conv", [0], steps=1)
+    assert alive.rows[0].threshold < alive.rows[0].activation
+    model.get_layer("conv").set_weights([np.abs(kernel), np.zeros(3, np.float32)])
+    few = convscope.filters(open_model(model), "conv", [0], steps=1, photos=[bright])
+    assert few.rows[0].status == "weak"
+    assert "photos" in few.rows[0].reason
+
+
+def test_the_threshold_is_the_99th_percentile_of_256_noise_pictures():
+    network = open_model(classic_model())
+    row = convscope.filters(network, "conv2", [1], size=24, steps=1, seed=5).rows[0]
+    noise = starts(network, CLASSIC, (24, 24), 5, range(-256, 0))
+    maps = network.forward(noise, ["conv2"])[1]["conv2"]
+    answers = sorted(maps[:, 2:-2, 2:-2, 1].mean(axis=(1, 2)))
+    low, high = answers[int(0.99 * 255)], answers[int(0.99 * 255) + 1]
+    assert low <= row.threshold <= high
+
+
+def test_dense_units_are_raised_on_their_logit():
+    model = models.plain(side=16)
+    result = convscope.filters(open_model(model), "out", steps=8)
+    assert len(result.rows) == 5
+    assert "logit" in result.provenance["parameters"]["objective"]
+    for row, picture in zip(result.rows, result.values, strict=True):
+        assert row.activation > row.activations[0]
+        best = open_model(model).predict(picture[None])[0]
+        assert best[row.channel] == pytest.approx(row.activation, rel=1e-3)
+
+
+def test_a_layer_inside_nested_models():
+    result = convscope.filters(open_model(models.nested()), "middle/inner/deep", [0, 4], steps=4)
+    assert all(row.activation > row.activations[0] for row in result.rows)
+
+
+def test_grey_networks_give_grey_pictures():
+    model = keras.Sequential(
+        [
+            layers.Input((28, 28, 1)),
+            layers.Conv2D(3, 5, activation="relu", name="conv"),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    result = convscope.filters(open_model(models.seeded(model)), "conv", steps=3)
+    crop = round(25 * 28 / 180)
+    assert result.picture(0).shape == (28 - 2 * crop, 28 - 2 * crop, 3)
+    assert (np.ptp(result.picture(0), axis=-1) == 0).all()
+
+
+def test_a_network_that_overflows_is_flagged_and_the_others_go_on():
+    model = keras.Sequential(
+        [
+            layers.Input((12, 12, 3)),
+            layers.Conv2D(2, 3, name="conv"),
+            layers.Activation("exponential", name="exp"),
+        ]
+    )
+    kernel = np.zeros((3, 3, 3, 2), np.float32)
+    kernel[..., 0], kernel[..., 1] = 50, 0.01
+    model.get_layer("conv").set_weights([kernel, np.zeros(2, np.float32)])
+    rows = convscope.filters(open_model(model), "exp", steps=4).rows
+    assert rows[0].status == "weak"
+    assert "finite" in rows[0].reason
+    assert np.isfinite(rows[1].activation)
+
+
+def test_the_sheet_has_eight_columns_and_five_black_pixels_between():
+    network = open_model(classic_model())
+    result = convscope.filters(network, "conv2", range(10), size=36, steps=2)
+    side = 36 - 2 * round(25 * 36 / 180)
+    sheet = result.sheet()
+    assert sheet.shape == (2 * side + 5, 8 * side + 7 * 5, 3)
+    assert not sheet[:, side : side + 5].any()
+    np.testing.assert_array_equal(sheet[side + 5 :, side + 5 : 2 * side + 5], result.picture(9))
+
+
+def test_the_picture_follows_the_procedure():
+    network = open_model(classic_model())
+    result = convscope.filters(network, "conv2", [3], size=72, steps=3)
+    picture = result.values[0].astype(np.float64)
+    picture = (picture - picture.mean()) / (picture.std() + 1e-5) * 0.15
+    picture = np.clip(picture[10:-10, 10:-10] + 0.5, 0, 1) * 255
+    assert np.abs(result.picture(0).astype(int) - np.clip(picture, 0, 255).astype("uint8")).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "expected"),
+    [
+        ("0-3,7", 10, [0, 1, 2, 3, 7]),
+        ("all", 3, [0, 1, 2]),
+        (" 5 , 1-2", 9, [5, 1, 2]),
+        (None, 100, list(range(64))),
+        (4, 5, [4]),
+        ([2, 2, 1], 5, [2, 1]),
+    ],
+)
+def test_channels(text, count, expected):
+    assert parse_channels(text, count) == expected
+
+
+@pytest.mark.parametrize("text", ["0-10", "10", "-1", "a", "3-1", "", ","])
+def test_channels_that_are_wrong(text):
+    with pytest.raises(UsageError):
+        parse_channels(text, 10)
+
+
+def test_wrong_requests_say_what_there_is():
+    network = open_model(models.plain())
+    with pytest.raises(UsageError, match="conv_a"):
+        convscope.filters(network, "conv_aa")
+    with pytest.raises(UsageError, match="0 to 7"):
+        convscope.filters(network, "conv_a", [8])
+    with pytest.raises(UsageError, match="classic"):
+        convscope.filters(network, "conv_a", recipe="classics")
+    fixed = keras.Sequential(
+        [layers.Input((16, 16, 3)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(2, name="out")]
+    )
+    with pytest.raises(UsageError, match="give 16"):
+        convscope.filters(open_model(fixed), "out", size=20)
+
+
+def test_a_changed_preprocessing_is_not_answered_by_an_old_program():
+    from convscope.networks.preprocessing import PRESETS
+
+    network = open_model(classic_model(), preprocess="-1..1")
+    convscope.filters(network, "conv2", [0], size=24, steps=2)
+    network.preprocessing = PRESETS["none"]
+    fresh = open_model(network.model, preprocess="none")
+    changed, expected = (convscope.filters(one, "conv2", [0], size=24, steps=2) for one in (network, fresh))
+    np.testing.assert_array_equal(changed.values, expected.values)

@@ -1,0 +1,214 @@
+"""Grad-CAM against closed forms and a slow loop, and every way in which a map can be blank."""
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras")
+import models  # noqa: E402
+from keras import layers  # noqa: E402
+
+import convscope  # noqa: E402
+from convscope import open_model  # noqa: E402
+from convscope.errors import UsageError  # noqa: E402
+from convscope.techniques.heatmaps.cam import METHODS, grad_cam  # noqa: E402
+
+NAMES = ["ant", "bee", "cat", "dog", "emu"]
+
+
+def gap_network(classes=5, head="softmax", name="gap"):
+    """conv -> ReLU -> global average pooling -> dense, for which Grad-CAM is CAM up to 1/(hw)."""
+    model = keras.Sequential(
+        [
+            layers.Input((20, 24, 3)),
+            layers.Conv2D(6, 5, strides=2, activation="relu", name="conv"),
+            layers.GlobalAveragePooling2D(name="gap"),
+            layers.Dense(classes, activation=head, name="out"),
+        ],
+        name=name,
+    )
+    return models.seeded(model)
+
+
+def maps_and_head(model, x):
+    conv = keras.Model(model.inputs, model.get_layer("conv").output)
+    kernel, bias = (
+        keras.ops.convert_to_numpy(weight) for weight in (model.get_layer("out").kernel, model.get_layer("out").bias)
+    )
+    return keras.ops.convert_to_numpy(conv(x)), kernel, bias
+
+
+def test_grad_cam_is_the_slow_loop():
+    rng = np.random.default_rng(0)
+    maps, gradients = rng.normal(size=(2, 2, 3, 4, 5))
+    expected = np.zeros((2, 3, 4))
+    for n in range(2):
+        for k in range(5):
+            weight = sum(gradients[n, i, j, k] for i in range(3) for j in range(4)) / 12
+            for i in range(3):
+                for j in range(4):
+                    expected[n, i, j] += weight * maps[n, i, j, k]
+    np.testing.assert_allclose(grad_cam(maps, gradients), expected, rtol=1e-5)
+
+
+def test_every_method_names_its_paper():
+    assert all(method.paper and method.name == name for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid", None])
+def test_on_a_gap_head_grad_cam_is_cam(photo, head):
+    model = gap_network(head=head)
+    network = open_model(model, preprocess="0..1")
+    result = convscope.heatmap(network, [photo, photo[::-1].copy()], [2, 4])
+    maps, kernel, bias = maps_and_head(model, network.prepare(result.photos))
+    cells = maps.shape[1] * maps.shape[2]
+    for index, chosen in enumerate((2, 4)):
+        cam = maps[index] @ kernel[:, chosen]
+        np.testing.assert_allclose(result.maps[index], cam / cells, rtol=1e-3, atol=1e-6)
+        # sum(g * A) is the logit without its bias
+        assert result.maps[index].sum() == pytest.approx(result.rows[index].score - bias[chosen], rel=1e-3, abs=1e-5)
+    assert result.rows[0].layer == "conv"
+    assert result.provenance["parameters"]["explained"] == network.head.text
+
+
+def test_the_logit_is_explained_even_where_softmax_saturates(photo):
+    model = gap_network()
+    out = model.get_layer("out")
+    kernel, bias = out.get_weights()
+    out.set_weights([1000 * kernel, bias])
+    network = open_model(model, preprocess="0..1")
+    result = convscope.heatmap(network, photo)
+    assert result.rows[0].probability == pytest.approx(1)
+    assert result.rows[0].status == "ok"
+    assert np.abs(result.maps).max() > 0
+
+
+def test_one_sigmoid_unit_explains_both_classes(photo):
+    network = open_model(gap_network(classes=1, head="sigmoid"), preprocess="0..1", classes=["cat", "dog"])
+    cat = convscope.heatmap(network, photo, "cat")
+    dog = convscope.heatmap(network, photo, "dog")
+    np.testing.assert_allclose(cat.maps, -dog.maps, atol=1e-7)
+    assert cat.rows[0].score == pytest.approx(-dog.rows[0].score)
+    assert cat.rows[0].probability + dog.rows[0].probability == pytest.approx(1)
+    top = convscope.heatmap(network, photo).rows[0]
+    assert top.class_name == max((cat, dog), key=lambda result: result.rows[0].probability).rows[0].class_name
+
+
+def test_classes_by_number_name_and_top(photo):
+    network = open_model(gap_network(), preprocess="0..1", classes=NAMES)
+    by_name, by_number = convscope.heatmap(network, photo, "CAT"), convscope.heatmap(network, photo, 2)
+    np.testing.assert_array_equal(by_name.maps, by_number.maps)
+    top = convscope.heatmap(network, photo).rows[0]
+    assert top.class_name == top.predictions[0].name
+    assert [p.index for p in top.predictions] == sorted(
+        range(5), key=lambda index: -network.predict(network.prepare(by_name.photos))[0, index]
+    )
+    for wrong in ("cow", 5, -1, "17"):
+        with pytest.raises(UsageError):
+            convscope.heatmap(network, photo, wrong)
+    with pytest.raises(UsageError, match="--classes"):
+        convscope.heatmap(open_model(gap_network()), photo, "cat")
+
+
+def test_many_pictures_give_what_each_gives_alone(photo):
+    network = open_model(gap_network(), preprocess="0..1")
+    several = [np.roll(photo, shift, axis=1) for shift in range(5)]
+    together = convscope.heatmap(network, several, batch=2)
+    for index, one in enumerate(several):
+        np.testing.assert_allclose(convscope.heatmap(network, one).maps[0], together.maps[index], atol=1e-6)
+    with pytest.raises(UsageError, match="5 pictures"):
+        convscope.heatmap(network, several, [1, 2])
+
+
+def test_a_layer_inside_nested_models(photo):
+    model = models.nested()
+    network = open_model(model)
+    result = convscope.heatmap(network, photo, 1)
+    assert result.rows[0].layer == "middle/inner/deep"
+    maps = network.forward(network.prepare(result.photos), ["middle/inner/deep"])[1]["middle/inner/deep"]
+    kernel = keras.ops.convert_to_numpy(model.get_layer("out").kernel)
+    np.testing.assert_allclose(result.maps[0], maps[0] @ kernel[:, 1] / maps[0, ..., 0].size, rtol=1e-3, atol=1e-6)
+
+
+def test_auto_passes_over_a_one_by_one_map(photo):
+    model = keras.Sequential(
+        [
+            layers.Input((12, 12, 3)),
+            layers.Conv2D(4, 3, activation="relu", name="conv"),
+            layers.Dropout(0.3, name="drop"),
+            layers.GlobalAveragePooling2D(keepdims=True, name="gap"),
+            layers.Conv2D(3, 1, name="preds"),
+            layers.Flatten(),
+            layers.Softmax(),
+        ]
+    )
+    result = convscope.heatmap(open_model(models.seeded(model)), photo)
+    assert result.rows[0].layer == "conv"
+    assert result.provenance["network"]["head"]["kind"] == "softmax"
+
+
+def test_a_layer_without_a_map_is_refused(photo):
+    network = open_model(gap_network())
+    with pytest.raises(UsageError, match="'conv'"):
+        convscope.heatmap(network, photo, layer="out")
+    with pytest.raises(UsageError, match="grad-cam"):
+        convscope.heatmap(network, photo, method="gradcam")
+
+
+def test_log_p_is_explained_where_no_softmax_can_be_taken_away(photo):
+    network = open_model(models.subclassed(), preprocess="0..1")
+    result = convscope.heatmap(network, photo, 1, layer="conv")
+    assert "log p" in result.provenance["parameters"]["explained"]
+    assert result.rows[0].score == pytest.approx(np.log(result.rows[0].probability), rel=1e-4)
+
+
+class TestBlankMaps:
+    def explained(self, photo, kernel_of_out, bias_of_conv=0.0, head=None):
+        model = gap_network(classes=2, head=head)
+        conv, out = model.get_layer("conv"), model.get_layer("out")
+        conv.set_weights([np.abs(conv.get_weights()[0]), np.full(6, bias_of_conv, np.float32)])
+        out.set_weights([np.tile(np.asarray(kernel_of_out, np.float32), (6, 1)), np.zeros(2, np.float32)])
+        result = convscope.heatmap(open_model(model, preprocess="0..1"), photo, 0)
+        assert np.isfinite(result.maps).all()
+        drawn = result.panel(0)
+        assert drawn.dtype == np.uint8
+        return result.rows[0]
+
+    def test_all_negative(self, photo):
+        row = self.explained(photo, [-1, 1])
+        assert (row.status, row.reason[:12]) == ("blank", "all negative")
+
+    def test_zero_gradient(self, photo):
+        row = self.explained(photo, [0, 1])
+        assert (row.status, row.reason[:13]) == ("blank", "zero gradient")
+
+    def test_silent_layer(self, photo):
+        row = self.explained(photo, [1, -1], bias_of_conv=-1e4)
+        assert row.status == "blank"
+        assert "silent" in row.reason
+
+    def test_saturated(self, photo):
+        class Saturated(models.Subclassed):
+            def call(self, x, training=None):
+                return keras.ops.sigmoid(1e4 * keras.ops.mean(keras.ops.abs(self.conv(x)), axis=(1, 2, 3))[:, None])
+
+        model = Saturated()
+        model(np.ones((1, 10, 10, 3), np.float32))
+        network = open_model(models.seeded(model), preprocess="0..1")
+        assert network.head.kind == "sigmoid_output"
+        row = convscope.heatmap(network, photo, 1, layer="conv").rows[0]
+        assert row.status == "blank"
+        assert row.reason.startswith("saturated")
+
+    def test_not_finite(self, photo):
+        network = open_model(gap_network(head=None), preprocess="0..1")
+        kernel, bias = network.model.get_layer("out").get_weights()
+        network.model.get_layer("out").set_weights([np.full_like(kernel, np.nan), bias])
+        with pytest.raises(convscope.ConvscopeError, match="not finite"):
+            convscope.heatmap(network, photo)
+
+
+def test_numpy_integers_are_targets(photo):
+    network = open_model(gap_network(), preprocess="0..1")
+    one = convscope.heatmap(network, photo, np.int64(2))
+    np.testing.assert_array_equal(one.maps, convscope.heatmap(network, photo, np.array([2])).maps)
+    assert one.provenance["parameters"]["target"] == [2]

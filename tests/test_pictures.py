@@ -1,0 +1,525 @@
+"""Reading pictures: files are written here, by Pillow or by hand, and what they must read as is in pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import stat
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from convscope import pictures
+from convscope.errors import PictureError, UsageError
+from convscope.pictures import Picture, batch, fit, read_picture, read_pictures
+
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def noise(height: int = 12, width: int = 9, *depth: int) -> np.ndarray:
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, *depth), dtype=np.uint8)
+
+
+def saved(path: Path, image: np.ndarray | Image.Image, **options: object) -> Path:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(path, **options)
+    return path
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG file written by hand, so that its header may say anything."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+# --- what is read ----------------------------------------------------------------------------------------
+
+
+def test_a_file_keeps_its_pixels_name_source_and_hash(tmp_path):
+    pixels = noise(12, 9, 3)
+    path = saved(tmp_path / "my cat.v2.png", pixels)
+    picture = read_picture(str(path))
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    assert (picture.name, picture.source, picture.notes) == ("my cat.v2", str(path), ())
+    assert picture.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    np.testing.assert_array_equal(read_picture(path).pixels, pixels)
+
+
+def test_a_picture_comes_back_as_it_is_and_cannot_be_changed():
+    picture = read_picture(noise(4, 4, 3))
+    assert read_picture(picture) is picture
+    with pytest.raises(ValueError, match="read-only"):
+        picture.pixels[0] = 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        picture.name = "other"
+
+
+@pytest.mark.parametrize("depth", [(), (1,), (3,), (4,)])
+def test_arrays(depth):
+    array = noise(5, 7, *depth)
+    if depth == (4,):
+        array[..., 3] = 255
+    expected = array[..., :3] if depth in ((3,), (4,)) else np.stack([array.reshape(5, 7)] * 3, axis=-1)
+    picture = read_picture(array)
+    np.testing.assert_array_equal(picture.pixels, expected)
+    assert (picture.name, picture.source, picture.sha256, picture.notes) == ("picture", None, None, ())
+    array[:] = 0
+    np.testing.assert_array_equal(picture.pixels, read_picture(picture).pixels)
+    assert picture.pixels.any()
+
+
+def test_an_array_in_another_memory_order():
+    array = noise(5, 7, 3)
+    np.testing.assert_array_equal(read_picture(array[::-1, ::2]).pixels, array[::-1, ::2])
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((4, 4, 3), np.int64), "int64"),
+        (np.zeros((4, 4, 3), bool), "bool"),
+        (np.zeros((4, 4, 2), np.uint8), "(4, 4, 2)"),
+        (np.zeros((3, 40, 40), np.uint8), "(3, 40, 40)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "(1, 4, 4, 3)"),
+        (np.zeros((4,), np.uint8), "(4,)"),
+        (np.zeros((0, 4, 3), np.uint8), "(0, 4, 3)"),
+    ],
+)
+def test_other_arrays_are_refused(array, found):
+    with pytest.raises(UsageError) as error:
+        read_picture(array)
+    assert "uint8 0..255" in str(error.value)
+    assert found in str(error.value)
+
+
+@pytest.mark.parametrize("source", [None, 3, [[1, 2], [3, 4]], b"bytes"])
+def test_other_kinds_of_source_are_refused(source):
+    with pytest.raises(UsageError, match=type(source).__name__):
+        read_picture(source)
+
+
+def test_transparency_is_laid_over_white(tmp_path):
+    rgba = np.array([[(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 51)]], np.uint8)
+    picture = read_picture(saved(tmp_path / "a.png", rgba))
+    np.testing.assert_array_equal(picture.pixels, [[RED, WHITE, (204, 204, 204)]])
+    assert picture.notes == ("transparency laid over white",)
+
+
+def test_grey_with_alpha(tmp_path):
+    grey = Image.merge("LA", [Image.new("L", (2, 1), 100), Image.fromarray(np.array([[255, 0]], np.uint8))])
+    np.testing.assert_array_equal(read_picture(saved(tmp_path / "a.png", grey)).pixels, [[(100, 100, 100), WHITE]])
+
+
+def palette_image() -> Image.Image:
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.putdata([0, 1, 2])
+    return image
+
+
+def test_palettes_with_and_without_transparency(tmp_path):
+    plain = read_picture(saved(tmp_path / "plain.png", palette_image()))
+    np.testing.assert_array_equal(plain.pixels, [[RED, GREEN, BLUE]])
+    assert plain.notes == ()
+    clear = read_picture(saved(tmp_path / "clear.png", palette_image(), transparency=1))
+    np.testing.assert_array_equal(clear.pixels, [[RED, WHITE, BLUE]])
+    assert clear.notes == ("transparency laid over white",)
+
+
+def test_one_bit(tmp_path):
+    bits = Image.fromarray(np.array([[255, 0]], np.uint8)).convert("1")
+    np.testing.assert_array_equal(read_picture(saved(tmp_path / "a.png", bits)).pixels, [[WHITE, (0, 0, 0)]])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
+    values = np.array([[0, 257, 30000, 65535]], np.uint16)
+    picture = read_picture(saved(tmp_path / f"a.{suffix}", values))
+    assert picture.pixels[0, :, 0].tolist() == [0, 1, 117, 255]
+    assert picture.notes == ("16-bit grey scaled to 8 bits",)
+
+
+def test_16_bit_grey_in_the_other_byte_order(tmp_path):
+    picture = read_picture(saved(tmp_path / "a.tiff", np.array([[0, 514, 65535]], ">u2")))
+    assert picture.pixels[0, :, 1].tolist() == [0, 2, 255]
+
+
+def test_16_bit_rgb(tmp_path):
+    row = np.array([65535, 0, 30000], ">u2").tobytes()
+    (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, b"\0" + row))
+    assert read_picture(tmp_path / "a.png").pixels.tolist() == [[[255, 0, 117]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "note"),
+    [
+        (np.array([[-10, 0, 90]], np.int32), [0, 26, 255], "stretched from -10..90"),
+        (np.array([[0, 514, 65535]], np.int32), [0, 2, 255], "16-bit"),
+        (np.array([[0, 7, 255]], np.int32), [0, 7, 255], "kept as it is"),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255], "0..1"),
+        (np.array([[0, 99.6, 200]], np.float32), [0, 100, 200], "kept as it is"),
+        (np.array([[-1, np.nan, 1]], np.float32), [0, 128, 255], "stretched from -1..1"),
+        (np.array([[-5, -5, -5]], np.float32), [0, 0, 0], "stretched from -5..-5"),
+        (np.array([[np.inf, 0, 0.2]], np.float32), [0, 0, 51], "0..1"),
+    ],
+)
+def test_wide_grey(tmp_path, values, expected, note):
+    picture = read_picture(saved(tmp_path / "a.tiff", values))
+    assert picture.pixels[0, :, 2].tolist() == expected
+    assert note in picture.notes[0]
+
+
+def test_cmyk_jpeg_is_not_inverted(tmp_path):
+    path = saved(tmp_path / "a.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)), quality=95)  # red ink
+    picture = read_picture(path)
+    assert np.abs(picture.pixels.astype(int) - RED).max() < 12
+    assert picture.notes == ("CMYK converted to RGB",)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_the_first_frame_of_an_animation(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in (RED, GREEN, BLUE)]
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    path = saved(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **lossless)
+    picture = read_picture(path)
+    np.testing.assert_array_equal(picture.pixels, np.broadcast_to(RED, (6, 8, 3)))
+    assert picture.notes == ("first of 3 frames",)
+
+
+def test_an_animation_with_a_damaged_later_frame(tmp_path):
+    frames = [Image.fromarray(noise(20, 20 + n)[:, :20]) for n in range(12)]
+    path = saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    whole = read_picture(path).pixels
+    data = path.read_bytes()
+    for length in range(len(data) - 400, len(data) - 2, 23):
+        path.write_bytes(data[:length])
+        picture = read_picture(path)
+        np.testing.assert_array_equal(picture.pixels, whole)
+        assert picture.notes[0].startswith("first of")
+
+
+def upright_oracle(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """From the EXIF standard: where row 0 and column 0 of the stored picture lie when it is seen upright."""
+    row_side, column_side = {
+        1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+        5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+    }[orientation]  # fmt: skip
+    height, width = stored.shape[:2]
+    lying = row_side in ("left", "right")
+    out = np.zeros((width, height, 3) if lying else (height, width, 3), np.uint8)
+    for r in range(height):
+        for c in range(width):
+            from_row = r if row_side in ("top", "left") else height - 1 - r
+            from_column = c if column_side in ("top", "left") else width - 1 - c
+            out[(from_column, from_row) if lying else (from_row, from_column)] = stored[r, c]
+    return out
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, suffix, orientation):
+    stored = noise(4, 3, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    picture = read_picture(saved(tmp_path / f"a.{suffix}", stored, exif=exif, **lossless))
+    np.testing.assert_array_equal(picture.pixels, upright_oracle(stored, orientation))
+    assert picture.notes == (("turned upright by its EXIF orientation",) if orientation > 1 else ())
+
+
+def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path):
+    path = saved(tmp_path / "a.jpg", noise(16, 16, 3), exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff\xff")
+    assert read_picture(path).pixels.shape == (16, 16, 3)
+
+
+def test_pillow_images(tmp_path):
+    pixels = noise(6, 5, 3)
+    picture = read_picture(Image.fromarray(pixels))
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    assert (picture.name, picture.source, picture.sha256) == ("picture", None, None)
+    with Image.open(saved(tmp_path / "a.png", pixels)) as lazy:
+        np.testing.assert_array_equal(read_picture(lazy).pixels, pixels)
+
+
+# --- what is refused -------------------------------------------------------------------------------------
+
+
+def refusal(source: object) -> str:
+    """The one message; nothing else may come out, not even a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(PictureError) as error:
+            read_picture(source)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_missing_file_and_what_may_be_meant(tmp_path):
+    saved(tmp_path / "elephant.jpg", noise(8, 8, 3))
+    assert "did you mean 'elephant.jpg'" in refusal(tmp_path / "elefant.jpg")
+    assert "'elephant.jpg'" in refusal(tmp_path / "zzz.png")
+    assert "does not exist either" in refusal(tmp_path / "nowhere" / "a.jpg")
+    (tmp_path / "none").mkdir()
+    assert "holds no pictures" in refusal(tmp_path / "none" / "a.jpg")
+    assert "does not download" in refusal("https://example.org/cat.jpg")
+    assert "can't be read" in refusal("a\0b.jpg")
+    assert "can't be read" in refusal("a" * 5000)
+
+
+def test_a_folder(tmp_path):
+    assert "it is a folder" in refusal(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert "pipe" in refusal(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path):
+    path = saved(tmp_path / "a.png", noise(4, 4, 3))
+    path.chmod(stat.S_IWUSR)
+    assert "permission" in refusal(path).lower()
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", "empty (0 bytes)"),
+        (b"Dear diary,\n", "it is text"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page"),
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
+        (b"%PDF-1.7\n\xff", "a PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (bytes(range(256)), "another format"),
+    ],
+)
+def test_files_that_are_no_pictures(tmp_path, data, found):
+    (tmp_path / "cat.jpg").write_bytes(data)
+    message = refusal(tmp_path / "cat.jpg")
+    assert "cat.jpg" in message
+    assert found in message
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp", "jp2", "ppm"])
+def test_truncated_files(tmp_path, suffix):
+    path = saved(tmp_path / f"a.{suffix}", noise(64, 64, 3))
+    data = path.read_bytes()
+    for part in (0.03, 0.3, 0.6, 0.9):
+        path.write_bytes(data[: int(len(data) * part)])
+        assert "a." + suffix in refusal(path)
+
+
+@given(st.binary(max_size=300), st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "PPM"]), st.data())
+def test_garbage_is_read_or_refused_but_nothing_else(tmp_path_factory, garbage, kind, data):
+    buffer = io.BytesIO()
+    Image.fromarray(noise(16, 16, 3)).save(buffer, kind)
+    whole = buffer.getvalue()
+    start = data.draw(st.integers(0, len(whole)))
+    path = tmp_path_factory.mktemp("garbage") / "a.png"
+    path.write_bytes(whole[:start] + garbage + whole[start + len(garbage) :])
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pictures, "MAX_PIXELS", 1_000_000)  # a damaged header may say anything
+            picture = read_picture(path)
+    except PictureError:
+        return
+    assert picture.pixels.dtype == np.uint8
+    assert picture.pixels.shape[2:] == (3,)
+
+
+@pytest.mark.parametrize("side", [13_343, 15_000, 60_000])  # just above our limit, above Pillow's, far above
+@pytest.mark.parametrize("pillow_limit", [None, 1000, 89_478_485])
+def test_a_bomb_is_refused_before_decoding(tmp_path, monkeypatch, side, pillow_limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow_limit)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(side, side, 8, 2, b""))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    assert "178 million pixels" in refusal(path)
+
+
+def test_a_large_picture_below_the_limit_gives_no_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = saved(tmp_path / "a.png", noise(12, 12, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_picture(path).pixels.shape == (12, 12, 3)
+
+
+def test_a_decoder_out_of_memory(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.png", noise(4, 4, 3))
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", exhausted)
+    assert "smaller copy" in refusal(path)
+
+
+def test_closed_and_empty_pillow_images():
+    assert "0 x 3" in refusal(Image.new("RGB", (0, 3)))
+    image = Image.new("RGB", (3, 3))
+    image.close()
+    assert "this Pillow image" in refusal(image)
+
+
+# --- many pictures ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_stands_for_its_pictures(tmp_path):
+    for index, name in enumerate(["b.PNG", "A.png", "c.jpeg", "._A.png", "notes.txt"]):
+        target = tmp_path / name
+        saved(target, np.full((4, 4, 3), index, np.uint8), format="PNG")
+    (tmp_path / "inner.png").mkdir()
+    pictures = read_pictures([tmp_path, np.zeros((2, 2), np.uint8)])
+    assert [picture.name for picture in pictures] == ["A", "b", "c", "picture"]
+    assert [int(picture.pixels[0, 0, 0]) for picture in pictures] == [1, 0, 2, 0]
+    assert [picture.name for picture in read_pictures(str(tmp_path))] == ["A", "b", "c"]
+
+
+def test_one_source_and_a_batch(tmp_path):
+    pixels = noise(4, 4, 3)
+    path = saved(tmp_path / "a.png", pixels)
+    for source in (path, str(path), pixels, Image.fromarray(pixels), read_picture(path)):
+        (picture,) = read_pictures(source)
+        np.testing.assert_array_equal(picture.pixels, pixels)
+    several = read_pictures(np.stack([pixels, pixels // 2]))
+    assert [picture.name for picture in several] == ["picture", "picture-2"]
+    np.testing.assert_array_equal(several[1].pixels, pixels // 2)
+
+
+def test_every_failure_is_listed(tmp_path):
+    saved(tmp_path / "good.png", noise(4, 4, 3))
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    sources = [tmp_path, "missing.png", np.zeros((2, 2)), tmp_path / "empty"]
+    with pytest.raises(PictureError) as error:
+        read_pictures(sources)
+    message = str(error.value)
+    assert message.startswith("4 of 5 pictures can't be read:")
+    for reason in ("text.jpg", "missing.png", "float64", "holds none"):
+        assert reason in message
+    assert message.count("\n  - ") == 4
+
+
+def test_a_single_failure_speaks_for_itself(tmp_path):
+    with pytest.raises(PictureError, match=r"^there is no picture at"):
+        read_pictures([tmp_path / "nowhere.png"])
+    with pytest.raises(PictureError, match="holds none"):
+        read_pictures(tmp_path)
+    with pytest.raises(UsageError, match="float32"):
+        read_pictures(np.zeros((4, 4), np.float32))
+    with pytest.raises(UsageError, match="none was given"):
+        read_pictures([])
+    with pytest.raises(UsageError, match="NoneType"):
+        read_pictures(None)
+
+
+def test_names_are_made_unique(tmp_path):
+    for folder in "abcd":
+        (tmp_path / folder).mkdir()
+    names = ["a/cat.png", "b/Cat.png", "c/cat-2.png", "d/CAT.png"]
+    paths = [saved(tmp_path / name, noise(2, 2, 3)) for name in names]
+    assert [picture.name for picture in read_pictures(paths)] == ["cat", "Cat-3", "cat-2", "CAT-4"]
+    assert read_pictures(paths)[1].source == str(paths[1])
+
+
+@given(st.lists(st.sampled_from(["a", "A", "a-2", "a-2-2", "A-3", "b", "ß", "SS"]), max_size=12))
+def test_unique_names_keep_first_comers(names):
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    if not names:
+        return
+    result = [picture.name for picture in read_pictures([Picture(name, pixels) for name in names])]
+    assert len({name.casefold() for name in result}) == len(names)
+    seen = set()
+    for old, new in zip(names, result, strict=True):
+        assert new.startswith(old)
+        assert (new == old) == (old.casefold() not in seen)
+        seen.add(old.casefold())
+
+
+# --- fitting ---------------------------------------------------------------------------------------------
+
+
+def test_fit_at_the_same_size_changes_nothing():
+    pixels = noise(6, 5, 3)
+    out = fit(read_picture(pixels), 6, 5, 3)
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(out, pixels)
+
+
+def test_fit_stretches_the_whole_picture():
+    pixels = np.zeros((2, 8, 3), np.uint8)
+    pixels[:, :4] = RED
+    pixels[:, 4:] = BLUE
+    out = fit(read_picture(pixels), 4, 2, 3)
+    np.testing.assert_array_equal(out, np.broadcast_to(out[:1], out.shape))
+    assert out[0, 0, 0] > 200
+    assert out[0, 1, 2] > 200
+    assert out.shape == (4, 2, 3)
+
+
+def bilinear_oracle(row: np.ndarray, size: int) -> np.ndarray:
+    """Resampling by a triangle as wide as a pixel of the smaller of the two pictures, in a plain loop."""
+    scale = len(row) / size
+    reach = max(scale, 1.0)
+    out = []
+    for index in range(size):
+        centre = (index + 0.5) * scale
+        weights = [max(0.0, 1 - abs(at + 0.5 - centre) / reach) for at in range(len(row))]
+        out.append(sum(w * v for w, v in zip(weights, row, strict=True)) / sum(weights))
+    return np.array(out)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_fit_is_bilinear_with_antialiasing(before, after):
+    row = np.random.default_rng(before).integers(0, 256, before, dtype=np.uint8)
+    out = fit(read_picture(row[None]), 1, after, 1)
+    np.testing.assert_allclose(out[0, :, 0], bilinear_oracle(row.astype(float), after), atol=0.51)
+
+
+def test_one_channel_is_luma():
+    pixels = noise(5, 4, 3)
+    luma = pixels @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(fit(read_picture(pixels), 5, 4, 1)[..., 0], luma, atol=0.51)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_other_channel_counts_are_refused(channels):
+    with pytest.raises(UsageError, match=f"takes {channels}"):
+        fit(read_picture(noise(4, 4, 3)), 4, 4, channels)
+
+
+def test_no_size_is_refused():
+    with pytest.raises(UsageError, match="0 x 4"):
+        fit(read_picture(noise(4, 4, 3)), 0, 4, 3)
+
+
+def test_batch_is_fit_for_each():
+    pictures = [read_picture(noise(4 + n, 9, 3)) for n in range(3)]
+    out = batch(pictures, 5, 6, 1)
+    assert out.dtype == np.float32
+    assert out.shape == (3, 5, 6, 1)
+    for row, picture in zip(out, pictures, strict=True):
+        np.testing.assert_array_equal(row, fit(picture, 5, 6, 1))
+    assert batch([], 5, 6, 3).shape == (0, 5, 6, 3)
