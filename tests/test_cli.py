@@ -777,7 +777,7 @@ def test_what_was_written_before_an_interrupt_is_whole(desk, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.strip().splitlines()[-1] == "interrupted; files already written are whole"
     assert "Traceback" not in err
     left = files_in(out)

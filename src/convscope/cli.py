@@ -6,8 +6,10 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -546,8 +548,51 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
+    interrupts = _Interrupts()
     try:
-        app.main(args=arguments, prog_name="convscope", standalone_mode=False)
+        with interrupts:
+            app.main(args=arguments, prog_name="convscope", standalone_mode=False)
+    except BaseException as error:
+        _explain(KeyboardInterrupt() if interrupts.seen else error, debug)
+
+
+class _Interrupts:
+    """Ctrl-C that can't get lost.
+
+    Python raises ``KeyboardInterrupt`` wherever the program happens to be: in a callback of the garbage collector,
+    where it is printed and dropped, or in the import of a C extension, which makes an ImportError of it. So what was
+    asked for is remembered in `seen`, and asked for again a second later if the program still runs.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __enter__(self) -> None:
+        ours = threading.current_thread() is threading.main_thread()
+        self.active = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self.active:
+            signal.signal(signal.SIGINT, self._stop)
+            if hasattr(signal, "setitimer"):
+                signal.signal(signal.SIGALRM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self.seen = True
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 1)
+        raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            if hasattr(signal, "setitimer"):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _explain(problem: BaseException, debug: bool) -> None:
+    """Say in a line what went wrong, and exit."""
+    try:
+        raise problem
     except ConvscopeError as error:
         _leave(error, str(error), error.exit_code, debug)
     except click.ClickException as error:
