@@ -21,23 +21,26 @@ import numpy as np
 from convscope.errors import ModelError, UsageError, nearest, one_line
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor, backend_named
-from convscope.networks.keras_graph import (
+from convscope.networks.graph import (
     Call,
     Flow,
+    Value,
+    flat_outputs,
+    layers_of,
+    linear_by_graph,
+    mark_layouts,
+    paths_of,
+    undoable_head,
+)
+from convscope.networks.keras_graph import (
     Observer,
     call_method,
     first_norm,
-    flat_outputs,
     is_wrapped,
     kind_of,
-    layer_of,
-    linear_by_graph,
-    mark_layouts,
     named_operations,
     patched,
-    paths_of,
     python_call,
-    undoable_head,
 )
 from convscope.networks.keras_inputs import Entry
 from convscope.networks.network import Head, Inputs, Layer, Network, Record, Rule, Source
@@ -57,14 +60,9 @@ class _Seen:
 
     calls: list[Call]
     flow: Flow
-    given: list[Any]
-    picture: Any
-    outputs: dict[str, Any]
-
-    def forget(self) -> None:
-        """Let go of the tensors: they belong to a trace that is over."""
-        for call in self.calls:
-            call.inputs, call.outputs = [], [(mark, None) for mark, _ in call.outputs]
+    given: list[Value]
+    picture: Value
+    outputs: dict[str, Value]
 
 
 class KerasNetwork(Network):
@@ -122,7 +120,6 @@ class KerasNetwork(Network):
         first = self._look()
         self.preprocessing = preprocess or self._find_preprocessing(first)
         self.head = self._find_head(first, head)
-        first.forget()
         self.class_names = None
         if class_names is not None:
             self.class_names = self._checked_names(class_names)
@@ -232,7 +229,7 @@ class KerasNetwork(Network):
             if self.output not in seen.outputs:
                 raise UsageError(f"no output {self.output!r}; {nearest(self.output, seen.outputs)}")
             return self.output
-        heads = [name for name, output in seen.outputs.items() if undoable_head(seen.calls, seen.flow, output)]
+        heads = [name for name, output in seen.outputs.items() if undoable_head(seen.flow, output)]
         return [*heads, *seen.outputs][0]
 
     def _observe(self, size: tuple[int, int]) -> _Seen:
@@ -240,16 +237,17 @@ class KerasNetwork(Network):
         x = np.zeros((1, *size, self.inputs.channels), np.float32)
         self._entry.build(self.model, x)
         observer = Observer(self._operations)
-        given: list[Any] = []
-        outputs: dict[str, Any] = {}
+        given: list[Value] = []
+        outputs: dict[str, Value] = {}
 
         def pass_through(values: list[Tensor], x: Tensor) -> Any:
             observer.calls.clear()
             fed = self._entry.feed(x)
-            given[:] = keras.tree.flatten(fed)
+            given[:] = map(observer.value, keras.tree.flatten(fed))
             with self._stateless(values, size), observer.watching():
-                outputs.update(_named_outputs(self.model, self.model(fed, training=False)))
-            return [keras.ops.sum(output) for output in outputs.values()]
+                returned = _named_outputs(self.model, self.model(fed, training=False))
+            outputs.update({name: observer.value(output) for name, output in returned.items()})
+            return [keras.ops.sum(output) for output in returned.values()]
 
         with TRACING:
             try:
@@ -261,7 +259,8 @@ class KerasNetwork(Network):
                 if size == self.inputs.size or not observer.calls:
                     raise ModelError(_cant_run(self.name, size, self.inputs, error)) from error
         # JAX runs a picture that is too small all the same, on maps without a cell.
-        empty = [call.path for call in observer.calls for _, tensor in call.outputs if 0 in tuple(tensor.shape)[1:]]
+        observer.forget()
+        empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
         if empty and size == self.inputs.size:
             nothing = ModelError(f"nothing is left of it at {empty[0]}")
             raise ModelError(_cant_run(self.name, size, self.inputs, nothing))
@@ -274,16 +273,16 @@ class KerasNetwork(Network):
         output = seen.outputs.get(self.output)
         on_path = None if output is None else seen.flow.between(seen.given, seen.picture, output)
         self._calls[size] = paths
-        self._observations[size] = tuple(layer_of(path, at, seen.flow, paths, on_path) for path, at in paths.items())
+        self._observations[size] = layers_of(paths, seen.flow, on_path)
         return self._observations[size]
 
     def _find_head(self, seen: _Seen, asked: str | None) -> Head:
         """What the graph tells of the output, else what its values do; as the user says, where they say."""
         output = seen.outputs[self.output]
-        units = int(np.prod(tuple(output.shape)[1:]))
-        if int(np.prod(tuple(output.shape)[1:-1])) != 1:
+        units = int(np.prod(output.shape[1:]))
+        if int(np.prod(output.shape[1:-1])) != 1:
             return Head("maps", units)
-        found = undoable_head(seen.calls, seen.flow, output)
+        found = self._undoable_head(seen, output)
         if found is not None and asked != "linear":
             kind, call = found
             self._head_patch = _head_patch(call.operation)
@@ -294,12 +293,17 @@ class KerasNetwork(Network):
             return Head("linear", units)
         return Head(self._kind_of_values(units), units, guess=True)
 
+    def _undoable_head(self, seen: _Seen, output: Value) -> tuple[str, Call] | None:
+        """The head that can be undone: patching an operation reaches all of its calls, so it must have only one."""
+        found = undoable_head(seen.flow, output)
+        once = found is not None and sum(call.operation is found[1].operation for call in seen.calls) == 1
+        return found if once else None
+
     def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
         """See `Network.layers_at`."""
         if size not in self._observations:
             seen = self._observe(size)
             self._remember(size, seen)
-            seen.forget()
         return self._observations[size]
 
     def _kind_of_values(self, units: int) -> str:
@@ -317,7 +321,7 @@ class KerasNetwork(Network):
 
     def _find_preprocessing(self, seen: _Seen) -> pp.Preprocessing:
         """What the model tells of the pixels it was trained on, else a guess that says it is one."""
-        inside = _scaling_inside(seen.flow.first_steps(seen.picture))
+        inside = _scaling_inside([step.operation for step in seen.flow.first_steps(seen.picture)])
         if inside is not None:
             return inside
         if self.family is not None and self.source.name.startswith("keras:"):
@@ -398,10 +402,10 @@ class _Taps:
 
     def _touch(self, path: str, call: Call, index: int, result: Any) -> Any:
         (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
-        activation = _channels_last(tensor, call.channels_first)
+        activation = _channels_last(tensor, bool(call.channels_first))
         if path in self._rules:
             activation = self._rules[path](activation)
-            replaced = keras.ops.cast(_channels_back(activation, call.channels_first), tensor.dtype)
+            replaced = keras.ops.cast(_channels_back(activation, bool(call.channels_first)), tensor.dtype)
             result = keras.tree.map_structure(lambda item: replaced if item is tensor else item, result)
         if path in self._record:
             self.recorded[path] = activation

@@ -1,0 +1,234 @@
+"""What one watched pass through a model shows, whichever framework ran it: calls, and the flow of data between them.
+
+A framework's file writes down `Call`s; everything that follows from who made which tensor is here: the layers, the
+head, the non-linearity after a convolution, what the picture passes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from convscope.networks.network import PASSING, Layer
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the watched pass: what tells it from others, and its shape, the batch first."""
+
+    key: Hashable
+    shape: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one operation, as seen while the model was watched.
+
+    Attributes:
+        path: of the operation.
+        kind: one of `network.KINDS`; class_name: the framework's own.
+        operation: what a tap is placed at.
+        nth: which of its calls.
+        inputs: the tensors that it took.
+        outputs: what it returned, each with the mark that tells it from the others ("" for a single one).
+        activation: the name of the non-linearity that it ends in, None if it has none.
+        parameters: number of its weights.
+        channels_first: whether its maps are `(n, c, h, w)`; None until `mark_layouts` has said it.
+    """
+
+    path: str
+    kind: str
+    class_name: str
+    operation: Any
+    nth: int
+    inputs: list[Value]
+    outputs: list[tuple[str, Value]]
+    activation: str | None = None
+    parameters: int = 0
+    channels_first: bool | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def flat_outputs(structure: Any) -> list[tuple[str, Any]]:
+    """Tensors of a layer's output with the text that tells them apart ("" for a single one)."""
+    if is_dataclass(structure) and not isinstance(structure, type):
+        structure = {item.name: getattr(structure, item.name) for item in fields(structure)}
+    if isinstance(structure, Mapping):
+        return [(f"[{key}]", structure[key]) for key in structure if hasattr(structure[key], "shape")]
+    if isinstance(structure, list | tuple):
+        tensors = [(index, item) for index, item in enumerate(structure) if hasattr(item, "shape")]
+        return [("" if len(tensors) == 1 else f"[{index}]", item) for index, item in tensors]
+    return [("", structure)] if hasattr(structure, "shape") else []
+
+
+def mark_layouts(calls: Sequence[Call], given: bool) -> None:
+    """Say of each call whether its maps have the channels first: as it says itself, else as its input does."""
+    layout: dict[Hashable, bool] = {}
+    for call in calls:
+        if call.channels_first is None:
+            call.channels_first = next((layout[value.key] for value in call.inputs if value.key in layout), given)
+        for _, value in call.outputs:
+            layout.setdefault(value.key, call.channels_first)
+
+
+class Flow:
+    """Who made a tensor, and who took it: the flow of data between the calls of leaf operations."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        # A call that hands its input on (Dropout, when nothing is trained) neither makes nor takes anything.
+        self._leaves = [call for call in calls if call.kind != "model" and not _hands_on(call)]
+        self._maker: dict[Hashable, Call] = {}
+        self._takers: dict[Hashable, list[Call]] = {}
+        for call in self._leaves:
+            for _, value in call.outputs:
+                self._maker.setdefault(value.key, call)
+            for value in call.inputs:
+                self._takers.setdefault(value.key, []).append(call)
+
+    def maker(self, value: Value) -> Call | None:
+        """The call that made `value`; None for an input of the network."""
+        return self._maker.get(value.key)
+
+    def before(self, call: Call) -> Call | None:
+        """The call that made the first input of `call`."""
+        return next((made for made in map(self.maker, call.inputs) if made is not None), None)
+
+    def only_taker(self, call: Call) -> Call | None:
+        """The one call that takes what `call` made, None if there are more or none."""
+        takers = [taker for _, value in call.outputs for taker in self._takers.get(value.key, [])]
+        return takers[0] if len(takers) == 1 else None
+
+    def between(self, given: Sequence[Value], picture: Value, output: Value) -> set[int] | None:
+        """Ids of the calls through which `picture` reaches `output`; None where some step between calls is not seen.
+
+        Args:
+            given: what the model was called with; `picture` is one of them.
+            picture, output: the ends of the way.
+        """
+        known = set(self._maker) | {value.key for value in given}
+        used = {value.key for call in self._leaves for value in call.inputs if len(value.shape) > 1}
+        if not used <= known or picture.key not in used or output.key not in self._maker:
+            return None
+        after: set[int] = set()
+        reached = {picture.key}
+        for call in self._leaves:  # in the order of execution, so one sweep does
+            if any(value.key in reached for value in call.inputs):
+                after.add(id(call))
+                reached.update(value.key for _, value in call.outputs)
+        before: set[int] = set()
+        needed = {output.key}
+        for call in reversed(self._leaves):
+            if any(value.key in needed for _, value in call.outputs):
+                before.add(id(call))
+                needed.update(value.key for value in call.inputs)
+        return after & before
+
+    def first_steps(self, picture: Value) -> list[Call]:
+        """The calls that the picture passes one after the other, up to the first convolution or dense layer."""
+        steps: list[Call] = []
+        value = picture
+        while True:
+            takers = self._takers.get(value.key, [])
+            if len(takers) != 1 or takers[0].kind in ("conv", "dense", "norm", "pool"):
+                return steps
+            steps.append(takers[0])
+            if len(takers[0].outputs) != 1:
+                return steps
+            value = takers[0].outputs[0][1]
+
+    def rectified(self, call: Call) -> Call | None:
+        """The call after whose non-linearity the zeros of `call` are counted (FIELD.md §1), None if there is none."""
+        if call.activation is not None:
+            return call
+        if call.kind in ("pool", "global_pool", "dropout", "padding"):
+            source = self.before(call)
+            passing = ("pool", "dropout", "identity", "padding", "reshape", "resize")
+            while source is not None and source.activation is None:
+                source = self.before(source) if source.kind in passing else None
+            if source is not None:
+                return call
+        after = self.only_taker(call)
+        while after is not None and after.activation is None:
+            after = self.only_taker(after) if after.kind in PASSING | {"norm"} else None
+        return after
+
+
+def _hands_on(call: Call) -> bool:
+    given = {value.key for value in call.inputs}
+    return any(value.key in given for _, value in call.outputs)
+
+
+def paths_of(calls: Sequence[Call]) -> dict[str, tuple[Call, int]]:
+    """Every output of every call by its full path."""
+    total: dict[str, int] = {}
+    for call in calls:
+        total[call.path] = total.get(call.path, 0) + 1
+    return {
+        call.path + (f"#{call.nth}" if total[call.path] > 1 else "") + mark: (call, index)
+        for call in calls
+        for index, (mark, _) in enumerate(call.outputs)
+    }
+
+
+def layers_of(paths: Mapping[str, tuple[Call, int]], flow: Flow, on_path: set[int] | None) -> tuple[Layer, ...]:
+    """The public face of every output of every call."""
+    names: dict[int, str] = {}
+    for path, (call, _) in paths.items():
+        names.setdefault(id(call), path)
+    return tuple(_layer(path, call, index, flow, names, on_path) for path, (call, index) in paths.items())
+
+
+_COUNTED = ("conv", "pool", "norm", "activation", "merge", "dense")
+
+
+def _layer(path: str, call: Call, index: int, flow: Flow, names: dict[int, str], on_path: set[int] | None) -> Layer:
+    rectified = flow.rectified(call) if call.kind in _COUNTED else None
+    return Layer(
+        path=path,
+        kind=call.kind,
+        class_name=call.class_name,
+        shape=_shape_of(call.outputs[index][1], bool(call.channels_first)),
+        parameters=call.parameters if call.nth == 0 and index == 0 else 0,
+        rectified=None if rectified is None else names[id(rectified)],
+        on_path=on_path is None or id(call) in on_path,
+    )
+
+
+def _shape_of(value: Value, channels_first: bool) -> tuple[int, ...]:
+    """Shape for one picture, channels last."""
+    shape = value.shape[1:]
+    return (*shape[1:], shape[0]) if channels_first and len(shape) == 3 else shape
+
+
+def undoable_head(flow: Flow, output: Value) -> tuple[str, Call] | None:
+    """The softmax or sigmoid that made the network's output, and which kind it is; None if there is none."""
+    call = flow.maker(output)
+    while call is not None:
+        name = call.activation
+        if name is not None:
+            kind = "softmax" if "softmax" in name else "sigmoid" if name == "sigmoid" else None
+            return (kind, call) if kind else None
+        if call.kind not in PASSING | {"reshape", "activation"}:
+            return None
+        call = flow.before(call)
+    return None
+
+
+def linear_by_graph(flow: Flow, output: Value) -> bool:
+    """True if the graph shows a layer without a softmax or sigmoid as the maker of the network's output."""
+    made = flow.maker(output)
+    while made is not None and made.kind in PASSING | {"reshape"} and made.activation is None:
+        made = flow.before(made)
+    if made is None or made.activation is not None:
+        return False
+    return made.kind in ("dense", "conv", "norm", "merge", "global_pool")
+
+
+def first_norm(calls: Sequence[Call], flow: Flow) -> tuple[Call, Call] | None:
+    """The first convolution and the norm right after it, if the network begins that way."""
+    first = next((call for call in calls if call.kind in ("conv", "dense")), None)
+    after = flow.only_taker(first) if first else None
+    if first is None or after is None or after.kind != "norm" or first.kind != "conv" or first.activation is not None:
+        return None
+    return first, after

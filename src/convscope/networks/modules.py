@@ -1,0 +1,49 @@
+"""Between a file and `pytorch.py`: a PyTorch module with what is known of where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from convscope.networks import preprocessing as pp
+from convscope.networks.network import Source
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a module stands for, where its own class does not tell: a node of ONNX, a scripted or exported module.
+
+    Found as the attribute `described` of a `torch.nn.Module`.
+
+    Attributes:
+        class_name: as the format calls it: "Conv" (ONNX), "Conv2d" (what TorchScript remembers of the class).
+        kind: one of `network.KINDS`; None to go by `class_name`, as for a module of that class from `torch.nn`.
+        path: of the layer, where it is not the module's own path.
+    """
+
+    class_name: str
+    kind: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenedModule:
+    """A module and what is known of it.
+
+    Attributes:
+        module: a `torch.nn.Module` that takes `(n, c, h, w)`.
+        source: where it came from.
+        input_shape: `(n, c, h, w)` as the format declares it, None for what it leaves free; None if it declares none.
+        preprocessing: where a data config tells of it.
+        size: `(h, w)` that a data config recommends.
+        class_names: where they are known.
+        options: anything else that `TorchNetwork` is to be told.
+    """
+
+    module: Any
+    source: Source
+    input_shape: tuple[int | None, ...] | None = None
+    preprocessing: pp.Preprocessing | None = None
+    size: tuple[int, int] | None = None
+    class_names: tuple[str, ...] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
