@@ -20,7 +20,7 @@ FLOORS = (
     ("networks",),
     ("results",),
     ("techniques.activations", "techniques.filters", "techniques.heatmaps"),
-    ("reports",),
+    ("reports", "diagnosis"),
     ("demo",),
     ("cli",),
     ("__main__",),

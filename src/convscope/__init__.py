@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convscope.diagnosis import doctor as doctor
     from convscope.errors import ConvscopeError as ConvscopeError
     from convscope.networks import open_model as open_model
     from convscope.reports import report as report
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ConvscopeError": "convscope.errors",
     "activations": "convscope.techniques.activations",
+    "doctor": "convscope.diagnosis",
     "filters": "convscope.techniques.filters",
     "heatmap": "convscope.techniques.heatmaps",
     "load": "convscope.results",
@@ -34,7 +36,7 @@ _HOMES = {
     "report": "convscope.reports",
 }
 
-__all__ = ["ConvscopeError", "activations", "filters", "heatmap", "load", "open_model", "report"]
+__all__ = ["ConvscopeError", "activations", "doctor", "filters", "heatmap", "load", "open_model", "report"]
 
 
 def __getattr__(name: str) -> Any:

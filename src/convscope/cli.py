@@ -122,7 +122,10 @@ def _common(command: Callable) -> Callable:
 def _model_options(command: Callable) -> Callable:
     """The options that say how a model is opened, gathered into one dictionary `opening`."""
 
+    @click.option("--weights", metavar="FILE", help="Weights for a model that code makes (MODEL is file.py:function).")
     @click.option("--backend", help="Keras backend: tensorflow, jax or torch.")
+    @click.option("--device", help="Where PyTorch computes: cpu, cuda, cuda:1, mps.")
+    @click.option("--precision", help="Of PyTorch: float32, or bfloat16 or float16 (autocast).")
     @click.option(
         "--preprocess",
         metavar="HOW",
@@ -134,10 +137,11 @@ def _model_options(command: Callable) -> Callable:
     @click.option("--head", help="linear, softmax or sigmoid, if what is found out about the outputs is wrong.")
     @click.option("--feed", metavar="NAME=FILE.npy", multiple=True, help="What another input gets; zeros if left out.")
     @click.option("--input-size", metavar="N or HxW", help="Bring pictures to this size, if the model takes any.")
-    @click.option("--trust", is_flag=True, help="Run code that the model file holds (Lambda layers).")
+    @click.option("--trust", is_flag=True, help="Run code that the model file holds (Lambda layers, pickles).")
     @wraps(command)
     def gathered(*args: Any, **options: Any) -> Any:
-        names = ("backend", "preprocess", "classes", "input", "output", "head", "feed", "input_size", "trust")
+        names: tuple[str, ...] = ("weights", "backend", "device", "precision", "preprocess", "classes")
+        names += ("input", "output", "head", "feed", "input_size", "trust")
         opening = {name: options.pop(name) for name in names}
         return command(*args, opening=opening, **options)
 
@@ -145,21 +149,17 @@ def _model_options(command: Callable) -> Callable:
 
 
 def _open(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
-    from convscope.networks import check_file, choose_backend, open_model
+    from convscope.networks import open_model
 
-    opening = dict(opening)
-    size, feed = opening.pop("input_size"), opening.pop("feed")
-    if not model.startswith("keras:"):
-        check_file(Path(model))  # before the seconds that a framework takes to import
-    with _notices_held_back():
-        choose_backend(opening["backend"])
-    network = open_model(model, size=_size(size), feed=_fed(feed), **opening)
+    network = open_model(model, **_ready(model, opening))
     height, width = network.inputs.size
     shell.say(f"{network.name}: {network.source.name} on {network.framework}, {network.backend}")
     for note in network.source.notes:
         shell.say(f"  opened: {note}")
     kind = {1: "grey", 3: "RGB"}.get(network.inputs.channels, f"{network.inputs.channels} channels")
-    shell.say(f"  input: {height}x{width} {kind}{' (it would take any size)' if network.inputs.free else ''}")
+    free = "it would take any size" if network.inputs.free else ""
+    about = "; ".join(part for part in (network.inputs.note, free) if part)
+    shell.say(f"  input: {height}x{width} {kind}{f' ({about})' if about else ''}")
     for name, value in network.inputs.others.items():
         shell.say(f"  input {name!r} is fed {value}")
     if len(network.outputs) > 1:
@@ -167,6 +167,18 @@ def _open(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
     shell.say(f"  preprocessing: {network.preprocessing.text}")
     shell.say(f"  head: {network.head.text}{'' if network.class_names else '; classes have numbers, no names'}")
     return network
+
+
+def _ready(model: str, opening: dict[str, Any]) -> dict[str, Any]:
+    """The options of `open_model`; Keras is imported already where it will be needed."""
+    from convscope.networks import choose_backend, is_for_keras
+
+    options = dict(opening)
+    options["size"], options["feed"] = _size(options.pop("input_size")), _fed(options["feed"])
+    if is_for_keras(model):  # this says what is wrong with a file before the seconds that a framework takes to import
+        with _notices_held_back():
+            choose_backend(options["backend"])
+    return options
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -252,8 +264,9 @@ def app() -> None:
     """A microscope for convolutional networks.
 
     Shows what each layer makes of a picture (activations), what each filter looks for (filters), and which part
-    of a picture spoke for a class (heatmap). MODEL is a .keras, .h5 or .hdf5 file, or keras:NAME such as
-    keras:ResNet50V2 or "keras:VGG16?weights=none".
+    of a picture spoke for a class (heatmap). MODEL is a model file (.keras, .h5 of any age, a SavedModel folder,
+    .onnx, TorchScript, .pt2), code that makes a model (file.py:function, with --weights FILE), or a name such as
+    keras:ResNet50V2, "keras:VGG16?weights=none", torchvision:resnet50 or timm:convnext_tiny.
     """
 
 
@@ -538,6 +551,70 @@ def demo(shell: Shell, out: str, seed: int, opening: dict[str, Any]) -> None:
 def _written(out: str, name: str) -> dict[str, Any]:
     """The JSON beside the pictures, as it was written."""
     return json.loads((Path(out) / name).read_text(encoding="utf-8"))
+
+
+@app.command()
+@click.argument("model")
+@click.argument("image", required=False)
+@_model_options
+@_common
+def doctor(shell: Shell, model: str, image: str | None, opening: dict[str, Any]) -> None:
+    """Say what convscope finds out about MODEL, how sure it is, and whether the techniques work on it.
+
+    The dry run takes IMAGE, or a picture that convscope draws. Exits with 1 if something does not work.
+    """
+    from convscope.diagnosis import doctor as examine
+
+    options = _ready(model, opening)
+    found = examine(model, image, **options)
+    data = found.to_json()
+    shell.result(data, lambda: _diagnosis(shell, found), essential=True)
+    if not found.ok:
+        sys.exit(FAILED)
+
+
+def _diagnosis(shell: Shell, found: Any) -> None:
+    facts = _diagnosed(found)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:>{width}}  {value}")
+    rows = [
+        [
+            trial.name,
+            "works" if trial.ok else "fails",
+            f"{trial.seconds:.2f} s",
+            "" if trial.peak_bytes is None else f"{trial.peak_bytes / 2**20:.0f} MiB",
+            trial.found,
+        ]
+        for trial in found.trials
+    ]
+    shell.table("dry run", ["step", "", "time", "process's peak", "found"], rows, right=(2, 3))
+    for doubt in found.doubts:
+        click.echo(f"not sure: {doubt}")
+    for problem in found.problems:
+        click.echo(f"does not work: {problem}")
+
+
+def _diagnosed(found: Any) -> dict[str, str]:
+    """What is known of the file and the network, by name."""
+    facts = {}
+    if found.file:
+        facts["file"] = f"{found.file['path']}, {found.file['bytes']:,} bytes, {found.file['kind']}"
+    if found.network:
+        network, inputs, layers = found.network, found.network["input"], found.layers
+        colours = {1: "grey", 3: "RGB"}.get(inputs["channels"], f"{inputs['channels']} channels")
+        facts |= {
+            "framework": f"{network['framework']}, {network['backend']}",
+            "opened": "; ".join(network["opened"]) or "as it is",
+            "input": f"{inputs['name']}: {inputs['height']}x{inputs['width']} {colours}"
+            + (", any size would do" if inputs["free_size"] else ""),
+            "preprocessing": network["preprocessing"]["text"],
+            "output": f"{network['output']}: {network['head']['text']}",
+            "layers": ", ".join(f"{count} {kind}" for kind, count in layers["kinds"].items()),
+            "activations": f"{len(layers['activations'])} layers by default",
+            "heatmap": f"at {layers['heatmap']}" if layers["heatmap"] else "no layer with a map",
+        }
+    return facts
 
 
 # -- the way out -----------------------------------------------------------------------------------------

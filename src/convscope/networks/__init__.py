@@ -6,16 +6,17 @@ import importlib
 import importlib.util
 import json
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line
+from convscope.errors import BackendError, ModelError, UsageError, one_line
 from convscope.networks import preprocessing as pp
+from convscope.networks.modules import OpenedModule
 from convscope.networks.network import Head, Inputs, Layer, Network, Prediction, Record, Source
 
 __all__ = ["Head", "Inputs", "Layer", "Network", "Prediction", "Record", "Source", "open_model"]
@@ -28,7 +29,10 @@ BACKENDS = {"tensorflow": "tensorflow", "torch": "keras-torch", "jax": "jax"}
 def open_model(
     model: Any,
     *,
+    weights: str | os.PathLike | None = None,
     backend: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
     preprocess: str | pp.Preprocessing | None = None,
     classes: str | os.PathLike | Sequence[str] | None = None,
     input: str | None = None,
@@ -41,70 +45,209 @@ def open_model(
     """Open a trained model, whatever it comes as.
 
     Args:
-        model: a `keras.Model` in memory; the path of a `.keras`, `.h5` or `.hdf5` whole model, of any age that
-            `networks/legacy_h5.py` knows (the content decides, not the name); `"keras:ResNet50V2"`, any function
-            of `keras.applications`, with its arguments as a query (`"keras:VGG16?weights=none&classes=10"`); or a
-            `Network`, which comes back as it is.
-        backend: "tensorflow", "jax" or "torch"; else `KERAS_BACKEND`, else what is imported, else what is installed.
+        model: a `keras.Model` or `torch.nn.Module` in memory; the path of a model file, whose content decides and not
+            its name (`.keras`, `.h5` of any age, a SavedModel folder, `.onnx`, TorchScript, `.pt2`); code,
+            `"file.py:function"` or `"package.module:function"`, that returns a model; `"keras:ResNet50V2"`,
+            `"torchvision:resnet50"` or `"timm:convnext_tiny"`, with arguments as a query
+            (`"keras:VGG16?weights=none&classes=10"`); or a `Network`, which comes back as it is.
+        weights: a file of weights for a model that code makes.
+        backend: of Keras: "tensorflow", "jax" or "torch"; else `KERAS_BACKEND`, else what is imported, else installed.
+        device: for PyTorch: "cpu", "cuda", "cuda:1", "mps"; a module in memory stays where it is.
+        precision: for PyTorch: "float32", or "bfloat16" or "float16" for autocast.
         preprocess: "none", "0..1", "-1..1", "caffe", "torch" or "MEAN,STD"; found out or guessed where None.
         classes: names in the order of the outputs, or a file that holds them (a line each, or JSON).
         input, output: names, where the model has several; the first that fits where None.
         size: pixels `(height, width)` to bring pictures to, where the model takes any size.
         feed: arrays `(1, ...)` for the inputs that don't get the picture; zeros where nothing is given.
         head: "linear", "softmax" or "sigmoid", where what convscope finds out about the outputs is wrong.
-        trust: run code that the file holds (Lambda layers).
+        trust: run code that the file holds (Lambda layers, pickled modules).
 
     Raises:
         ModelError: the file is missing, damaged, of another kind, or holds code; BackendError: the backend is not
         installed or not the one in use; UsageError: an option does not fit the model.
     """
     if isinstance(model, Network):
-        if any(option is not None for option in (preprocess, classes, input, output, size, feed, head)):
+        options = (weights, device, precision, preprocess, classes, input, output, size, feed, head)
+        if any(option is not None for option in options):
             raise UsageError("this network is open already; give options where it is opened.")
         return model
     if head not in (None, "linear", "softmax", "sigmoid"):
         raise UsageError(f"head {head!r} is not known; expected linear, softmax or sigmoid.")
-    options: dict[str, Any] = {
-        "input": input,
-        "output": output,
-        "size": (size, size) if isinstance(size, int) else size,
-        "feed": feed,
-        "preprocess": pp.parse(preprocess) if isinstance(preprocess, str) else preprocess,
-        "class_names": read_class_names(classes),
-        "head": head,
-    }
-    if isinstance(model, str | os.PathLike):
-        name = os.fspath(model)
-        if not name.startswith("keras:"):
-            check_file(Path(name))
-        choose_backend(backend)
-        from convscope.networks import keras_files
+    opening = _Opening(
+        {
+            "input": input,
+            "output": output,
+            "size": (size, size) if isinstance(size, int) else size,
+            "feed": feed,
+            "preprocess": pp.parse(preprocess) if isinstance(preprocess, str) else preprocess,
+            "class_names": read_class_names(classes),
+            "head": head,
+        },
+        None if weights is None else Path(weights),
+        backend,
+        device,
+        precision,
+        trust,
+    )
+    if not isinstance(model, str | os.PathLike):
+        return opening.in_memory(model)
+    return opening.named(os.fspath(model))
 
-        opened = keras_files.open_named(name, trust=trust)
-        return opened.network(**options)
-    return _in_memory(model, backend, options)
+
+_OF_KERAS = ("keras", "hdf5", "saved_model")
 
 
-def _in_memory(model: Any, backend: str | None, options: dict[str, Any]) -> Network:
-    # Under Keras' torch backend a Keras model is a torch module too: ask "is it Keras?" first.
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(model, keras.Model):
-        choose_backend(backend)
+def is_for_keras(name: str) -> bool:
+    """True if `open_model(name)` will need Keras, False if PyTorch or whatever the user's code imports.
+
+    Raises:
+        ModelError: there is no such file, or it is no model; no framework is imported to find out.
+    """
+    from convscope.networks import code, files
+
+    collection = name.partition(":")[0]
+    if collection in ("keras", "torchvision", "timm") or code.is_code(name):
+        return collection == "keras"
+    files.check_file(Path(name))
+    return files.kind_of_file(Path(name)) in _OF_KERAS
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What was asked for, on its way to the framework's file that will open it."""
+
+    options: dict[str, Any]
+    weights: Path | None
+    backend: str | None
+    device: str | None
+    precision: str | None
+    trust: bool
+
+    def named(self, name: str) -> Network:
+        """A file, code, or a name from a collection of models."""
+        from convscope.networks import code, files
+
+        collection = name.partition(":")[0]
+        if collection == "keras":
+            self._no_weights(name)
+            return self._keras(lambda: _room("keras_files").open_named(name))
+        if collection in ("torchvision", "timm"):
+            return self._torch(lambda: _room("torch_files").open_zoo(name, self.weights))
+        if code.is_code(name):
+            return self._from_code(name)
+        path = Path(name)
+        files.check_file(path)
+        kind = files.kind_of_file(path)
+        self._no_weights(name)
+        if kind == "saved_model":
+            return self._keras(lambda: _room("keras_files").read_saved_model(path, self.trust))
+        if kind in ("keras", "hdf5"):
+            return self._keras(lambda: _room("keras_files").open_named(name, trust=self.trust))
+        if kind == "onnx":
+            _needed("onnx", "onnx", files.KINDS[kind])
+            return self._torch(lambda: _room("onnx").read(path), "onnx")
+        return self._torch(lambda: _room("torch_files").open_file(path, trust=self.trust))
+
+    def in_memory(self, model: Any) -> Network:
+        """A model that the user holds."""
+        self._no_weights("a model in memory")
+        # Under Keras' torch backend a Keras model is a torch module too: ask "is it Keras?" first.
+        if _is_keras(model):
+            return self._keras_in_memory(model, Source(f"keras.Model {model.name!r} in memory"))
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(model, torch.nn.Module):
+            return self._torch(lambda: OpenedModule(model, Source(f"{type(model).__name__} in memory"), in_memory=True))
+        module = type(model).__module__
+        if module.startswith(("tf_keras", "keras.src.engine", "tensorflow.python.keras")):
+            raise ModelError(
+                f"expected a Keras 3 model, found one of Keras 2 ({module}). "
+                "Save it with model.save('model.h5') and open that file."
+            )
+        raise ModelError(
+            "expected a keras.Model, a torch.nn.Module, the path of a model file or a name such as 'keras:NAME', "
+            f"found {module}.{type(model).__qualname__}."
+        )
+
+    def _from_code(self, name: str) -> Network:
+        """What a function of the user's returns, with the weights of a file."""
+        from convscope.networks import code, files
+
+        if self.weights is not None:
+            files.check_file(self.weights)
+        # The code may import Keras, which takes its backend from here.
+        if self.backend is not None and "keras" not in sys.modules:
+            os.environ["KERAS_BACKEND"] = self.backend
+        elif "KERAS_BACKEND" not in os.environ and "keras" not in sys.modules and _installed():
+            os.environ["KERAS_BACKEND"] = _at_hand()
+        made = code.build(name)
+        if _is_keras(made):
+            notes = _room("keras_files").load_weights(made, self.weights) if self.weights is not None else _UNTRAINED
+            return self._keras_in_memory(made, self._source(name, notes))
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(made, torch.nn.Module):
+            return self._torch(lambda: self._filled(made, name))
+        raise UsageError(
+            f"expected {name} to return a keras.Model or a torch.nn.Module, found {code.describe_type(made)}."
+        )
+
+    def _filled(self, made: Any, name: str) -> OpenedModule:
+        notes = _room("torch_files").fill(made, self.weights) if self.weights is not None else _UNTRAINED
+        return OpenedModule(made, self._source(name, notes))
+
+    def _source(self, name: str, notes: Sequence[str]) -> Source:
+        from convscope.networks import files
+
+        if self.weights is None:
+            return Source(name, notes=tuple(notes))
+        return Source(name, str(self.weights), files.sha256(self.weights), (f"weights of {self.weights.name}", *notes))
+
+    def _keras(self, opened: Callable[[], Any]) -> Network:
+        self._only_torch()
+        choose_backend(self.backend)
+        return opened().network(**self.options)
+
+    def _keras_in_memory(self, model: Any, source: Source) -> Network:
+        self._only_torch()
+        choose_backend(self.backend)
         from convscope.networks.keras import KerasNetwork
 
-        return KerasNetwork(model, Source(f"keras.Model {model.name!r} in memory"), **options)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(model, torch.nn.Module):
-        raise ModelError("expected a Keras model, found a native PyTorch module; those can't be opened yet.")
-    module = type(model).__module__
-    if module.startswith(("tf_keras", "keras.src.engine", "tensorflow.python.keras")):
-        raise ModelError(
-            f"expected a Keras 3 model, found one of Keras 2 ({module}). "
-            "Save it with model.save('model.h5') and open that file."
+        return KerasNetwork(model, source, **self.options)
+
+    def _torch(self, opened: Callable[[], OpenedModule], extra: str = "torch") -> Network:
+        if self.backend not in (None, "torch"):
+            raise UsageError(f"--backend {self.backend} is for Keras models; this is not one, and runs on torch.")
+        _needed("torch", extra, "a PyTorch or ONNX model")
+        return _room("pytorch").network_of(
+            opened(), device=self.device, precision=self.precision or "float32", **self.options
         )
-    raise ModelError(
-        f"expected a keras.Model, the path of a model file or 'keras:NAME', found {module}.{type(model).__qualname__}."
-    )
+
+    def _only_torch(self) -> None:
+        if self.device is not None:
+            raise UsageError("--device is for PyTorch and ONNX models; Keras computes where its backend does.")
+        if self.precision not in (None, "float32"):
+            raise UsageError("--precision is for PyTorch and ONNX models; a Keras model has its own.")
+
+    def _no_weights(self, name: str) -> None:
+        if self.weights is not None:
+            raise UsageError(f"--weights goes with code that makes the model (file.py:function), not with {name}.")
+
+
+_UNTRAINED = ("weights as the function left them: no --weights were given",)
+
+
+def _is_keras(model: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and hasattr(keras, "Model") and isinstance(model, keras.Model)
+
+
+def _room(name: str) -> Any:
+    """A file of this folder that imports a framework."""
+    return importlib.import_module(f"convscope.networks.{name}")
+
+
+def _needed(module: str, extra: str, what: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise BackendError(f"{what} needs {module}, which is not installed. Run: pip install 'convscope[{extra}]'")
 
 
 def choose_backend(requested: str | None) -> str:
@@ -161,44 +304,16 @@ def _supported(name: str) -> str:
     return name
 
 
+def _installed() -> list[str]:
+    return [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
+
+
 def _at_hand() -> str:
     """The first backend that is imported already, else the first that is installed."""
     imported = [name for name in BACKENDS if name in sys.modules]
-    installed = [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
-    if imported or installed:
-        return (imported + installed)[0]
+    if imported or _installed():
+        return (imported + _installed())[0]
     raise BackendError("no backend for Keras models is installed. Run one of: " + ", ".join(map(_pip, BACKENDS)))
-
-
-def check_file(path: Path) -> None:
-    """Say what is wrong with a model file before any framework is imported.
-
-    Raises:
-        ModelError: it is missing, a folder, empty, or can't be read.
-    """
-    if path.is_dir():
-        found = "a SavedModel folder" if (path / "saved_model.pb").exists() else "a folder"
-        raise ModelError(f"expected a model file, found {found}: {path}. Save the model as one .keras or .h5 file.")
-    if not path.exists():
-        raise ModelError(f"no model file at {path}; {_missing_hint(path)}")
-    if not path.is_file():
-        raise ModelError(
-            f"expected a model file, found a device or a pipe: {path}. Save the model as one .keras or .h5 file."
-        )
-    if path.stat().st_size == 0:
-        raise ModelError(f"the model file {path} is empty (0 bytes); copy or download it again.")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ModelError(f"the model file {path} can't be read ({error.strerror}); check its permissions.") from error
-
-
-def _missing_hint(path: Path) -> str:
-    if re.match(r"\w+:/", path.as_posix()):  # Path makes one "/" of the two
-        return "convscope does not download models, so fetch it first and give the file."
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent} either, so check the path."
-    return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
 
 
 def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple[str, ...] | None:

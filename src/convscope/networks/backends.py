@@ -1,7 +1,7 @@
-"""What convscope needs from Keras' three backends beyond `keras.ops`: compile, differentiate, cross the border.
+"""What convscope needs from TensorFlow, JAX and torch: compile, differentiate, cross the border to NumPy.
 
-One small class each. Nothing is imported on a guess: the class is chosen by the name of the backend that Keras
-already runs on, and imports its framework then.
+One small class each, for Keras' backends and for native PyTorch. Nothing is imported on a guess: the class is chosen by
+the name of the backend that Keras already runs on, and imports its framework then.
 """
 
 from __future__ import annotations
@@ -118,12 +118,17 @@ class JaxBackend:
 
 
 class TorchBackend:
-    """Eager torch: nothing is compiled, gradients are recorded only where `value_and_grad` asks for them."""
+    """Eager torch: nothing is compiled, gradients are recorded only where `value_and_grad` asks for them.
+
+    Args:
+        device: where tensors are put; where Keras computes if None.
+    """
 
     name = "torch"
 
-    def __init__(self) -> None:
+    def __init__(self, device: Any = None) -> None:
         self._torch = importlib.import_module("torch")
+        self._device = device
         self.version = self._torch.__version__
 
     def compile(self, function: Callable) -> Callable:
@@ -137,7 +142,6 @@ class TorchBackend:
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Backend.value_and_grad`."""
         torch = self._torch
-        tree = importlib.import_module("keras").tree
 
         def differentiated(x: Tensor) -> tuple:
             with torch.enable_grad():
@@ -147,8 +151,7 @@ class TorchBackend:
                 if value.requires_grad:
                     (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
             # What is handed out must not hold the graph, or a loop that keeps its scores keeps every step's.
-            value, aux = tree.map_structure(lambda tensor: tensor.detach(), (value, aux))
-            return (value, aux), torch.zeros_like(x) if gradient is None else gradient
+            return _detached((value, aux)), torch.zeros_like(x) if gradient is None else gradient
 
         return differentiated
 
@@ -157,14 +160,25 @@ class TorchBackend:
         return variable.value.detach()
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """On the device that Keras computes on; a copy where NumPy's memory is read-only."""
-        from keras.src.backend.torch.core import get_device
+        """A copy: NumPy's memory may be read-only."""
+        if self._device is None:
+            from keras.src.backend.torch.core import get_device
 
-        return self._torch.tensor(np.asarray(array), device=get_device())
+            self._device = get_device()
+        return self._torch.tensor(np.asarray(array), device=self._device)
 
     def numpy(self, tensor: Tensor) -> np.ndarray:
         """See `Backend.numpy`."""
         return tensor.detach().cpu().numpy()
+
+
+def _detached(structure: Any) -> Any:
+    """Tuples, lists and dicts of tensors without their graph."""
+    if isinstance(structure, dict):
+        return {key: _detached(value) for key, value in structure.items()}
+    if isinstance(structure, tuple | list):
+        return type(structure)(_detached(value) for value in structure)
+    return structure.detach() if hasattr(structure, "detach") else structure
 
 
 _BACKENDS: dict[str, type] = {"tensorflow": TensorFlowBackend, "jax": JaxBackend, "torch": TorchBackend}

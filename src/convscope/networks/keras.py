@@ -43,7 +43,7 @@ from convscope.networks.keras_graph import (
     python_call,
 )
 from convscope.networks.keras_inputs import Entry
-from convscope.networks.network import Head, Inputs, Layer, Network, Record, Rule, Source
+from convscope.networks.network import Head, Inputs, Layer, Network, Record, Recording, Rule, Source, as_recording
 
 
 class _Enough(BaseException):
@@ -120,9 +120,7 @@ class KerasNetwork(Network):
         first = self._look()
         self.preprocessing = preprocess or self._find_preprocessing(first)
         self.head = self._find_head(first, head)
-        self.class_names = None
-        if class_names is not None:
-            self.class_names = self._checked_names(class_names)
+        self.class_names = None if class_names is None else self.checked_names(class_names)
 
     # taps ------------------------------------------------------------------------------------------
 
@@ -169,7 +167,7 @@ class KerasNetwork(Network):
         self,
         values: list[Tensor],
         x: Tensor,
-        record: Sequence[str] = (),
+        record: Recording = (),
         rules: Mapping[str, Rule] | None = None,
         outputs: bool = True,
         undone: bool = True,
@@ -338,14 +336,6 @@ class KerasNetwork(Network):
         names = [self.model.name] + [op.name for _, op in self._operations if kind_of(op) == "model"]
         return next(((pp.family_of(name), name) for name in names if pp.family_of(name)), (None, ""))
 
-    def _checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        if len(names) != self.head.classes:
-            raise UsageError(
-                f"expected {self.head.classes} class names for {self.name}, found {len(names)}. "
-                "Give one name for each class, in the order of the network's outputs."
-            )
-        return tuple(names)
-
 
 class _Taps:
     """Wraps the calls of the tapped operations for one pass: records outputs and applies rules."""
@@ -353,15 +343,15 @@ class _Taps:
     def __init__(
         self,
         paths: dict[str, tuple[Call, int]],
-        record: Sequence[str],
+        record: Recording,
         rules: Mapping[str, Rule],
         stop: bool,
     ) -> None:
-        self._record, self._rules = set(record), dict(rules)
-        self._at = {path: paths[path] for path in self._record | set(self._rules)}
+        self._record, self._rules = as_recording(record), dict(rules)
+        self._at = {path: paths[path] for path in {*self._record, *self._rules}}
         self._left = set(self._at)
         self._stop = stop
-        self.recorded: dict[str, Tensor] = {}
+        self.recorded: dict[str, Any] = {}
 
     @contextmanager
     def placed(self) -> Iterator[None]:
@@ -408,7 +398,7 @@ class _Taps:
             replaced = keras.ops.cast(_channels_back(activation, bool(call.channels_first)), tensor.dtype)
             result = keras.tree.map_structure(lambda item: replaced if item is tensor else item, result)
         if path in self._record:
-            self.recorded[path] = activation
+            self.recorded[path] = self._record[path](activation)
         return result
 
 

@@ -37,6 +37,7 @@ class OpenedModule:
         preprocessing: where a data config tells of it.
         size: `(h, w)` that a data config recommends.
         class_names: where they are known.
+        in_memory: True if it is the user's own object, which has to stay as it is.
         options: anything else that `TorchNetwork` is to be told.
     """
 
@@ -46,4 +47,5 @@ class OpenedModule:
     preprocessing: pp.Preprocessing | None = None
     size: tuple[int, int] | None = None
     class_names: tuple[str, ...] | None = None
+    in_memory: bool = False
     options: dict[str, Any] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from convscope.networks.preprocessing import Preprocessing
 
 Tensor = Any
 Rule = Callable[[Tensor], Tensor]
+Recording = Sequence[str] | Mapping[str, Callable[[Tensor], Any]]
 
 KINDS = (
     *("conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "reshape", "padding", "resize"),
@@ -36,8 +37,8 @@ class Layer:
     """One node of the network: one output of one call of one layer.
 
     Attributes:
-        path: names from the top joined by "/"; "#k" marks the k-th call of a layer that is called more than
-            once, "[i]" the i-th of several outputs.
+        path: names from the top as the framework joins them, "/" in Keras and "." in PyTorch; "#k" marks the k-th
+            call of a layer that is called more than once, "[i]" the i-th of several outputs.
         kind: "conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "model", ... .
         class_name: the framework's own name of the layer's class.
         shape: of the output for one picture, channels last: `(h, w, c)` or `(c,)`.
@@ -74,7 +75,8 @@ class Head:
     Attributes:
         kind: "softmax" or "sigmoid" (a layer that could be taken away, so that logits are explained),
             "softmax_output" or "sigmoid_output" (outputs are probabilities, nothing to take away: their logarithm is
-            explained), "linear" (outputs are taken as they are) or "maps" (a value for each place: no class scores).
+            explained), "logits" or "sigmoid_logits" (outputs are logits already), "linear" (outputs are taken as they
+            are, with no probabilities) or "maps" (a value for each place: no class scores).
         units: number of output units.
         layer: path of the layer whose softmax or sigmoid is taken away, or None.
         guess: True if only the values that the network returns tell of the kind.
@@ -102,6 +104,10 @@ class Head:
             return "a value for each place and not for each class, so there are no predictions and no heatmaps"
         if self.kind == "linear":
             return f"{self.units} linear output{'s' if self.units > 1 else ''}, explained as they are"
+        if self.kind.endswith("logits"):
+            by = "sigmoid" if self.kind.startswith("sigmoid") else "softmax"
+            sure = " is a guess; set --head" if self.guess else ""
+            return f"{self.units} logits, explained as they are (that probabilities are their {by}{sure})"
         kind = self.kind.removesuffix("_output")
         what = "one sigmoid unit" if self.binary else f"{kind} over {self.units} outputs"
         if self.layer is not None:
@@ -141,11 +147,11 @@ class Record:
 
     Attributes:
         logits: `(n, classes)`, see `Head.logits`; None if the pass stopped before the output.
-        activations: for each tapped path `(n, h, w, c)` or `(n, c)`, float32.
+        activations: for each recorded path `(n, h, w, c)` or `(n, c)`, float32, or what the function given for it made.
     """
 
     logits: Tensor
-    activations: Mapping[str, Tensor]
+    activations: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,7 @@ class Inputs:
         free: True if the network would take other sizes too.
         channels: 1 for grey, 3 for RGB.
         others: names of further inputs, and what they are fed.
+        note: what to say about the size, where it is a guess.
     """
 
     name: str
@@ -191,6 +198,7 @@ class Inputs:
     free: bool
     channels: int
     others: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 class Network(ABC):
@@ -231,9 +239,9 @@ class Network(ABC):
         """Make `function(run, *tensors)` ready to be called many times as `compiled(*tensors)`.
 
         `run(x, record=(), rules={}, outputs=True, undone=True) -> Record` passes pictures `x` `(n, h, w, c)`
-        through the network; the paths in `record` are recorded, an activation at a path in `rules` is replaced
-        by `rule(activation)`. Without `outputs` the pass stops once every tap has spoken; with `undone` the
-        softmax or sigmoid of the head is taken away.
+        through the network; the paths in `record` are recorded, or what a function makes of the activation where
+        `record` is a mapping; an activation at a path in `rules` is replaced by `rule(activation)`. Without `outputs`
+        the pass stops once every tap has spoken; with `undone` the softmax or sigmoid of the head is taken away.
         """
 
     @abstractmethod
@@ -327,6 +335,19 @@ class Network(ABC):
         probabilities = self.head.probabilities(logits[None])
         probability = None if probabilities is None else float(probabilities[0, index])
         return Prediction(index, self.class_name(index), float(logits[index]), probability)
+
+    def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Class names as a tuple.
+
+        Raises:
+            UsageError: there are not as many as classes.
+        """
+        if len(names) != self.head.classes:
+            raise UsageError(
+                f"expected {self.head.classes} class names for {self.name}, found {len(names)}. "
+                "Give one name for each class, in the order of the network's outputs."
+            )
+        return tuple(names)
 
     def class_name(self, index: int) -> str:
         """The name of class `index`, or its number as text where there are no names."""
@@ -425,8 +446,13 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace("_", " ")
 
 
+def as_recording(record: Recording) -> Mapping[str, Callable[[Tensor], Any]]:
+    """What to keep of the activation at each path: itself, unless a function says otherwise."""
+    return record if isinstance(record, Mapping) else dict.fromkeys(record, lambda activation: activation)
+
+
 def find_layer(layers: Sequence[Layer], path: str) -> Layer:
-    """The one layer at `path`; a last part that is unique will do ("conv3_block4_out" in a nested model).
+    """The one layer at `path`; a last part that is unique will do ("conv3_block4_out" in a nested model, "1.conv2").
 
     Raises:
         UsageError: no layer, or more than one, answers to `path`; the nearest names are said.
@@ -434,7 +460,7 @@ def find_layer(layers: Sequence[Layer], path: str) -> Layer:
     for candidates in (
         [layer for layer in layers if layer.path == path],
         [layer for layer in layers if _base(layer.path) == path],
-        [layer for layer in layers if layer.path.endswith("/" + path) or _base(layer.path).endswith("/" + path)],
+        [layer for layer in layers if _ends_with(layer.path, path) or _ends_with(_base(layer.path), path)],
     ):
         if len(candidates) == 1:
             return candidates[0]
@@ -442,6 +468,10 @@ def find_layer(layers: Sequence[Layer], path: str) -> Layer:
             several = ", ".join(layer.path for layer in candidates)
             raise UsageError(f"layer {path!r} stands for more than one: {several}. Name one of them.")
     raise UsageError(f"no layer {path!r}; {nearest(path, [layer.path for layer in layers])}")
+
+
+def _ends_with(path: str, end: str) -> bool:
+    return path.endswith(("/" + end, "." + end))
 
 
 def _base(path: str) -> str:
@@ -503,8 +533,9 @@ def _answers(layer: Layer, name: str) -> bool:
     # A path holds brackets where a layer has several outputs; a glob would take them as a set of letters.
     pattern = name.replace("[", "[[]")
     return any(
-        fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, "*/" + pattern)
+        fnmatch.fnmatchcase(path, start + pattern)
         for path in (layer.path, _base(layer.path))
+        for start in ("", "*/", "*.")
     )
 
 

@@ -79,6 +79,7 @@ class Preprocessing:
         """Plain JSON values for provenance."""
         return {
             "name": self.name,
+            "text": self.text,
             "mean": list(self.mean),
             "std": list(self.std),
             "order": "bgr" if self.bgr else "rgb",

@@ -69,11 +69,11 @@ def activations(
     for done, (group, start, stop) in enumerate(passes):
         if progress:
             progress(done, len(passes), f"{group[0].path} … {group[-1].path}")
-        arrays, counts = _look(network, group, x[start:stop], plan.at_once)
+        arrays, sizes, shares = _look(network, group, x[start:stop], plan.at_once)
         for layer in group:
             keep.put(layer, start, arrays[layer.path])
             for index, photo in enumerate(photos[start:stop]):
-                rows[start + index, layer.path] = _row(photo, layer, arrays[layer.path][index], counts, index)
+                rows[start + index, layer.path] = _row(photo, layer, sizes[layer.path][index], shares, index)
         keep.flush()
     keep.close()
     if progress:
@@ -145,6 +145,9 @@ class _Keep:
 
     def put(self, layer: Layer, start: int, array: np.ndarray) -> None:
         """Take the values of some pictures, from number `start` on."""
+        if self.folder is None and len(array) == self._pictures:
+            self.arrays[layer.path] = np.ascontiguousarray(array)  # of a single pass: no copy of what may be large
+            return
         if layer.path not in self.arrays:
             self.arrays[layer.path] = self._new(layer, array)
         self.arrays[layer.path][start : start + len(array)] = array
@@ -178,48 +181,66 @@ def _folder(scratch: str | PathLike | None) -> str | None:
 
 def _look(
     network: Network, group: tuple[Layer, ...], x: np.ndarray, at_once: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a group of layers, and for each place where zeros count their share and the empty channels.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The arrays of a group of layers, mean and largest value `(n, 2)` of each, and, for each place where zeros count,
+    the share of each channel that is none `(n, c)`.
 
     A last chunk of fewer than `at_once` pictures is filled up: one shape, one compile.
     """
     paths = tuple(layer.path for layer in group)
     rectified = tuple(sorted({layer.rectified for layer in group if layer.rectified}))
     program = network.program(("activations", paths), lambda: network.compile(_recording(network, paths, rectified)))
-    arrays, counts = program(network.tensor(np.resize(x, (at_once, *x.shape[1:]))))
+    arrays, sizes, alive = program(network.tensor(x if len(x) == at_once else np.resize(x, (at_once, *x.shape[1:]))))
     return (
         {path: network.numpy(array)[: len(x)] for path, array in arrays.items()},
-        {path: (network.numpy(zeros), network.numpy(empty)) for path, (zeros, empty) in counts.items()},
+        {path: np.stack([network.numpy(size) for size in of], axis=-1)[: len(x)] for path, of in sizes.items()},
+        {path: network.numpy(share)[: len(x)] for path, share in alive.items()},
     )
 
 
 def _recording(network: Network, paths: tuple[str, ...], rectified: tuple[str, ...]) -> Callable:
     ops = network.ops
 
-    def counted(activation: Any) -> tuple[Any, Any]:
-        zero = ops.cast(ops.equal(activation, 0), "float32")
-        places = tuple(range(1, len(activation.shape)))
-        silent = ops.mean(zero, axis=places[:-1]) if len(places) > 1 else zero
-        return ops.mean(zero, axis=places), ops.sum(ops.cast(ops.equal(silent, 1), "int32"), axis=-1)
+    def alive(activation: Any) -> Any:
+        places = tuple(range(1, len(activation.shape) - 1))
+        counted = ops.cast(ops.count_nonzero(activation, axis=places) if places else activation != 0, "float32")
+        return counted / int(np.prod(activation.shape[1:-1]))
 
-    def record(run: Callable, x: Any) -> tuple[dict, dict]:
+    def size(activation: Any) -> tuple[Any, Any]:
+        every = tuple(range(1, len(activation.shape)))
+        return ops.mean(activation, axis=every), ops.max(activation, axis=every)
+
+    def kept(path: str) -> Callable:
+        # Counted where they pass by: to keep what a convolution's ReLU made would take the memory of another layer.
+        return lambda activation: {
+            "activation": activation if path in paths else None,
+            "size": size(activation) if path in paths else None,
+            "alive": alive(activation) if path in rectified else None,
+        }
+
+    def record(run: Callable, x: Any) -> tuple[dict, dict, dict]:
         # The head stays as it is: these are the layers' own values, probabilities included.
-        seen = run(x, record=(*paths, *rectified), outputs=False, undone=False).activations
-        return {path: seen[path] for path in paths}, {path: counted(seen[path]) for path in rectified}
+        keep = {path: kept(path) for path in {*paths, *rectified}}
+        seen = run(x, record=keep, outputs=False, undone=False).activations
+        return (
+            {path: seen[path]["activation"] for path in paths},
+            {path: seen[path]["size"] for path in paths},
+            {path: seen[path]["alive"] for path in rectified},
+        )
 
     return record
 
 
-def _row(photo: Picture, layer: Layer, values: np.ndarray, counts: dict[str, Any], index: int) -> LayerStatistics:
-    zeros, empty = counts.get(layer.rectified or "", (None, None))
+def _row(photo: Picture, layer: Layer, size: np.ndarray, shares: dict[str, np.ndarray], index: int) -> LayerStatistics:
+    alive = shares[layer.rectified][index] if layer.rectified else None
     return LayerStatistics(
         image=photo.name,
         layer=layer.path,
         kind=layer.kind,
-        shape=tuple(values.shape),
-        mean=float(values.mean()),
-        max=float(values.max()),
-        zeros=None if zeros is None else float(zeros[index]),
-        empty_channels=None if empty is None else int(empty[index]),
+        shape=layer.shape,
+        mean=float(size[0]),
+        max=float(size[1]),
+        zeros=None if alive is None else float(1 - alive.mean(dtype=np.float64)),
+        empty_channels=None if alive is None else int((alive == 0).sum()),
         counted_at=layer.rectified,
     )

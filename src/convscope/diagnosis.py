@@ -1,0 +1,206 @@
+"""What convscope finds out about a model, and whether the three techniques work on it: `convscope doctor`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convscope.errors import ConvscopeError, one_line
+from convscope.networks import Network, open_model
+from convscope.networks.files import KINDS, kind_of_file, sha256
+from convscope.results import versions
+from convscope.techniques.activations import activations
+from convscope.techniques.filters import filters
+from convscope.techniques.heatmaps import heatmap
+
+CHANNELS, STEPS = 2, 3  # of the dry run of `filters`
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step of the dry run.
+
+    Attributes:
+        name: "open", "activations", "filters" or "heatmap".
+        ok: whether it worked; found: what it gave, or why it failed.
+        seconds: of wall-clock time, the first call with all that has to be compiled for it.
+        peak_bytes: the most memory that the process has held so far; None where the system does not tell.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found out; everything is plain values.
+
+    Attributes:
+        file: path, bytes, kind and hash of the model file; empty where the model is none.
+        network: see `Network.describe`; empty where the model can't be opened.
+        layers: their number, kinds, the ones that activations show by default, the heatmap's, and the filters'.
+        trials: the dry run, opening first.
+        doubts: what is a guess, and what would set it; problems: what does not work, and why.
+    """
+
+    file: dict[str, Any]
+    network: dict[str, Any]
+    layers: dict[str, Any]
+    trials: tuple[Trial, ...]
+    doubts: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if everything works."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the versions of what took part."""
+        return {"ok": self.ok, **asdict(self), "versions": versions()}
+
+
+def doctor(model: Any, picture: Any = None, **opening: Any) -> Diagnosis:
+    """Say what convscope finds out about a model, and try the three techniques on it.
+
+    Args:
+        model: what `open_model` takes, or an opened network.
+        picture: a path, array `(h, w[, c])` uint8 or PIL image for the dry run; one that convscope draws where None.
+        opening: the options of `open_model`.
+
+    Returns:
+        a diagnosis, also of a model that can't be opened: then `problems` says why.
+    """
+    network: Network | None = None
+
+    def opened() -> str:
+        nonlocal network
+        network = open_model(model, **opening)
+        return f"{len(network.layers)} layers, {network.parameters:,} parameters"
+
+    trials = [_trial("open", opened)]
+    if network is None:
+        return Diagnosis(_file(model), {}, {}, tuple(trials), (), (trials[0].found,))
+    photo = _drawn(network) if picture is None else picture
+    layers = _layers(network)
+    trials += [
+        _trial("activations", lambda: _activations(network, photo)),
+        _trial("filters", lambda: _filters(network, layers["filters"])),
+        _trial("heatmap", lambda: _heatmap(network, photo)),
+    ]
+    problems = tuple(f"{trial.name}: {trial.found}" for trial in trials if not trial.ok)
+    return Diagnosis(_file(model), network.describe(), layers, tuple(trials), _doubts(network), problems)
+
+
+def _trial(name: str, run: Callable[[], str]) -> Trial:
+    start = time.perf_counter()
+    try:
+        ok, found = True, run()
+    except ConvscopeError as error:
+        ok, found = False, str(error)
+    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # A framework's own errors: the other techniques may work all the same, and a doctor goes on.
+        ok, found = False, f"{type(error).__name__}: {one_line(error)}"
+    return Trial(name, ok, found, time.perf_counter() - start, _peak_bytes())
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process has held, in bytes; None on systems that don't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _file(model: Any) -> dict[str, Any]:
+    if not isinstance(model, str | PathLike) or not Path(fspath(model)).exists():
+        return {}
+    path = Path(fspath(model))
+    try:
+        kind = KINDS[kind_of_file(path)]
+    except (ConvscopeError, OSError):
+        kind = "unknown"
+    files = [path] if path.is_file() else [entry for entry in sorted(path.rglob("*")) if entry.is_file()]
+    return {
+        "path": str(path),
+        "bytes": sum(entry.stat().st_size for entry in files),
+        "kind": kind,
+        "sha256": sha256(path) if path.is_file() else None,
+    }
+
+
+def _drawn(network: Network) -> np.ndarray:
+    """A picture with edges, a gradient and texture, `(h, w, 3)` uint8: a trained network has something to see."""
+    height, width = network.inputs.size
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = np.sin(40 * x + 10 * np.sin(7 * y))
+    disc = (x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.06
+    picture = np.stack([200 * y, 120 + 80 * waves, 60 + 150 * x], axis=-1)
+    picture[disc] = (230, 200, 40)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def _layers(network: Network) -> dict[str, Any]:
+    kinds: dict[str, int] = {}
+    for layer in network.layers:
+        kinds[layer.kind] = kinds.get(layer.kind, 0) + 1
+    try:
+        last = network.last_spatial_layer().path
+    except ConvscopeError:
+        last = None
+    rows = [layer for layer in network.layers if layer.kind == "conv" and layer.on_path] or [
+        layer for layer in network.layers if layer.on_path and layer.kind != "model"
+    ]
+    return {
+        "count": len(network.layers),
+        "kinds": kinds,
+        "activations": [layer.path for layer in network.select(None)],
+        "heatmap": last,
+        "filters": rows[len(rows) // 2].path if rows else None,
+    }
+
+
+def _activations(network: Network, photo: Any) -> str:
+    found = activations(network, [photo])
+    size = sum(array.nbytes for array in found.arrays.values())
+    counted = [row for row in found.statistics if row.zeros is not None]
+    empty = f", {sum(row.empty_channels or 0 for row in counted)} empty channels" if counted else ""
+    return f"{len(found.arrays)} layers, {size / MIB:.1f} MiB a picture{empty}"
+
+
+def _filters(network: Network, path: str | None) -> str:
+    if path is None:
+        raise ConvscopeError("the network has no layer that the picture passes.")
+    result = filters(network, path, range(min(CHANNELS, network.layer(path).channels)), steps=STEPS)
+    climbed = sum(row.activations[-1] > row.activations[0] for row in result.rows)
+    return f"{climbed} of {len(result.rows)} filters of {path} rose in {STEPS} steps"
+
+
+def _heatmap(network: Network, photo: Any) -> str:
+    row = heatmap(network, [photo]).rows[0]
+    how = f" (blank: {row.reason})" if row.status == "blank" else ""
+    return f"{row.method} of {row.class_name} at {row.layer}{how}"
+
+
+def _doubts(network: Network) -> tuple[str, ...]:
+    found = []
+    if network.preprocessing.certainty == "guess":
+        found.append(f"preprocessing: {network.preprocessing.text}; --preprocess sets it.")
+    if network.inputs.note:
+        found.append(f"input size: {network.inputs.note}.")
+    if network.head.guess:
+        found.append(f"outputs: {network.head.text}; --head sets it.")
+    return tuple(found)

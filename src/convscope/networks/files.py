@@ -1,0 +1,131 @@
+"""What a model file is, by its content: the name only helps where the content does not tell."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from pathlib import Path
+
+from convscope.errors import ModelError, nearest
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+# What each kind is to people.
+KINDS = {
+    "keras": "a .keras archive",
+    "hdf5": "an HDF5 file",
+    "saved_model": "a SavedModel folder",
+    "onnx": "an ONNX model",
+    "safetensors": "a .safetensors file",
+    "torchscript": "a TorchScript archive",
+    "exported": "a PyTorch exported program (.pt2)",
+    "torch": "a PyTorch checkpoint",
+    "pickle": "a Python pickle",
+}
+EXPECTED = "a .keras, .h5, .onnx, .pt, .pth, .pt2 or .safetensors file, or a SavedModel folder"
+
+
+def check_file(path: Path) -> None:
+    """Say what is wrong with a model file before any framework is imported.
+
+    Raises:
+        ModelError: it is missing, a folder of something else, empty, or can't be read.
+    """
+    if path.is_dir():
+        if (path / "saved_model.pb").exists():
+            return
+        raise ModelError(f"expected a model file, found a folder: {path}. Give {EXPECTED}.")
+    if not path.exists():
+        raise ModelError(f"no model file at {path}; {_missing_hint(path)}")
+    if not path.is_file():
+        raise ModelError(f"expected a model file, found a device or a pipe: {path}. Give {EXPECTED}.")
+    if path.stat().st_size == 0:
+        raise ModelError(f"the model file {path} is empty (0 bytes); copy or download it again.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ModelError(f"the model file {path} can't be read ({error.strerror}); check its permissions.") from error
+
+
+def _missing_hint(path: Path) -> str:
+    if re.match(r"\w+:/", path.as_posix()):  # Path makes one "/" of the two
+        return "convscope does not download models, so fetch it first and give the file."
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either, so check the path."
+    return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+
+
+def kind_of_file(path: Path) -> str:
+    """Which of `KINDS` a file is.
+
+    Raises:
+        ModelError: none of them; it says what the file looks like.
+    """
+    if path.is_dir():
+        return "saved_model"
+    if zipfile.is_zipfile(path):
+        return _kind_of_zip(path)
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(HDF5_SIGNATURE) or _has_late_hdf5(path):
+        return "hdf5"
+    if re.match(rb'.{8}\s*\{\s*"', head, re.DOTALL) and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    # PyTorch's files before its zip archives: the number that they begin with, pickled.
+    if head.startswith((b"\x80\x02\x8a\x0al\xfc\x9c", b"\x80\x02")):
+        return "torch"
+    if head.startswith(b"\x80") and head[1:2] in b"\x03\x04\x05":
+        return "pickle"
+    if path.suffix.lower() == ".onnx" or (head.startswith(b"\x08") and head[1] < 32 and b"\x12" in head):
+        return "onnx"
+    raise ModelError(f"{path} is not a model that convscope opens: {_looks_like(head)}. Expected {EXPECTED}.")
+
+
+def _kind_of_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] or name for name in archive.namelist()]
+            whole = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise ModelError(f"the archive {path} can't be read whole: {error}. Copy or download it again.") from error
+    if "config.json" in whole:
+        return "keras"
+    if any(name.startswith("models/") or "serialized_exported_program" in name for name in (*names, *whole)):
+        return "exported"
+    if "constants.pkl" in names:
+        return "torchscript"
+    if "data.pkl" in names:
+        return "torch"
+    raise ModelError(
+        f"{path} is another zip archive (it holds {', '.join(whole[:3]) or 'nothing'}, …), not a model. "
+        f"Expected {EXPECTED}."
+    )
+
+
+def _has_late_hdf5(path: Path) -> bool:
+    """HDF5 may begin after a block of the user's own, of 512, 1024, ... bytes."""
+    with path.open("rb") as file:
+        offset = 512
+        while offset < path.stat().st_size and offset <= 2**16:
+            file.seek(offset)
+            if file.read(8) == HDF5_SIGNATURE:
+                return True
+            offset *= 2
+    return False
+
+
+def _looks_like(head: bytes) -> str:
+    if head.startswith(b"PK"):
+        return "it begins like a zip archive but has no end; it may have been cut off while copying"
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")):
+        return "it is a picture"
+    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        return f"it is text, beginning with {head[:24].decode()!r}"
+    return f"it begins with the bytes {head[:8].hex(' ')}"
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,325 @@
+"""What a PyTorch module consists of, and what one watched pass through it shows.
+
+Modules are seen by forward hooks; operations that are no modules (`F.relu`, `x + y`, `torch.flatten`) by a
+`TorchFunctionMode`. Inside a leaf, a module of `torch.nn` without children, nothing more is looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from convscope.networks.graph import Call, Value, flat_outputs
+from convscope.networks.modules import Described
+
+# -- what the module consists of -------------------------------------------------------------------------
+
+_MODULES = (
+    ("conv", r"(Lazy)?Conv(Transpose)?[123]d|DeformConv2d"),
+    ("pool", r"((Adaptive)?(Max|Avg)|LP|FractionalMax)Pool[123]d"),
+    ("dense", r"(Lazy)?Linear|Bilinear|NonDynamicallyQuantizableLinear"),
+    ("norm", r"(Lazy)?(Batch|Instance|Group|Layer|RMS|SyncBatch|LocalResponse)Norm([123]d)?|CrossMapLRN2d"),
+    ("dropout", r"(Alpha|FeatureAlpha)?Dropout([123]d)?"),
+    ("identity", r"Identity"),
+    ("reshape", r"Flatten|Unflatten"),
+    ("padding", r"(Zero|Reflection|Replication|Constant|Circular)Pad[123]d"),
+    ("resize", r"Upsample|Upsampling(Nearest|Bilinear)2d|Pixel(Un)?[sS]huffle"),
+    (
+        "activation",
+        r"C?ELU|SELU|GLU|GELU|Hard(shrink|sigmoid|swish|tanh)|LeakyReLU|LogSigmoid|(Log)?Softmax(2d)?|Softmin|Mish|PReLU"
+        r"|ReLU6?|RReLU|SiLU|Sigmoid|Soft(plus|shrink|sign)|Tanh(shrink)?|Threshold",
+    ),
+)
+_FUNCTIONS = (
+    ("conv", r"conv(_transpose)?[123]d|_?convolution"),
+    ("pool", r"(adaptive_)?(max|avg)_pool[123]d(_with_indices)?|lp_pool[12]d"),
+    ("dense", r"linear|addmm|matmul|mm|bmm|einsum"),
+    ("norm", r"(native_)?(batch|instance|group|layer|rms|local_response)_norm|normalize"),
+    ("dropout", r"(alpha_|feature_)?dropout([123]d)?"),
+    ("identity", r"to|float|half|double|type|type_as|contiguous|clone|detach|alias"),
+    (
+        "reshape",
+        r"flatten|unflatten|view|reshape|squeeze|unsqueeze|permute|transpose|expand|chunk|split|unbind|movedim|t",
+    ),
+    ("padding", r"pad|constant_pad_nd"),
+    ("resize", r"interpolate|upsample\w*|pixel_(un)?shuffle"),
+    ("merge", r"add|sub|mul|div|true_divide|cat|concat|concatenate|stack|maximum|minimum"),
+    (
+        "activation",
+        r"c?elu|selu|g?elu|glu|hard(shrink|sigmoid|swish|tanh)|leaky_relu|logsigmoid|(log_)?softmax|mish|r?relu6?|prelu"
+        r"|silu|sigmoid|soft(plus|shrink|sign)|tanh(shrink)?|threshold",
+    ),
+)
+# A call of one of these takes and gives maps (n, c, h, w); what follows keeps the layout that it is given.
+_CHANNELS_FIRST = ("conv", "pool", "resize")
+
+
+def _kind(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
+    return next((kind for kind, pattern in table if re.fullmatch(pattern, name)), None)
+
+
+def described(module: nn.Module) -> Described | None:
+    """What a module stands for, where its own class does not tell."""
+    found = vars(module).get("described")
+    return found if isinstance(found, Described) else None
+
+
+def class_name(module: nn.Module) -> str:
+    """The name of a module's class, or of the class or operator that it stands for."""
+    found = described(module)
+    return found.class_name if found else type(module).__name__
+
+
+def module_kind(module: nn.Module) -> str:
+    """The kind of a module: of the first class of `torch.nn` that it derives from; "model" for any container."""
+    found = described(module)
+    if found is not None and found.kind is not None:
+        return found.kind
+    if any(name != "parametrizations" for name, _ in module.named_children()):
+        return "model"
+    if found is not None:
+        return _kind(found.class_name, _MODULES) or "model"
+    for cls in type(module).__mro__:
+        if cls.__module__.startswith("torch.nn.modules") and cls is not nn.Module:
+            return _kind(cls.__name__, _MODULES) or ("model" if "container" in cls.__module__ else "other")
+    return "model"
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside `DataParallel`, `DistributedDataParallel` and what `torch.compile` returns."""
+    while type(module).__name__ in ("DataParallel", "DistributedDataParallel", "OptimizedModule"):
+        module = getattr(module, "_orig_mod", None) or getattr(module, "module")  # noqa: B009
+    return module
+
+
+def named_modules(module: nn.Module) -> dict[nn.Module, str]:
+    """Every module below `module` with its path; one that is reached twice keeps its first path."""
+    paths: dict[nn.Module, str] = {}
+    for name, child in module.named_modules():
+        found = described(child)
+        path = found.path if found is not None and found.path else re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name)
+        if child is not module and type(child).__name__ != "OptimizedModule":
+            paths[child] = path
+    return paths
+
+
+# -- functions -------------------------------------------------------------------------------------------
+
+
+def function_name(function: Callable) -> str:
+    """The plain name of an operation: "relu" of `F.relu`, `x.relu_()` and `aten.relu.default`, "add" of `x += y`."""
+    name = getattr(function, "__name__", type(function).__name__).partition(".")[0].strip("_")
+    arithmetic = re.fullmatch(r"[ir]?(add|sub|mul|truediv|matmul)", name)
+    return {"truediv": "div"}.get(arithmetic[1], arithmetic[1]) if arithmetic else name
+
+
+def function_kind(name: str, result: Any) -> str:
+    """The kind of an operation that is no module, from its name and, for means over maps, from what it returned."""
+    if name in ("mean", "amax", "max", "sum") and isinstance(result, torch.Tensor):
+        pooled = result.dim() == 2 or (result.dim() == 4 and result.shape[2] * result.shape[3] == 1)
+        return "global_pool" if pooled else "other"
+    return _kind(name, _FUNCTIONS) or "other"
+
+
+def activation_of(kind: str, name: str) -> str | None:
+    """The name of a non-linearity, lower case; None for a call of another kind. A logarithm changes no order."""
+    if kind != "activation":
+        return None
+    plain = name.lower()
+    return "softmax" if re.fullmatch(r"(log_?)?softmax(2d)?", plain) else plain
+
+
+# -- what one pass shows ---------------------------------------------------------------------------------
+
+
+def tensors_of(structure: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists, dicts and dataclasses."""
+    if isinstance(structure, torch.Tensor):
+        return [structure]
+    if is_dataclass(structure) and not isinstance(structure, type):
+        structure = [getattr(structure, item.name) for item in fields(structure)]
+    items = structure.values() if isinstance(structure, Mapping) else structure
+    if isinstance(structure, Mapping | list | tuple):
+        return [tensor for item in items for tensor in tensors_of(item)]
+    return []
+
+
+class Places:
+    """Where in the module a pass is: the path of the innermost module, and whether that is a leaf."""
+
+    def __init__(self, modules: Mapping[nn.Module, str]) -> None:
+        self._modules = modules
+        self._leaves = {module for module in modules if module_kind(module) != "model"}
+        self._stack: list[nn.Module] = []
+        self._taken = set(modules.values())
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Follow the pass for the length of a block."""
+        with ExitStack() as stack:
+            for module in self._modules:
+                stack.callback(module.register_forward_pre_hook(self._enter).remove)
+                stack.callback(module.register_forward_hook(self._leave, prepend=True).remove)
+            yield
+
+    @property
+    def in_leaf(self) -> bool:
+        """True while a leaf is running: what it calls is its own affair."""
+        return any(module in self._leaves for module in self._stack)
+
+    def path_of(self, name: str) -> str:
+        """The path of an operation that is no module, called here."""
+        inside = self._modules[self._stack[-1]] if self._stack else ""
+        path, again = f"{inside}.{name}" if inside else name, 1
+        while path in self._taken:
+            again += 1
+            path = f"{inside}.{name}~{again}" if inside else f"{name}~{again}"
+        return path
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self._stack.append(module)
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        while self._stack and self._stack.pop() is not module:
+            pass
+
+
+class FunctionMode(TorchFunctionMode):
+    """Hands every operation that is no module, and lies in no leaf, to `seen(path, name, args, kwargs, result)`.
+
+    What `seen` returns takes the result's place.
+    """
+
+    def __init__(self, places: Places, seen: Callable[..., Any]) -> None:
+        super().__init__()
+        self._places, self._seen = places, seen
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch in place of each of its functions."""
+        kwargs = kwargs or {}
+        name = function_name(func)
+        if name in _UNSEEN or self._places.in_leaf:
+            return func(*args, **kwargs)
+        return self._seen(self._places.path_of(name), name, args, kwargs, lambda: func(*args, **kwargs))
+
+
+# Properties, and what asks about a tensor without making one.
+_UNSEEN = frozenset({"get", "set", "size", "dim", "numel", "is_floating_point", "requires_grad", "shape", "data_ptr"})
+
+
+class Watch:
+    """Writes down every call of every module and of the operations that are none, in the order of execution.
+
+    The picture has to require a gradient: a tensor belongs to its flow if it requires one too (what is computed from
+    weights alone is no layer).
+    """
+
+    def __init__(self, modules: Mapping[nn.Module, str]) -> None:
+        self.calls: list[Call] = []
+        self._modules = modules
+        self._places = Places(modules)
+        self._given: dict[nn.Module, list[list[Value]]] = {}
+        self._made: list[tuple[Call, int, torch.Tensor, int]] = []
+        self._count: dict[Any, int] = {}
+        self._alive: list[torch.Tensor] = []
+        self._flowing: set[Any] = set()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch for the length of a block."""
+        with ExitStack() as stack:
+            for module in self._modules:
+                stack.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(self._after, with_kwargs=True).remove)
+            stack.enter_context(self._places.followed())
+            stack.enter_context(FunctionMode(self._places, self._function))
+            yield
+        # A value that was changed in place afterwards (a ReLU that works in place) has to be copied when recorded.
+        for call, index, tensor, version in self._made:
+            if tensor._version != version:
+                call.facts.setdefault("overwritten", set()).add(index)
+        self._made.clear()
+        self._alive.clear()
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        """What stands for a tensor at this moment: a change in place makes another value of it."""
+        self._alive.append(tensor)
+        return Value((id(tensor), tensor._version), tuple(tensor.shape))
+
+    def begin(self, tensor: torch.Tensor) -> Value:
+        """The value of an input of the network."""
+        value = self.value(tensor)
+        self._flowing.add(value.key)
+        return value
+
+    def _values(self, structure: Any) -> list[Value]:
+        values = [(tensor, self.value(tensor)) for tensor in tensors_of(structure)]
+        return [value for tensor, value in values if tensor.requires_grad or value.key in self._flowing]
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._given.setdefault(module, []).append(self._values((args, kwargs)))
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        kind, name, inputs = module_kind(module), class_name(module), self._given[module].pop()
+        if kind == "pool" and "Adaptive" in name and all(_is_point(tensor) for tensor in tensors_of(result)):
+            kind = "global_pool"
+        parameters = 0 if kind == "model" else sum(parameter.numel() for parameter in module.parameters())
+        call = Call(self._modules[module], kind, name, module, self._nth(module), inputs, [], parameters=parameters)
+        call.activation = activation_of(kind, name)
+        call.channels_first = _layout(kind, module, result)
+        self._finish(call, result)
+
+    def _function(self, path: str, name: str, args: Any, kwargs: Any, run: Callable) -> Any:
+        inputs = self._values((args, kwargs))
+        result = run()
+        tensors = [tensor for tensor in tensors_of(result) if tensor.dim() > 0]
+        if not inputs or not tensors:
+            return result
+        kind = function_kind(name, result)
+        if kind == "pool" and name.startswith("adaptive") and all(map(_is_point, tensors)):
+            kind = "global_pool"
+        call = Call(path, kind, name, path, self._nth(path), inputs, [], activation=activation_of(kind, name))
+        call.channels_first = _permuted(name, args, kwargs) if name == "permute" else _layout(kind, None, result)
+        call.facts["scalars"] = [arg for arg in args if isinstance(arg, int | float)]
+        self._finish(call, result)
+        return result
+
+    def _nth(self, operation: Any) -> int:
+        self._count[operation] = self._count.get(operation, -1) + 1
+        return self._count[operation]
+
+    def _finish(self, call: Call, result: Any) -> None:
+        for index, (mark, tensor) in enumerate(flat_outputs(result)):
+            value = self.value(tensor)
+            self._flowing.add(value.key)
+            call.outputs.append((mark, value))
+            self._made.append((call, index, tensor, tensor._version))
+        self.calls.append(call)
+
+
+def _is_point(tensor: torch.Tensor) -> bool:
+    return all(side == 1 for side in tensor.shape[2:])
+
+
+def _layout(kind: str, module: nn.Module | None, result: Any) -> bool | None:
+    """Whether a call says by itself that its maps have the channels first."""
+    rank = result.dim() if isinstance(result, torch.Tensor) else 0
+    if rank != 4:
+        return None
+    if kind == "dense" or (type(module) is nn.LayerNorm and len(module.normalized_shape) == 1):
+        return False  # both work on the last axis
+    if kind in _CHANNELS_FIRST or (kind == "norm" and module is not None and not isinstance(module, nn.LayerNorm)):
+        return True
+    return None
+
+
+def _permuted(name: str, args: Any, kwargs: Any) -> bool | None:
+    dims = kwargs.get("dims", args[1] if len(args) == 2 else args[1:])
+    return {(0, 2, 3, 1): False, (0, 3, 1, 2): True}.get(tuple(dim % 4 for dim in dims) if len(dims) == 4 else ())

@@ -1,0 +1,228 @@
+"""What a PyTorch module takes: a module does not say, so its inputs are found out by trying."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from convscope.errors import ModelError, UsageError, nearest, one_line
+from convscope.networks.graph import flat_outputs
+from convscope.networks.network import Inputs
+from convscope.networks.torch_graph import named_modules
+
+USUAL = 224
+# Sizes that networks of one fixed size are made for, the most usual first; then all others up to LARGEST.
+_COMMON = (224, 32, 28, 64, 299, 256, 96, 48, 128, 30, 112, 150, 160, 192, 227, 240, 300, 320, 331, 384, 416, 448, 512)
+LARGEST = 512
+
+Shape = tuple[int, ...]
+
+
+class Entry:
+    """Turns pictures `(n, h, w, c)` into what the module is called with.
+
+    Args:
+        module: to be called, in evaluation mode and without gradients, by `attempt`.
+        attempt: runs the module on its arguments.
+        declared: `(n, c, h, w)` as a file declares it, None for what is free.
+        name: which input gets the picture.
+        asked: `(h, w)` that the user wants.
+        advised: `(h, w)` that a data config recommends.
+        feed: arrays for the other inputs, by name.
+        channels_last: the module itself takes `(n, h, w, c)`.
+        dtype, device: of the module's weights.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        attempt: Callable[..., Any],
+        *,
+        declared: Sequence[int | None] | None,
+        name: str | None,
+        asked: tuple[int, int] | None,
+        advised: tuple[int, int] | None,
+        feed: Mapping[str, np.ndarray],
+        channels_last: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._module, self._attempt = module, attempt
+        self._dtype, self._device, self._channels_last = dtype, device, channels_last
+        self._names = _input_names(module, name)
+        name = name or self._names[0]
+        if name not in self._names:
+            raise UsageError(f"no input {name!r}; {nearest(name, self._names)}")
+        self.position = self._names.index(name)
+        self._others = self._fed(name, feed)
+        self._layout = torch.channels_last
+        self._last_error: Exception | None = None
+        channels, size, free, note = self._found(declared, asked, advised)
+        others = {other: _said(value) for other, value in self._others.items()}
+        self.inputs = Inputs(name, size, free, channels, others, note)
+
+    def arguments(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What to call the module with, for pictures `(n, h, w, c)`."""
+        x = x.to(self._dtype)
+        if not self._channels_last:
+            # As channels_last these are the same bytes, and convolutions run faster; but a `view` of maps may not.
+            x = x.permute(0, 3, 1, 2)
+            # A grey picture counts as contiguous either way, but its strides lead a convolution to channels_last.
+            x = x if self._layout is torch.channels_last else x.clone(memory_format=self._layout)
+        arguments = [self._repeated(name, len(x)) for name in self._names if name in self._others]
+        return [*arguments[: self.position], x, *arguments[self.position :]]
+
+    # finding out -----------------------------------------------------------------------------------
+
+    def _found(
+        self,
+        declared: Sequence[int | None] | None,
+        asked: tuple[int, int] | None,
+        advised: tuple[int, int] | None,
+    ) -> tuple[int, tuple[int, int], bool, str]:
+        """Channels, size, whether other sizes would do, and what to say about it."""
+        channels, height, width = _of(declared, self._channels_last)
+        if declared is not None and height and width:
+            if asked not in (None, (height, width)):
+                raise UsageError(
+                    f"the model takes pictures of {height}x{width} pixels only, not {asked[0]}x{asked[1]}."
+                )
+            return channels or 3, (height, width), False, ""
+        known = [channels] if channels else _likely_channels(self._module)
+        wanted = asked or advised or (USUAL, USUAL)
+        fitting = next((count for count in known if self._runs(count, wanted)), None)
+        if fitting is not None:
+            return fitting, wanted, self._is_free(fitting, wanted), ""
+        if asked is None:
+            for count in known:
+                side = self._fixed_side(count)
+                if side:
+                    note = "a guess: the first size that its layers fit; --input-size sets another"
+                    return count, (side, side), False, note
+        raise ModelError(_cant_run(type(self._module).__name__, known, wanted, self._last_error)) from self._last_error
+
+    def _is_free(self, channels: int, size: tuple[int, int]) -> bool:
+        other = (max(8, size[0] * 3 // 4 // 32 * 32), max(8, size[1] * 3 // 4 // 32 * 32))
+        other = other if other != size else (size[0] * 2, size[1] * 2)
+        return self._runs(channels, other)
+
+    def _fixed_side(self, channels: int) -> int | None:
+        """The side of the square pictures that a module of one fixed size takes, found on shapes alone."""
+        sides = dict.fromkeys([*_COMMON, *range(8, LARGEST + 1)])
+        fitting = (side for side in sides if self._fits(channels, side) and self._runs(channels, (side, side)))
+        tried = (side for side in _COMMON[1:] if self._runs(channels, (side, side)))
+        return next(fitting, None) or next(tried, None)
+
+    def _fits(self, channels: int, side: int) -> bool:
+        """Whether shapes go through, with tensors that have no values; some operations need them, so this may err."""
+        state = [*self._module.named_parameters(), *self._module.named_buffers()]
+        empty = {name: tensor.detach().to("meta") for name, tensor in state}
+        arguments = [x.contiguous().to("meta") for x in self.arguments(self._blank(channels, (side, side)))]
+        try:
+            return _kept(torch.func.functional_call(self._module, empty, tuple(arguments)))
+        except Exception:  # whatever the user's code raises: this size does not fit
+            return False
+
+    def _runs(self, channels: int, size: tuple[int, int]) -> bool:
+        """Whether the module takes pictures of a size; it settles the layout in memory that it takes them in."""
+        for layout in dict.fromkeys((self._layout, torch.contiguous_format)):
+            before, self._layout = self._layout, layout
+            try:
+                if _kept(self._attempt(*self.arguments(self._blank(channels, size)))):
+                    return True
+            except Exception as error:  # whatever the user's code raises
+                self._last_error = self._last_error or error
+            self._layout = before
+        return False
+
+    def _blank(self, channels: int, size: tuple[int, int]) -> torch.Tensor:
+        return torch.zeros((1, *size, channels), device=self._device)
+
+    # the other inputs ------------------------------------------------------------------------------
+
+    def _fed(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        unknown = [key for key in feed if key not in self._names]
+        if unknown:
+            raise UsageError(f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._names)}")
+        others = [other for other in self._names if other != name]
+        shapes = getattr(self._module, "input_shapes", {})
+        missing = [other for other in others if other not in feed and other not in shapes]
+        if missing:
+            raise UsageError(
+                f"the model takes {', '.join(self._names)}; the picture goes to {name!r}, and what {missing[0]!r} "
+                f"takes is not known. Give it with --feed {missing[0]}=FILE.npy (feed={{...}}), or choose the "
+                "picture's input with --input."
+            )
+        return {
+            other: np.asarray(feed[other])
+            if other in feed
+            else np.zeros([1, *(side or 1 for side in shapes[other][1:])])
+            for other in others
+        }
+
+    def _repeated(self, name: str, count: int) -> torch.Tensor:
+        value = torch.as_tensor(self._others[name], device=self._device)
+        value = value.to(self._dtype) if value.is_floating_point() else value
+        return value.expand(count, *value.shape[1:])
+
+
+def _kept(returned: Any) -> bool:
+    """True if one picture gave outputs for one picture: a fixed size behind a `view` may give more, or fewer."""
+    tensors = [tensor for _, tensor in flat_outputs(returned)]
+    return bool(tensors) and tensors[0].dim() > 0 and tensors[0].shape[0] == 1
+
+
+def _input_names(module: nn.Module, asked: str | None) -> list[str]:
+    names = getattr(module, "input_names", None)
+    if names:
+        return list(names)
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return ["input"]
+    by_place = [item for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    needed = [item.name for item in by_place if item.default is item.empty]
+    return needed or [item.name for item in by_place[:1]] or ["input"]
+
+
+def _of(declared: Sequence[int | None] | None, channels_last: bool) -> tuple[int | None, int | None, int | None]:
+    """Channels, height and width of a declared shape."""
+    if declared is None:
+        return None, None, None
+    _, *rest = declared
+    height, width, channels = rest if channels_last else (rest[1], rest[2], rest[0])
+    return channels, height, width
+
+
+def _likely_channels(module: nn.Module) -> list[int]:
+    """How many channels the picture may have, the likeliest first: what the first convolution takes, then RGB, grey."""
+    weights = [(child, getattr(child, "weight", None)) for child in named_modules(module)]
+    first = [
+        int(getattr(child, "in_channels", weight.shape[1]))
+        for child, weight in weights
+        if isinstance(weight, torch.Tensor) and weight.dim() == 4
+    ]
+    loose = [parameter.shape[1] for parameter in module.parameters() if parameter.dim() == 4]
+    return list(dict.fromkeys([*first[:1], *loose[:1], 3, 1]))
+
+
+def _said(fed: np.ndarray) -> str:
+    """What an input other than the picture is fed, for people and for provenance."""
+    if not fed.any():
+        return "zeros"
+    return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"
+
+
+def _cant_run(name: str, channels: list[int], size: tuple[int, int], error: Exception | None) -> str:
+    reason = one_line(error)[:200].rstrip(".") if error is not None else "it returned no tensor of one picture"
+    return (
+        f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
+        f"channels ({reason}). Expected a module that takes pictures (n, c, h, w); give its size with --input-size, "
+        "for one that is not square as 66x200. --debug shows the whole story."
+    )

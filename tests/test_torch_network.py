@@ -1,0 +1,739 @@
+"""Native PyTorch modules: taps agree with hooks of the test's own, gradients with finite differences and autograd
+written out, and the module comes back as it was."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import convscope  # noqa: E402
+from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
+from convscope.networks.pytorch import TorchNetwork  # noqa: E402
+from convscope.networks.torch_graph import function_name  # noqa: E402
+
+
+def picture(side=40, channels=3, seed=0):
+    shape = (side, side, 3) if channels == 3 else (side, side)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def randomised(module, seed=0):
+    """Weights that are not trivial, running statistics included."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        low = 0.5 if name.endswith(("running_var", "bn.weight")) else -0.4
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (1.0 if low > 0 else 0.8) + low)
+    return module
+
+
+class Block(nn.Module):
+    """A residual block: ReLU in place, a sum in place, a functional ReLU whose name a child has too."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=2)
+
+    def forward(self, x):
+        y = self.conv2(self.relu(self.bn(self.conv(x))))
+        y += x
+        return F.relu(y)
+
+
+class Small(nn.Module):
+    """Stem, two blocks, pooling, dense; logits."""
+
+    def __init__(self, channels=3, classes=5):
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 6, 3, stride=2, bias=False)
+        self.blocks = nn.Sequential(Block(6), Block(6))
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, x):
+        x = self.pool(self.blocks(F.leaky_relu(self.stem(x), 0.1)))
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+def small(**options):
+    return randomised(Small(**options))
+
+
+def opened(module, **options):
+    return convscope.open_model(module, **{"size": (32, 32), **options})
+
+
+def by_hooks(module, network, photos):
+    """What every module returned, copied at once: hooks of the test's own. `(n, h, w, c)`."""
+    seen = {}
+    hooks = [
+        child.register_forward_hook(lambda _, __, out, at=name: seen.setdefault(at, []).append(out.detach().clone()))
+        for name, child in module.named_modules()
+    ]
+    x = torch.from_numpy(network.prepare(photos)).permute(0, 3, 1, 2)
+    training = module.training
+    with torch.no_grad():
+        returned = module.eval()(x)
+    module.train(training)
+    for hook in hooks:
+        hook.remove()
+    last = {name: [np.moveaxis(one.numpy(), 1, -1) for one in found] for name, found in seen.items()}
+    return last, returned
+
+
+def test_every_module_and_function_is_a_layer_in_the_order_of_execution():
+    paths = [layer.path for layer in opened(small()).layers if layer.kind != "model"]
+    block = ["conv", "bn", "relu", "conv2", "add", "relu~2"]
+    assert paths == [
+        *("stem", "leaky_relu"),
+        *(f"blocks.0.{name}" for name in block),
+        *(f"blocks.1.{name}" for name in block),
+        *("pool", "adaptive_avg_pool2d", "flatten", "fc"),
+    ]
+
+
+def test_kinds_shapes_and_parameters():
+    layers = {layer.path: layer for layer in opened(small()).layers}
+    assert {path: layers[path].kind for path in ("stem", "leaky_relu", "blocks.0.bn", "blocks.0.add", "pool")} == {
+        "stem": "conv",
+        "leaky_relu": "activation",
+        "blocks.0.bn": "norm",
+        "blocks.0.add": "merge",
+        "pool": "pool",
+    }
+    assert layers["adaptive_avg_pool2d"].kind == "global_pool"
+    assert layers["stem"].shape == (15, 15, 6)
+    assert layers["pool"].shape == (7, 7, 6)
+    assert layers["stem"].parameters == 6 * 3 * 3 * 3
+    assert layers["blocks.1.conv2"].parameters == 6 * 3 * 3 * 3 + 6
+    assert layers["stem"].rectified == "leaky_relu"
+    assert layers["blocks.0.conv"].rectified == "blocks.0.relu"
+
+
+def test_activations_are_what_hooks_see_also_before_what_works_in_place():
+    module = small()
+    network = opened(module)
+    photos = [picture(seed=seed) for seed in range(3)]
+    found = convscope.activations(network, photos, "all")
+    expected, returned = by_hooks(module, network, found.photos)
+    for name in ("stem", "blocks.0.conv", "blocks.0.bn", "blocks.0.relu", "blocks.1.conv2", "pool"):
+        np.testing.assert_array_equal(found.arrays[name], expected[name][0], err_msg=name)
+    np.testing.assert_array_equal(network.predict(network.prepare(found.photos)), returned.numpy())
+    # The functional ReLU: from the values of the modules around it.
+    x = np.maximum(expected["blocks.0.conv2"][0] + F.leaky_relu(torch.tensor(expected["stem"][0]), 0.1).numpy(), 0)
+    np.testing.assert_allclose(found.arrays["blocks.0.relu~2"], x, atol=1e-6)
+    assert (expected["blocks.0.bn"][0] < 0).any()  # the ReLU in place would have left none
+
+
+def test_zeros_are_counted_after_the_relu():
+    network = opened(small())
+    found = convscope.activations(network, [picture()], "all")
+    rows = {row.layer: row for row in found.statistics}
+    rectified = found.arrays["blocks.0.relu"]
+    assert rows["blocks.0.conv"].zeros == pytest.approx((rectified == 0).mean())
+    assert rows["blocks.0.conv"].empty_channels == int((rectified == 0).all(axis=(0, 1, 2)).sum())
+
+
+@pytest.mark.parametrize("path", ["stem", "leaky_relu", "blocks.0.bn", "blocks.1.add", "pool"])
+def test_gradients_are_those_of_autograd_written_out(path):
+    """The gradient of a logit with respect to an activation, against replaying the rest of the network by hand."""
+    module = small().eval()
+    network = opened(module)
+    x = network.prepare(convscope.activations(network, [picture()], "stem").photos)
+    delta = np.zeros((1, *network.layer(path).shape), np.float32)
+
+    def score(run, x, delta):
+        def inner(delta):
+            seen = run(x, rules={path: lambda activation: activation + delta})
+            return seen.logits[0, 2], ()
+
+        return network.value_and_grad(inner)(delta)
+
+    (value, _), gradient = network.compile(score)(network.tensor(x), network.tensor(delta))
+    expected_value, expected = _by_hand(module, path, torch.from_numpy(x).permute(0, 3, 1, 2))
+    assert float(value) == pytest.approx(expected_value, abs=1e-5)
+    np.testing.assert_allclose(network.numpy(gradient), np.moveaxis(expected.numpy(), 1, -1), atol=1e-6)
+    assert np.abs(network.numpy(gradient)).max() > 1e-4
+
+
+def _by_hand(module, path, x):
+    """Logit 2 and its gradient at `path`, the network written out without anything in place."""
+    cut = {}
+
+    def at(name, value):
+        if name == path:
+            value = value.detach().requires_grad_()
+            cut["value"] = value
+        return value
+
+    x = at("leaky_relu", F.leaky_relu(at("stem", module.stem(x)), 0.1))
+    for number, block in enumerate(module.blocks):
+        y = at(f"blocks.{number}.bn", block.bn(block.conv(x)))
+        y = block.conv2(F.relu(y))
+        x = F.relu(at(f"blocks.{number}.add", y + x))
+    x = at("pool", module.pool(x))
+    logit = module.fc(x.mean(dim=(2, 3)))[0, 2]
+    (gradient,) = torch.autograd.grad(logit, cut["value"])
+    return float(logit), gradient
+
+
+class TestTheModuleComesBackAsItWas:
+    @pytest.fixture
+    def module(self):
+        module = small().train()
+        module.blocks[0].eval()  # a frozen part
+        module.stem.weight.requires_grad_(False)
+        module.fc.weight.grad = torch.ones_like(module.fc.weight)
+        return module
+
+    def state(self, module):
+        return {
+            "training": [child.training for child in module.modules()],
+            "asking": [parameter.requires_grad for parameter in module.parameters()],
+            "hooks": [(len(child._forward_hooks), len(child._forward_pre_hooks)) for child in module.modules()],
+            "values": [value.clone() for value in module.state_dict().values()],
+            "layout": [value.stride() for value in module.state_dict().values()],
+            "types": [value.dtype for value in module.state_dict().values()],
+            "gradients": [None if item.grad is None else item.grad.clone() for item in module.parameters()],
+            "generator": torch.get_rng_state(),
+            "attributes": [sorted(vars(child)) for child in module.modules()],
+        }
+
+    def same(self, before, after):
+        for key in before:
+            for one, other in zip(before[key], after[key], strict=True):
+                assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, key
+
+    def test_after_every_technique(self, module):
+        before = self.state(module)
+        network = opened(module)
+        convscope.activations(network, [picture()], "all")
+        convscope.heatmap(network, [picture()], 1)
+        convscope.filters(network, "blocks.1.relu~2", [0, 1], steps=2)
+        self.same(before, self.state(module))
+
+    def test_after_an_exception(self, module, monkeypatch):
+        network = opened(module)
+        before = self.state(module)
+
+        def broken(_):
+            raise RuntimeError("no")
+
+        monkeypatch.setattr(module.blocks[1].conv2, "forward", broken)
+        with pytest.raises(RuntimeError, match=r"^no$"):
+            convscope.heatmap(network, [picture()], 1)
+        monkeypatch.undo()
+        self.same(before, self.state(module))
+
+    def test_gradient_mode_and_generators(self, module):
+        network = opened(module)
+        with torch.no_grad():
+            inside = convscope.heatmap(network, [picture()], 1).maps
+            assert not torch.is_grad_enabled()
+        with torch.inference_mode():
+            assert np.array_equal(convscope.heatmap(network, [picture()], 1).maps, inside)
+            assert torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+        assert inside.any()
+
+    def test_no_parameter_gets_a_gradient(self):
+        module = small()
+        network = opened(module)
+        convscope.filters(network, "pool", [0], steps=3)
+        convscope.heatmap(network, [picture()], 0)
+        assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_the_pass_stops_after_the_last_tap():
+    module = small()
+    network = opened(module)
+    convscope.filters(network, "blocks.0.relu~2", [0], steps=1)  # the first look at a size goes through to the end
+    ran = []
+    module.fc.register_forward_hook(lambda *_: ran.append("fc"))
+    module.blocks[1].register_forward_hook(lambda *_: ran.append("block 1"))
+    convscope.activations(network, [picture()], ["stem", "blocks.0.conv"])
+    assert ran == []
+    convscope.filters(network, "blocks.0.relu~2", [0], steps=2)
+    assert ran == []
+    network.predict(network.prepare(convscope.activations(network, [picture()], "stem").photos))
+    assert ran == ["block 1", "fc"]
+
+
+def test_weights_that_change_are_seen_at_the_next_call():
+    module = small()
+    network = opened(module)
+    x = network.prepare(convscope.activations(network, [picture()], "stem").photos)
+    before = network.predict(x)
+    with torch.no_grad():
+        module.fc.bias += 3
+    np.testing.assert_allclose(network.predict(x), before + 3, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """One convolution called twice, and its own output as a second one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        first = torch.relu(self.conv(x))
+        return torch.relu(self.conv(first)).mean(dim=(2, 3))
+
+
+def test_a_module_that_is_called_twice_has_two_layers():
+    module = randomised(Twice())
+    network = opened(module)
+    assert [layer.path for layer in network.layers] == ["conv#0", "relu#0", "conv#1", "relu#1", "mean"]
+    found = convscope.activations(network, [picture()], "all")
+    expected, _ = by_hooks(module, network, found.photos)
+    for nth in (0, 1):
+        np.testing.assert_array_equal(found.arrays[f"conv#{nth}"], expected["conv"][nth])
+    np.testing.assert_array_equal(found.arrays["relu#1"], np.maximum(expected["conv"][1], 0))
+
+
+# -- heads -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "layer"),
+    [
+        (nn.Identity(), "logits", None),
+        (nn.Softmax(dim=1), "softmax", "1"),
+        (nn.LogSoftmax(dim=1), "softmax", "1"),
+        (nn.Sigmoid(), "sigmoid", "1"),
+    ],
+)
+def test_a_softmax_at_the_end_is_undone(end, kind, layer):
+    core = small()
+    network = opened(nn.Sequential(core, end))
+    assert (network.head.kind, network.head.layer) == (kind, layer)
+    x = network.prepare(convscope.activations(network, [picture()], "0.stem").photos)
+    plain = core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(network.predict(x), plain.detach().numpy(), atol=1e-5)
+    if kind == "softmax":
+        expected = torch.softmax(plain, 1).detach().numpy()
+        np.testing.assert_allclose(network.head.probabilities(network.predict(x)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [lambda x: F.log_softmax(x, 1), lambda x: x.softmax(dim=1)])
+def test_a_functional_softmax_is_undone(function):
+    class Ended(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core = small()
+
+        def forward(self, x):
+            return function(self.core(x))
+
+    module = Ended()
+    network = opened(module)
+    assert network.head.kind == "softmax"
+    x = network.prepare(convscope.activations(network, [picture()], "core.stem").photos)
+    plain = module.core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy()
+    np.testing.assert_allclose(network.predict(x), plain, atol=1e-5)
+
+
+def test_one_sigmoid_unit_has_two_classes():
+    network = opened(nn.Sequential(small(classes=1), nn.Sigmoid()))
+    assert network.head.binary
+    logits = network.predict(network.prepare(convscope.activations(network, [picture()], "0.stem").photos))
+    assert logits.shape == (1, 2)
+    assert logits[0, 0] == -logits[0, 1]
+
+
+def test_maps_have_no_classes():
+    network = opened(nn.Conv2d(3, 4, 3))
+    assert network.head.kind == "maps"
+    with pytest.raises(UsageError, match="class scores"):
+        convscope.heatmap(network, [picture()])
+
+
+# -- what modules return and take ------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    features: torch.Tensor
+
+
+class Returning(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.core, self.how = small(), how
+
+    def forward(self, x):
+        return self.how(self.core(x), self.core.stem(x))
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        (lambda y, z: (y, z), ("output_0", "output_1")),
+        (lambda y, z: {"logits": y, "features": z}, ("logits", "features")),
+        (Answer, ("logits", "features")),
+    ],
+)
+def test_modules_that_return_several_things(how, names):
+    module = Returning(how)
+    network = opened(module)
+    assert network.outputs == names
+    x = network.prepare(convscope.activations(network, [picture()], "core.pool").photos)
+    plain = module.core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy()
+    np.testing.assert_array_equal(network.predict(x), plain)
+    assert convscope.heatmap(network, [picture()], 1).maps.any()
+    assert opened(module, output=names[1]).head.kind == "maps"
+    with pytest.raises(UsageError, match="no output"):
+        opened(module, output="nothing")
+
+
+class Splitting(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(3, 4, 3), how
+
+    def forward(self, x):
+        return self.how(self.conv(x))
+
+
+class Inner(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.split, self.fc = Splitting(how), nn.Linear(4, 3)
+
+    def forward(self, x):
+        found = self.split(x)
+        first = found["a"] if isinstance(found, dict) else found.logits if isinstance(found, Answer) else found[0]
+        return self.fc(first.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("how", "path"),
+    [
+        (lambda y: (torch.relu(y), torch.tanh(y)), "split[0]"),
+        (lambda y: {"a": torch.relu(y), "b": torch.tanh(y)}, "split[a]"),
+        (lambda y: Answer(torch.relu(y), torch.tanh(y)), "split[logits]"),
+    ],
+)
+def test_a_rule_replaces_one_of_several_outputs_of_a_layer(how, path):
+    network = opened(randomised(Inner(how)))
+    x = network.tensor(network.prepare(convscope.activations(network, [picture()], "split.conv").photos))
+    changed = network.compile(lambda run, x: run(x, rules={path: lambda a: a * 0}).logits)(x)
+    np.testing.assert_allclose(network.numpy(changed)[0], network.module.fc.bias.detach().numpy(), atol=1e-6)
+
+
+def test_grey_pictures_and_fixed_sizes_behind_a_view():
+    class Digits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 5)
+            self.fc = nn.Linear(4 * 12 * 12, 10)
+
+        def forward(self, x):
+            return F.log_softmax(self.fc(F.max_pool2d(F.relu(self.conv(x)), 2).view(-1, 4 * 12 * 12)), dim=1)
+
+    network = convscope.open_model(randomised(Digits()))
+    assert (network.inputs.channels, network.inputs.size, network.inputs.free) == (1, (28, 28), False)
+    assert "guess" in network.inputs.note
+    assert network.preprocessing.name == "0..1"
+    assert convscope.activations(network, [picture(channels=1)]).arrays["conv"].shape == (1, 24, 24, 4)
+    # The layers before the dense one take any size.
+    assert convscope.filters(network, "conv", [0], size=40, steps=1).values.shape == (1, 40, 40, 1)
+    with pytest.raises(ModelError, match="can't be run on a picture of 40x40"):
+        convscope.open_model(randomised(Digits()), size=40)
+
+
+def test_a_size_that_is_not_square_has_to_be_given():
+    class Road(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 5, stride=2)
+            self.fc = nn.Linear(4 * 31 * 98, 1)
+
+        def forward(self, x):
+            return self.fc(torch.flatten(self.conv(x), 1))
+
+    with pytest.raises(ModelError, match="66x200"):
+        convscope.open_model(Road())
+    network = convscope.open_model(Road(), size=(66, 200))
+    assert network.inputs.size == (66, 200)
+    assert not network.inputs.free
+    assert network.head.kind == "linear"
+
+
+def test_the_size_of_networks_for_small_pictures_is_guessed():
+    network = convscope.open_model(small())
+    assert network.inputs.size == (32, 32)
+    assert "guess" in network.inputs.note
+    assert convscope.open_model(small(), size=96).inputs.size == (96, 96)
+
+
+def test_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core, self.extra = small(), nn.Linear(3, 5)
+
+        def forward(self, image, extra, flag=None):
+            return self.core(image) + self.extra(extra)
+
+    module = randomised(Two())
+    with pytest.raises(UsageError, match="--feed extra="):
+        opened(module)
+    extra = np.array([[1.0, -2.0, 0.5]])
+    network = opened(module, feed={"extra": extra})
+    x = network.prepare(convscope.activations(network, [picture(), picture(seed=1)], "core.stem").photos)
+    plain = module.eval()(torch.from_numpy(x).permute(0, 3, 1, 2), torch.tensor(extra).float().expand(2, 3))
+    np.testing.assert_array_equal(network.predict(x), plain.detach().numpy())
+    with pytest.raises(UsageError, match="no input 'extr'"):
+        opened(module, feed={"extr": extra})
+
+
+# -- wrappers and precisions -----------------------------------------------------------------------------
+
+
+def test_data_parallel_and_compiled_modules():
+    module = small()
+    expected = opened(module)
+    x = expected.prepare(convscope.activations(expected, [picture()], "stem").photos)
+    inner = small()
+    inner.blocks = torch.compile(inner.blocks)
+    for wrapped in (nn.DataParallel(small()), torch.compile(small()), inner):
+        network = opened(wrapped)
+        paths = [layer.path for layer in network.layers]
+        assert paths == [layer.path for layer in expected.layers]
+        np.testing.assert_array_equal(network.predict(x), expected.predict(x))
+        assert convscope.heatmap(network, [picture()], 1).maps.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_modules_of_another_precision(dtype):
+    module = small().to(dtype)
+    network = opened(module)
+    reference = opened(small())
+    found = convscope.activations(network, [picture()], "all")
+    expected = convscope.activations(reference, [picture()], "all")
+    tolerance = {torch.float16: 0.02, torch.bfloat16: 0.15, torch.float64: 1e-5}[dtype]
+    assert found.arrays["pool"].dtype == np.float32
+    np.testing.assert_allclose(found.arrays["pool"], expected.arrays["pool"], rtol=tolerance, atol=tolerance)
+    assert convscope.heatmap(network, [picture()], 1).maps.any()
+    assert convscope.filters(network, "pool", [0], steps=2).rows[0].activation > 0
+    assert all(parameter.dtype == dtype for parameter in module.parameters())
+    assert len(network.weights_sha256()) == 64
+
+
+def test_autocast():
+    network, exact = opened(small(), precision="bfloat16"), opened(small())
+    x = network.prepare(convscope.activations(network, [picture()], "stem").photos)
+    assert "bfloat16" in network.backend
+    rough, fine = network.predict(x), exact.predict(x)
+    assert not np.array_equal(rough, fine)
+    np.testing.assert_allclose(rough, fine, rtol=0.1, atol=0.1)
+    with pytest.raises(UsageError, match="float32, bfloat16, float16"):
+        opened(small(), precision="int8")
+
+
+def test_devices():
+    module = small()
+    assert opened(module, device="cpu").backend.endswith("on cpu")
+    with pytest.raises(BackendError, match="expected cpu, cuda or mps"):
+        opened(module, device="nonsense")
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="'cuda' can't be used"):
+            opened(module, device="cuda")
+    with pytest.raises(UsageError, match="move it yourself"):
+        opened(module, device="meta")
+
+
+# -- other traps -----------------------------------------------------------------------------------------
+
+
+def test_lazily_created_layers_are_made_in_a_copy():
+    module = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
+    generator = torch.get_rng_state()
+    network = opened(module)
+    assert isinstance(module[0].weight, nn.parameter.UninitializedParameter)
+    assert any("random weights" in note for note in network.source.notes)
+    assert network.layer("0").shape == (30, 30, 4)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert np.array_equal(network.weights()[0], opened(module).weights()[0])
+
+
+@pytest.mark.parametrize("norm", [torch.nn.utils.spectral_norm, torch.nn.utils.parametrizations.spectral_norm])
+def test_spectral_norm(norm):
+    module = small()
+    norm(module.blocks[0].conv)
+    network = opened(module)
+    assert network.layer("blocks.0.conv").kind == "conv"
+    weight = module.eval().blocks[0].conv.weight
+    found = convscope.activations(network, [picture()], "all")
+    x = torch.tensor(found.arrays["leaky_relu"]).permute(0, 3, 1, 2)
+    expected = F.conv2d(x, weight, module.blocks[0].conv.bias, padding=1).detach().numpy()
+    np.testing.assert_allclose(found.arrays["blocks.0.conv"], np.moveaxis(expected, 1, -1), atol=1e-5)
+    assert convscope.filters(network, "blocks.0.conv", [0], steps=2).rows[0].activation != 0
+
+
+class NextBlock(nn.Module):
+    """As in ConvNeXt: depthwise, then channels last for the norm and the dense layers, and back."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, dilation=1)
+        self.norm = nn.LayerNorm(channels)
+        self.grow, self.shrink = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+
+    def forward(self, x):
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        return x + self.shrink(F.gelu(self.grow(y))).permute(0, 3, 1, 2)
+
+
+def test_maps_with_the_channels_last_inside_a_network():
+    module = randomised(nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), NextBlock(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    network = opened(module, size=(32, 40))
+    shapes = {layer.path: layer.shape for layer in network.layers}
+    assert shapes["1.dwconv"] == shapes["1.norm"] == shapes["1.shrink"] == shapes["1.add"] == (8, 10, 6)
+    assert shapes["1.grow"] == shapes["1.gelu"] == (8, 10, 24)
+    seen = {}
+    hook = module[1].grow.register_forward_hook(lambda _, __, out: seen.update(grow=out.detach().numpy()))
+    found = convscope.activations(network, [picture()], "all")
+    hook.remove()
+    np.testing.assert_array_equal(found.arrays["1.grow"], seen["grow"])
+    assert convscope.heatmap(network, [picture()], 1, layer="1.gelu").maps.shape == (1, 8, 10)
+
+
+class Doubled(torch.autograd.Function):
+    """An operation that no hook and no function mode sees."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_operations_of_the_users_own_don_t_hide_what_follows():
+    class Custom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(torch.relu(Doubled.apply(self.conv(x))).mean(dim=(2, 3)))
+
+    network = opened(randomised(Custom()))
+    assert [layer.path for layer in network.layers] == ["conv", "mul", "relu", "mean", "fc"]
+    assert all(layer.on_path for layer in network.layers)
+    found = convscope.activations(network, [picture()], "all")
+    np.testing.assert_allclose(found.arrays["relu"], np.maximum(2 * found.arrays["conv"], 0))
+
+
+def test_what_is_computed_from_weights_alone_is_no_layer():
+    class Standardised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.fc = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+            return self.fc(F.relu(F.conv2d(x, weight)).mean(dim=(2, 3)))
+
+    network = opened(Standardised())
+    assert [(layer.path, layer.kind) for layer in network.layers] == [
+        *(("conv2d", "conv"), ("relu", "activation"), ("mean", "global_pool"), ("fc", "dense"))
+    ]
+
+
+def test_a_path_that_depends_on_the_input_is_said():
+    class Moody(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return (self.conv(x) if x.max() <= 0 else self.other(x)).mean(dim=(2, 3))
+
+    network = opened(Moody(), preprocess="0..1")
+    with pytest.raises(ModelError, match="conv did not run"):
+        convscope.activations(network, [picture()], "conv")
+
+
+def test_scaling_inside_the_module_is_found():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core = small()
+
+        def forward(self, x):
+            return self.core(x / 255)
+
+    network = opened(Scaled())
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "found")
+
+
+def test_batch_norm_tells_of_the_pixels():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        module[0].weight[:4] = module[0].weight[:4].abs()
+    y, x = np.mgrid[:32, :32]
+    rng = np.random.default_rng(0)
+    smooth = [115 + 60 * np.sin(rng.uniform(0, 6) + x / 9 + y / 7 * rng.uniform(-1, 1)) for _ in range(96)]
+    pixels = torch.tensor(np.stack(smooth)[:, None].repeat(3, axis=1), dtype=torch.float32)
+    module.train()
+    for _ in range(60):
+        module(pixels / 127.5 - 1)
+    assert opened(module).preprocessing.name == "-1..1"
+
+
+def test_modules_without_pictures():
+    with pytest.raises(ModelError, match="can't be run on a picture"):
+        convscope.open_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+
+    class Silent(nn.Module):
+        def forward(self, x):
+            return None
+
+    with pytest.raises(ModelError, match="no tensor"):
+        convscope.open_model(Silent(), size=(32, 32))
+
+
+def test_keras_options_are_refused():
+    with pytest.raises(UsageError, match="--backend jax is for Keras"):
+        opened(small(), backend="jax")
+    with pytest.raises(UsageError, match="--weights goes with code"):
+        opened(small(), weights="weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (F.relu, "relu"),
+        (torch.Tensor.relu_, "relu"),
+        (torch.ops.aten.relu.default, "relu"),
+        (torch.Tensor.__iadd__, "add"),
+        (torch.Tensor.__radd__, "add"),
+        (torch.Tensor.__truediv__, "div"),
+        (torch.isfinite, "isfinite"),
+    ],
+)
+def test_plain_names_of_functions(function, name):
+    assert function_name(function) == name
+
+
+def test_a_network_is_a_torch_network():
+    network = opened(small())
+    assert isinstance(network, TorchNetwork)
+    assert convscope.open_model(network) is network
+    assert network.framework == f"torch {torch.__version__}"
+    assert network.parameters == sum(parameter.numel() for parameter in small().parameters())
