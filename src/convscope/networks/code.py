@@ -108,7 +108,7 @@ def _member(module: Any, name: str, home: str) -> Any:
 
 def _is_maker(found: Any) -> bool:
     """Functions and classes are called; a model is callable too, and is what is wanted."""
-    return inspect.isclass(found) or inspect.isroutine(found) or not hasattr(found, "parameters") and callable(found)
+    return inspect.isclass(found) or inspect.isroutine(found) or (callable(found) and not hasattr(found, "parameters"))
 
 
 def _check_arguments(function: Callable, name: str, arguments: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from convscope.networks.graph import (
 )
 from convscope.networks.modules import OpenedModule
 from convscope.networks.network import Head, Layer, Network, Record, Recording, Rule, Source, as_recording
-from convscope.networks.torch_graph import FunctionMode, Places, Watch, named_modules, tensors_of, unwrapped
+from convscope.networks.torch_graph import FunctionMode, Places, Watch, class_name, named_modules, tensors_of, unwrapped
 from convscope.networks.torch_inputs import Entry
 
 Tensor = torch.Tensor
@@ -144,16 +144,14 @@ class TorchNetwork(Network):
             raise UsageError(f"precision {precision!r} is not known; expected one of {', '.join(PRECISIONS)}.")
         self.module = unwrapped(module)
         self.source = source
-        self.name = name or type(self.module).__name__
+        self.name = name or class_name(self.module)
         self.ops = torch_ops
         self.output, self.outputs = output or "", ()
         weight = next((tensor for tensor in self._tensors() if tensor.is_floating_point()), torch.zeros(()))
         self.device, self._dtype, self._precision = weight.device, weight.dtype, precision
         self._backend = TorchBackend(self.device)
         self.framework = f"torch {torch.__version__}"
-        self.backend = f"torch {torch.__version__} on {self.device}" + (
-            "" if precision == "float32" else f", {precision}"
-        )
+        self.backend = str(self.device) + ("" if precision == "float32" else f", {precision}")
         self._materialise(size or advised)
         self._paths = named_modules(self.module)
         with self._as_it_was():
