@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import json
@@ -14,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +24,11 @@ from urllib.parse import parse_qsl
 import keras
 import numpy as np
 
-from convscope.errors import ConvscopeError, ModelError, UsageError, nearest, one_line
+from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line
 from convscope.networks import legacy_h5
 from convscope.networks import preprocessing as pp
+from convscope.networks.code import literal
+from convscope.networks.files import KINDS, kind_of_file, sha256
 from convscope.networks.keras import KerasNetwork
 from convscope.networks.network import Source
 
@@ -62,49 +64,19 @@ def open_named(name: str, trust: bool = False) -> OpenedModel:
 
 
 def _file(path: Path, trust: bool) -> OpenedModel:
-    digest = _sha256(path)
-    if legacy_h5.is_hdf5(path):
+    digest = sha256(path)
+    if kind_of_file(path) == "hdf5":
         opened = legacy_h5.read(path, trust)
         notes = (f"HDF5 of Keras {opened.version}", *opened.translated)
         return OpenedModel(opened.model, Source(path.name, str(path), digest, notes))
-    if zipfile.is_zipfile(path):
-        model, version = _read_zip(path, trust)
-        return OpenedModel(model, Source(path.name, str(path), digest, (f"archive of Keras {version}",)))
-    raise ModelError(
-        f"{path} is not a Keras model: {_what_it_is(path)}. Expected a .keras archive or a .h5 file of a whole model."
-    )
+    model, notes = _read_zip(path, trust)
+    return OpenedModel(model, Source(path.name, str(path), digest, notes))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _what_it_is(path: Path) -> str:
-    """What the first bytes of a file that is not Keras' say."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"PK"):
-        return "it begins like a zip archive but has no end; it may have been cut off while copying"
-    if head.startswith(b"\x80") and head[1:2] in b"\x02\x03\x04\x05":
-        return "it looks like a Python pickle, which is never loaded"
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")):
-        return "it is a picture"
-    if (head.startswith(b"\x08") and b"onnx" in head.lower()) or path.suffix.lower() == ".onnx":
-        return "it looks like an ONNX model"
-    if path.suffix.lower() in (".pt", ".pth", ".safetensors"):
-        return f"it looks like a PyTorch file ({path.suffix})"
-    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        return f"it is text, beginning with {head[:24].decode()!r}"
-    return f"it begins with the bytes {head[:8].hex(' ')}"
-
-
-def _read_zip(path: Path, trust: bool) -> tuple[Any, str]:
+def _read_zip(path: Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if "config.json" not in names:
-                raise ModelError(_other_zip(path, names))
             config = json.loads(archive.read("config.json"))
             metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
             damaged = archive.testzip()
@@ -120,15 +92,103 @@ def _read_zip(path: Path, trust: bool) -> tuple[Any, str]:
             f"{path} holds Python code in the {', '.join(code)}; expected none. "
             "If you trust the file, give --trust (trust=True) to run it."
         )
-    return _load_zip(path, trust), str(metadata.get("keras_version", "of unknown version"))
+    version = str(metadata.get("keras_version", "of unknown version"))
+    if version.startswith(("2.", "1.")):
+        model, said = legacy_h5.build(path, version, config, trust)
+        _fill_from_zip(model, path)
+        return model, (f"archive of Keras {version}", *said)
+    return _load_zip(path, trust), (f"archive of Keras {version}",)
 
 
-def _other_zip(path: Path, names: list[str]) -> str:
-    what = "a PyTorch file" if any(name.endswith("data.pkl") for name in names) else "another zip archive"
-    return (
-        f"{path} is {what} (it holds {', '.join(names[:3])}, …), not a Keras model. "
-        "Expected a .keras archive with a config.json, or a .h5 file of a whole model."
-    )
+def _fill_from_zip(model: Any, path: Path) -> None:
+    """Give a model built from an archive of Keras 2 the weights in it: Keras 3 finds them by the same paths.
+
+    Raises:
+        ModelError: a weight is missing, has another shape, or is left over.
+    """
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
+        try:
+            weights = Path(archive.extract(WEIGHTS, folder))
+        except KeyError as error:
+            raise ModelError(f"the archive {path} holds no {WEIGHTS}. Copy or download it again.") from error
+        _fill_by_keras(model, weights, path.name)
+
+
+WEIGHTS = "model.weights.h5"
+
+
+def load_weights(model: Any, path: Path, name: str | None = None) -> tuple[str, ...]:
+    """Give a model that is built already the weights in a file, each by its path and shape.
+
+    Args:
+        model: a built `keras.Model`.
+        path: weights of Keras 1 to 3 (`.h5`, `.weights.h5`), or a whole model, whose weights alone are read.
+        name: of the file, for messages.
+
+    Returns:
+        what had to be decided for that.
+
+    Raises:
+        ModelError: it holds no weights, or a weight is missing, has another shape, or is left over.
+    """
+    name = name or path.name
+    if not model.built:
+        raise UsageError("the model that the code makes is not built; give it an Input, or call it on a picture there.")
+    kind = kind_of_file(path)
+    if kind == "keras":
+        _fill_from_zip(model, path)
+        return ()
+    if kind != "hdf5":
+        raise ModelError(f"expected weights of Keras (.h5, .weights.h5 or .keras) in {path}, found {KINDS[kind]}.")
+    if legacy_h5.holds_layers(path):
+        return tuple(legacy_h5.fill(model, path))
+    _fill_by_keras(model, path, name)
+    return ()
+
+
+def _fill_by_keras(model: Any, path: Path, name: str) -> None:
+    """Weights in the layout of Keras 2.12 and later: its own loader finds them by path."""
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / WEIGHTS
+        try:
+            named.symlink_to(path.resolve())
+        except OSError:
+            shutil.copyfile(path, named)
+        try:
+            model.load_weights(named)
+        except Exception as error:  # Keras raises what its layers raise
+            raise ModelError(f"the weights in {name} do not fit the architecture: {one_line(error)[:300]}.") from error
+    left = _left_over(model, path)
+    if left:
+        shown = ", ".join(left[:4]) + (", …" if len(left) > 4 else "")
+        raise ModelError(f"the weights in {name} do not fit the architecture: it has no place for {shown}.")
+
+
+def _left_over(model: Any, path: Path) -> list[str]:
+    """Datasets of a file whose values are in no variable of the model: Keras' loader does not ask for them."""
+    import h5py
+
+    placed = Counter(_mark(keras.ops.convert_to_numpy(variable.value)) for variable in model.variables)
+    left: list[str] = []
+
+    def visit(path: str, item: Any) -> None:
+        beside = path.startswith(("optimizer", "metrics", "_metrics", "compile_metrics", "_compile_metrics"))
+        if beside or not isinstance(item, h5py.Dataset) or "seed_generator" in path:
+            return
+        mark = _mark(item[()])
+        if placed[mark]:
+            placed[mark] -= 1
+        else:
+            left.append(path)
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return left
+
+
+def _mark(values: np.ndarray) -> str:
+    plain = np.ascontiguousarray(values, np.float32)
+    return f"{plain.shape}{hashlib.sha256(plain.tobytes()).hexdigest()}"
 
 
 def _load_zip(path: Path, trust: bool) -> Any:
@@ -171,15 +231,94 @@ def _cant_load(path: Path, error: Exception) -> str:
     )
 
 
+# -- SavedModel folders ----------------------------------------------------------------------------------
+
+# What a graph of TensorFlow's could do beside computing: read and write files, call Python, load libraries.
+_RISKY = r"(?i).*(file|save|restore|pyfunc|python|checkpoint|merge|print|assert|queue|dataset|lookup|hash).*"
+
+
+def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
+    """A SavedModel folder as a model of one layer: TensorFlow runs it, and nothing inside can be seen.
+
+    Args:
+        folder: with `saved_model.pb`.
+        trust: run a graph whose operations could do more than compute.
+
+    Raises:
+        BackendError: Keras does not run on TensorFlow; ModelError: the folder has no signature for pictures, or its
+        graph reads files or calls Python.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise BackendError(
+            f"a SavedModel is a program of TensorFlow's, and Keras runs on {keras.backend.backend()}. "
+            "Choose --backend tensorflow (KERAS_BACKEND=tensorflow)."
+        )
+    import tensorflow as tf
+
+    risky = [] if trust else _risky_operations(folder)
+    if risky:
+        raise ModelError(
+            f"the SavedModel {folder} holds operations that do more than compute ({', '.join(risky[:4])}). "
+            "If you trust it, give --trust (trust=True) to run it."
+        )
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except Exception as error:  # TensorFlow raises what its reader raises
+        raise ModelError(f"the SavedModel {folder} can't be read ({one_line(error)[:200]}). Copy it again.") from error
+    endpoint, shape, dtype = _endpoint(folder, loaded)
+    picture = keras.Input(shape[1:], name="picture", dtype=dtype)
+    layer = keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint, name="saved_model")
+    model = keras.Model(picture, layer(picture), name=folder.name or "saved_model")
+    digest = sha256(folder / "saved_model.pb")
+    notes = (
+        f"SavedModel, run by TensorFlow through its signature {endpoint!r}",
+        "its inside is one block: activations and filters of the output only, no heatmaps",
+    )
+    return OpenedModel(model, Source(folder.name, str(folder), digest, notes))
+
+
+def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], str]:
+    """The signature that takes one picture: its name, the shape of its input and its type."""
+    taking = {}
+    for name, signature in loaded.signatures.items():
+        specs = list(signature.structured_input_signature[1].values())
+        if len(specs) == 1 and specs[0].shape.rank == 4:
+            taking[name] = (tuple(specs[0].shape), specs[0].dtype.name)
+    if not taking:
+        found = ", ".join(loaded.signatures) or "none"
+        raise ModelError(
+            f"the SavedModel {folder} has no signature that takes one picture (n, h, w, c); its signatures: {found}."
+        )
+    name = "serving_default" if "serving_default" in taking else next(iter(taking))
+    return name, *taking[name]
+
+
+def _risky_operations(folder: Path) -> list[str]:
+    """Operations of the graph that could touch files or call Python; the graph is read, not run."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    proto = saved_model_pb2.SavedModel()
+    try:
+        proto.ParseFromString((folder / "saved_model.pb").read_bytes())
+    except Exception as error:
+        raise ModelError(f"{folder / 'saved_model.pb'} is damaged ({one_line(error)}). Copy it again.") from error
+    found = set()
+    for graph in proto.meta_graphs:
+        # What writes and reads the variables themselves is TensorFlow's own, and not called by a signature.
+        functions = [item for item in graph.graph_def.library.function if "__traced_" not in item.signature.name]
+        served = [function.node_def for function in functions]
+        for nodes in served:
+            found |= {node.op for node in nodes}
+    return sorted(op for op in found if re.fullmatch(_RISKY, op))
+
+
 # -- keras.applications ----------------------------------------------------------------------------------
 
 
 def _application(name: str) -> OpenedModel:
     function_name, _, query = name.removeprefix("keras:").partition("?")
     function = _application_function(function_name)
-    arguments = {"weights": "imagenet"} | {
-        key: _literal(text) for key, text in parse_qsl(query, keep_blank_values=True)
-    }
+    arguments = {"weights": "imagenet"} | {key: literal(text) for key, text in parse_qsl(query, keep_blank_values=True)}
     unknown = [key for key in arguments if key not in inspect.signature(function).parameters]
     if unknown:
         raise UsageError(
@@ -200,17 +339,6 @@ def _application_function(name: str) -> Callable:
     if name not in available:
         raise UsageError(f"keras.applications has no {name!r}; {nearest(name, available)}")
     return available[name]
-
-
-def _literal(text: str) -> Any:
-    """An argument of a query: `false`, `none`, `10`, `(64,64,3)`, else text."""
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _build(function: Callable, name: str, arguments: dict[str, Any]) -> Any:

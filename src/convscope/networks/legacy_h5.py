@@ -91,6 +91,67 @@ def read(path: Path | str, trust: bool = False) -> Opened:
     return Opened(model, stored.version, tuple(said))
 
 
+def build(path: Path, version: str, config: Node, trust: bool) -> tuple[Any, list[str]]:
+    """A model with fresh weights from a config of Keras 2 that came from elsewhere, and what was translated.
+
+    Raises:
+        ModelError: the config can't be read, or names a layer that Keras does not know.
+    """
+    stored = Stored(path, version, "tensorflow", config, {})
+    said = _translate(stored)
+    _refuse_unknown(stored)
+    return _build(stored, trust), said
+
+
+def holds_layers(path: Path) -> bool:
+    """True for HDF5 files that keep weights by layer, as Keras 1 and 2 wrote them, whole models among them."""
+    with _opened(path) as file, _reading(path):
+        return bool(_listed(file, "layer_names")) or "model_weights" in file
+
+
+def fill(model: Any, path: Path) -> list[str]:
+    """Give a model that code has made the weights in a file of Keras 1 or 2, by names of layers and weights.
+
+    Where layers differ from the file's in their automatic numbers alone (conv2d_1, conv2d_5), their order within the
+    same stem decides, and that is said.
+
+    Raises:
+        ModelError: a weight is missing, has another shape, or is left over.
+    """
+    with _opened(path) as file:
+        with _reading(path):
+            groups, datasets = _visit(file)
+            version = _text(file.attrs.get("keras_version", "1"))
+            top = "model_weights/" if "model_weights" in groups else ""
+            root = groups["model_weights"] if top else file
+            weights = _weights(groups, datasets, _major(version) < 2, top, root)
+        named, said = _renumbered(weights, [layer.name for layer in model.layers if layer.weights])
+        backend = _text(file.attrs.get("backend", ""))
+        stored = Stored(path, version, backend, {"class_name": "Model", "config": {}}, named)
+        return said + _fill(model, stored)
+
+
+def _renumbered(weights: dict[str, list[Weight]], layers: list[str]) -> tuple[dict[str, list[Weight]], list[str]]:
+    """The weights under the names of the model's layers, where these differ in numbers alone."""
+    full = {name: found for name, found in weights.items() if found}
+    if set(full) == set(layers):
+        return full, []
+    in_file, in_model = _by_stem(full), _by_stem(layers)
+    if {stem: len(names) for stem, names in in_file.items()} != {stem: len(names) for stem, names in in_model.items()}:
+        return full, []  # what is missing and what is left over is said by name
+    places = {old: new for stem, names in in_file.items() for old, new in zip(names, in_model[stem], strict=True)}
+    moved = ", ".join(f"{old} to {new}" for old, new in list(places.items())[:4] if old != new)
+    said = f"layers are numbered otherwise in the file, so their order decided ({moved}, …)"
+    return {places[name]: found for name, found in full.items()}, [said]
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(re.sub(r"_\d+$", "", name), []).append(name)
+    return stems
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Look: everything but the values of the weights.
 
@@ -168,7 +229,7 @@ def _look(file: Any, path: Path) -> Stored:
         if not config or "model_weights" not in groups:
             raise ModelError(_not_a_model(path, file, groups, bool(config)))
         version = version if re.match(r"\d+(\.|$)", version) else "1"
-        weights = _weights(groups, datasets, old_names=_major(version) < 2)
+        weights = _weights(groups, datasets, _major(version) < 2, "model_weights/", groups["model_weights"])
     return Stored(path, version, backend, _parsed(config, path), weights)
 
 
@@ -217,8 +278,7 @@ def _not_a_model(path: Path, file: Any, groups: dict[str, Any], has_config: bool
         first = ", ".join(layers[:5]) + (", …" if len(layers) > 5 else "")
         return (
             f"{path.name}: expected a whole model, found weights without an architecture (of the layers "
-            f"{first}). Give the whole model file (model.save()), or build the model in Python, "
-            "load_weights() and hand it over"
+            f"{first}). Give the code that makes the network: convscope layers file.py:function --weights {path}"
         )
     found = ", ".join(repr(name) for name in list(file)[:8]) or "nothing"
     return f"{path.name}: expected a model saved by Keras, found an HDF5 file without one: it holds {found}"
@@ -242,10 +302,14 @@ def _listed(group: Any, name: str) -> list[str]:
     return [_text(item) for piece in names for item in group.attrs[piece]]
 
 
-def _weights(groups: dict[str, Any], datasets: dict[str, Any], old_names: bool) -> dict[str, list[Weight]]:
-    """The datasets below `model_weights` by layer; those that no layer claims are under ""."""
-    top = "model_weights/"
-    layers = _listed(groups["model_weights"], "layer_names") or list(groups["model_weights"])
+def _weights(
+    groups: dict[str, Any], datasets: dict[str, Any], old_names: bool, top: str, root: Any
+) -> dict[str, list[Weight]]:
+    """The datasets below `top` ("model_weights/", or "" in a file of weights alone) by layer.
+
+    Those that no layer claims are under "".
+    """
+    layers = _listed(root, "layer_names") or list(root)
     found: dict[str, list[Weight]] = {layer: [] for layer in [*layers, TOP, ""]}
     ranks = {layer: _ranks(groups.get(top + layer)) for layer in found}
     for path, dataset in datasets.items():
@@ -311,8 +375,8 @@ def _refuse_code(stored: Stored, trust: bool) -> None:
     if stored.major < 3 or any(bytecode for _, _, bytecode in found):
         raise ModelError(
             f"{head}. Keras {stored.version} kept it as bytecode or by name alone, which no other Python can "
-            "run, not even with --trust: build the model in code, load_weights() from this file and hand it "
-            "over"
+            "run, not even with --trust. Write the architecture as a function and take the weights alone: "
+            f"convscope layers file.py:function --weights {stored.path}"
         )
     if not trust:
         raise ModelError(f"{head}. If you trust the file, give --trust to run it")
@@ -869,7 +933,26 @@ def keras_1_input(layer: Node, stored: Stored) -> bool:
 
 
 # In this order: a rule may count on those before it.
+OLD_PACKAGES = (
+    "keras.src.",
+    "keras.engine",
+    "keras.layers.",
+    "tf_keras",
+    "tensorflow.python.keras",
+    "tensorflow.keras",
+)
+
+
+def module_path(layer: Node, stored: Stored) -> bool:
+    """tf.keras 2.12 to 2.15: a layer's module is a path inside of a Keras that is gone; Keras 3 has `keras.layers`."""
+    if stored.major >= 3 or not str(layer.get("module") or "").startswith(OLD_PACKAGES):
+        return False
+    layer["module"] = "keras" if layer["class_name"] in MODELS else "keras.layers"
+    return True
+
+
 RULES: tuple[Rule, ...] = (
+    Rule("module paths of tf.keras 2, such as keras.src.engine.functional (2.12 to 2.15)", module_path),
     Rule("Sequential written as a list of layers (Keras 1 to 2.2.2)", sequential_list),
     Rule("names of nested Sequentials taken from the weights (Keras 1 to 2.2.2)", nested_names),
     Rule("shape of the first layer made an InputLayer (Keras 1 to 2.3)", first_shape),
