@@ -411,10 +411,11 @@ def _preprocessing(mean: Any, std: Any, reason: str) -> pp.Preprocessing:
     """Means and deviations on 0..1, as data configs give them."""
     means, deviations = (tuple(255 * float(value) for value in values) for values in (mean, std))
     for preset in pp.PRESETS.values():
-        same = len(preset.mean) == len(means) and all(
-            abs(a - b) < 0.1 for a, b in zip((*preset.mean, *preset.std), (*means, *deviations), strict=True)
-        )
-        if same and not preset.bgr:
+        if (
+            not preset.bgr
+            and np.allclose(preset.mean, means, atol=0.1)
+            and np.allclose(preset.std, deviations, atol=0.1)
+        ):
             return preset.because(pp.FOUND, reason)
     return pp.Preprocessing("mean,std", means, deviations, certainty=pp.FOUND, reason=reason)
 

@@ -93,6 +93,7 @@ class Entry:
                 raise UsageError(
                     f"the model takes pictures of {height}x{width} pixels only, not {asked[0]}x{asked[1]}."
                 )
+            self._runs(channels or 3, (height, width))  # for the layout
             return channels or 3, (height, width), False, ""
         known = [channels] if channels else _likely_channels(self._module)
         wanted = asked or advised or (USUAL, USUAL)

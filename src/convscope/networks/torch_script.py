@@ -232,4 +232,7 @@ def _operation(node: Any, given: list[Any]) -> Any:
     if found is None:
         raise ModelError(f"the TorchScript file uses the operator {node.kind()}, which can't be run from Python.")
     overload = re.match(r"[\w:]+\.(\w+)\(", node.schema())
-    return getattr(found, overload[1] if overload else "default")(*given)
+    call = getattr(found, overload[1] if overload else "default")
+    named = [argument.name for argument in call._schema.arguments if argument.kwarg_only]
+    places = len(given) - len(named)
+    return call(*given[:places], **dict(zip(named, given[places:], strict=True)))

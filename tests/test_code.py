@@ -1,0 +1,109 @@
+"""`file.py:function` and `package.module:function`: run when they are named, and errors that say where."""
+
+import sys
+
+import pytest
+
+from convscope.errors import UsageError
+from convscope.networks import code
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "beside.py").write_text("WIDTH = 7\n")
+    (tmp_path / "net.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from beside import WIDTH\n\n"
+        "@dataclass\nclass Settings:\n    width: int = WIDTH\n\n"
+        "def make(classes=2, pretrained=True):\n    return ('made', classes, pretrained, Settings().width)\n\n"
+        "def needy(size):\n    return size\n\n"
+        "def broken():\n    return 1 / 0\n\n"
+        "class Nets:\n    @staticmethod\n    def small():\n        return 'small'\n\n"
+        "ready = 5\n"
+    )
+    return tmp_path / "net.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_code"),
+    [
+        ("net.py:make", True),
+        ("a/b/net.py:make?classes=3", True),
+        (r"C:\models\net.py:make", True),
+        ("package.module:function", True),
+        ("package:function", True),
+        ("model.keras", False),
+        ("C:model.keras", False),
+        ("folder/model.pt", False),
+        ("net.py", False),
+    ],
+)
+def test_what_is_code(name, is_code):
+    assert code.is_code(name) is is_code
+
+
+def test_a_file_that_exists_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py:make").write_text("")
+    assert not code.is_code("net.py:make")
+
+
+def test_build(home):
+    before = list(sys.path)
+    assert code.build(f"{home}:make") == ("made", 2, True, 7)
+    assert code.build(f"{home}:make?classes=10&pretrained=false") == ("made", 10, False, 7)
+    assert code.build(f"{home}:Nets.small") == "small"
+    assert code.build(f"{home}:ready") == 5
+    assert sys.path == before
+
+
+def test_build_from_a_module(home, monkeypatch):
+    monkeypatch.syspath_prepend(str(home.parent))
+    assert code.build("net:make?classes=4") == ("made", 4, True, 7)
+    with pytest.raises(UsageError, match="no module 'nett'"):
+        code.build("nett:make")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}:mak", ["no 'mak'", "did you mean 'make'"]),
+        ("{}:needy", ["needy(size)", "missing a required argument", "needy?argument=value"]),
+        ("{}:make?klasses=3", ["make(classes=2, pretrained=True)", "klasses"]),
+        ("{}:broken", ["ZeroDivisionError", "division by zero", "net.py:15"]),
+        ("{}x.py:make", ["no file at", "net.py"]),
+    ],
+)
+def test_errors(home, text, words):
+    with pytest.raises(UsageError) as error:
+        code.build(text.format(home if "x.py" not in text else str(home)[:-3]))
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_while_the_file_is_read(tmp_path):
+    (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(UsageError, match=r"ModuleNotFoundError.*bad\.py:1"):
+        code.build(f"{tmp_path / 'bad.py'}:make")
+    (tmp_path / "syntax.py").write_text("def make(:\n")
+    with pytest.raises(UsageError, match="SyntaxError"):
+        code.build(f"{tmp_path / 'syntax.py'}:make")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("false", False), ("None", None), ("10", 10), ("(64,64,3)", (64, 64, 3)), ("imagenet", "imagenet")],
+)
+def test_literals(text, value):
+    assert code.literal(text) == value
+
+
+def test_what_is_no_model_is_said(home):
+    import convscope
+
+    pytest.importorskip("torch")
+    with pytest.raises(UsageError, match=r"to return a keras.Model or a torch.nn.Module, found builtins.tuple"):
+        convscope.open_model(f"{home}:make")
+    (home.parent / "none.py").write_text("def make():\n    pass\n")
+    with pytest.raises(UsageError, match=r"found nothing \(None\)"):
+        convscope.open_model(f"{home.parent / 'none.py'}:make")

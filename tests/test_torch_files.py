@@ -1,0 +1,416 @@
+"""PyTorch's files: weights land where they belong, nothing is run unasked, and each refusal says why."""
+
+import collections
+import json
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch_models  # noqa: E402
+from assets import ASSETS, needs_assets  # noqa: E402
+from torch import nn  # noqa: E402
+
+import convscope  # noqa: E402
+from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
+from convscope.networks import torch_files  # noqa: E402
+from convscope.networks.files import kind_of_file  # noqa: E402
+from convscope.pictures import read_pictures  # noqa: E402
+
+HERE = torch_models.__file__
+
+
+def guesses(network, files):
+    photos = read_pictures(files)
+    found = [network.predict(network.prepare(photos[start : start + 50])) for start in range(0, len(photos), 50)]
+    return np.concatenate(found)
+
+
+def net(classes=3):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        collections.OrderedDict(
+            conv=nn.Conv2d(3, 4, 3),
+            bn=nn.BatchNorm2d(4),
+            conv2=nn.Conv2d(4, 4, 3),
+            conv3=nn.Conv2d(4, 4, 3),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(4, classes),
+        )
+    )
+
+
+def other(module):
+    """The same architecture with other weights."""
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.add_(1)
+    return module
+
+
+# -- the real files --------------------------------------------------------------------------------------
+
+
+def cifar(name):
+    files = sorted((ASSETS / "photos" / "cifar10").glob("*/*.*"))
+    order = sorted(folder.name for folder in (ASSETS / "photos" / "cifar10").iterdir())
+    return files, np.array([order.index(file.parent.name) for file in files])
+
+
+@needs_assets
+@pytest.mark.parametrize(
+    ("name", "file", "options", "least"),
+    [
+        ("resnet20", "resnet20_cifar10.th", {}, 0.75),
+        ("tutorial", "cifar10_tutorial_net.pt", {"preprocess": "-1..1"}, 0.50),
+    ],
+)
+def test_cifar(name, file, options, least):
+    network = convscope.open_model(f"{HERE}:{name}", weights=ASSETS / "torch" / file, **options)
+    assert network.inputs.size == (32, 32)
+    files, truth = cifar(name)
+    assert (guesses(network, files).argmax(axis=1) == truth).mean() >= least
+
+
+@needs_assets
+def test_imagenet():
+    network = convscope.open_model(
+        f"{HERE}:squeezenet",
+        weights=ASSETS / "torch" / "squeezenet1_1.safetensors",
+        classes=ASSETS / "imagenet_class_index.json",
+    )
+    assert network.preprocessing.name == "torch"
+    assert network.preprocessing.certainty == "guess"
+    codes = {code: int(n) for n, (code, _) in json.loads((ASSETS / "imagenet_class_index.json").read_text()).items()}
+    files = sorted((ASSETS / "photos" / "imagenet").glob("*.jpg"))
+    truth = np.array([codes[file.name.split("_")[0]] for file in files])
+    logits = guesses(network, files)
+    assert (logits.argmax(axis=1) == truth).mean() >= 0.50
+    assert (np.argsort(-logits, axis=1)[:, :5] == truth[:, None]).any(axis=1).mean() >= 0.75
+    tabby = network.predictions(guesses(network, [ASSETS / "photos" / "misc" / "cat_keras-squeezenet.jpeg"])[0])[0]
+    assert tabby.name == "tabby"
+    assert tabby.probability > 0.5
+
+
+@needs_assets
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("resnet20", "resnet20_cifar10.th"),
+        ("tutorial", "cifar10_tutorial_net.pt"),
+        ("squeezenet", "squeezenet1_1.safetensors"),
+    ],
+)
+def test_each_weight_of_a_real_file_is_in_its_place_and_none_is_left_over(name, file):
+    path = ASSETS / "torch" / file
+    module = getattr(torch_models, name)()
+    torch_files.fill(module, path)
+    # Read apart from the code under test.
+    if file.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as stored:
+            expected = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    else:
+        expected = torch.load(path, map_location="cpu", weights_only=True)
+        expected = expected.get("state_dict", expected)
+    expected = {key.removeprefix("module."): tensor for key, tensor in expected.items()}
+    state = {key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in state)
+
+
+@needs_assets
+def test_swapped_kernels_of_a_real_file_are_seen(tmp_path):
+    """The check above, and the predictions, must be able to fail."""
+    state = torch.load(ASSETS / "torch" / "resnet20_cifar10.th", map_location="cpu", weights_only=True)["state_dict"]
+    one, two = "module.layer1.0.conv1.weight", "module.layer1.0.conv2.weight"
+    state[one], state[two] = state[two], state[one]
+    torch.save(state, tmp_path / "swapped.pt")
+    files, truth = cifar("resnet20")
+    network = convscope.open_model(f"{HERE}:resnet20", weights=tmp_path / "swapped.pt")
+    assert (guesses(network, files).argmax(axis=1) == truth).mean() < 0.5
+
+
+@needs_assets
+def test_the_pickled_module_is_refused_by_name():
+    with pytest.raises(ModelError, match=r"__main__\.CNN"):
+        convscope.open_model(ASSETS / "torch" / "digits_whole_module_pickle.pth")
+
+
+@needs_assets
+@pytest.mark.parametrize("file", ["resnet20_cifar10.th", "cifar10_tutorial_net.pt", "squeezenet1_1.safetensors"])
+def test_weights_alone_say_how_to_give_the_code(file):
+    with pytest.raises(ModelError, match=r"holds weights only .* file\.py:function --weights"):
+        convscope.open_model(ASSETS / "torch" / file)
+
+
+# -- unwrapping ------------------------------------------------------------------------------------------
+
+
+def prefixed(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "note"),
+    [
+        (lambda state: state, None),
+        (lambda state: {"state_dict": state, "epoch": 3, "best_prec1": np.float64(91.2)}, "'state_dict'"),
+        (lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, "'model'"),
+        (lambda state: {"model_state_dict": state}, "'model_state_dict'"),
+        (lambda state: prefixed(state, "module."), "'module.'"),
+        (lambda state: prefixed(state, "_orig_mod."), "'_orig_mod.'"),
+        (lambda state: {"state_dict": prefixed(state, "module._orig_mod.")}, "'_orig_mod.'"),
+        (lambda state: {"state_dict": {**prefixed(state, "model."), "loss.weight": torch.ones(2)}}, "under 'model.'"),
+        (lambda state: {"state_dict_ema": state}, "'state_dict_ema'"),
+        (lambda state: {"state_dict": state, "state_dict_ema": prefixed(state, "x.")}, "state_dict_ema"),
+        (lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, None),
+    ],
+)
+def test_wrappers(tmp_path, wrap, note):
+    module = net()
+    torch.save(wrap(module.state_dict()), tmp_path / "weights.pt")
+    filled = other(net())
+    notes = torch_files.fill(filled, tmp_path / "weights.pt")
+    assert all(
+        torch.equal(value, module.state_dict()[key])
+        for key, value in filled.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    )
+    assert note is None or any(note in said for said in notes)
+
+
+def test_the_file_may_lack_the_prefix_of_a_wrapped_module(tmp_path):
+    torch.save(net().state_dict(), tmp_path / "weights.pt")
+    filled = nn.DataParallel(other(net()))
+    assert "'module.'" in " ".join(torch_files.fill(filled, tmp_path / "weights.pt"))
+    assert torch.equal(filled.module.conv.weight, net().conv.weight)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_files_from_before_the_archives(tmp_path, new):
+    torch.save(net().state_dict(), tmp_path / "weights.pt", _use_new_zipfile_serialization=new)
+    filled = other(net())
+    torch_files.fill(filled, tmp_path / "weights.pt")
+    assert torch.equal(filled.fc.weight, net().fc.weight)
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(net().state_dict(), tmp_path / "weights.bin")  # the name plays no part
+    filled = other(net())
+    torch_files.fill(filled, tmp_path / "weights.bin")
+    assert torch.equal(filled.conv2.bias, net().conv2.bias)
+
+
+def test_lazily_created_layers_take_their_shapes_from_the_file(tmp_path):
+    module = nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
+    full = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    torch.save(full.state_dict(), tmp_path / "weights.pt")
+    torch_files.fill(module, tmp_path / "weights.pt")
+    assert torch.equal(module[0].weight, full[0].weight)
+
+
+# -- what does not match ---------------------------------------------------------------------------------
+
+
+def without(state, key):
+    return {name: value for name, value in state.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: without(s, "conv2.weight"), ["1 missing (conv2.weight"]),
+        (
+            lambda s: {**without(s, "conv2.weight"), "conv_2.weight": s["conv2.weight"]},
+            ["conv_2.weight", "did you mean"],
+        ),
+        (lambda s: {**s, "extra.weight": torch.ones(2)}, ["no place for (extra.weight)"]),
+        (lambda s: {**s, "fc.weight": torch.ones(7, 4)}, ["fc.weight is (7, 4), not (3, 4)"]),
+        (lambda s: {}, ["empty"]),
+        (lambda s: {"epoch": 3, "loss": 0.1}, ["expected a state dict", "'epoch'"]),
+        (lambda s: [1, 2], ["expected a state dict", "a list"]),
+    ],
+)
+def test_keys_that_do_not_match_are_named(tmp_path, change, words):
+    torch.save(change(net().state_dict()), tmp_path / "weights.pt")
+    with pytest.raises(ModelError) as error:
+        torch_files.fill(net(), tmp_path / "weights.pt")
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_network(tmp_path):
+    torch.save(torch_models.tutorial().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=r"missing .* no place for"):
+        torch_files.fill(net(), tmp_path / "weights.pt")
+
+
+# -- pickles ---------------------------------------------------------------------------------------------
+
+
+class Evil:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (exec, (f"open({str(self.path)!r}, 'w').close()",))
+
+
+@pytest.mark.parametrize("how", ["archive", "old", "plain"])
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, how):
+    marker, path = tmp_path / "was-run", tmp_path / "model.pt"
+    state = {"state_dict": net().state_dict(), "evil": Evil(marker)}
+    if how == "plain":
+        path.write_bytes(pickle.dumps(Evil(marker), protocol=2))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=how == "archive")
+    for attempt in (lambda: convscope.open_model(path), lambda: torch_files.fill(net(), path)):
+        with pytest.raises(ModelError, match=r"builtin\w*\.exec"):
+            attempt()
+    assert not marker.exists()
+
+
+def test_a_pickle_of_a_later_protocol_is_no_model(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(pickle.dumps(Evil(tmp_path / "was-run"), protocol=4))
+    with pytest.raises(ModelError):
+        convscope.open_model(path)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_whole_modules_only_with_trust(tmp_path):
+    torch.save(torch_models.tutorial(), tmp_path / "module.pth")
+    with pytest.raises(ModelError, match=r"torch_models\.TutorialNet.*--trust"):
+        convscope.open_model(tmp_path / "module.pth")
+    network = convscope.open_model(tmp_path / "module.pth", trust=True)
+    assert [layer.path for layer in network.select("conv")] == ["conv1", "conv2"]
+    assert any("trusted" in note for note in network.source.notes)
+
+
+def test_harmless_things_beside_the_weights_are_read(tmp_path):
+    import argparse
+
+    state = {"state_dict": net().state_dict(), "args": argparse.Namespace(lr=0.1), "best": np.float32(0.5)}
+    torch.save(state, tmp_path / "weights.pt")
+    torch_files.fill(net(), tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("cut.pt", lambda path: torch.save(net().state_dict(), path)),
+        ("cut.safetensors", None),
+    ],
+)
+def test_damaged_files(tmp_path, name, make):
+    path = tmp_path / name
+    if make is None:
+        from safetensors.torch import save_file
+
+        save_file(net().state_dict(), path)
+    else:
+        make(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ModelError) as error:
+        convscope.open_model(f"{HERE}:tutorial", weights=path)
+    assert "\n" not in str(error.value)
+
+
+# -- collections of networks -----------------------------------------------------------------------------
+# Neither torchvision nor timm is needed for the tests: what stands in for them has the part of their interface that is
+# used, as their documentation gives it.
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    package, models = types.ModuleType("torchvision"), types.ModuleType("torchvision.models")
+
+    class Weights(collections.UserString):
+        meta = {"categories": ["a", "b", "c"]}  # noqa: RUF012
+
+        def transforms(self):
+            return types.SimpleNamespace(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], crop_size=[96])
+
+    def get_model(name, weights=None, **arguments):
+        if weights is not None and "OFFLINE" in weights:
+            raise OSError("Name or service not known")
+        return net(arguments.get("num_classes", 3))
+
+    models.list_models = lambda: ["tiny", "tinier"]
+    models.get_model_weights = lambda name: {key: Weights(key) for key in ("DEFAULT", "OFFLINE")}
+    models.get_model = get_model
+    package.models = models
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+
+
+def test_torchvision(torchvision, tmp_path):
+    network = convscope.open_model("torchvision:tiny")
+    assert network.inputs.size == (96, 96)
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("torch", "found")
+    assert network.class_names == ("a", "b", "c")
+    assert convscope.open_model("torchvision:tiny?weights=none&num_classes=5").head.units == 5
+    with pytest.raises(UsageError, match="did you mean 'tiny'"):
+        convscope.open_model("torchvision:tinny")
+    with pytest.raises(ModelError, match=r"can't be had .*--weights FILE.*weights=none"):
+        convscope.open_model("torchvision:tiny?weights=OFFLINE")
+    torch.save(other(net()).state_dict(), tmp_path / "weights.pt")
+    network = convscope.open_model("torchvision:tiny", weights=tmp_path / "weights.pt")
+    assert torch.equal(network.module.fc.weight, other(net()).fc.weight)
+
+
+def test_timm(monkeypatch):
+    timm = types.ModuleType("timm")
+
+    def create_model(name, pretrained=False, **arguments):
+        if pretrained and name == "far":
+            raise RuntimeError("offline")
+        module = net()
+        module.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "input_size": (3, 64, 80)}
+        return module
+
+    timm.is_model, timm.list_models = lambda name: name in ("near", "far"), lambda: ["near", "far"]
+    timm.create_model = create_model
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    network = convscope.open_model("timm:near")
+    assert (network.inputs.size, network.preprocessing.name) == ((64, 80), "-1..1")
+    with pytest.raises(ModelError, match="pretrained=false"):
+        convscope.open_model("timm:far")
+    assert convscope.open_model("timm:far?pretrained=false").head.units == 3
+
+
+def test_a_collection_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(BackendError, match="pip install timm"):
+        convscope.open_model("timm:convnext_tiny")
+
+
+# -- kinds of files --------------------------------------------------------------------------------------
+
+
+@needs_assets
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("torch/squeezenet1_1.safetensors", "safetensors"),
+        ("torch/resnet20_cifar10.th", "torch"),
+        ("torch/cifar10_tutorial_net.pt", "torch"),
+        ("torch/digits_torchscript.pt", "torchscript"),
+        ("torch/digits_whole_module_pickle.pth", "torch"),
+        ("onnx/mnist-8.onnx", "onnx"),
+        ("keras/cats_vs_dogs_150px.keras", "hdf5"),
+        ("keras/pill_sorter.keras", "keras"),
+    ],
+)
+def test_the_content_tells_the_kind(name, kind):
+    assert kind_of_file(ASSETS / name) == kind

@@ -1,0 +1,162 @@
+"""TorchScript: the mirror gives what the script module itself gives, and its layers can be tapped."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from assets import ASSETS, needs_assets  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import convscope  # noqa: E402
+from convscope.errors import ModelError  # noqa: E402
+from convscope.networks import torch_script  # noqa: E402
+from convscope.pictures import read_pictures  # noqa: E402
+
+
+class Residual(nn.Module):
+    """Functional activations, a sum in place, a module that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.mix = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.conv(x)))
+        x = F.max_pool2d(x, 2) + F.avg_pool2d(x, 2)
+        y = self.mix(F.leaky_relu(self.mix(x), 0.1))
+        y += x
+        return F.softmax(self.fc(F.adaptive_avg_pool2d(y, (1, 1)).flatten(1)), dim=1)
+
+
+class Branching(nn.Module):
+    """Conditions and loops, lists of modules, numbers, several outputs."""
+
+    def __init__(self, how: int):
+        super().__init__()
+        self.how = how
+        self.first = nn.Conv2d(3, 4, 3)
+        self.blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)])
+        self.drop = nn.Dropout(0.5)
+
+    def helper(self, x, times: int):
+        for step in range(times):
+            x = x * (1.0 + 0.1 * step)
+        return x
+
+    def forward(self, x):
+        x = self.first(x)
+        if x.shape[2] > 10 and x.shape[3] % 2 == 0:
+            x = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
+        else:
+            x = torch.tanh(x)
+        parts = []
+        for index, block in enumerate(self.blocks):
+            x = torch.relu(block(x)) if index != self.how else torch.sigmoid(block(x))
+            parts.append(x.mean(dim=(2, 3)))
+        x = self.helper(self.drop(x), 3)
+        return torch.cat(parts, dim=1), {"map": x}["map"]
+
+
+class Views(nn.Module):
+    """Sizes taken from the tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, stride=2)
+        self.out = nn.Linear(2 * 7 * 7, 4)
+
+    def forward(self, x):
+        x = self.conv(x).clamp(min=0.0)
+        return self.out(x.view(x.size(0), -1))
+
+
+def pictures(side=16, count=3):
+    return torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (count, 3, side, side)).astype(np.float32))
+
+
+@pytest.mark.parametrize("how", ["script", "trace"])
+@pytest.mark.parametrize("make", [Residual, Views, lambda: nn.Sequential(Residual(), nn.Flatten())])
+def test_the_mirror_is_the_script_module(tmp_path, how, make):
+    module = make().eval()
+    x = pictures()
+    scripted = torch.jit.script(module) if how == "script" else torch.jit.trace(module, x[:1])
+    torch.jit.save(scripted, tmp_path / "model.pt")
+    mirror = torch_script.read(tmp_path / "model.pt").module
+    with torch.no_grad():
+        assert torch.equal(mirror.eval()(x), scripted(x))
+
+
+@pytest.mark.parametrize("how", [0, 2, 5])
+@pytest.mark.parametrize("side", [12, 16, 17])
+def test_conditions_and_loops(tmp_path, how, side):
+    scripted = torch.jit.script(Branching(how).eval())
+    torch.jit.save(scripted, tmp_path / "model.pt")
+    mirror = torch_script.read(tmp_path / "model.pt").module.eval()
+    x = pictures(side)
+    with torch.no_grad():
+        for one, two in zip(mirror(x), scripted(x), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_frozen_and_half(tmp_path):
+    scripted = torch.jit.freeze(torch.jit.script(Residual().eval()))
+    torch.jit.save(scripted, tmp_path / "frozen.pt")
+    network = convscope.open_model(tmp_path / "frozen.pt", size=16)
+    x = pictures()
+    with torch.no_grad():
+        expected = scripted(x).numpy()
+    found = network.head.probabilities(network.predict(x.permute(0, 2, 3, 1).numpy()))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert {layer.kind for layer in network.layers} >= {"conv", "activation", "pool"}
+
+
+def test_layers_taps_and_gradients(tmp_path):
+    torch.manual_seed(0)
+    module = Residual().eval()
+    torch.jit.save(torch.jit.script(module), tmp_path / "model.pt")
+    network = convscope.open_model(tmp_path / "model.pt", size=16)
+    plain = convscope.open_model(module, size=16)
+    names = {layer.path: layer.kind for layer in plain.layers}
+    assert {layer.path: layer.kind for layer in network.layers} == names
+    assert network.name == "Residual"
+    assert (network.head.kind, network.head.layer) == ("softmax", "softmax")
+    photo = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    mine, theirs = convscope.activations(network, [photo], "all"), convscope.activations(plain, [photo], "all")
+    for path in names:
+        np.testing.assert_array_equal(mine.arrays[path], theirs.arrays[path])
+    one, two = (convscope.heatmap(net, [photo], 1, layer="mix#1").maps for net in (network, plain))
+    np.testing.assert_allclose(one, two, atol=1e-7)
+    assert one.any()
+
+
+def test_what_is_no_archive_of_torchscript(tmp_path):
+    torch.jit.save(torch.jit.script(Residual()), tmp_path / "model.pt")
+    data = (tmp_path / "model.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError):
+        convscope.open_model(tmp_path / "cut.pt")
+
+
+@needs_assets
+@pytest.mark.parametrize(("name", "shape"), [("digits", (1, 28, 28)), ("trafficsign", (3, 30, 30))])
+def test_real_files_as_torch_itself_runs_them(name, shape):
+    path = ASSETS / "torch" / f"{name}_torchscript.pt"
+    scripted = torch.jit.load(path, map_location="cpu").eval()
+    mirror = torch_script.read(path).module.eval()
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (5, *shape)).astype(np.float32))
+    with torch.no_grad():
+        assert torch.equal(mirror(x), scripted(x))
+    assert mirror.state_dict().keys() == scripted.state_dict().keys()
+    assert all(torch.equal(mirror.state_dict()[key], value) for key, value in scripted.state_dict().items())
+
+
+@needs_assets
+def test_digits():
+    network = convscope.open_model(ASSETS / "torch" / "digits_torchscript.pt")
+    assert (network.inputs.size, network.inputs.channels) == ((28, 28), 1)
+    files = sorted((ASSETS / "photos" / "digits").glob("*/*.png"))
+    logits = network.predict(network.prepare(read_pictures(files)))
+    assert (logits.argmax(axis=1) == [int(file.parent.name) for file in files]).mean() >= 0.96
