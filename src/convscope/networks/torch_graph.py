@@ -296,6 +296,8 @@ class Watch:
         return self._count[operation]
 
     def _finish(self, call: Call, result: Any) -> None:
+        if not any(tensor.is_floating_point() for tensor in tensors_of(result)):
+            return  # a shape or a mask is no layer
         for index, (mark, tensor) in enumerate(flat_outputs(result)):
             value = self.value(tensor)
             self._flowing.add(value.key)

@@ -1,0 +1,403 @@
+"""ONNX: each operator against the ONNX project's own cases, whole networks against onnxruntime."""
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+torch = pytest.importorskip("torch")
+from assets import ASSETS, needs_assets  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+import convscope  # noqa: E402
+from convscope.errors import ModelError, UsageError  # noqa: E402
+from convscope.networks import onnx as importer  # noqa: E402
+from convscope.networks.onnx_operators import OPERATORS  # noqa: E402
+from convscope.pictures import read_pictures  # noqa: E402
+
+# -- every operator, by the ONNX project's own cases -----------------------------------------------------
+
+PLAIN = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
+# What training does, and what nobody can pool: refused, or without a result.
+TRAINING = {
+    *("test_batchnorm_example_training_mode", "test_batchnorm_epsilon_training_mode", "test_training_dropout"),
+    *("test_training_dropout_default", "test_training_dropout_default_mask", "test_training_dropout_mask"),
+}
+EMPTY = {"test_reduce_max_empty_set", "test_reduce_max_empty_set_bool", "test_reduce_min_empty_set"}
+
+
+def _cases():
+    import warnings
+
+    from onnx.backend.test.case import node
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = node.collect_testcases(None)
+    for case in cases:
+        domains = {item.domain for item in case.model.graph.node}
+        if domains <= {"", "ai.onnx"} and {item.op_type for item in case.model.graph.node} <= set(OPERATORS):
+            yield from _with_plain_data(case)
+
+
+def _with_plain_data(case):
+    for given, expected in case.data_sets:
+        values = [*given, *expected]
+        plain = all(not isinstance(value, (list, tuple, dict, type(None))) for value in values)
+        if plain and {np.asarray(value).dtype.name for value in values} <= PLAIN and case.name not in EMPTY:
+            yield pytest.param(case.model, given, expected, id=case.name)
+
+
+CASES = list(_cases())
+
+
+def module_of(model, name="model.onnx"):
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    return importer.OnnxModule(model.graph, opset, importer._inputs(model.graph), name)
+
+
+@pytest.mark.parametrize(("model", "given", "expected"), CASES)
+def test_operators(model, given, expected, request):
+    tensors = [torch.from_numpy(np.array(value)) for value in given]
+    if request.node.callspec.id in TRAINING:
+        with pytest.raises(ModelError, match="eval mode"):
+            module_of(model)(*tensors)
+        return
+    module = module_of(model)
+    module._batch.declared = None
+    made = module(*tensors)
+    made = list(made.values()) if isinstance(made, dict) else [made]
+    for found, value in zip(made, map(np.asarray, expected), strict=True):
+        rough = value.dtype == np.float16 or request.node.callspec.id.endswith("last_window_starts_on_pad")  # 4 digits
+        assert tuple(found.shape) == value.shape
+        tolerance = {"rtol": 1e-3, "atol": 1e-3} if rough else {"rtol": 1e-4, "atol": 1e-5}
+        np.testing.assert_allclose(found.numpy().astype(np.float64), value.astype(np.float64), **tolerance)
+
+
+def test_most_operators_have_cases():
+    covered = {item.op_type for param in CASES for item in param.values[0].graph.node}
+    assert len(CASES) > 700
+    assert set(OPERATORS) - covered == {"GlobalLpPool"}  # onnxruntime has it, below
+
+
+@pytest.mark.parametrize(
+    ("item", "opset"),
+    [
+        (("GlobalLpPool", ["picture"], {"p": 3}), 13),
+        (("Upsample", ["picture", "scales"], {"mode": "nearest"}), 9),
+        (("Upsample", ["picture", "scales"], {"mode": "linear"}), 9),
+    ],
+)
+def test_operators_without_cases(item, opset):
+    operator, inputs, attributes = item
+    scales = {"scales": np.array([1, 1, 2, 3], np.float32)} if "scales" in inputs else {}
+    model = graph_of([node(operator, inputs, ["out"], "it", **attributes)], scales, opset=opset)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(module_of(model)(torch.from_numpy(x)).numpy(), by_runtime(model, x)["out"], atol=1e-5)
+
+
+# -- whole networks --------------------------------------------------------------------------------------
+
+
+def node(operator, inputs, outputs, name="", **attributes):
+    return helper.make_node(operator, inputs, outputs, name=name, **attributes)
+
+
+def graph_of(nodes, weights, shape=(1, 3, 16, 16), outputs=("out",), opset=17, output_shape=None):
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, output_shape) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="the test")
+    model.ir_version = 8
+    return model
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.5, shape).astype(np.float32)
+
+
+def residual(shape=(1, 3, 16, 16), opset=17):
+    """Convolution, norm, ReLU, depthwise convolution, sum, pooling, a shape taken from the tensor, dense, softmax."""
+    weights = {
+        **{"w1": drawn(4, 3, 3, 3), "b1": drawn(4), "w2": drawn(4, 1, 3, 3, seed=1), "w3": drawn(5, 4, seed=2)},
+        **{"scale": np.abs(drawn(4, seed=3)) + 0.5, "shift": drawn(4, seed=4), "mean": drawn(4, seed=5)},
+        **{"variance": np.abs(drawn(4, seed=6)) + 0.5, "b3": drawn(5, seed=7)},
+        **{"zero": np.array([0], np.int64), "minus": np.array([-1], np.int64)},
+    }
+    nodes = [
+        node("Conv", ["picture", "w1", "b1"], ["c1"], "/stem/Conv", pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("BatchNormalization", ["c1", "scale", "shift", "mean", "variance"], ["n1"], "/stem/Norm"),
+        node("Relu", ["n1"], ["r1"], "/stem/Relu"),
+        node("Conv", ["r1", "w2"], ["c2"], "/block/Conv", pads=[1, 1, 1, 1], group=4),
+        node("Add", ["c2", "r1"], ["a1"], "/block/Add"),
+        node("Clip", ["a1", "", ""], ["k1"]),
+        node("MaxPool", ["k1"], ["p1"], "/Pool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("GlobalAveragePool", ["p1"], ["g1"], "/Gap"),
+        node("Shape", ["g1"], ["s1"], "/Shape"),
+        node("Gather", ["s1", "zero"], ["s2"], "/Batch", axis=0),
+        node("Concat", ["s2", "minus"], ["s3"], "/Target", axis=0),
+        node("Reshape", ["g1", "s3"], ["f1"], "/Reshape"),
+        node("Gemm", ["f1", "w3", "b3"], ["d1"], "/head/Gemm", transB=1),
+        node("Softmax", ["d1"], ["out"], "/head/Softmax", axis=1),
+    ]
+    return graph_of(nodes, weights, shape, opset=opset)
+
+
+def opened(model, tmp_path, name="net.onnx", **options):
+    onnx.save(model, tmp_path / name)
+    return convscope.open_model(tmp_path / name, **options)
+
+
+def by_runtime(model, x):
+    """Every tensor of the graph as onnxruntime computes it."""
+    runtime = pytest.importorskip("onnxruntime")
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    known = {value.name for value in model.graph.output}
+    names = [output for item in model.graph.node for output in item.output if output and output not in known]
+    model.graph.output.extend([onnx.ValueInfoProto(name=name) for name in names])
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (given,) = [item.name for item in session.get_inputs()]
+    wanted = [item.name for item in session.get_outputs()]
+    return dict(zip(wanted, session.run(wanted, {given: x}), strict=True))
+
+
+def agree(network, model, x, names):
+    """The activations of every layer against onnxruntime's; `names` from layer to tensor."""
+    expected = by_runtime(model, np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    paths = [layer.path for layer in network.layers]
+    program = network.compile(lambda run, x: dict(run(x, record=paths, undone=False).activations))
+    seen = {path: network.numpy(value) for path, value in program(network.tensor(x)).items()}
+    for path, found in seen.items():
+        value = expected[names.get(path, path)]
+        value = np.moveaxis(value, 1, -1) if value.ndim == 4 else value
+        np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-4 * max(1, np.abs(value).max()), err_msg=path)
+    return seen
+
+
+def test_every_node_as_onnxruntime_has_it(tmp_path):
+    model = residual()
+    network = opened(model, tmp_path)
+    names = {item.name or item.output[0]: item.output[0] for item in model.graph.node}
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    seen = agree(network, model, x, names)
+    assert list(seen) == [
+        *("/stem/Conv", "/stem/Norm", "/stem/Relu", "/block/Conv", "/block/Add", "k1", "/Pool", "/Gap"),
+        *("/Reshape", "/head/Gemm", "/head/Softmax"),
+    ]
+    assert (network.head.kind, network.head.layer) == ("softmax", "/head/Softmax")
+    kinds = {layer.path: layer.kind for layer in network.layers}
+    assert kinds["/stem/Conv"] == "conv"
+    assert kinds["/Gap"] == "global_pool"
+    assert network.layer("/stem/Conv").rectified == "/stem/Relu"
+
+
+def test_a_declared_batch_of_one_takes_any(tmp_path):
+    network = opened(residual(), tmp_path)
+    x = np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 3)).astype(np.float32)
+    together = network.predict(x)
+    np.testing.assert_allclose(together, np.concatenate([network.predict(x[i : i + 1]) for i in range(5)]), atol=1e-5)
+
+
+def test_filters_and_heatmaps_work(tmp_path):
+    network = opened(residual(("n", 3, "h", "w")), tmp_path, size=16)
+    photo = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    found = convscope.heatmap(network, [photo], 1, layer="/block/Add")
+    x = torch.from_numpy(network.prepare(found.photos)).permute(0, 3, 1, 2)
+    assert found.maps.shape == (1, 8, 8)
+    # Grad-CAM from finite differences of the logits, a channel at a time: its weight is a mean gradient.
+    weights = []
+    for channel in range(4):
+        values = []
+        for step in (0.01, -0.01):
+            with torch.no_grad():
+                record = network.compile(
+                    lambda run, x, c=channel, s=step: run(
+                        x, rules={"/block/Add": lambda a: a + s * torch.eye(4)[c]}
+                    ).logits[0, 1]
+                )
+                values.append(float(record(x.permute(0, 2, 3, 1))))
+        weights.append((values[0] - values[1]) / 0.02 / 64)
+    maps = network.forward(network.prepare(found.photos), ["/block/Add"])[1]["/block/Add"]
+    np.testing.assert_allclose(found.maps, (maps * np.array(weights)).sum(axis=-1), atol=2e-3)
+    rows = convscope.filters(network, "/block/Conv", [0, 1], steps=5, size=16).rows
+    assert all(row.activations[-1] > row.activations[0] for row in rows)
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17])
+def test_networks_that_torch_exports(tmp_path, opset):
+    """Old exporters of torch leave chains of Shape, Gather and Concat behind, and names with slashes."""
+    from test_torch_script import Residual, pictures
+
+    torch.manual_seed(0)
+    module = Residual().eval()
+    try:
+        torch.onnx.export(module, (pictures(16, 1),), tmp_path / "net.onnx", dynamo=False, opset_version=opset)
+    except Exception as error:
+        pytest.skip(f"this torch can't export: {error}")
+    network = convscope.open_model(tmp_path / "net.onnx")
+    x = pictures(16, 3)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    found = network.head.probabilities(network.predict(x.permute(0, 2, 3, 1).numpy()))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@needs_assets
+def test_mnist_by_onnxruntime_and_by_its_digits():
+    model = onnx.load(ASSETS / "onnx" / "mnist-8.onnx")
+    network = convscope.open_model(ASSETS / "onnx" / "mnist-8.onnx", preprocess="none")
+    names = {item.name or item.output[0]: item.output[0] for item in model.graph.node}
+    x = np.random.default_rng(0).uniform(0, 255, (1, 28, 28, 1)).astype(np.float32)
+    agree(network, model, x, names)
+    files = sorted((ASSETS / "photos" / "digits").glob("*/*.png"))
+    logits = network.predict(network.prepare(read_pictures(files)))
+    assert (logits.argmax(axis=1) == [int(file.parent.name) for file in files]).mean() >= 0.96
+
+
+@needs_assets
+def test_each_weight_of_mnist_is_in_its_place(tmp_path):
+    """Values of the file's initializers are those of the steps; swapping two of the same shape changes the network."""
+    path = ASSETS / "onnx" / "mnist-8.onnx"
+    model = onnx.load(path)
+    stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    module = importer.read(path).module
+    state = {key: value.numpy() for key, value in module.state_dict().items()}
+    used = [
+        name
+        for name, value in stored.items()
+        if any(value.size == v.size and (value.ravel() == v.ravel()).all() for v in state.values())
+    ]
+    assert {name for name, value in stored.items() if value.dtype == np.float32} <= set(used)
+    # What the graph turns from weights alone is folded; its reshape constant is the one value more.
+    assert {key for key, value in state.items() if value.dtype != np.float32} == {"9.input_1"}
+    assert len(state) == 7
+
+
+def test_swapped_kernels_are_seen(tmp_path):
+    model = graph_of(
+        [
+            node("Conv", ["picture", "w1"], ["c1"], "one", pads=[1, 1, 1, 1]),
+            node("Conv", ["c1", "w2"], ["out"], "two", pads=[1, 1, 1, 1]),
+        ],
+        {"w1": drawn(3, 3, 3, 3), "w2": drawn(3, 3, 3, 3, seed=1)},
+    )
+    network = opened(model, tmp_path)
+    weights = {step.described.path: step.weight.numpy() for step in network.module.children()}
+    np.testing.assert_array_equal(weights["one"], drawn(3, 3, 3, 3))
+    np.testing.assert_array_equal(weights["two"], drawn(3, 3, 3, 3, seed=1))
+
+
+def test_channels_last_graphs(tmp_path):
+    """As tf2onnx writes them: pictures (n, h, w, 3), turned inside."""
+    model = graph_of(
+        [
+            node("Transpose", ["picture"], ["t"], "turn", perm=[0, 3, 1, 2]),
+            node("Conv", ["t", "w"], ["out"], "conv"),
+        ],
+        {"w": drawn(4, 3, 3, 3)},
+        shape=(1, 12, 10, 3),
+    )
+    network = opened(model, tmp_path)
+    assert (network.inputs.size, network.inputs.channels) == ((12, 10), 3)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 12, 10, 3)).astype(np.float32)
+    expected = by_runtime(model, x)["out"]
+    np.testing.assert_allclose(network.forward(x, ["conv"])[1]["conv"], np.moveaxis(expected, 1, -1), atol=1e-5)
+
+
+def test_dynamic_and_missing_shapes(tmp_path):
+    network = opened(residual(("batch", 3, "height", "width")), tmp_path, size=(24, 40))
+    assert (network.inputs.size, network.inputs.free) == ((24, 40), True)
+    assert network.layer("/stem/Conv").shape == (12, 20, 4)
+    model = residual()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    assert opened(model, tmp_path, size=24).layer("/stem/Conv").shape == (12, 12, 4)
+    with pytest.raises(UsageError, match="16x16 pixels only"):
+        opened(residual(), tmp_path, size=24)
+
+
+def test_several_outputs(tmp_path):
+    model = residual()
+    model.graph.output.append(helper.make_tensor_value_info("p1", TensorProto.FLOAT, (1, 4, 4, 4)))
+    assert opened(model, tmp_path).outputs == ("out", "p1")
+    assert opened(model, tmp_path, output="p1").head.kind == "maps"
+
+
+def test_half_precision_is_widened(tmp_path):
+    model = graph_of([node("Conv", ["picture", "w"], ["out"], "conv")], {"w": drawn(4, 3, 3, 3).astype(np.float16)})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    network = opened(model, tmp_path)
+    assert any("half precision" in note for note in network.source.notes)
+    assert network.module.get_submodule("0").weight.dtype == torch.float32
+
+
+# -- what can't be opened --------------------------------------------------------------------------------
+
+
+def simple(operator, domain="", **attributes):
+    model = graph_of([node(operator, ["picture"], ["out"], "odd", domain=domain, **attributes)], {})
+    if domain:
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: simple("NonMaxSuppression"), ["can't convert", "NonMaxSuppression (1)"]),
+        (lambda: simple("FusedConv", "com.microsoft"), ["com.microsoft.FusedConv (1)"]),
+        (lambda: simple("If", then_branch=residual().graph, else_branch=residual().graph), ["control flow", "If (1)"]),
+        (lambda: simple("DynamicQuantizeLinear"), ["int8-quantised", "DynamicQuantizeLinear (1)", "float model"]),
+        (lambda: simple("QLinearConv"), ["int8-quantised", "QLinearConv"]),
+        (lambda: graph_of([node("Relu", ["picture"], ["out"])], {}, (1, 12)), ["no input for a picture", "(1, 12)"]),
+    ],
+)
+def test_what_can_not_be_converted_is_named(tmp_path, make, words):
+    with pytest.raises(ModelError) as error:
+        opened(make(), tmp_path)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"\x08\x08\x12\x04rest", b"", b"no model at all"])
+def test_files_that_are_no_onnx(tmp_path, data):
+    (tmp_path / "net.onnx").write_bytes(data)
+    with pytest.raises(ModelError) as error:
+        convscope.open_model(tmp_path / "net.onnx")
+    assert "\n" not in str(error.value)
+
+
+def test_a_cut_file(tmp_path):
+    data = residual().SerializeToString()
+    (tmp_path / "net.onnx").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match="can't be read as ONNX"):
+        convscope.open_model(tmp_path / "net.onnx")
+
+
+def test_weights_beside_the_file(tmp_path):
+    model = residual()
+    onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    network = convscope.open_model(tmp_path / "net.onnx")
+    np.testing.assert_array_equal(network.module.get_submodule("0").weight.numpy(), drawn(4, 3, 3, 3))
+    (tmp_path / "net.data").rename(tmp_path / "other.data")
+    with pytest.raises(ModelError, match=r"'net\.data', which is not beside it"):
+        convscope.open_model(tmp_path / "net.onnx")
+
+
+def test_weights_outside_of_the_folder_are_not_read(tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    onnx.save(residual(), inside / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    (inside / "net.data").rename(tmp_path / "net.data")
+    model = onnx.load(inside / "net.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../net.data"
+    (inside / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="can't be read"):
+        convscope.open_model(inside / "net.onnx")
