@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -457,15 +458,17 @@ CONFIG = json.dumps({"class_name": "Sequential", "config": {"name": "m", "layers
 SYSTEM = json.dumps({"module": "os", "class_name": "mkdir", "config": {"path": "ran"}, "registered_name": None})
 LONG_CONFIG = json.dumps({"class_name": "Sequential", "config": {str(n): str(n * n) for n in range(500)}})
 
+TORCH = importlib.util.find_spec("torch") is not None
+
 BAD_MODELS = {
     "empty.keras": (b"", "empty (0 bytes)", "download it again"),
-    "text.keras": (b"this is no model\n", "it is text", "Expected a .keras archive"),
-    "picture.h5": (encoded("PNG"), "it is a picture", "Expected a .keras archive"),
+    "text.keras": (b"this is no model\n", "it is text", "Expected a .keras"),
+    "picture.h5": (encoded("PNG"), "it is a picture", "Expected a .keras"),
     "pickle.h5": (b"\x80\x04K\x01.", "pickle", "never loaded"),
     "mnist.onnx": (b"\x08\x07\x12\x07pytorch", "ONNX"),
-    "weights.safetensors": (SAFETENSORS, "PyTorch"),
-    "other.keras": (zipped(readme_txt="hello"), "another zip archive", "readme.txt", "config.json"),
-    "torch.pt": (zipped(model__data_pkl=b"\x80\x02K\x01."), "PyTorch"),
+    "weights.safetensors": (SAFETENSORS, "can't be read whole" if TORCH else "needs torch"),
+    "other.keras": (zipped(readme_txt="hello"), "another zip archive", "readme.txt", "Expected a .keras"),
+    "torch.pt": (zipped(model__data_pkl=b"\x80\x02K\x01."), "can't be read" if TORCH else "needs torch"),
     "json.keras": (zipped(config_json="{no json"), "can't be read whole", "download it again"),
     "list.keras": (zipped(config_json="[1, 2]"), "can't load", "copy or download it again"),
     "bare.keras": (zipped(config_json=CONFIG), "can't load", "weights"),
@@ -498,11 +501,71 @@ def test_half_a_model_file(desk, tmp_path, suffix):
 
 
 @needs_assets
-@pytest.mark.parametrize("name", ["onnx/mnist-8.onnx", "torch/squeezenet1_1.safetensors", "torch/resnet20_cifar10.th"])
-def test_real_files_of_other_frameworks(name):
-    ran = run("layers", ASSETS / name)
+@pytest.mark.skipif(not TORCH, reason="torch is not installed")
+def test_real_files_of_other_frameworks(tmp_path):
+    ran = run(
+        "heatmap", ASSETS / "torch" / "digits_torchscript.pt", ASSETS / "photos" / "digits" / "7", "--out", tmp_path
+    )
+    assert ran.code == 0
+    assert "class 7" in ran.out
+    ran = run("layers", ASSETS / "torch" / "resnet20_cifar10.th")
     assert ran.code == 1
-    assert "not a Keras model" in ran.error
+    assert "--weights" in ran.error
+
+
+@pytest.mark.skipif(not TORCH, reason="torch is not installed")
+def test_code_with_weights(tmp_path):
+    import torch
+
+    code = "from torch import nn\n\ndef make(width=3):\n    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU())\n"
+    (tmp_path / "net.py").write_text(code)
+    torch.save({"0.weight": torch.ones(4, 3, 3, 3), "0.bias": torch.zeros(4)}, tmp_path / "w.pt")
+    ran = run("layers", f"{tmp_path / 'net.py'}:make?width=4", "--weights", tmp_path / "w.pt", "--json")
+    assert ran.code == 0
+    assert [row["path"] for row in json.loads(ran.out)["layers"]] == ["0", "1"]
+    ran = run("layers", f"{tmp_path / 'net.py'}:make", "--weights", tmp_path / "w.pt")
+    assert ran.code == 1
+    assert "0.weight is (4, 3, 3, 3), not (3, 3, 3, 3)" in ran.error
+    assert run("layers", f"{tmp_path / 'net.py'}:mak").code == 2
+
+
+# -- doctor ----------------------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_it_found(desk):
+    ran = run("doctor", desk / "nested.keras")
+    assert ran.code == 0
+    for words in ("a .keras archive", "archive of Keras", "found: the model scales its own input", "softmax over 3"):
+        assert words in ran.out
+    found = json.loads(run("doctor", desk / "nested.keras", "--json").out)
+    assert found["ok"] is True
+    assert [trial["name"] for trial in found["trials"]] == ["open", "activations", "filters", "heatmap"]
+    assert found["file"]["bytes"] == (desk / "nested.keras").stat().st_size
+    assert found["layers"]["heatmap"] == "middle/inner/deep"
+    assert all(trial["seconds"] > 0 for trial in found["trials"])
+
+
+def test_doctor_says_what_does_not_work(tmp_path):
+    maps = models.keras.Sequential([models.layers.Input((16, 16, 3)), models.layers.Conv2D(4, 3, name="conv")])
+    ran = run("doctor", saved(maps, tmp_path / "maps.keras"))
+    assert ran.code == 1
+    assert "does not work: heatmap: expected class scores" in ran.out
+    found = json.loads(run("doctor", tmp_path / "maps.keras", "--json").out)
+    assert found["ok"] is False
+    assert [trial["ok"] for trial in found["trials"]] == [True, True, True, False]
+
+
+def test_doctor_of_what_can_not_be_opened(tmp_path):
+    code = models.keras.Sequential([models.layers.Input((8, 8, 3)), models.layers.Lambda(lambda x: x, name="evil")])
+    ran = run("doctor", saved(code, tmp_path / "code.keras"))
+    assert ran.code == 1
+    assert "does not work" in ran.out
+    assert "Lambda layer 'evil'" in ran.out
+    assert "not sure" not in ran.out
+
+
+def test_doctor_names_its_doubts(desk):
+    assert "not sure: preprocessing: " in run("doctor", desk / "free.keras").out
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ class _Opening:
             self._no_weights(name)
             return self._keras(lambda: _room("keras_files").open_named(name))
         if collection in ("torchvision", "timm"):
-            return self._torch(lambda: _room("torch_files").open_zoo(name, self.weights))
+            return self._torch(lambda: _room("torch_files").open_zoo(name, self.weights), name)
         if code.is_code(name):
             return self._from_code(name)
         path = Path(name)
@@ -143,10 +143,15 @@ class _Opening:
             return self._keras(lambda: _room("keras_files").read_saved_model(path, self.trust))
         if kind in ("keras", "hdf5"):
             return self._keras(lambda: _room("keras_files").open_named(name, trust=self.trust))
+        if kind == "pickle":
+            raise ModelError(
+                f"{path} is a Python pickle, which is never loaded: that runs code. Give {files.EXPECTED}."
+            )
+        what = f"{path} is {files.KINDS[kind]}, which"
         if kind == "onnx":
-            _needed("onnx", "onnx", files.KINDS[kind])
-            return self._torch(lambda: _room("onnx").read(path), "onnx")
-        return self._torch(lambda: _room("torch_files").open_file(path, trust=self.trust))
+            _needed("onnx", "onnx", what)
+            return self._torch(lambda: _room("onnx").read(path), what, "onnx")
+        return self._torch(lambda: _room("torch_files").open_file(path, trust=self.trust), what)
 
     def in_memory(self, model: Any) -> Network:
         """A model that the user holds."""
@@ -213,10 +218,10 @@ class _Opening:
 
         return KerasNetwork(model, source, **self.options)
 
-    def _torch(self, opened: Callable[[], OpenedModule], extra: str = "torch") -> Network:
+    def _torch(self, opened: Callable[[], OpenedModule], what: str = "this", extra: str = "torch") -> Network:
         if self.backend not in (None, "torch"):
             raise UsageError(f"--backend {self.backend} is for Keras models; this is not one, and runs on torch.")
-        _needed("torch", extra, "a PyTorch or ONNX model")
+        _needed("torch", extra, what)
         return _room("pytorch").network_of(
             opened(), device=self.device, precision=self.precision or "float32", **self.options
         )

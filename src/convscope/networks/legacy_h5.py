@@ -80,7 +80,7 @@ def read(path: Path | str, trust: bool = False) -> Opened:
         holds_hdf5 = is_hdf5(path)
     if not holds_hdf5:
         found = "another format" if path.is_file() else "no such file"
-        raise ModelError(f"{path.name}: expected a model in an HDF5 file, found {found}")
+        raise ModelError(f"{path.name}: expected a model in an HDF5 file, found {found}.")
     with _opened(path) as file:
         stored = _look(file, path)
         _refuse_code(stored, trust)
@@ -217,7 +217,7 @@ def _reading(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         said = " ".join(str(error).split())[:200]
         found = f"it truncated or damaged ({said}). Fetch it anew"
-        raise ModelError(f"{path.name}: expected a whole HDF5 file, found {found}") from error
+        raise ModelError(f"{path.name}: expected a whole HDF5 file, found {found}.") from error
 
 
 def _look(file: Any, path: Path) -> Stored:
@@ -260,17 +260,17 @@ def _parsed(text: str, path: Path) -> Node:
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        message = f"{path.name}: expected JSON in its model_config, found something else. The file is damaged"
+        message = f"{path.name}: expected JSON in its model_config, found something else. The file is damaged."
         raise ModelError(message) from error
     if not _is_node(config):
-        raise ModelError(f"{path.name}: expected the class_name and config of a model in its model_config")
+        raise ModelError(f"{path.name}: expected the class_name and config of a model in its model_config.")
     return config
 
 
 def _not_a_model(path: Path, file: Any, groups: dict[str, Any], has_config: bool) -> str:
     """Why the file is no whole model, and what to do."""
     if has_config:
-        return f"{path.name}: expected weights, found the architecture alone. Save the model by model.save()"
+        return f"{path.name}: expected weights, found the architecture alone. Save the model by model.save()."
     layers = _listed(file, "layer_names") or _modern_layers(groups)
     if not layers and "model_weights" in groups:
         layers = _listed(groups["model_weights"], "layer_names")
@@ -278,10 +278,10 @@ def _not_a_model(path: Path, file: Any, groups: dict[str, Any], has_config: bool
         first = ", ".join(layers[:5]) + (", …" if len(layers) > 5 else "")
         return (
             f"{path.name}: expected a whole model, found weights without an architecture (of the layers "
-            f"{first}). Give the code that makes the network: convscope layers file.py:function --weights {path}"
+            f"{first}). Give the code that makes the network: convscope layers file.py:function --weights {path}."
         )
     found = ", ".join(repr(name) for name in list(file)[:8]) or "nothing"
-    return f"{path.name}: expected a model saved by Keras, found an HDF5 file without one: it holds {found}"
+    return f"{path.name}: expected a model saved by Keras, found an HDF5 file without one: it holds {found}."
 
 
 def _modern_layers(groups: dict[str, Any]) -> list[str]:
@@ -376,10 +376,10 @@ def _refuse_code(stored: Stored, trust: bool) -> None:
         raise ModelError(
             f"{head}. Keras {stored.version} kept it as bytecode or by name alone, which no other Python can "
             "run, not even with --trust. Write the architecture as a function and take the weights alone: "
-            f"convscope layers file.py:function --weights {stored.path}"
+            f"convscope layers file.py:function --weights {stored.path}."
         )
     if not trust:
-        raise ModelError(f"{head}. If you trust the file, give --trust to run it")
+        raise ModelError(f"{head}. If you trust the file, give --trust to run it.")
 
 
 def code_layers(item: Any, layer: str) -> Iterator[tuple[str, str, bool]]:
@@ -999,7 +999,7 @@ def _translate(stored: Stored) -> list[str]:
             said += [rule.said] if any(changed) else []
     except MALFORMED as error:
         found = f"one that can't be read ({error!r})"
-        message = f"{stored.path.name}: expected a config as Keras writes it, found {found}"
+        message = f"{stored.path.name}: expected a config as Keras writes it, found {found}."
         raise ModelError(message) from error
     return said
 
@@ -1028,7 +1028,7 @@ def _refuse_unknown(stored: Stored) -> None:
         raise ModelError(
             f"{stored.path.name}: expected layers of Keras 3, found {classes}, unknown to it. If they "
             "are your own, register them with keras.saving.register_keras_serializable before the file is "
-            "opened, or open the model in Python and hand it over"
+            "opened, or open the model in Python and hand it over."
         )
 
 
@@ -1104,9 +1104,9 @@ def _build(stored: Stored, trust: bool) -> Any:
     except Exception as error:  # Keras raises what its layers raise
         reason = " ".join(str(error).rsplit("Exception encountered:", 1)[-1].split())[:300]
         expected = f"expected a config that Keras {keras.__version__} can build"
-        raise ModelError(f"{stored.path.name}: {expected}, found: {reason}") from error
+        raise ModelError(f"{stored.path.name}: {expected}, found: {reason}.") from error
     if not isinstance(model, keras.Model) or not model.built:
-        raise ModelError(f"{stored.path.name}: expected a model with an input shape, found one without")
+        raise ModelError(f"{stored.path.name}: expected a model with an input shape, found one without.")
     return model
 
 
@@ -1198,7 +1198,7 @@ def _fill(model: Any, stored: Stored) -> list[str]:
     problems += [problem for weight, slot in pairs for problem in _misfits(weight, slot, stored)]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise ModelError(f"{stored.path.name}: expected its weights to fit its architecture, found: {shown}")
+        raise ModelError(f"{stored.path.name}: expected its weights to fit its architecture, found: {shown}.")
     used = [layout for layout in LAYOUTS if any(layout.applies(slot, stored) for _, slot in pairs)]
     _assign(pairs, stored)
     _finalize(model)
