@@ -62,8 +62,27 @@ def _enter(kind: str, **functions: Callable[..., Any]) -> None:
         OPERATORS[name] = (kind, lambda n, *inputs, _of=function: _of(*inputs))
 
 
+# Operators whose inputs after the first are numbers for Python: shapes, axes, amounts.
+READS_NUMBERS = frozenset(
+    {
+        *("Reshape", "Squeeze", "Unsqueeze", "Expand", "Tile", "Slice", "Split", "Pad", "Resize", "Upsample"),
+        *("ConstantOfShape", "Range", "TopK", "CumSum", "Trilu", "Dropout"),
+        *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"),
+        *("ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"),
+    }
+)
+
+
 def _ints(x: Any) -> list[int]:
-    return [int(value) for value in (x.tolist() if isinstance(x, Tensor) else x)]
+    return [int(value) for value in (x.reshape(-1).tolist() if isinstance(x, Tensor) else x)]
+
+
+def _of_batch(n: Node, x: Tensor, sides: list[int]) -> list[int]:
+    """The sides that a file gives for `x`: one that declares a batch may have its number in there."""
+    batch = n.batch
+    if sides and batch.declared not in (None, batch.actual) and x.shape[:1] == (batch.actual,):
+        return [batch.actual if sides[0] == batch.declared else sides[0], *sides[1:]]
+    return sides
 
 
 # -- convolution and pooling -----------------------------------------------------------------------------
@@ -190,7 +209,8 @@ def _unpadded_places(n: Node, x: Tensor, padded: Tensor, places: Tensor, pads: S
     order = range(len(sides)) if not n.get("storage_order", 0) else reversed(range(len(sides)))
     for axis in order:
         flat = flat * x.shape[2 + axis] + (list(reversed(axes))[axis] - pads[axis])
-    channel = torch.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], *[1] * len(sides))
+    channel = torch.arange(x.shape[0] * x.shape[1], device=x.device)
+    channel = channel.reshape(x.shape[0], x.shape[1], *[1] * len(sides))
     return flat + channel * math.prod(x.shape[2:])
 
 
@@ -267,7 +287,10 @@ def _einsum(n: Node, *inputs: Tensor) -> Tensor:
 def _batch_norm(n: Node, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     if n.get("training_mode", 0):
         raise ModelError(f"the node {n.name} normalises by the batch (training_mode); export the model in eval mode.")
-    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, n.get("epsilon", 1e-5))
+    epsilon = n.get("epsilon", 1e-5)
+    if not n.get("spatial", 1):  # up to operator set 8: statistics for each place
+        return (x - mean) * torch.rsqrt(variance + epsilon) * weight + bias
+    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
 
 
 @operator("norm", "InstanceNormalization")
@@ -333,8 +356,14 @@ _enter(
     Softsign=F.softsign,
     Mish=F.mish,
     HardSwish=F.hardswish,
-    PRelu=lambda x, slope: torch.where(x < 0, slope * x, x),
 )
+
+
+@operator("activation", "PRelu")
+def _prelu(n: Node, x: Tensor, slope: Tensor) -> Tensor:
+    if n.opset < 7 and slope.dim() == 1 and x.dim() > 1:
+        slope = slope.reshape(-1, *[1] * (x.dim() - 2))  # one for each channel
+    return torch.where(x < 0, slope * x, x)
 
 
 @operator("activation", "LeakyRelu")
@@ -387,8 +416,8 @@ def _swish(n: Node, x: Tensor) -> Tensor:
 @operator("activation", "Clip")
 def _clip(n: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     low, high = n.get("min", low), n.get("max", high)  # attributes up to operator set 10
-    x = x if low is None else torch.maximum(x, torch.as_tensor(low, dtype=x.dtype, device=x.device))
-    return x if high is None else torch.minimum(x, torch.as_tensor(high, dtype=x.dtype, device=x.device))
+    ends = [None if end is None else torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in (low, high)]
+    return x if ends == [None, None] else torch.clamp(x, *ends)
 
 
 def _along(n: Node, x: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -616,11 +645,7 @@ def _reshape(n: Node, x: Tensor, shape: Tensor | None = None) -> Tensor:
     wanted = list(n.get("shape", [])) if shape is None else _ints(shape)
     if not n.get("allowzero", 0):
         wanted = [x.shape[axis] if side == 0 else side for axis, side in enumerate(wanted)]
-    batch = n.batch
-    # A file that declares one picture may have that 1 in its shapes: it stands for the batch.
-    if wanted and batch.declared and batch.declared != batch.actual == x.shape[0] and wanted[0] == batch.declared:
-        wanted[0] = batch.actual
-    return x.reshape(wanted)
+    return x.reshape(_of_batch(n, x, wanted))
 
 
 @operator("reshape", "Flatten")
@@ -638,7 +663,11 @@ def _transpose(n: Node, x: Tensor) -> Tensor:
 @operator("reshape", "Squeeze")
 def _squeeze(n: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
     given = n.get("axes") if axes is None else _ints(axes)
-    return x.squeeze() if given is None else x.squeeze(tuple(given))
+    if given is None:
+        # A batch of one is a batch all the same.
+        first = n.batch.declared is not None and x.dim() > 1 and x.shape[0] == n.batch.actual
+        given = [axis for axis in range(int(first), x.dim()) if x.shape[axis] == 1]
+    return x.squeeze(tuple(given))
 
 
 @operator("reshape", "Unsqueeze")
@@ -652,7 +681,11 @@ def _unsqueeze(n: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 @operator("merge", "Concat")
 def _concat(n: Node, *inputs: Tensor) -> Tensor:
-    return torch.cat(inputs, dim=n.get("axis", 1))
+    axis, batch = n.get("axis", 1) % inputs[0].dim(), n.batch
+    if axis and batch.declared == 1 and {x.shape[0] for x in inputs} == {1, batch.actual}:
+        # What was made once for the one declared picture, as a transformer's class token, goes to each.
+        inputs = tuple(x.expand(batch.actual, *x.shape[1:]) for x in inputs)
+    return torch.cat(inputs, dim=axis)
 
 
 @operator("reshape", "Split")
@@ -709,6 +742,47 @@ def _gather_nd(n: Node, x: Tensor, indices: Tensor) -> Tensor:
     rows = indices.reshape(-1, *indices.shape[batch:])
     picked = [one[tuple(index.long().unbind(-1))] for one, index in zip(flat, rows, strict=True)]
     return torch.stack(picked).reshape(*indices.shape[:batch], *picked[0].shape)
+
+
+@operator("other", "ScatterElements")
+def _scatter_elements(n: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    axis, how = n.get("axis", 0), n.get("reduction", "none")
+    places = indices.long() % x.shape[axis]
+    if how == "none":
+        return x.scatter(axis, places, updates)
+    return x.scatter_reduce(axis, places, updates, _REDUCERS[how])
+
+
+_REDUCERS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+@operator("other", "ScatterND")
+def _scatter_nd(n: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    deep, how = indices.shape[-1], n.get("reduction", "none")
+    flat = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
+    for axis in range(deep):
+        flat = flat * x.shape[axis] + indices[..., axis].long() % x.shape[axis]
+    rows = x.reshape(math.prod(x.shape[:deep]), -1)
+    places = flat.reshape(-1, 1).expand(-1, rows.shape[1])
+    given = updates.reshape(-1, rows.shape[1])
+    made = rows.scatter(0, places, given) if how == "none" else rows.scatter_reduce(0, places, given, _REDUCERS[how])
+    return made.reshape(x.shape)
+
+
+@operator("other", "Compress")
+def _compress(n: Node, x: Tensor, condition: Tensor) -> Tensor:
+    axis = n.get("axis")
+    x, axis = (x.reshape(-1), 0) if axis is None else (x, axis)
+    return x.index_select(axis, condition.nonzero().reshape(-1))
+
+
+_enter("other", NonZero=lambda x: torch.nonzero(x).t())
+
+
+@operator("resize", "GridSample")
+def _grid_sample(n: Node, x: Tensor, grid: Tensor) -> Tensor:
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(n.get("mode", "linear"), n.get("mode", "linear"))
+    return F.grid_sample(x, grid, mode, n.get("padding_mode", "zeros"), bool(n.get("align_corners", 0)))
 
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -773,21 +847,58 @@ def _space_to_depth(n: Node, x: Tensor) -> Tensor:
     return y.reshape(count, channels * size**2, height // size, width // size)
 
 
-_TYPES = {
+# By the numbers that ONNX gives to types.
+TYPES = {
     **{1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64},
     **{9: torch.bool, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16},
+    **{4: torch.uint16, 12: torch.uint32, 13: torch.uint64},
 }
+# Up to operator set 5 a cast names its type.
+_TYPE_NAMES = {"FLOAT": 1, "UINT8": 2, "INT8": 3, "INT16": 5, "INT32": 6, "INT64": 7, "BOOL": 9, "DOUBLE": 11}
 
 
 @operator("identity", "Cast")
 def _cast(n: Node, x: Tensor) -> Tensor:
-    kind = n.get("to")
-    if kind not in _TYPES:
+    kind = _TYPE_NAMES.get(n.get("to"), n.get("to"))
+    if kind not in TYPES:
         raise ModelError(f"the node {n.name} casts to a type that PyTorch does not have (ONNX's number {kind}).")
-    return x.to(_TYPES[kind])
+    return x.to(TYPES[kind])
 
 
 _enter("identity", CastLike=lambda x, like: x.to(like.dtype))
+
+
+# -- quantised values, kept in float ---------------------------------------------------------------------
+
+
+@operator("identity", "QuantizeLinear")
+def _quantize(n: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """The whole numbers, as float; the gradient passes the rounding by (Bengio et al. 2013, 1308.3432)."""
+    kind = TYPES[n.get("output_dtype", 0) or 2] if zero is None else zero.dtype
+    ends = torch.iinfo(kind)
+    y = x / _along_axis(n, scale, x)
+    y = y + (y.round() - y).detach()
+    y = y if zero is None else y + _along_axis(n, zero, x)
+    return y.clamp(ends.min, ends.max)
+
+
+@operator("identity", "DequantizeLinear")
+def _dequantize(n: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    y = x.to(scale.dtype)
+    y = y if zero is None else y - _along_axis(n, zero, x)
+    return y * _along_axis(n, scale, x)
+
+
+def _along_axis(n: Node, scale: Tensor, x: Tensor) -> Tensor:
+    """A scale or zero point for the whole tensor, for each index of an axis, or for each block of it."""
+    axis, block = n.get("axis", 1), n.get("block_size", 0)
+    if scale.numel() == 1 and scale.dim() < 2:
+        return scale.reshape(())
+    if block:
+        return scale.repeat_interleave(block, dim=axis).narrow(axis, 0, x.shape[axis])
+    sides = [1] * x.dim()
+    sides[axis] = -1
+    return scale.reshape(sides)
 
 
 @operator("other", "Shape")
@@ -822,9 +933,10 @@ def _one_hot(n: Node, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
 
 @operator("other", "EyeLike")
 def _eye_like(n: Node, x: Tensor) -> Tensor:
-    dtype = _TYPES[n.get("dtype")] if n.get("dtype") else x.dtype
+    dtype = TYPES[n.get("dtype")] if n.get("dtype") else x.dtype
     rows, columns = x.shape
-    return torch.diagflat(torch.ones(rows + columns + abs(n.get("k", 0))), n.get("k", 0))[:rows, :columns].to(dtype)
+    row, column = torch.arange(rows, device=x.device)[:, None], torch.arange(columns, device=x.device)
+    return (column - row == n.get("k", 0)).to(dtype)
 
 
 @operator("dropout", "Dropout")
@@ -833,7 +945,7 @@ def _dropout(n: Node, x: Tensor, ratio: Any = None, training: Any = None) -> Any
         raise ModelError(f"the node {n.name} drops values (training_mode); export the model in eval mode.")
     if n.outputs == 1:
         return x
-    return x, torch.ones(x.shape, dtype=torch.bool if n.opset >= 10 else x.dtype)
+    return x, torch.ones(x.shape, dtype=torch.bool if n.opset >= 10 else x.dtype, device=x.device)
 
 
 # -- resizing --------------------------------------------------------------------------------------------
@@ -842,6 +954,8 @@ def _dropout(n: Node, x: Tensor, ratio: Any = None, training: Any = None) -> Any
 @operator("resize", "Upsample")
 def _upsample(n: Node, x: Tensor, scales: Tensor | None = None) -> Tensor:
     given = n.get("scales") if scales is None else scales.tolist()
+    if given is None:  # operator set 1
+        given = [1.0, 1.0, n.get("height_scale"), n.get("width_scale")]
     return _resized(x, [float(scale) for scale in given], None, n.get("mode", "nearest"), "asymmetric", "floor", n)
 
 
@@ -863,7 +977,7 @@ def _resize(n: Node, x: Tensor, *inputs: Tensor | None) -> Tensor:
     factors = [1.0] * x.dim()
     if sizes is not None and sizes.numel():
         wanted = list(x.shape)
-        chosen = _kept_ratio(n, x, _ints(sizes), axes)
+        chosen = _kept_ratio(n, x, _of_batch(n, x, _ints(sizes)) if axes[0] == 0 else _ints(sizes), axes)
         for axis, (side, factor) in zip(axes, chosen, strict=True):
             wanted[axis], factors[axis] = side, factor
     elif scales is not None:
