@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,9 +47,16 @@ def argmax(x: Tensor, axis: int | None = None) -> Tensor:
     return torch.argmax(x, dim=axis)
 
 
+PIECE = 2**20  # values that are looked at together: what they are compared into stays in the processor's cache
+
+
 def count_nonzero(x: Tensor, axis: Axes = None) -> Tensor:
     """How many values along `axis` are not zero, as float32: exact up to 2**24, and many times quicker than torch's."""
-    return torch.ne(x, 0, out=torch.empty_like(x, dtype=torch.float32)).sum(dim=axis)
+    if axis is None or 0 in np.atleast_1d(axis):
+        return torch.ne(x, 0).to(torch.float32).sum(dim=axis)
+    pieces = x.split(builtins.max(1, PIECE // builtins.max(1, x[0].numel())))
+    counts = [torch.ne(piece, 0, out=torch.empty_like(piece, dtype=torch.float32)).sum(dim=axis) for piece in pieces]
+    return torch.cat(counts)
 
 
 def max(x: Tensor, axis: Axes = None) -> Tensor:
