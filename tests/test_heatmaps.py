@@ -50,6 +50,23 @@ def test_grad_cam_is_the_slow_loop():
     np.testing.assert_allclose(grad_cam(maps, gradients), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "part"), [("hirescam", lambda g: g), ("layercam", lambda g: max(g, 0.0))])
+def test_products_place_by_place_are_the_slow_loop(name, part):
+    rng = np.random.default_rng(1)
+    maps, gradients = rng.normal(size=(2, 2, 3, 4, 5))
+    expected = np.zeros((2, 3, 4))
+    for n, i, j in np.ndindex(2, 3, 4):
+        expected[n, i, j] = sum(part(gradients[n, i, j, k]) * maps[n, i, j, k] for k in range(5))
+    np.testing.assert_allclose(METHODS[name].formula(maps, gradients), expected, rtol=1e-5)
+
+
+def test_on_a_gap_head_hirescam_is_grad_cam(photo):
+    """Where the gradient is the same at every place, the two can't differ (Draelos and Carin, section 3)."""
+    network = open_model(gap_network(), preprocess="0..1")
+    maps = [convscope.heatmap(network, photo, 1, method=name).maps for name in ("grad-cam", "hirescam")]
+    np.testing.assert_allclose(maps[1], maps[0], rtol=1e-4, atol=1e-6)
+
+
 def test_every_method_names_its_paper():
     assert all(method.paper and method.name == name for name, method in METHODS.items())
 

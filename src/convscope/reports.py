@@ -392,11 +392,13 @@ def _facts(network: Network) -> list[tuple[str, str]]:
     height, width = network.inputs.size
     colours = {1: "grey", 3: "RGB"}.get(network.inputs.channels, f"{network.inputs.channels} channels")
     inside = [layer for layer in network.layers if layer.kind != "model"]
+    blocks = len(network.layers) - len(inside)
+    within = f" in {blocks} block{'s' if blocks > 1 else ''}" if blocks else ""
     return [
         ("Model", f"{network.source.name}, called {network.name}" if network.source.file else network.source.name),
         ("Runs on", f"{network.framework}, {network.backend}"),
         ("Input", f"{height}×{width} pixels, {colours}{'; any size would do' if network.inputs.free else ''}"),
-        ("Size", f"{len(inside)} layers, {network.parameters:,} parameters"),
+        ("Size", f"{len(inside)} layers{within}, {network.parameters:,} parameters"),
         ("Output", network.head.text + ("" if network.class_names else "; the classes have numbers, no names")),
         ("Preprocessing", network.preprocessing.text),
         *(("Opened", note) for note in network.source.notes),

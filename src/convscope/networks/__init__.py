@@ -202,6 +202,8 @@ class _Opening:
     def _source(self, name: str, notes: Sequence[str]) -> Source:
         from convscope.networks import files
 
+        if ".py:" in name:  # the name alone, as for a model file
+            name, notes = os.path.basename(name), (f"made by {name}", *notes)
         if self.weights is None:
             return Source(name, notes=tuple(notes))
         return Source(name, str(self.weights), files.sha256(self.weights), (f"weights of {self.weights.name}", *notes))

@@ -172,7 +172,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network came from: as the user named it, the file's hash, and what had to be done to open it."""
+    """Where a network came from: its name without folders, file and hash, and what had to be done to open it."""
 
     name: str
     file: str | None = None

@@ -14,7 +14,7 @@ from convscope.pictures import Picture, read_pictures
 from convscope.results import Heatmap, HeatmapRow, Progress, provenance
 from convscope.techniques.heatmaps.cam import METHODS, Method, method_named
 
-__all__ = ["METHODS", "as_targets", "heatmap"]
+__all__ = ["METHODS", "as_targets", "heatmap", "maps_and_gradients"]
 
 TOP = -1  # stands for the class with the highest score of each picture
 BATCH = 8
@@ -59,7 +59,9 @@ def heatmap(
     maps, rows = [], []
     for start in range(0, len(photos), batch):
         stop = min(start + batch, len(photos))
-        logits, activations, gradients, explained = _explain(network, where, x[start:stop], classes[start:stop], batch)
+        logits, activations, gradients, explained = maps_and_gradients(
+            network, where, x[start:stop], classes[start:stop], batch
+        )
         check_finite(network, logits)
         raw = chosen.formula(activations, gradients)
         maps.append(np.where(np.isfinite(raw), raw, 0).astype(np.float32))
@@ -117,12 +119,20 @@ def _classes(network: Network, target: int | str | Sequence[int | str], count: i
     return np.asarray(numbers * (count if len(numbers) == 1 else 1), np.int32)
 
 
-def _explain(
+def maps_and_gradients(
     network: Network, layer: Layer, x: np.ndarray, classes: np.ndarray, batch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Logits `(n, k)`, maps and gradients `(n, h, w, c)`, and the class explained `(n,)`, of a few pictures.
+    """What the formulas work on, for at most `batch` pictures.
 
-    The last chunk is filled up to `batch`, so that one compiled program serves all.
+    Args:
+        network, layer: where.
+        x: prepared pictures `(n, h, w, c)`.
+        classes: `(n,)` int32, -1 for each picture's own best.
+        batch: the pictures are filled up to this number, so that one compiled program serves every chunk.
+
+    Returns:
+        logits `(n, k)`; the layer's maps and the gradients of the explained logits with respect to them, both
+        `(n, h, w, c)`; the class explained `(n,)`.
     """
     program = network.program(("explain", layer.path), lambda: network.compile(_explaining(network, layer)))
     filled, numbers = np.resize(x, (batch, *x.shape[1:])), np.resize(classes, batch)

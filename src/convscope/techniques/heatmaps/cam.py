@@ -67,3 +67,15 @@ def grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """
     weights = gradients.mean(axis=(1, 2), dtype=np.float64)
     return np.einsum("nhwc,nc->nhw", maps, weights).astype(np.float32)
+
+
+@method("hirescam", "Draelos and Carin 2020, Use HiResCAM instead of Grad-CAM, arXiv:2011.08891, eq. 5")
+def hirescam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Sum over channels of map times gradient, place by place; the arguments and the result are those of `grad_cam`."""
+    return np.einsum("nhwc,nhwc->nhw", maps, gradients, dtype=np.float64).astype(np.float32)
+
+
+@method("layercam", "Jiang et al. 2021, LayerCAM, IEEE TIP 30, eq. 5 and 6 before the ReLU")
+def layercam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Sum over channels of map times the positive part of its gradient; else as `grad_cam`."""
+    return np.einsum("nhwc,nhwc->nhw", maps, np.maximum(gradients, 0), dtype=np.float64).astype(np.float32)

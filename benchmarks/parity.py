@@ -1,0 +1,230 @@
+"""How far the runtimes are from each other, and convscope from the tools that people compare it with.
+
+    python -m benchmarks.parity [--out docs/parity.md]
+
+One small network with the same weights on Keras (TensorFlow, JAX, torch), PyTorch and ONNX, a process each; then
+pytorch-grad-cam, captum and Keras' own sub-models beside convscope in one process (`pip install 'convscope[peers]'`).
+What is not installed is said to be not measured. A difference is the largest one, in units of the largest value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import convscope
+from tests import agreement
+
+CLASS = 2
+GROUPS = {
+    "activations of 12 layers": "activation ",
+    "logits": "logits",
+    "gradients at 3 layers": "gradient ",
+    "Grad-CAM at 3 layers": "heatmap ",
+    "start pictures": "start",
+    "one `classic` step from there": "step: ",
+    "final activations after 30 steps": "final",
+}
+Row = tuple[str, ...]
+
+
+def main() -> None:
+    """Print the tables, or write them to a file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", help="a Markdown file to write")
+    out = parser.parse_args().out
+    text = "\n".join(page())
+    if out:
+        Path(out).write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+def page() -> Iterator[str]:
+    """The page, line after line."""
+    yield "# Parity\n"
+    yield "Made by `python -m benchmarks.parity --out docs/parity.md`. A difference is the largest one, in units of the"
+    yield "largest value on the other side; 0 means equal to the last bit.\n"
+    yield _versions() + ".\n"
+    yield "## One network on five runtimes\n"
+    yield "The network of `tests/agreement.py` (convolutions, depthwise, batch norm, ReLU6, swish, ELU, sum, join,"
+    yield "both poolings, softmax) with the same weights on each. `tests/test_runtimes_agree.py` holds every line"
+    yield "to 1e-4, and the last to 5 %.\n"
+    yield from _table(*runtimes())
+    yield "\n## Beside other tools, on the same network in the same process\n"
+    yield "Maps are compared raw: before the other tool's ReLU, scaling and resizing.\n"
+    yield from _table(("convscope", "the other tool", "network", "difference"), [*cams(), *layer_activations()])
+    yield "\n## Keras' own sub-models\n"
+    yield "`keras.Model(model.inputs, [layer.output, ...]).predict(pictures)`, every layer of the network above.\n"
+    yield from _table(("backend", "difference"), list(sub_models()))
+
+
+def _versions() -> str:
+    names = {"keras": "keras", "tensorflow": "tensorflow-cpu", "jax": "jax", "torch": "torch", "onnx": "onnx"}
+    names |= {"pytorch-grad-cam": "grad-cam", "captum": "captum"}
+    found = [f"Python {platform.python_version()}"]
+    for shown, package in names.items():
+        try:
+            found.append(f"{shown} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{shown} not installed")
+    return ", ".join(found)
+
+
+def _table(head: Row, rows: list[Row]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "| " + " | ".join("---" for _ in head) + " |"
+    yield from ("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _shown(difference: float) -> str:
+    return "0" if difference == 0 else f"{difference:.1e}"
+
+
+def runtimes() -> tuple[Row, list[Row]]:
+    """For each kind of answer the largest difference of each runtime from the first one that is installed."""
+    installed = agreement.installed()
+    with tempfile.TemporaryDirectory() as folder:
+        answers = {name: agreement.ask(name, Path(folder) / f"{name}.npz") for name in installed}
+    reference, *others = answers.values()
+    rows = []
+    for label, start in GROUPS.items():
+        names = [name for name in reference if name.startswith(start)]
+        worst = [max(agreement.apart(found[name], reference[name]) for name in names) for found in others]
+        rows.append((label, *map(_shown, worst)))
+    absent = [(f"{name}: not measured, not installed",) for name in agreement.RUNTIMES if name not in installed]
+    return ("against " + installed[0], *installed[1:]), rows + absent
+
+
+# -- other tools -----------------------------------------------------------------------------------------
+
+
+def _subjects() -> dict[str, tuple[Any, str, int]]:
+    """Networks with logits at their end: the module, the path of a layer, and the side of its pictures."""
+    import torch
+    from torch import nn
+
+    from benchmarks.torch_networks import ResNet50
+
+    small = agreement.torch_module()
+    small.softmax = nn.Identity()
+    torch.manual_seed(0)
+    return {"the small network": (small, "elu", 32), "ResNet-50, random weights": (ResNet50().eval(), "layer3", 128)}
+
+
+def cams() -> Iterator[Row]:
+    """Grad-CAM, HiResCAM and LayerCAM against pytorch-grad-cam; Grad-CAM against captum."""
+    for name, (module, path, side) in _subjects().items():
+        network = convscope.open_model(module, preprocess="-1..1", size=side)
+        x = network.tensor(network.prepare(convscope.pictures.read_pictures(agreement.photos())))
+        x, layer = x.permute(0, 3, 1, 2), module.get_submodule(path)
+        for method, theirs in _pytorch_grad_cam().items():
+            ours = convscope.heatmap(network, agreement.photos(), CLASS, layer=path, method=method).maps
+            yield method, *_compared("pytorch-grad-cam", theirs, ours, (module, layer, x), name)
+        ours = convscope.heatmap(network, agreement.photos(), CLASS, layer=path).maps
+        yield "grad-cam", *_compared("captum LayerGradCam", _captum_grad_cam(), ours, (module, layer, x), name)
+
+
+def _compared(tool: str, theirs: Callable | None, ours: np.ndarray, given: tuple, network: str) -> Row:
+    if theirs is None:
+        return tool, network, "not measured: not installed"
+    return tool, network, _shown(agreement.apart(ours, theirs(*given)))
+
+
+def _pytorch_grad_cam() -> dict[str, Callable | None]:
+    """Raw maps `(n, h, w)` of each method: what it computes before it scales."""
+    classes = {"grad-cam": "GradCAM", "hirescam": "HiResCAM", "layercam": "LayerCAM"}
+    try:
+        _let_torchvision_import()
+        tool = importlib.import_module("pytorch_grad_cam")
+        targets = importlib.import_module("pytorch_grad_cam.utils.model_targets")
+    except ImportError:
+        return dict.fromkeys(classes)
+
+    def raw(name: str) -> Callable:
+        def maps(module: Any, layer: Any, x: Any) -> np.ndarray:
+            explained = [targets.ClassifierOutputTarget(CLASS)] * len(x)
+            with getattr(tool, name)(model=module, target_layers=[layer]) as cam:
+                cam(input_tensor=x, targets=explained)
+                seen, gradients = (
+                    values[0].cpu().numpy()
+                    for values in (cam.activations_and_grads.activations, cam.activations_and_grads.gradients)
+                )
+                return cam.get_cam_image(x, layer, explained, seen, gradients, False)
+
+        return maps
+
+    return {method: raw(name) for method, name in classes.items()}
+
+
+def _let_torchvision_import() -> None:
+    """pytorch-grad-cam imports torchvision for its examples; one built for another torch lacks its operators."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):  # it is there
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(library)  # what it defines goes when it goes
+
+
+_KEPT: list[Any] = []
+
+
+def _captum_grad_cam() -> Callable | None:
+    try:
+        attr = importlib.import_module("captum.attr")
+    except ImportError:
+        return None
+
+    def maps(module: Any, layer: Any, x: Any) -> np.ndarray:
+        found = attr.LayerGradCam(module, layer).attribute(x, target=CLASS, relu_attributions=False)
+        return found[:, 0].detach().numpy()
+
+    return maps
+
+
+def layer_activations() -> Iterator[Row]:
+    """Activations of every convolution and pooling against captum's, for the same tensor in the same memory format."""
+    try:
+        attr = importlib.import_module("captum.attr")
+    except ImportError:
+        yield "activations", "captum LayerActivation", "both", "not measured: not installed"
+        return
+    for name, (module, _, side) in _subjects().items():
+        network = convscope.open_model(module, preprocess="-1..1", size=side)
+        seen = convscope.activations(network, agreement.photos())
+        x = network.tensor(network.prepare(seen.photos)).permute(0, 3, 1, 2)
+        apart = []
+        for path, ours in seen.arrays.items():
+            tool = attr.LayerActivation(module, module.get_submodule(path))
+            theirs = tool.attribute(x).detach().permute(0, 2, 3, 1).numpy()
+            apart.append(agreement.apart(ours, theirs))
+        yield f"activations of {len(apart)} layers", "captum LayerActivation", name, _shown(max(apart))
+
+
+# -- Keras' own ------------------------------------------------------------------------------------------
+
+
+def sub_models() -> Iterator[Row]:
+    """Every backend in a process of its own."""
+    for runtime in agreement.KERAS:
+        if runtime not in agreement.installed():
+            yield runtime, "not measured: not installed"
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            found = agreement.ask(f"{runtime}:sub-models", Path(folder) / "apart.npz")
+        yield runtime, _shown(float(found["apart"].max()))
+
+
+if __name__ == "__main__":
+    main()
