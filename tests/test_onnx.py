@@ -322,6 +322,25 @@ def test_dynamic_and_missing_shapes(tmp_path):
         opened(residual(), tmp_path, size=24)
 
 
+def test_zeros_are_counted_after_a_bias_that_is_a_step_of_its_own(tmp_path):
+    nodes = [
+        node("Conv", ["picture", "w"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        node("Add", ["c", "b"], ["a"], "bias"),
+        node("Relu", ["a"], ["r"], "relu"),
+        node("Conv", ["r", "w2"], ["c2"], "second", pads=[1, 1, 1, 1]),
+        node("Add", ["c2", "r"], ["s"], "sum"),
+        node("Relu", ["s"], ["out"], "last"),
+    ]
+    weights = {"w": drawn(4, 3, 3, 3), "b": drawn(1, 4, 1, 1, seed=1), "w2": drawn(4, 4, 3, 3, seed=2)}
+    network = opened(graph_of(nodes, weights), tmp_path)
+    assert network.layer("conv").rectified == "relu"
+    assert network.layer("second").rectified is None  # a sum with another branch is not this convolution's answer
+    photo = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    found = convscope.activations(network, photo, ["conv"]).statistics[0]
+    values = network.forward(network.prepare(read_pictures(photo)), ["conv"])[1]["conv"] + weights["b"].ravel()
+    assert found.zeros == pytest.approx((values <= 0).mean(), abs=1e-6)
+
+
 def test_several_outputs(tmp_path):
     model = residual()
     model.graph.output.append(helper.make_tensor_value_info("p1", TensorProto.FLOAT, (1, 4, 4, 4)))

@@ -150,8 +150,13 @@ class Flow:
                 return call
         after = self.only_taker(call)
         while after is not None and after.activation is None:
-            after = self.only_taker(after) if after.kind in PASSING | {"norm"} else None
+            after = self.only_taker(after) if _keeps_channels(after) else None
         return after
+
+
+def _keeps_channels(call: Call) -> bool:
+    """True for what may stand between a convolution and its non-linearity: a norm, a bias that is a step of its own."""
+    return call.kind in PASSING | {"norm"} or (call.kind == "merge" and len({value.key for value in call.inputs}) == 1)
 
 
 def _hands_on(call: Call) -> bool:
