@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -90,6 +91,52 @@ def test_pickled_code_in_the_archive_is_not_run(tmp_path):
             changed.writestr(entry, held.getvalue() if inputs else archive.read(entry))
     with pytest.raises(ModelError):
         convscope.open_model(tmp_path / "evil.pt2")
+    assert not marker.exists()
+
+
+class Free(nn.Module):
+    """Any height: its sizes are expressions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def _changed(path, to, change):
+    """The archive with the text of its graph changed; the change has to be one."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(to, "w") as changed:
+        for entry in archive.infolist():
+            data = archive.read(entry)
+            if entry.filename.endswith("models/model.json"):
+                assert change(data.decode()) != data.decode()
+                data = change(data.decode()).encode()
+            changed.writestr(entry, data)
+    return to
+
+
+def test_text_in_the_graph_is_not_run_as_code(tmp_path):
+    """torch evaluates sizes, looks functions up by dotted names, and generates Python with the names in the file."""
+    path, marker = tmp_path / "model.pt2", tmp_path / "was-run"
+    height = torch.export.Dim("height", min=8, max=512)
+    program = torch.export.export(Free().eval(), (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({2: height},))
+    torch.export.save(program, path)
+    assert convscope.open_model(path).layer("conv").kind == "conv"  # as it is it opens
+    code = f"__import__('pathlib').Path('{marker}').touch()"
+    changes = (
+        lambda text: re.sub(r'("expr_str": ?)"[^"]*"', rf'\1"{code}"', text),
+        lambda text: re.sub(r'("expr_str": ?)"[^"]*"', r"""\1"sympify('1')" """, text),
+        lambda text: text.replace("torch.ops.aten.relu.default", "torch.os.system"),
+        lambda text: text.replace("torch.ops.aten.relu.default", "_operator.call"),
+        lambda text: text.replace("torch.ops.aten.relu.default", "torch.ops.aten.from_file.default"),
+        lambda text: text.replace('conv.weight"', r"conv.w\" + " + code + r' + \""'),
+        lambda text: text.replace('"name": "input"', f'"name": "input={code}#"'),
+    )
+    for number, change in enumerate(changes):
+        with pytest.raises(ModelError, match="would run as code"):
+            convscope.open_model(_changed(path, tmp_path / f"{number}.pt2", change))
     assert not marker.exists()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +25,10 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
 
     Args:
         path: a `.pt2` file.
-        trust: let it unpickle what is no tensor.
+        trust: let it unpickle what is no tensor, and run expressions and functions that a graph has no use for.
 
     Raises:
-        ModelError: it is damaged, compiled for one machine, or holds pickled objects and is not trusted.
+        ModelError: it is damaged, compiled for one machine, or holds what could run code and is not trusted.
     """
     names = _names(path)
     if any(name.endswith((".so", ".cubin")) for name in names):
@@ -38,6 +41,8 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
             f"{path} holds {len(objects)} pickled object{'s' if len(objects) > 1 else ''}, and unpickling runs code. "
             "Expected tensors only. If you trust the file, give --trust (trust=True)."
         )
+    if not trust:
+        _refuse_code(path)
     with _tensors_only(not trust):
         try:
             program = torch.export.load(path)
@@ -55,6 +60,95 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
 def _names(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
+
+
+# torch evaluates the sizes of a graph as Python, looks its functions up by dotted names, and writes names of weights,
+# modules and arguments into the Python that it generates. Each is held to what an export writes.
+_SIZES = frozenset(
+    {
+        *("Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs", "floor"),
+        *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Equality", "Unequality", "ceiling", "Piecewise"),
+        *("StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "FloorDiv", "CleanDiv", "CeilDiv"),
+        *("PythonMod", "ModularIndexing", "Where", "IntTrueDiv", "FloatTrueDiv", "TruncToInt", "ToFloat", "Identity"),
+        *("FloorToInt", "CeilToInt", "RoundToInt", "PowByNatural", "FloatPow", "LShift", "RShift"),
+    }
+)
+_SIZE_SYNTAX = (
+    *(ast.Expression, ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.keyword),
+    *(ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.expr_context, ast.Tuple),
+)
+_FUNCTIONS = (
+    r"torch\.ops\.(aten|prims|quantized|torchvision)\.(?!(from_file|save)\b)\w+\.\w+|torch\.ops\.higher_order\.\w+"
+    r"|_operator\.(getitem|add|i?sub|mul|floordiv|truediv|mod|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|pow)"
+    r"|math\.\w+|torch\.sym_\w+|"
+)
+
+
+def _refuse_code(path: Path) -> None:
+    """Make sure that nothing in the graph's description would be run as Python but arithmetic of sizes."""
+    with zipfile.ZipFile(path) as archive:
+        found = [archive.read(name) for name in archive.namelist() if name.endswith(".json")]
+    try:
+        texts = [(key, text) for data in found for key, text in _texts(json.loads(data))]
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} can't be read as an exported program ({one_line(error)[:200]}).") from error
+    odd = next((text for key, text in texts if not _is_plain(key, text)), None)
+    if odd is not None:
+        raise ModelError(
+            f"{path} holds text that PyTorch would run as code ({odd[:80]!r}), and no export writes such. If you trust "
+            "the file, give --trust (trust=True)."
+        )
+
+
+def _texts(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in nested JSON with the key that it stands under."""
+    if isinstance(data, str):
+        yield key, data
+    elif isinstance(data, dict):
+        for inner, value in data.items():
+            yield from _texts(value, inner)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _texts(value, key)
+
+
+def _is_plain(key: str, text: str) -> bool:
+    if key == "expr_str":
+        return _is_size(text)
+    if key in ("target", "as_operator"):
+        return re.fullmatch(_FUNCTIONS, text) is not None
+    if key == "name":
+        return re.fullmatch(r"\w*", text) is not None
+    if key in ("nn_module_stack", "fqn", "as_string") or key.endswith("_name"):
+        return key == "as_string" or not re.search(r"[\"\\\n\r]", text)
+    return True
+
+
+def _is_size(text: str) -> bool:
+    """True for arithmetic of numbers and symbols: "Mul(Integer(2), Symbol('s0', integer=True))"."""
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    names_of_symbols = {id(node.args[0]) for node in nodes if isinstance(node, ast.Call) and _makes_symbol(node)}
+    return all(isinstance(node, _SIZE_SYNTAX) for node in nodes) and all(
+        _is_plain_node(node, id(node) in names_of_symbols) for node in nodes
+    )
+
+
+def _makes_symbol(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id == "Symbol" and bool(call.args)
+
+
+def _is_plain_node(node: ast.AST, names_symbol: bool) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in _SIZES
+    if isinstance(node, ast.Name):
+        return not node.id.startswith("_")
+    if isinstance(node, ast.Constant):
+        text = isinstance(node.value, str | bytes)
+        return not text or (names_symbol and re.fullmatch(r"\w+", str(node.value)) is not None)
+    return True
 
 
 @contextmanager
