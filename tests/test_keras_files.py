@@ -307,6 +307,34 @@ def test_a_saved_model_that_would_write_a_file_is_refused_and_not_run(tmp_path):
 
 
 @needs_tensorflow
+def test_a_saved_model_can_not_hide_what_it_would_do(tmp_path):
+    """Behind the name of what saves variables, or in the start of a program of TensorFlow 1."""
+    import tensorflow as tf
+
+    def write(x):
+        tf.io.write_file(str(tmp_path / "was-run"), "x")
+        return x
+
+    write.__name__ = "__traced_save"
+    hidden = tf.function(write)
+    made = tf.Module()
+    made.serve = tf.function(lambda x: tf.reduce_mean(hidden(x), (1, 2)))
+    signature = made.serve.get_concrete_function(tf.TensorSpec((None, 8, 8, 3), tf.float32))
+    tf.saved_model.save(made, str(tmp_path / "hidden"), signatures={"serving_default": signature})
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, (None, 8, 8, 3), name="x")
+        start = tf.io.write_file(str(tmp_path / "was-run"), "x")
+        outputs = {"y": tf.reduce_mean(x, (1, 2))}
+        v1.saved_model.simple_save(session, str(tmp_path / "old"), {"x": x}, outputs, legacy_init_op=start)
+    (tmp_path / "was-run").unlink(missing_ok=True)
+    for name in ("hidden", "old"):
+        with pytest.raises(ModelError, match=r"WriteFile.*--trust"):
+            convscope.open_model(tmp_path / name)
+    assert not (tmp_path / "was-run").exists()
+
+
+@needs_tensorflow
 def test_a_saved_model_without_pictures(tmp_path):
     model = keras.Sequential([layers.Input((12,)), layers.Dense(2)])
     model.export(tmp_path / "saved", verbose=False)

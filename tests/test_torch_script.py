@@ -101,6 +101,68 @@ def test_conditions_and_loops(tmp_path, how, side):
             assert torch.equal(one, two)
 
 
+class Defaults(nn.Module):
+    """Arguments of `forward` that convscope does not give."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, double: bool = True, scale: float = 3.0):
+        x = torch.relu(self.conv(x)).mean(dim=(2, 3)) * scale
+        return 2 * x if double else x
+
+
+class Lists(nn.Module):
+    """Lists and dictionaries that change while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x).mean(dim=(2, 3))
+        parts = [y, y + 1]
+        parts[0] = 2 * y
+        parts.extend([y - 1, y * y])
+        parts.insert(1, y + 5)
+        last = parts.pop()
+        parts.reverse()
+        named = {"a": last}
+        named["b"] = parts[0]
+        numbers = [1, 2]
+        numbers.append(3)
+        return torch.cat(parts, dim=1) + len(numbers) + named["a"].sum() + named["b"].sum()
+
+
+@pytest.mark.parametrize("make", [Defaults, Lists])
+def test_default_arguments_and_lists_that_change(tmp_path, make):
+    torch.manual_seed(0)
+    scripted = torch.jit.script(make().eval())
+    torch.jit.save(scripted, tmp_path / "model.pt")
+    mirror, x = torch_script.read(tmp_path / "model.pt").module.eval(), pictures()
+    with torch.no_grad():
+        for _ in range(2):  # a second pass does not see what the first has changed
+            assert torch.equal(mirror(x), scripted(x))
+
+
+def test_a_script_that_would_write_a_file_is_refused(tmp_path):
+    class Writing(nn.Module):
+        def __init__(self, path: str):
+            super().__init__()
+            self.path = path
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            held = torch.from_file(self.path, True, 16)
+            return self.conv(x).mean(dim=(2, 3)) + held.sum()
+
+    torch.jit.save(torch.jit.script(Writing(str(tmp_path / "made")).eval()), tmp_path / "model.pt")
+    with pytest.raises(ModelError, match=r"from_file.*reads or writes files"):
+        convscope.open_model(tmp_path / "model.pt")
+    assert not (tmp_path / "made").exists()
+
+
 def test_frozen_and_half(tmp_path):
     scripted = torch.jit.freeze(torch.jit.script(Residual().eval()))
     torch.jit.save(scripted, tmp_path / "frozen.pt")

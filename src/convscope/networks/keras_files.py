@@ -233,8 +233,14 @@ def _cant_load(path: Path, error: Exception) -> str:
 
 # -- SavedModel folders ----------------------------------------------------------------------------------
 
-# What a graph of TensorFlow's could do beside computing: read and write files, call Python, load libraries.
-_RISKY = r"(?i).*(file|save|restore|pyfunc|python|checkpoint|merge|print|assert|queue|dataset|lookup|hash).*"
+# What a graph of TensorFlow's could do beside computing: read and write files, call Python, load libraries. Of what
+# keeps a state, only variables, random numbers and calls of other functions are computing.
+_RISKY = r"""(?ix).*(file|save|restore|pyfunc|python|checkpoint|merge|print|assert|queue|dataset|lookup|hash
+    |immutableconst|debug|summary|remote|rpc|library|socket|matching).*"""
+_COMPUTING = r"""(?x)(Stateful)?PartitionedCall | (Stateless)?(If|While|Case) | Placeholder\w* | NoOp
+    | VarHandleOp | ReadVariableOp | VarIsInitializedOp | Assign(Add|Sub)?VariableOp | DisableCopyOnRead
+    | ResourceGather\w* | Tensor(List|Array)\w* | Random\w+ | Multinomial | TruncatedNormal | Parameterized\w+
+    | Stateful(Standard|Uniform|Truncated|Random)\w* | Rng\w+ | NonDeterministicInts"""
 
 
 def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
@@ -302,14 +308,38 @@ def _risky_operations(folder: Path) -> list[str]:
         proto.ParseFromString((folder / "saved_model.pb").read_bytes())
     except Exception as error:
         raise ModelError(f"{folder / 'saved_model.pb'} is damaged ({one_line(error)}). Copy it again.") from error
-    found = set()
-    for graph in proto.meta_graphs:
-        # What writes and reads the variables themselves is TensorFlow's own, and not called by a signature.
-        functions = [item for item in graph.graph_def.library.function if "__traced_" not in item.signature.name]
-        served = [function.node_def for function in functions]
-        for nodes in served:
-            found |= {node.op for node in nodes}
-    return sorted(op for op in found if re.fullmatch(_RISKY, op))
+    found = {node.op for graph in proto.meta_graphs for node in _nodes_but_the_savers(graph)}
+    return sorted(op for op in found if not _only_computes(op))
+
+
+def _nodes_but_the_savers(graph: Any) -> list[Any]:
+    """Every node of a graph and of its functions, but for those that nothing except its saver calls.
+
+    What writes and reads the variables themselves is TensorFlow's own, and loading does not run it.
+    """
+    saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
+    own = [node for node in graph.graph_def.node if node.name not in saver]
+    functions = {function.signature.name: list(function.node_def) for function in graph.graph_def.library.function}
+    of_saver = {name for node in graph.graph_def.node if node.name in saver for name in _called(node)}
+    called = set(graph.object_graph_def.concrete_functions)
+    called.update(name for node in own for name in _called(node))
+    called.update(name for key, nodes in functions.items() if key not in of_saver for n in nodes for name in _called(n))
+    return own + [node for key, nodes in functions.items() if key not in of_saver - called for node in nodes]
+
+
+def _called(node: Any) -> list[str]:
+    """Names of the functions that a node calls."""
+    values = node.attr.values()
+    return [value.func.name for value in values] + [item.name for value in values for item in value.list.func]
+
+
+def _only_computes(op: str) -> bool:
+    from tensorflow.python.framework import op_def_registry
+
+    known = op_def_registry.get(op)
+    if known is None or re.fullmatch(_RISKY, op):
+        return False
+    return not known.is_stateful or re.fullmatch(_COMPUTING, op) is not None
 
 
 # -- keras.applications ----------------------------------------------------------------------------------

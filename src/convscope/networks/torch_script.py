@@ -7,9 +7,11 @@ hooks fire on it; every other operation is called from Python, where `torch_grap
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ class Scripted(nn.Module):
         super().__init__()
         mirrors[scripted._c] = self
         self._scripted, self._unit = scripted._c, unit
+        self._programs: dict[str, tuple[_Program, Any]] = {}
         name = str(scripted.original_name)
         own = "torch.nn.modules" in scripted._c._type().qualified_name() and list(scripted.children()) == []
         self.described = Described(name, None if own else "model")
@@ -60,10 +63,15 @@ class Scripted(nn.Module):
 
     def forward(self, *arguments: Any) -> Any:
         """What the scripted module's `forward` returns."""
-        return self._call("forward", arguments)
+        return self.call("forward", arguments)
 
-    def _call(self, method: str, arguments: tuple) -> Any:
-        return _Run(self._unit).graph(self._scripted._get_method(method).graph, (self, *arguments))
+    def call(self, name: str, arguments: tuple) -> Any:
+        """What one of its methods returns."""
+        if name not in self._programs:
+            method = self._scripted._get_method(name)
+            self._programs[name] = (_Program(method.graph, self._unit), method.schema)
+        program, schema = self._programs[name]
+        return program.call(_filled((self, *arguments), schema))
 
     def attribute(self, name: str) -> Any:
         """A child, parameter, buffer or plain attribute."""
@@ -73,127 +81,192 @@ class Scripted(nn.Module):
         return self.training if name == "training" else self._scripted.getattr(name)
 
 
-class _Run:
-    """One run of a graph: values by name, node after node."""
-
-    def __init__(self, unit: Any) -> None:
-        self.unit = unit
-        self._values: dict[str, Any] = {}
-
-    def graph(self, graph: Any, arguments: tuple) -> Any:
-        """The value of a graph for its inputs; optional ones that are not given are None."""
-        inputs = list(graph.inputs())
-        given = arguments + (None,) * (len(inputs) - len(arguments))
-        self._values.update(zip((value.debugName() for value in inputs), given, strict=True))
-        returned = self._block(graph, graph.outputs())
-        return returned[0] if len(returned) == 1 else tuple(returned)
-
-    def _block(self, block: Any, outputs: Any) -> list[Any]:
-        for node in block.nodes():
-            given = [self._values[value.debugName()] for value in node.inputs()]
-            returned = self._node(node, given)
-            names = [value.debugName() for value in node.outputs()]
-            self._values.update(zip(names, [returned] if len(names) == 1 else returned or (), strict=True))
-        return [self._values[value.debugName()] for value in outputs]
-
-    def _node(self, node: Any, given: list[Any]) -> Any:
-        kind = node.kind()
-        if kind == "prim::If":
-            branches = list(node.blocks())
-            branch = branches[0 if given[0] else 1]
-            returned = self._block(branch, branch.outputs())
-            return returned[0] if len(returned) == 1 else returned
-        if kind == "prim::Loop":
-            returned = self._loop(node, given)
-            return returned[0] if len(returned) == 1 else returned
-        if kind == "prim::CallFunction":
-            return self._function(node, given)
-        if kind in _STRUCTURE:
-            return _STRUCTURE[kind](node, given)
-        return _operation(node, given)
-
-    def _loop(self, node: Any, given: list[Any]) -> list[Any]:
-        """`prim::Loop(most, go on, carried ...)`: its block gives whether to go on, and what is carried."""
-        most, going, *carried = given
-        (body,) = node.blocks()
-        names = [value.debugName() for value in body.inputs()]
-        count = 0
-        while going and count < most:
-            self._values.update(zip(names, (count, *carried), strict=True))
-            going, *carried = self._block(body, body.outputs())
-            count += 1
-        return carried
-
-    def _function(self, node: Any, given: list[Any]) -> Any:
-        name = next(iter(node.inputs())).type().annotation_str
-        found = self.unit.find_function(name)
-        if found is None:
-            raise ModelError(f"the TorchScript file calls the function {name!r}, which it does not hold.")
-        return _Run(self.unit).graph(found.graph, tuple(given[1:]))
+# What a node does with the values of the graph so far and with those that it is given.
+Doing = Callable[[dict[str, Any], list[Any]], Any]
 
 
-def _constant(node: Any, _: list[Any]) -> Any:
+@dataclass(frozen=True)
+class _Node:
+    """One node of a graph, taken apart once: what it does, and the names of its values."""
+
+    run: Doing
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class _Program:
+    """A graph or a block of one, taken apart once and run many times.
+
+    Args:
+        block: of TorchScript; unit: where the functions are that it calls.
+    """
+
+    def __init__(self, block: Any, unit: Any) -> None:
+        self.inputs = [value.debugName() for value in block.inputs()]
+        self.outputs = [value.debugName() for value in block.outputs()]
+        self._nodes = [
+            _Node(
+                _compiled(node, unit),
+                tuple(value.debugName() for value in node.inputs()),
+                tuple(value.debugName() for value in node.outputs()),
+            )
+            for node in block.nodes()
+        ]
+
+    def run(self, values: dict[str, Any]) -> list[Any]:
+        """Its outputs, with `values` by name, to which its own are added."""
+        for node in self._nodes:
+            returned = node.run(values, [values[name] for name in node.inputs])
+            if len(node.outputs) == 1:
+                values[node.outputs[0]] = returned
+            else:
+                values.update(zip(node.outputs, returned or (), strict=True))
+        return [values[name] for name in self.outputs]
+
+    def call(self, arguments: Sequence[Any]) -> Any:
+        """Its value for its inputs: one, or a tuple of several."""
+        return _one(self.run(dict(zip(self.inputs, arguments, strict=True))))
+
+
+def _one(returned: Sequence[Any]) -> Any:
+    return returned[0] if len(returned) == 1 else tuple(returned)
+
+
+def _filled(arguments: tuple, schema: Any) -> tuple:
+    """The arguments of a call with the defaults of those that are not given."""
+    missing = schema.arguments[len(arguments) :]
+    lacking = [argument.name for argument in missing if not argument.has_default_value()]
+    if lacking:
+        raise ModelError(f"the TorchScript module takes {', '.join(lacking)} too, for which it has no default.")
+    return (*arguments, *(argument.default_value for argument in missing))
+
+
+def _compiled(node: Any, unit: Any) -> Doing:
+    """What a node does with the values of the graph so far and with those that it is given."""
+    kind = node.kind()
+    if kind == "prim::If":
+        branches = [_Program(block, unit) for block in node.blocks()]
+        return lambda values, given: _one(branches[0 if given[0] else 1].run(values))
+    if kind == "prim::Loop":
+        (body,) = (_Program(block, unit) for block in node.blocks())
+        return lambda values, given: _one(_looped(body, values, given))
+    if kind == "prim::CallFunction":
+        return _function(node, unit)
+    if kind == "prim::Constant":
+        value = _constant(node)
+        # A pass may change a list.
+        return lambda values, given: copy.copy(value) if isinstance(value, list | dict) else value
+    if kind in _NAMED:
+        name, do = node.s("name"), _NAMED[kind]
+        return lambda values, given: do(name, given)
+    if kind in _STRUCTURE:
+        make = _STRUCTURE[kind]
+        return lambda values, given: make(given)
+    return _operation(node)
+
+
+def _looped(body: _Program, values: dict[str, Any], given: list[Any]) -> list[Any]:
+    """`prim::Loop(most, go on, carried ...)`: its block gives whether to go on, and what is carried."""
+    most, going, *carried = given
+    count = 0
+    while going and count < most:
+        values.update(zip(body.inputs, (count, *carried), strict=True))
+        going, *carried = body.run(values)
+        count += 1
+    return carried
+
+
+def _function(node: Any, unit: Any) -> Doing:
+    name = next(iter(node.inputs())).type().annotation_str
+    found = unit.find_function(name)
+    if found is None:
+        raise ModelError(f"the TorchScript file calls the function {name!r}, which it does not hold.")
+    program = _Program(found.graph, unit)
+    return lambda values, given: program.call(given[1:])
+
+
+def _constant(node: Any) -> Any:
     output = node.output()
     return None if output.type().kind() == "FunctionType" else output.toIValue()
 
 
-def _get(node: Any, given: list[Any]) -> Any:
+def _get(name: str, given: list[Any]) -> Any:
     (owner,) = given
-    name = node.s("name")
     return owner.attribute(name) if isinstance(owner, Scripted) else getattr(owner, name)
 
 
-def _method(node: Any, given: list[Any]) -> Any:
+def _method(name: str, given: list[Any]) -> Any:
     owner, *arguments = given
-    name = node.s("name")
     if not isinstance(owner, Scripted):
         raise ModelError(f"the TorchScript file calls the method {name!r} of something that is no module.")
-    return owner(*arguments) if name == "forward" else owner._call(name, tuple(arguments))
+    return owner(*arguments) if name == "forward" else owner.call(name, tuple(arguments))
 
 
-def _raise(_: Any, given: list[Any]) -> Any:
+def _set(name: str, given: list[Any]) -> None:
+    raise ModelError(f"the TorchScript file sets its attribute {name!r} in a pass, which convscope does not do.")
+
+
+def _raise(given: list[Any]) -> Any:
     raise RuntimeError(str(given[0]) if given else "the scripted code raised an error")
 
 
-_STRUCTURE: Mapping[str, Callable[[Any, list[Any]], Any]] = {
-    "prim::Constant": _constant,
+def _changed(method: str, given: list[Any]) -> Any:
+    """A list or dictionary after one of its methods has changed it."""
+    getattr(given[0], method)(*given[1:])
+    return given[0]
+
+
+_NAMED: Mapping[str, Callable[[str, list[Any]], Any]] = {
     "prim::GetAttr": _get,
     "prim::CallMethod": _method,
-    "prim::ListConstruct": lambda _, given: list(given),
-    "prim::TupleConstruct": lambda _, given: tuple(given),
-    "prim::DictConstruct": lambda _, given: dict(zip(given[::2], given[1::2], strict=True)),
-    "prim::TupleUnpack": lambda _, given: tuple(given[0]),
-    "prim::ListUnpack": lambda _, given: tuple(given[0]),
-    "prim::TupleIndex": lambda _, given: given[0][given[1]],
+    "prim::SetAttr": _set,
+}
+
+_STRUCTURE: Mapping[str, Callable[[list[Any]], Any]] = {
+    "prim::ListConstruct": lambda given: list(given),
+    "prim::TupleConstruct": lambda given: tuple(given),
+    "prim::DictConstruct": lambda given: dict(zip(given[::2], given[1::2], strict=True)),
+    "prim::TupleUnpack": lambda given: tuple(given[0]),
+    "prim::ListUnpack": lambda given: tuple(given[0]),
+    "prim::TupleIndex": lambda given: given[0][given[1]],
     "prim::RaiseException": _raise,
-    "prim::unchecked_cast": lambda _, given: given[0],
-    "prim::unchecked_unwrap_optional": lambda _, given: given[0],
-    "prim::Uninitialized": lambda _, given: None,
-    "prim::NumToTensor": lambda _, given: torch.tensor(given[0]),
-    "prim::dtype": lambda _, given: given[0].dtype,
-    "prim::device": lambda _, given: given[0].device,
-    "prim::layout": lambda _, given: given[0].layout,
-    "prim::is_cuda": lambda _, given: given[0].is_cuda,
-    "prim::Print": lambda _, given: None,
-    "prim::min": lambda _, given: min(*given),
-    "prim::max": lambda _, given: max(*given),
-    "aten::Int": lambda _, given: int(given[0]),
-    "aten::Float": lambda _, given: float(given[0]),
-    "aten::Bool": lambda _, given: bool(given[0]),
-    "aten::IntImplicit": lambda _, given: int(given[0]),
-    "aten::FloatImplicit": lambda _, given: float(given[0]),
-    "aten::ScalarImplicit": lambda _, given: given[0].item() if isinstance(given[0], torch.Tensor) else given[0],
-    "aten::__is__": lambda _, given: given[0] is given[1],
-    "aten::__isnot__": lambda _, given: given[0] is not given[1],
-    "aten::__not__": lambda _, given: not given[0],
-    "aten::__and__": lambda _, given: given[0] & given[1],
-    "aten::__or__": lambda _, given: given[0] | given[1],
-    "aten::__contains__": lambda _, given: given[1] in given[0],
-    "aten::format": lambda _, given: str(given[0]).format(*given[1:]),
-    "aten::append": lambda _, given: (given[0].append(given[1]), given[0])[1],
-    "aten::list": lambda _, given: list(given[0]),
-    "aten::keys": lambda _, given: list(given[0]),
-    "aten::warn": lambda _, given: None,
+    "prim::unchecked_cast": lambda given: given[0],
+    "prim::unchecked_unwrap_optional": lambda given: given[0],
+    "prim::Uninitialized": lambda given: None,
+    "prim::NumToTensor": lambda given: torch.tensor(given[0]),
+    "prim::dtype": lambda given: given[0].dtype,
+    "prim::device": lambda given: given[0].device,
+    "prim::layout": lambda given: given[0].layout,
+    "prim::is_cuda": lambda given: given[0].is_cuda,
+    "prim::Print": lambda given: None,
+    "prim::min": lambda given: min(*given),
+    "prim::max": lambda given: max(*given),
+    "aten::Int": lambda given: int(given[0]),
+    "aten::Float": lambda given: float(given[0]),
+    "aten::Bool": lambda given: bool(given[0]),
+    "aten::IntImplicit": lambda given: int(given[0]),
+    "aten::FloatImplicit": lambda given: float(given[0]),
+    "aten::ScalarImplicit": lambda given: given[0].item() if isinstance(given[0], torch.Tensor) else given[0],
+    "aten::__is__": lambda given: given[0] is given[1],
+    "aten::__isnot__": lambda given: given[0] is not given[1],
+    "aten::__not__": lambda given: not given[0],
+    "aten::__and__": lambda given: given[0] & given[1],
+    "aten::__or__": lambda given: given[0] | given[1],
+    "aten::__contains__": lambda given: given[1] in given[0],
+    "aten::format": lambda given: str(given[0]).format(*given[1:]),
+    "aten::append": lambda given: _changed("append", given),
+    "aten::extend": lambda given: _changed("extend", given),
+    "aten::insert": lambda given: _changed("insert", given),
+    "aten::reverse": lambda given: _changed("reverse", given),
+    "aten::clear": lambda given: _changed("clear", given),
+    "aten::_set_item": lambda given: _changed("__setitem__", given),
+    "aten::Delete": lambda given: _changed("__delitem__", given),
+    "aten::pop": lambda given: given[0].pop(*given[1:]),
+    "aten::values": lambda given: list(given[0].values()),
+    "aten::items": lambda given: list(given[0].items()),
+    "aten::list": lambda given: list(given[0]),
+    "aten::keys": lambda given: list(given[0]),
+    "aten::warn": lambda given: None,
 }
 
 # Operators that TorchScript also has for numbers and lists, where Python's own do the same.
@@ -223,16 +296,30 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _operation(node: Any, given: list[Any]) -> Any:
+# What computes; other spaces are somebody's own code.
+_SPACES = ("aten", "prim", "prims", "quantized", "torchvision")
+
+
+def _operation(node: Any) -> Doing:
     """An operator of ATen: torch's own, or Python's where no tensor is among what it is given."""
     space, _, name = node.kind().partition("::")
-    if name in _PLAIN and not any(isinstance(value, torch.Tensor) for value in given):
-        return _PLAIN[name](*given)
-    found = getattr(getattr(torch.ops, space), name, None)
-    if found is None:
-        raise ModelError(f"the TorchScript file uses the operator {node.kind()}, which can't be run from Python.")
+    plain = _PLAIN.get(name)
+    found = getattr(getattr(torch.ops, space), name, None) if space in _SPACES else None
     overload = re.match(r"[\w:]+\.(\w+)\(", node.schema())
-    call = getattr(found, overload[1] if overload else "default")
-    named = [argument.name for argument in call._schema.arguments if argument.kwarg_only]
-    places = len(given) - len(named)
-    return call(*given[:places], **dict(zip(named, given[places:], strict=True)))
+    call = None if found is None else getattr(found, overload[1] if overload else "default", None)
+    schema = [] if call is None else call._schema.arguments
+    reads_files = any(argument.name in ("filename", "path") for argument in schema)
+    named = [argument.name for argument in schema if argument.kwarg_only]
+
+    node_kind = node.kind()
+
+    def operation(_: dict[str, Any], given: list[Any]) -> Any:
+        if plain is not None and not any(isinstance(value, torch.Tensor) for value in given):
+            return plain(*given)
+        if call is None or reads_files:  # said only where it would run: a branch may never be taken
+            why = "reads or writes files" if reads_files else "can't be run from Python"
+            raise ModelError(f"the TorchScript file uses the operator {node_kind}, which {why}.")
+        places = len(given) - len(named)
+        return call(*given[:places], **dict(zip(named, given[places:], strict=True)))
+
+    return operation
