@@ -119,8 +119,8 @@ class _Program:
             returned = node.run(values, [values[name] for name in node.inputs])
             if len(node.outputs) == 1:
                 values[node.outputs[0]] = returned
-            else:
-                values.update(zip(node.outputs, returned or (), strict=True))
+            elif node.outputs:  # else it only changed what it was given
+                values.update(zip(node.outputs, returned, strict=True))
         return [values[name] for name in self.outputs]
 
     def call(self, arguments: Sequence[Any]) -> Any:
