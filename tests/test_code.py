@@ -107,3 +107,16 @@ def test_what_is_no_model_is_said(home):
     (home.parent / "none.py").write_text("def make():\n    pass\n")
     with pytest.raises(UsageError, match=r"found nothing \(None\)"):
         convscope.open_model(f"{home.parent / 'none.py'}:make")
+
+
+def test_what_lies_beside_is_found_also_while_the_function_runs(tmp_path):
+    (tmp_path / "lies_beside.py").write_text("WIDTH = 3\n")
+    (tmp_path / "net.py").write_text("def make():\n    from lies_beside import WIDTH\n    return WIDTH\n")
+    assert code.build(f"{tmp_path / 'net.py'}:make") == 3
+
+
+def test_a_model_is_no_function_though_it_can_be_called(tmp_path):
+    keras = pytest.importorskip("keras")
+    text = "import keras\nmodel = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)])\n"
+    (tmp_path / "net.py").write_text(text)
+    assert isinstance(code.build(f"{tmp_path / 'net.py'}:model"), keras.Model)

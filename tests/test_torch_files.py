@@ -3,6 +3,7 @@
 import collections
 import json
 import pickle
+import subprocess
 import sys
 import types
 
@@ -286,6 +287,40 @@ def test_a_pickle_of_a_later_protocol_is_no_model(tmp_path):
     with pytest.raises(ModelError):
         convscope.open_model(path)
     assert not (tmp_path / "was-run").exists()
+
+
+def test_objects_that_would_read_foreign_memory_are_not_made(tmp_path):
+    """An array of Python objects made of the file's bytes is an array of pointers that the file chooses."""
+
+    class Pointers:
+        def __reduce__(self):
+            return np.ndarray, ((1,), np.dtype("O"), b"AAAAAAAA")
+
+    torch.save({"state_dict": {"w": torch.ones(2)}, "beside": Pointers()}, tmp_path / "net.pth")
+    code = "import sys; from convscope.networks.torch_files import load_state_dict as load\n"
+    code += "from pathlib import Path; print(load(Path(sys.argv[1]))[0]['w'].sum())"
+    command = [sys.executable, "-c", code, str(tmp_path / "net.pth")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "tensor(2.)"), done.stderr
+
+
+class Config:
+    """What authors leave in their checkpoints."""
+
+
+def test_a_later_protocol_of_pickle_is_said_and_nobody_accused(tmp_path):
+    torch.save(net().state_dict(), tmp_path / "net.pth", pickle_protocol=4)
+    assert torch_files.foreign_globals(tmp_path / "net.pth") == []
+    with pytest.raises(ModelError, match=r"pickle protocol 4.*Save it anew"):
+        torch_files.load_state_dict(tmp_path / "net.pth")
+
+
+def test_what_lies_beside_the_weights_is_run_with_trust_only(tmp_path):
+    torch.save({"state_dict": net().state_dict(), "config": Config()}, tmp_path / "net.pth")
+    module = net()
+    with pytest.raises(ModelError, match="Config"):
+        torch_files.fill(module, tmp_path / "net.pth")
+    assert "taken from 'state_dict'" in torch_files.fill(module, tmp_path / "net.pth", trust=True)
 
 
 def test_whole_modules_only_with_trust(tmp_path):

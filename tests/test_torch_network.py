@@ -737,3 +737,155 @@ def test_a_network_is_a_torch_network():
     assert convscope.open_model(network) is network
     assert network.framework == f"torch {torch.__version__}"
     assert network.parameters == sum(parameter.numel() for parameter in small().parameters())
+
+
+def drawn(network):
+    """Two prepared pictures of noise."""
+    shape = (2, *network.inputs.size, network.inputs.channels)
+    return np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
+
+
+class Gated(nn.Module):
+    """The same operation on weights alone and on the picture; a head that works in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.a, self.b = nn.Parameter(torch.rand(1, 4, 1, 1)), nn.Parameter(torch.rand(1, 4, 1, 1))
+
+    def forward(self, x):
+        gate = self.a * self.b
+        y = self.conv(x) * gate
+        return self.out(y.mean((2, 3))).sigmoid_()
+
+
+def test_taps_count_calls_on_weights_alone_too():
+    torch.manual_seed(0)
+    module = Gated().eval()
+    network = convscope.open_model(module, size=12, preprocess="0..1")
+    x = drawn(network)
+    _, seen = network.forward(x, ["mul"])
+    with torch.no_grad():
+        expected = module.conv(torch.from_numpy(x).permute(0, 3, 1, 2)) * module.a * module.b
+    np.testing.assert_allclose(seen["mul"], expected.permute(0, 2, 3, 1).numpy(), rtol=1e-5)
+
+
+def test_a_sigmoid_that_works_in_place_is_undone():
+    torch.manual_seed(0)
+    module = Gated().eval()
+    network = convscope.open_model(module, size=12, preprocess="0..1")
+    x = drawn(network)
+    assert network.head.kind == "sigmoid"
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(network.predict(x), np.log(outputs / (1 - outputs)), rtol=1e-4, atol=1e-5)
+
+
+def test_parametrisations_are_no_layers():
+    conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
+    network = convscope.open_model(nn.Sequential(conv, nn.ReLU()).eval(), size=12)
+    assert [layer.path for layer in network.layers] == ["0", "1"]
+    photos = [np.random.default_rng(index).integers(0, 256, (12, 12, 3), np.uint8) for index in range(6)]
+    assert convscope.activations(network, photos, "all").arrays["0"].shape == (6, 10, 10, 4)
+
+
+class Counting(nn.Module):
+    """Buffers that a pass changes: one in place, one that is put in another's place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("low", torch.tensor(float("inf")))
+
+    def forward(self, x):
+        self.seen += 1
+        self.low = torch.minimum(self.low, x.min())
+        return self.conv(x).mean((2, 3))
+
+
+def test_buffers_that_a_pass_changes_are_as_before():
+    module = Counting().eval()
+    low = module.low
+    network = convscope.open_model(module, size=12)
+    photo = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    convscope.activations(network, photo)
+    convscope.filters(network, "conv", [0], steps=2)
+    assert (float(module.seen), float(module.low)) == (0, float("inf"))
+    assert module.low is low
+    module(torch.zeros(1, 3, 12, 12))
+    assert float(module.seen) == 1
+    convscope.heatmap(network, photo)
+    assert (float(module.seen), float(module.low)) == (1, 0)
+
+
+def test_threads_do_not_turn_each_others_modes():
+    """One opens a module in training mode while another looks into it: no norm may learn from that."""
+    import threading
+
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 30 * 30, 3)).train()
+    network = convscope.open_model(module)
+    x, failed = drawn(network), []
+
+    def look():
+        try:
+            for _ in range(20):
+                network.predict(x)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(3):
+        convscope.open_model(module, size=32)
+    thread.join()
+    assert not failed
+    assert module[1].num_batches_tracked == 0
+    assert all(child.training for child in module.modules())
+
+
+def test_weights_made_for_inference_alone_are_refused():
+    with torch.inference_mode():
+        module = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(ModelError, match="inference_mode"):
+        convscope.open_model(module)
+
+
+class Normalising(nn.Module):
+    """Subtracts and divides by buffers, one number for each channel."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1))
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv((x - self.mean) / self.std).mean((2, 3))
+
+
+@pytest.mark.parametrize(("unit", "name"), [(1.0, "0..1"), (255.0, "none")])
+def test_scaling_by_buffers_is_found(unit, name):
+    mean, std = ([unit * value for value in values] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    network = convscope.open_model(Normalising(mean, std).eval(), size=16)
+    assert (network.preprocessing.name, network.preprocessing.certainty) == (name, "found")
+
+
+class Remembering(nn.Module):
+    """Keeps a grid for the size that it has seen, and takes one size only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out, self.grids = nn.Conv2d(3, 2, 3), nn.Linear(2 * 98 * 98, 3), {}
+
+    def forward(self, x):
+        y = self.conv(x)
+        if y.shape[2:] not in self.grids:
+            self.grids[y.shape[2:]] = torch.ones(y.shape[2:], device=y.device)
+        return self.out((y * self.grids[y.shape[2:]]).flatten(1))
+
+
+def test_what_a_module_remembers_of_a_pass_holds_no_empty_tensors():
+    network = convscope.open_model(Remembering().eval())
+    assert network.inputs.size == (100, 100)
+    assert np.isfinite(network.predict(drawn(network))).all()

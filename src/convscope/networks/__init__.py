@@ -196,7 +196,7 @@ class _Opening:
         )
 
     def _filled(self, made: Any, name: str) -> OpenedModule:
-        notes = _room("torch_files").fill(made, self.weights) if self.weights is not None else _UNTRAINED
+        notes = _room("torch_files").fill(made, self.weights, self.trust) if self.weights is not None else _UNTRAINED
         return OpenedModule(made, self._source(name, notes))
 
     def _source(self, name: str, notes: Sequence[str]) -> Source:

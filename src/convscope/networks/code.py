@@ -43,7 +43,7 @@ def build(name: str) -> Any:
     if not _is_maker(found):
         return found
     _check_arguments(found, match["name"], arguments)
-    with _guarded(name):
+    with _guarded(name), _importable(Path(match["home"]).parent):
         return found(**arguments)
 
 
@@ -108,7 +108,10 @@ def _member(module: Any, name: str, home: str) -> Any:
 
 def _is_maker(found: Any) -> bool:
     """Functions and classes are called; a model is callable too, and is what is wanted."""
-    return inspect.isclass(found) or inspect.isroutine(found) or (callable(found) and not hasattr(found, "parameters"))
+    if inspect.isclass(found) or inspect.isroutine(found):
+        return True
+    is_model = any(cls.__module__.startswith(("torch.nn.", "keras.")) for cls in type(found).__mro__)
+    return callable(found) and not is_model
 
 
 def _check_arguments(function: Callable, name: str, arguments: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ def kind_of_file(path: Path) -> str:
         return "torch"
     if head.startswith(b"\x80") and head[1:2] in b"\x03\x04\x05":
         return "pickle"
-    if path.suffix.lower() == ".onnx" or (head.startswith(b"\x08") and head[1] < 32 and b"\x12" in head):
+    if path.suffix.lower() == ".onnx" or (head.startswith(b"\x08") and head[1:2] < b" " and b"\x12" in head):
         return "onnx"
     raise ModelError(f"{path} is not a model that convscope opens: {_looks_like(head)}. Expected {EXPECTED}.")
 

@@ -257,6 +257,11 @@ class Step(nn.Module):
             object.__setattr__(self, name, value)
         return name
 
+    @property
+    def constants(self) -> list[torch.Tensor]:
+        """The inputs that are constants."""
+        return [getattr(self, held) for held in self._held if held is not None]
+
     def forward(self, *given: torch.Tensor) -> Any:
         """What the operator makes of the tensors that are no constants.
 

@@ -153,7 +153,9 @@ class TorchNetwork(Network):
         self.framework = f"torch {torch.__version__}"
         self.backend = str(self.device) + ("" if precision == "float32" else f", {precision}")
         self._materialise(size or advised)
+        self._refuse_inference_tensors()
         self._paths = named_modules(self.module)
+        self._opening, self._changing = True, set[tuple[nn.Module, str]]()
         with self._as_it_was():
             self._entry = Entry(
                 self.module,
@@ -173,6 +175,7 @@ class TorchNetwork(Network):
         self._calls: dict[tuple[int, int], dict[str, tuple[Call, int]]] = {}
         self._observations: dict[tuple[int, int], tuple[Layer, ...]] = {}
         seen = self._look(guess_size=size is None and advised is None)
+        self._opening = False
         self.head = self._find_head(seen, head)
         self.preprocessing = preprocess or known or self._guess_preprocessing(seen)
         self.class_names = None if class_names is None else self.checked_names(class_names)
@@ -183,7 +186,7 @@ class TorchNetwork(Network):
         """See `Network.compile`. Eager; the weights are those of the moment of each call."""
 
         def call(*tensors: Tensor) -> Any:
-            with _ONE_AT_A_TIME, self._as_it_was():
+            with self._as_it_was():
                 return function(self._run, *tensors)
 
         return call
@@ -257,26 +260,56 @@ class TorchNetwork(Network):
 
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
-        """Evaluation mode, no parameter asking for a gradient, no graph; afterwards all of it as before."""
-        training = [module for module in self.module.modules() if module.training]
-        asking = [parameter for parameter in self.module.parameters() if parameter.requires_grad and parameter.is_leaf]
-        state = torch.get_rng_state()
-        fast = torch.backends.mha.get_fastpath_enabled()
+        """Evaluation mode, no parameter asking for a gradient, no graph; afterwards all of it as before.
+
+        One at a time in the process: what is turned here belongs to modules that other threads may share.
+        """
+        with _ONE_AT_A_TIME, _generators_kept(self.device), self._buffers_kept():
+            training = [module for module in self.module.modules() if module.training]
+            asking = [item for item in self.module.parameters() if item.requires_grad and item.is_leaf]
+            fast = torch.backends.mha.get_fastpath_enabled()
+            try:
+                for module in training:
+                    module.training = False  # not eval(): a module may do more in there
+                for parameter in asking:
+                    parameter.requires_grad_(False)
+                torch.backends.mha.set_fastpath_enabled(False)  # it takes other steps where no gradient is wanted
+                with torch.inference_mode(False), torch.no_grad(), _eagerly():
+                    yield
+            finally:
+                torch.backends.mha.set_fastpath_enabled(fast)
+                for parameter in asking:
+                    parameter.requires_grad_(True)
+                for module in training:
+                    module.training = True
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Leave buffers that a pass changes (a counter, an observer's ranges) as they were.
+
+        Which ones change shows while the module is being opened, when all are copied; later only those are.
+        """
+        held = [
+            (module, name, tensor, _version(tensor))
+            for module in self.module.modules()
+            for name, tensor in module._buffers.items()
+            if tensor is not None
+        ]
+        copies = {
+            (module, name): tensor.clone()
+            for module, name, tensor, _ in held
+            if self._opening or (module, name) in self._changing
+        }
         try:
-            for module in training:
-                module.training = False  # not eval(): a module may do more in there
-            for parameter in asking:
-                parameter.requires_grad_(False)
-            torch.backends.mha.set_fastpath_enabled(False)  # it takes other steps where no gradient is wanted
-            with torch.inference_mode(False), torch.no_grad(), _eagerly():
-                yield
+            yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for parameter in asking:
-                parameter.requires_grad_(True)
-            for module in training:
-                module.training = True
-            torch.set_rng_state(state)
+            for module, name, tensor, version in held:
+                if _version(tensor) != version:
+                    self._changing.add((module, name))
+                    if (module, name) in copies:
+                        with torch.no_grad():
+                            tensor.copy_(copies[module, name])
+                module._buffers[name] = tensor  # it may have been put in another's place
 
     def _taps_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
         if size not in self._calls:
@@ -311,6 +344,13 @@ class TorchNetwork(Network):
         note = "its lazily created layers have random weights, drawn with seed 0"
         self.source = replace(self.source, notes=(*self.source.notes, note))
 
+    def _refuse_inference_tensors(self) -> None:
+        if any(tensor.is_inference() for tensor in self._tensors()):
+            raise ModelError(
+                f"{self.name} has weights that were made under torch.inference_mode(), and PyTorch computes no "
+                "gradients with those. Make or load the module outside of it."
+            )
+
     def _look(self, guess_size: bool) -> _Seen:
         """Watch the module once: its outputs and its layers."""
         seen = self._observe(self.inputs.size)
@@ -338,7 +378,7 @@ class TorchNetwork(Network):
         """The calls of one pass at `size`."""
         watch = Watch(self._paths)
         outputs: dict[str, Value] = {}
-        with _ONE_AT_A_TIME, self._as_it_was(), torch.enable_grad():
+        with self._as_it_was(), torch.enable_grad():
             leaf = torch.zeros((1, *size, self.inputs.channels), device=self.device, requires_grad=True)
             arguments = [argument.clone() for argument in self._entry.arguments(leaf)]
             given = [watch.begin(argument) for argument in arguments]
@@ -394,6 +434,18 @@ class TorchNetwork(Network):
             return pp.PRESETS["0..1"].because(pp.GUESS, reason)
         reason = "most networks made with PyTorch take it; set --preprocess if yours does not"
         return pp.PRESETS["torch"].because(pp.GUESS, reason)
+
+
+def _version(tensor: Tensor) -> int:
+    """A number that grows when a tensor's values are changed."""
+    return tensor._version
+
+
+@contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    """Leave torch's random generators where they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager
@@ -460,8 +512,15 @@ class _Taps:
         return hook
 
     def _mode(self, functions: Mapping[str, list[tuple[str, Call, int]]]) -> Callable:
+        undone = None if self._undo is None else self._at[self._undo][0].operation
+
         def seen(path: str, name: str, args: Any, kwargs: Any, run: Callable) -> Any:
-            result = run()
+            if path == undone:  # it may work in place, and what it is given is wanted
+                given = [tensor.clone() for tensor in tensors_of((args, kwargs))[:1]]
+                result = run()
+                args, kwargs = (*given,), {}
+            else:
+                result = run()
             if self._busy:
                 return result
             tensors = tensors_of(result)
@@ -570,13 +629,14 @@ def _small_pictures(layers: Sequence[Layer], size: tuple[int, int]) -> tuple[int
 
 
 def _scaling_inside(steps: Sequence[Call]) -> pp.Preprocessing | None:
-    """What the first operations tell of the pixels that they take, where they divide or multiply by a number."""
+    """What the first operations tell of the pixels that they take, where they divide or multiply by constants."""
     for step in steps:
-        numbers = [float(number) for number in step.facts.get("scalars", ()) if number]
-        if step.class_name in ("div", "mul") and numbers:
-            factor = 1 / numbers[0] if step.class_name == "div" else numbers[0]
-            name = pp.range_before_scaling(factor)
-            return pp.PRESETS[name].because(pp.FOUND, f"the model scales its own input in {step.path}")
+        name = step.class_name.lower()
+        numbers = [abs(number) for number in step.facts.get("scalars", ()) if number]
+        if name in ("div", "mul") and numbers:
+            factors = [1 / number if name == "div" else number for number in numbers]
+            taken = pp.range_before_scaling(float(np.mean(factors)))
+            return pp.PRESETS[taken].because(pp.FOUND, f"the model scales its own input in {step.path}")
     return None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,18 +59,22 @@ _WRAPPERS = (
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
 
 
-def load_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+def load_state_dict(path: Path, trust: bool = False) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """The weights of a `.safetensors` file or a PyTorch checkpoint by name, and what had to be unwrapped for them.
+
+    Args:
+        path: the file.
+        trust: let what lies beside the weights in a checkpoint run its author's code.
 
     Raises:
         ModelError: the file holds no weights, is damaged, or would have to run code.
     """
     if kind_of_file(path) == "safetensors":
         return _safetensors(path), ()
-    found = _checkpoint(path)
+    found = _checkpoint(path, trust)
     notes: list[str] = []
     while isinstance(found, Mapping) and not _is_state(found):
-        key = next((key for key in _WRAPPERS if isinstance(found.get(key), Mapping | nn.Module)), None)
+        key = next((key for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
         if key is None:
             break
         beside = [other for other in _WRAPPERS if other != key and isinstance(found.get(other), Mapping)]
@@ -110,26 +114,50 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _checkpoint(path: Path) -> Any:
+def _checkpoint(path: Path, trust: bool) -> Any:
     wanted = foreign_globals(path)
+    if wanted and trust:
+        return _unpickled(path)
     if wanted:
         raise ModelError(_would_run_code(path, wanted))
+    protocol = max((data[1] for data in _pickles(path) if data[:1] == b"\x80"), default=2)
     try:
-        with torch.serialization.safe_globals(_plain_data()):
+        with torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what its unpickler raises
+        if protocol > 2:
+            raise ModelError(
+                f"{path} was saved with pickle protocol {protocol}, of which PyTorch's careful reader knows a part. "
+                "Save it anew with torch.save(model.state_dict(), FILE), without pickle_protocol."
+            ) from error
         raise ModelError(f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.") from error
 
 
+class _Beside:
+    """In place of what checkpoints hold beside the weights: numbers of NumPy's, arguments. Nothing of it is needed.
+
+    NumPy's own constructors are not called: given the wrong bytes they read memory that is none of theirs.
+    """
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_DATA = (
+    *("dtype", "ndarray", "core.multiarray.scalar", "core.multiarray._reconstruct"),
+    *("_core.multiarray.scalar", "_core.multiarray._reconstruct"),
+)
+
+
 def _plain_data() -> list[Any]:
-    """Types of mere data that checkpoints hold beside the weights, and that torch's careful unpickler does not know."""
-    scalar = importlib.import_module("numpy._core.multiarray")
-    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")]
-    old = [(getattr(scalar, name), f"numpy.core.multiarray.{name}") for name in ("scalar", "_reconstruct")]
-    return [argparse.Namespace, np.dtype, np.ndarray, scalar.scalar, scalar._reconstruct, *old, *kinds]
+    """Names of mere data that torch's careful unpickler does not know, each with what stands in for it."""
+    return [(_Beside, "argparse.Namespace"), *((_Beside, f"numpy.{name}") for name in _DATA)]
 
 
-def fill(module: nn.Module, path: Path) -> tuple[str, ...]:
+def fill(module: nn.Module, path: Path, trust: bool = False) -> tuple[str, ...]:
     """Load the weights in a file into a module: each by its name and shape, none left over, none missing.
 
     Returns:
@@ -138,7 +166,7 @@ def fill(module: nn.Module, path: Path) -> tuple[str, ...]:
     Raises:
         ModelError: names or shapes don't match, with the nearest names.
     """
-    state, notes = load_state_dict(path)
+    state, notes = load_state_dict(path, trust)
     target = _targets(module)
     state, taken_off = _without_prefix(state, target)
     _check(path, state, target)
@@ -237,21 +265,31 @@ def foreign_globals(path: Path) -> list[str]:
     Raises:
         ModelError: the file is damaged.
     """
-    wanted: list[str] = []
-    for data in _pickles(path):
-        strings: list[str] = []
-        try:
-            for opcode, argument, _ in pickletools.genops(data):
-                if opcode.name == "GLOBAL":
-                    wanted.append(str(argument).replace(" ", "."))
-                elif opcode.name == "STACK_GLOBAL":
-                    wanted.append(".".join(strings[-2:]))
-                elif isinstance(argument, str):
-                    strings.append(argument)
-        except (ValueError, IndexError) as error:
-            if data is not None and not wanted and not strings:
-                raise ModelError(f"{path} can't be read: {one_line(error)}. Copy or download it again.") from error
+    wanted = [name for data in _pickles(path) for name in _globals_of(data, path)]
     return [name for name in dict.fromkeys(wanted) if not re.fullmatch(_HARMLESS, name)]
+
+
+def _globals_of(data: bytes, path: Path) -> list[str]:
+    """The classes and functions that a pickle names, in order."""
+    wanted: list[str] = []
+    pushed: list[str | None] = []  # texts that went on the stack; None for anything else
+    memo: dict[int, str | None] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "GLOBAL":
+                wanted.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                wanted.append(".".join(str(text) for text in pushed[-2:]))
+            if opcode.name == "MEMOIZE" or opcode.name.endswith("PUT"):
+                memo[len(memo) if argument is None else int(argument or 0)] = pushed[-1] if pushed else None
+            elif opcode.name.endswith("GET"):
+                pushed.append(memo.get(int(argument or 0)))
+            else:
+                pushed.append(argument if isinstance(argument, str) else None)
+    except (ValueError, IndexError) as error:
+        if not wanted and not any(pushed):
+            raise ModelError(f"{path} can't be read: {one_line(error)}. Copy or download it again.") from error
+    return wanted
 
 
 def _pickles(path: Path) -> Iterator[bytes]:
@@ -291,14 +329,18 @@ def _would_run_code(path: Path, wanted: list[str]) -> str:
     )
 
 
-def _pickled_module(path: Path) -> OpenedModule:
+def _unpickled(path: Path) -> Any:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # whatever the author's code raises
         raise ModelError(
             f"{path} can't be unpickled ({type(error).__name__}: {one_line(error)[:200]}); "
             "the code that it names has to be importable here."
         ) from error
+
+
+def _pickled_module(path: Path) -> OpenedModule:
+    found = _unpickled(path)
     if isinstance(found, Mapping):
         found = next((value for value in found.values() if isinstance(value, nn.Module)), found)
     if not isinstance(found, nn.Module):
@@ -359,21 +401,31 @@ def _from_torchvision(library: Any, name: str, function: str, arguments: dict[st
     if function not in models.list_models():
         raise UsageError(f"torchvision has no network {function!r}; {nearest(function, models.list_models())}")
     asked = arguments.pop("weights", None if bare else "DEFAULT")
-    chosen = models.get_model_weights(function)[asked] if asked is not None else None
+    chosen = None if asked is None else _torchvision_weights(models.get_model_weights(function), name, str(asked))
     module = _made(lambda: models.get_model(function, weights=chosen, **arguments), name)
     if chosen is None:
         return OpenedModule(module, Source(name, notes=(_DRAWN,)))
-    transforms = chosen.transforms()
-    crop = transforms.crop_size[0]
-    known = _preprocessing(transforms.mean, transforms.std, f"as torchvision's {chosen} were trained")
+    transforms = chosen.transforms()  # those of detectors tell of neither
+    crop = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)
+    known = None
+    if hasattr(transforms, "mean"):
+        known = _preprocessing(transforms.mean, transforms.std, f"as torchvision's {chosen} were trained")
     categories = tuple(chosen.meta["categories"]) if "categories" in chosen.meta else None
     return OpenedModule(
         module,
         Source(name, notes=(f"weights={chosen}",)),
         preprocessing=known,
-        size=(crop, crop),
+        size=(crop[0], crop[0]) if crop else None,
         class_names=None if arguments else categories,
     )
+
+
+def _torchvision_weights(there: Any, name: str, asked: str) -> Any:
+    try:
+        return there[asked]
+    except KeyError:
+        names = [str(key) for key in getattr(there, "__members__", there)]
+        raise UsageError(f"{name}: no weights {asked!r}; {nearest(asked, names)}") from None
 
 
 def _from_timm(library: Any, name: str, function: str, arguments: dict[str, Any], bare: bool) -> OpenedModule:

@@ -267,27 +267,32 @@ class Watch:
         self._given.setdefault(module, []).append(self._values((args, kwargs)))
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        kind, name, inputs = module_kind(module), class_name(module), self._given[module].pop()
-        if kind == "pool" and "Adaptive" in name and all(_is_point(tensor) for tensor in tensors_of(result)):
-            kind = "global_pool"
+        nth, inputs = self._nth(module), self._given[module].pop()
+        if not inputs:
+            return  # what makes weights of weights, as parametrisations do
+        name = class_name(module)
+        kind = _pooling(module_kind(module), "Adaptive" in name, result)
         parameters = 0 if kind == "model" else sum(parameter.numel() for parameter in module.parameters())
-        call = Call(self._modules[module], kind, name, module, self._nth(module), inputs, [], parameters=parameters)
+        call = Call(self._modules[module], kind, name, module, nth, inputs, [], parameters=parameters)
         call.activation = activation_of(kind, name)
         call.channels_first = _layout(kind, module, result)
+        call.facts["scalars"] = [number for value in getattr(module, "constants", ()) for number in _numbers(value)]
         self._finish(call, result)
 
     def _function(self, path: str, name: str, args: Any, kwargs: Any, run: Callable) -> Any:
         inputs = self._values((args, kwargs))
         result = run()
-        tensors = [tensor for tensor in tensors_of(result) if tensor.dim() > 0]
-        if not inputs or not tensors:
+        if not any(tensor.dim() > 0 for tensor in tensors_of(result)):
             return result
-        kind = function_kind(name, result)
-        if kind == "pool" and name.startswith("adaptive") and all(map(_is_point, tensors)):
-            kind = "global_pool"
-        call = Call(path, kind, name, path, self._nth(path), inputs, [], activation=activation_of(kind, name))
+        nth = self._nth(path)  # taps count every call, whether the picture has a part in it or not
+        if not inputs:
+            return result
+        kind = _pooling(function_kind(name, result), name.startswith("adaptive"), result)
+        call = Call(path, kind, name, path, nth, inputs, [], activation=activation_of(kind, name))
         call.channels_first = _permuted(name, args, kwargs) if name == "permute" else _layout(kind, None, result)
-        call.facts["scalars"] = [arg for arg in args if isinstance(arg, int | float)]
+        flowing = {value.key for value in inputs}
+        constants = [arg for arg in args if not (isinstance(arg, torch.Tensor) and self.value(arg).key in flowing)]
+        call.facts["scalars"] = [number for arg in constants for number in _numbers(arg)]
         self._finish(call, result)
         return result
 
@@ -306,8 +311,22 @@ class Watch:
         self.calls.append(call)
 
 
-def _is_point(tensor: torch.Tensor) -> bool:
-    return all(side == 1 for side in tensor.shape[2:])
+MOST_NUMBERS = 4  # one for each channel of a picture
+
+
+def _numbers(value: Any) -> list[float]:
+    """A number, or the few of a small tensor, such as a mean for each channel."""
+    if isinstance(value, int | float):
+        return [float(value)]
+    if isinstance(value, torch.Tensor) and value.numel() <= MOST_NUMBERS and value.is_floating_point():
+        return [float(number) for number in value.detach().reshape(-1).tolist()]
+    return []
+
+
+def _pooling(kind: str, adaptive: bool, result: Any) -> str:
+    """The kind of a call, "global_pool" where an adaptive pooling leaves one cell."""
+    points = all(side == 1 for tensor in tensors_of(result) for side in tensor.shape[2:])
+    return "global_pool" if kind == "pool" and adaptive and points else kind
 
 
 def _layout(kind: str, module: nn.Module | None, result: Any) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -122,13 +123,20 @@ class Entry:
 
     def _fits(self, channels: int, side: int) -> bool:
         """Whether shapes go through, with tensors that have no values; some operations need them, so this may err."""
-        state = [*self._module.named_parameters(), *self._module.named_buffers()]
-        empty = {name: tensor.detach().to("meta") for name, tensor in state}
         arguments = [x.contiguous().to("meta") for x in self.arguments(self._blank(channels, (side, side)))]
         try:
-            return _kept(torch.func.functional_call(self._module, empty, tuple(arguments)))
+            return _kept(self._empty()(*arguments))
         except Exception:  # whatever the user's code raises: this size does not fit
             return False
+
+    def _empty(self) -> nn.Module:
+        """A copy of the module with weights that have no values: what it remembers of a pass is not the user's."""
+        tensors = {id(item): item for item in (*self._module.parameters(), *self._module.buffers())}
+        memo: dict[int, Any] = {}
+        for key, tensor in tensors.items():
+            empty = tensor.detach().to("meta")
+            memo[key] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+        return copy.deepcopy(self._module, memo)
 
     def _runs(self, channels: int, size: tuple[int, int]) -> bool:
         """Whether the module takes pictures of a size; it settles the layout in memory that it takes them in."""
