@@ -91,5 +91,5 @@ def test_a_keras_model_says_what_to_install():
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
-    assert "needs keras, which is not installed" in done.stderr
-    assert "pip install 'convscope[keras-torch]'" in done.stderr
+    assert "a Keras model needs Keras, which is not installed" in done.stderr
+    assert "pip install 'convscope[tensorflow]'" in done.stderr

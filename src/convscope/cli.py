@@ -165,7 +165,8 @@ def _open(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
     if len(network.outputs) > 1:
         shell.say(f"  output: {network.output!r} of {', '.join(network.outputs)} (--output chooses)")
     shell.say(f"  preprocessing: {network.preprocessing.text}")
-    shell.say(f"  head: {network.head.text}{'' if network.class_names else '; classes have numbers, no names'}")
+    named = network.class_names or network.head.kind == "linear"
+    shell.say(f"  head: {network.head.text}{'' if named else '; classes have numbers, no names'}")
     return network
 
 
@@ -419,7 +420,13 @@ def _filter_table(shell: Shell, result: Any, out: str) -> None:
 @click.option(
     "--layer", default="auto", show_default=True, metavar="L", help="Layer by path; auto is the last with a map."
 )
-@click.option("--method", default="grad-cam", show_default=True, metavar="M", help="How the heatmap is made.")
+@click.option(
+    "--method",
+    default="grad-cam",
+    show_default=True,
+    metavar="M",
+    help="How the heatmap is made: grad-cam, hirescam or layercam.",
+)
 @click.option(
     "--opacity", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Of the colour on the photo."
 )
@@ -584,7 +591,7 @@ def _diagnosis(shell: Shell, found: Any) -> None:
             "works" if trial.ok else "fails",
             f"{trial.seconds:.2f} s",
             "" if trial.peak_bytes is None else f"{trial.peak_bytes / 2**20:.0f} MiB",
-            trial.found,
+            trial.found if trial.ok else "see below",
         ]
         for trial in found.trials
     ]

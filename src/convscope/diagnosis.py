@@ -17,7 +17,7 @@ from convscope.networks import Network, open_model
 from convscope.networks.files import KINDS, kind_of_file, sha256
 from convscope.results import versions
 from convscope.techniques.activations import activations
-from convscope.techniques.filters import filters
+from convscope.techniques.filters import filters, first_that_climb
 from convscope.techniques.heatmaps import heatmap
 
 CHANNELS, STEPS = 2, 3  # of the dry run of `filters`
@@ -31,6 +31,7 @@ class Trial:
     Attributes:
         name: "open", "activations", "filters" or "heatmap".
         ok: whether it worked; found: what it gave, or why it failed.
+        doubt: what is odd about what it gave, "" where nothing is.
         seconds: of wall-clock time, the first call with all that has to be compiled for it.
         peak_bytes: the most memory that the process has held so far; None where the system does not tell.
     """
@@ -40,6 +41,7 @@ class Trial:
     found: str
     seconds: float
     peak_bytes: int | None
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,19 +102,22 @@ def doctor(model: Any, picture: Any = None, **opening: Any) -> Diagnosis:
         _trial("heatmap", lambda: _heatmap(network, photo)),
     ]
     problems = tuple(f"{trial.name}: {trial.found}" for trial in trials if not trial.ok)
-    return Diagnosis(_file(model), network.describe(), layers, tuple(trials), _doubts(network), problems)
+    doubts = (*_doubts(network), *(f"{trial.name}: {trial.doubt}" for trial in trials if trial.doubt))
+    return Diagnosis(_file(model), network.describe(), layers, tuple(trials), doubts, problems)
 
 
-def _trial(name: str, run: Callable[[], str]) -> Trial:
-    start = time.perf_counter()
+def _trial(name: str, run: Callable[[], str | tuple[str, str]]) -> Trial:
+    """One step of the dry run; `run` returns what it found, perhaps with a doubt about it."""
+    start, doubt = time.perf_counter(), ""
     try:
-        ok, found = True, run()
+        ok, returned = True, run()
+        found, doubt = returned if isinstance(returned, tuple) else (returned, "")
     except ConvscopeError as error:
         ok, found = False, str(error)
     except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         # A framework's own errors: the other techniques may work all the same, and a doctor goes on.
         ok, found = False, f"{type(error).__name__}: {one_line(error)}"
-    return Trial(name, ok, found, time.perf_counter() - start, _peak_bytes())
+    return Trial(name, ok, found, time.perf_counter() - start, _peak_bytes(), doubt)
 
 
 def _peak_bytes() -> int | None:
@@ -177,16 +182,21 @@ def _activations(network: Network, photo: Any) -> str:
     found = activations(network, [photo])
     size = sum(array.nbytes for array in found.arrays.values())
     counted = [row for row in found.statistics if row.zeros is not None]
-    empty = f", {sum(row.empty_channels or 0 for row in counted)} empty channels" if counted else ""
+    count = sum(row.empty_channels or 0 for row in counted)
+    empty = f", {count} empty channel{'' if count == 1 else 's'}" if counted else ""
     return f"{len(found.arrays)} layers, {size / MIB:.1f} MiB a picture{empty}"
 
 
-def _filters(network: Network, path: str | None) -> str:
+def _filters(network: Network, path: str | None) -> tuple[str, str]:
     if path is None:
         raise ConvscopeError("the network has no layer that the picture passes.")
-    result = filters(network, path, range(min(CHANNELS, network.layer(path).channels)), steps=STEPS)
-    climbed = sum(row.activations[-1] > row.activations[0] for row in result.rows)
-    return f"{climbed} of {len(result.rows)} filters of {path} rose in {STEPS} steps"
+    channels, looked, stuck = first_that_climb(network, path, CHANNELS, batch=CHANNELS)
+    if stuck == looked:
+        raise ConvscopeError(f"none of the {looked} filters of {path} that were tried has a gradient to climb.")
+    result = filters(network, path, channels, steps=STEPS)
+    climbed = sum(row.activation > row.activations[0] for row in result.rows)
+    doubt = "" if climbed else "no filter rose; more steps may do, or the preprocessing is not the network's."
+    return f"{climbed} of {len(result.rows)} filters of {path} rose in {STEPS} steps", doubt
 
 
 def _heatmap(network: Network, photo: Any) -> str:
@@ -198,9 +208,9 @@ def _heatmap(network: Network, photo: Any) -> str:
 def _doubts(network: Network) -> tuple[str, ...]:
     found = []
     if network.preprocessing.certainty == "guess":
-        found.append(f"preprocessing: {network.preprocessing.text}; --preprocess sets it.")
+        found.append(f"preprocessing: {network.preprocessing.text}.")
     if network.inputs.note:
         found.append(f"input size: {network.inputs.note}.")
     if network.head.guess:
-        found.append(f"outputs: {network.head.text}; --head sets it.")
+        found.append(f"outputs: {network.head.text}.")
     return tuple(found)

@@ -387,6 +387,9 @@ def _called(network: Network) -> str:
     return network.source.name if network.source.file else network.name
 
 
+_NUMBERS = "; the classes have numbers, no names"
+
+
 def _facts(network: Network) -> list[tuple[str, str]]:
     """What the network is, as terms and texts."""
     height, width = network.inputs.size
@@ -399,7 +402,7 @@ def _facts(network: Network) -> list[tuple[str, str]]:
         ("Runs on", f"{network.framework}, {network.backend}"),
         ("Input", f"{height}×{width} pixels, {colours}{'; any size would do' if network.inputs.free else ''}"),
         ("Size", f"{len(inside)} layers{within}, {network.parameters:,} parameters"),
-        ("Output", network.head.text + ("" if network.class_names else "; the classes have numbers, no names")),
+        ("Output", network.head.text + ("" if network.class_names or network.head.kind == "linear" else _NUMBERS)),
         ("Preprocessing", network.preprocessing.text),
         *(("Opened", note) for note in network.source.notes),
     ]

@@ -273,7 +273,10 @@ def choose_backend(requested: str | None) -> str:
                 f"and a process has one backend. Set KERAS_BACKEND={requested} before Keras is imported."
             )
         return _supported(current)
-    name = requested or os.environ.get("KERAS_BACKEND") or _at_hand()
+    name = requested or os.environ.get("KERAS_BACKEND")
+    if name is None and importlib.util.find_spec("keras") is None:
+        raise BackendError("a Keras model needs Keras, which is not installed. Run: " + _pip("tensorflow"))
+    name = name or _at_hand()
     _supported(name)
     for needed in (name, "keras"):
         if importlib.util.find_spec(needed) is None:

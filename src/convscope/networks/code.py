@@ -101,7 +101,9 @@ def _member(module: Any, name: str, home: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             makers = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-            raise UsageError(f"{home} has no {part!r}; {nearest(part, makers)}")
+            raise UsageError(
+                f"{home} has no {part!r}; {nearest(part, makers)} It has {', '.join(makers[:8]) or 'no function'}."
+            )
         found = getattr(found, part)
     return found
 

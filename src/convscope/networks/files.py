@@ -79,6 +79,8 @@ def kind_of_file(path: Path) -> str:
         return "pickle"
     if path.suffix.lower() == ".onnx" or (head.startswith(b"\x08") and head[1:2] < b" " and b"\x12" in head):
         return "onnx"
+    if path.suffix == ".py":
+        raise ModelError(f"{path} is Python code: name the function in it that makes the model, {path}:FUNCTION.")
     raise ModelError(f"{path} is not a model that convscope opens: {_looks_like(head)}. Expected {EXPECTED}.")
 
 

@@ -141,17 +141,26 @@ class Flow:
         """The call after whose non-linearity the zeros of `call` are counted (FIELD.md §1), None if there is none."""
         if call.activation is not None:
             return call
-        if call.kind in ("pool", "global_pool", "dropout", "padding"):
-            source = self.before(call)
-            passing = ("pool", "dropout", "identity", "padding", "reshape", "resize")
-            while source is not None and source.activation is None:
-                source = self.before(source) if source.kind in passing else None
-            if source is not None:
-                return call
+        if call.kind in ("pool", "global_pool", "dropout", "padding") and self._holds_rectified(call):
+            return call
         after = self.only_taker(call)
         while after is not None and after.activation is None:
             after = self.only_taker(after) if _keeps_channels(after) else None
         return after
+
+    def _holds_rectified(self, call: Call) -> bool:
+        """True if all that a call takes went through a non-linearity before, perhaps joined or pooled since."""
+        makers = [self.maker(value) for value in call.inputs]
+        return bool(makers) and all(made is not None and self._is_rectified(made) for made in makers)
+
+    def _is_rectified(self, made: Call) -> bool:
+        if made.activation is not None:
+            return True
+        joins = made.kind == "merge" and len(made.inputs) > 1  # with a constant it would be a shift
+        return (joins or made.kind in _HANDING_ON) and self._holds_rectified(made)
+
+
+_HANDING_ON = ("pool", "dropout", "identity", "padding", "reshape", "resize")
 
 
 def _keeps_channels(call: Call) -> bool:

@@ -103,7 +103,8 @@ class Head:
         if self.kind == "maps":
             return "a value for each place and not for each class, so there are no predictions and no heatmaps"
         if self.kind == "linear":
-            return f"{self.units} linear output{'s' if self.units > 1 else ''}, explained as they are"
+            one = self.units == 1
+            return f"{self.units} linear output{'' if one else 's'}, explained as {'it is' if one else 'they are'}"
         if self.kind.endswith("logits"):
             by = "sigmoid" if self.kind.startswith("sigmoid") else "softmax"
             sure = " is a guess; set --head" if self.guess else ""
@@ -350,8 +351,10 @@ class Network(ABC):
         return tuple(names)
 
     def class_name(self, index: int) -> str:
-        """The name of class `index`, or its number as text where there are no names."""
-        return self.class_names[index] if self.class_names else f"class {index}"
+        """The name of class `index`, or its number as text where there are no names ("output 0" of a regression)."""
+        if self.class_names:
+            return self.class_names[index]
+        return f"{'output' if self.head.kind == 'linear' else 'class'} {index}"
 
     def class_index(self, target: int | str) -> int:
         """The class that `target` names: a number, or a name (letter case and "_" for a space do not matter).

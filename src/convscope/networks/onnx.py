@@ -248,7 +248,8 @@ class Step(nn.Module):
         """Keep a constant, and say under which name: weights and what is computed with as PyTorch's modules do."""
         names = _WEIGHTS.get(self.node.operator, ())
         name = names[place] if place < len(names) and names[place] else f"input_{place}"
-        if name in ("weight", "bias") and value.is_floating_point():
+        learned = not name.startswith("running") and value.numel() > 1 and self.node.operator not in READS_NUMBERS
+        if value.is_floating_point() and (name in ("weight", "bias") or learned):
             self.register_parameter(name, nn.Parameter(value, requires_grad=False))
         elif value.is_floating_point() and not (place and self.node.operator in READS_NUMBERS):
             self.register_buffer(name, value)

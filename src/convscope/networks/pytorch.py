@@ -357,7 +357,7 @@ class TorchNetwork(Network):
         if guess_size and self.inputs.free:
             smaller = _small_pictures(layers_of(paths_of(seen.calls), seen.flow, None), self.inputs.size)
             if smaller is not None:
-                note = f"a guess: it halves pictures only {smaller[1]} times; --input-size sets another"
+                note = f"a guess: it halves pictures {smaller[1]} times only; --input-size sets another"
                 self.inputs = replace(self.inputs, size=(smaller[0], smaller[0]), note=note)
                 seen = self._observe(self.inputs.size)
         self.outputs = tuple(seen.outputs)
