@@ -87,6 +87,25 @@ def test_on_a_gap_head_grad_cam_is_cam(photo, head):
     assert result.provenance["parameters"]["explained"] == network.head.text
 
 
+def test_against_another_class_it_is_the_difference_of_the_maps(photo):
+    """Grad-CAM is linear in the score, so the map of a difference of logits is the difference of their maps."""
+    network = open_model(gap_network(), preprocess="0..1", classes=NAMES)
+    photos = [photo, photo[::-1].copy()]
+    one, other = (convscope.heatmap(network, photos, name) for name in ("bee", "dog"))
+    found = convscope.heatmap(network, photos, "bee", against="dog")
+    np.testing.assert_allclose(found.maps, one.maps - other.maps, rtol=1e-3, atol=1e-6)
+    assert found.rows[0].score == pytest.approx(one.rows[0].score - other.rows[0].score, rel=1e-4)
+    assert (found.rows[0].explained, found.rows[0].class_name) == ("bee against dog", "bee")
+    mixed = convscope.heatmap(network, photos, "top", against="rival")
+    for index in range(2):
+        best, second = np.argsort(-network.predict(network.prepare(mixed.photos))[index])[:2]
+        assert (mixed.rows[index].class_index, mixed.rows[index].against) == (best, NAMES[second])
+    with pytest.raises(UsageError, match="against itself"):
+        convscope.heatmap(network, photo, "bee", against="bee")
+    with pytest.raises(UsageError, match="no other"):
+        convscope.heatmap(open_model(gap_network(classes=1, head=None)), photo, against="rival")
+
+
 def test_the_logit_is_explained_even_where_softmax_saturates(photo):
     model = gap_network()
     out = model.get_layer("out")

@@ -418,6 +418,9 @@ def _filter_table(shell: Shell, result: Any, out: str) -> None:
     "--class", "target", default="top", show_default=True, metavar="C", help="Class by number or name, or top."
 )
 @click.option(
+    "--against", metavar="C", help="Class to set against it: by number or name, or rival (the best of the others)."
+)
+@click.option(
     "--layer", default="auto", show_default=True, metavar="L", help="Layer by path; auto is the last with a map."
 )
 @click.option(
@@ -438,6 +441,7 @@ def heatmap(
     images: tuple[str, ...],
     out: str,
     target: str,
+    against: str | None,
     layer: str,
     method: str,
     opacity: float,
@@ -451,7 +455,7 @@ def heatmap(
     _notes(shell, photos)
     network = _open(shell, model, opening)
     with shell.progress() as progress:
-        result = technique(network, photos, target, layer, method=method, progress=progress)
+        result = technique(network, photos, target, layer, against=against, method=method, progress=progress)
         result.save(out, opacity=opacity)
     if len(photos) > 1 and target != "top":
         shell.say(f"  explained for all {len(photos)} pictures: {result.rows[0].class_name}")
@@ -460,7 +464,7 @@ def heatmap(
         rows = [
             [
                 row.image,
-                row.text,
+                row.text + (f" against {row.against}" if row.against else ""),
                 f"{row.score:.4g}",
                 row.layer,
                 row.status,

@@ -237,7 +237,8 @@ def _heatmaps(
             if one != "top" and network.head.kind != "maps":
                 network.class_index(one)  # a class that does not exist is still an error
         return (), {"heatmaps": str(reason)}
-    first = heatmap(network, photos, target, progress=progress)
+    against = _against(network)
+    first = heatmap(network, photos, target, against=against, progress=progress)
     rivals = [_rivals(row) for row in first.rows]
     further = []
     for rank in range(max(map(len, rivals))):
@@ -246,8 +247,13 @@ def _heatmaps(
             rival[rank].index if rank < len(rival) else row.class_index
             for row, rival in zip(first.rows, rivals, strict=True)
         ]
-        further.append(heatmap(network, photos, classes, progress=progress))
+        further.append(heatmap(network, photos, classes, against=against, progress=progress))
     return (first, *further), {}
+
+
+def _against(network: Network) -> str | None:
+    """Two classes under one softmax share one decision: only the difference of their logits means anything."""
+    return "rival" if network.head.units == 2 and "softmax" in network.head.text else None
 
 
 def _rivals(row: HeatmapRow) -> list[Prediction]:
@@ -372,7 +378,7 @@ def _breakable(name: str) -> Markup:
 
 def _score_word(network: Network) -> str:
     """What the number is that a heatmap explains."""
-    return network.head.score
+    return f"difference of the {network.head.score}s" if _against(network) else network.head.score
 
 
 def _path(result: Filters) -> str:

@@ -605,12 +605,13 @@ class HeatmapRow:
     Attributes:
         image: the picture's name.
         class_index, class_name: what was explained.
-        score: the number that was explained: a logit, or what `Head.score` says instead.
+        score: the number that was explained: a logit, or what `Head.score` says instead; less that of `against`.
         probability: of the class; None for linear outputs.
         layer, method: where and how.
         status: "ok", or "blank" with the `reason`.
         reason: why nothing is to be seen; empty where the status is "ok".
         predictions: the best classes of the picture, best first.
+        against: the class whose score was subtracted, or None.
     """
 
     image: str
@@ -623,6 +624,12 @@ class HeatmapRow:
     status: str
     reason: str
     predictions: tuple[Prediction, ...]
+    against: str | None = None
+
+    @property
+    def explained(self) -> str:
+        """ "tabby", or "tabby against boxer"."""
+        return self.class_name + (f" against {self.against}" if self.against else "")
 
     @property
     def text(self) -> str:
@@ -656,7 +663,7 @@ class Heatmap(Result):
         peak = max(float(np.nan_to_num(self.maps[index]).max()), 0.0)
         bar = imaging.colour_bar(len(photo), "0", f"{peak:.3g}", "inferno")
         best = ", ".join(prediction.text for prediction in row.predictions[:3])
-        what = f"{row.image}: what spoke for {row.class_name}"
+        what = f"{row.image}: what spoke for {row.explained}"
         detail = row.reason if row.status != "ok" else f"{row.method} at {row.layer}"
         return imaging.page(imaging.beside([photo, drawn, bar]), what, f"prediction: {best} · {detail}")
 

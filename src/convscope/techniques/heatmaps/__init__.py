@@ -17,6 +17,7 @@ from convscope.techniques.heatmaps.cam import METHODS, Method, method_named
 __all__ = ["METHODS", "as_targets", "heatmap", "maps_and_gradients"]
 
 TOP = -1  # stands for the class with the highest score of each picture
+RIVAL, NONE = -1, -2  # stand for the highest of the other classes, and for no class to set against
 BATCH = 8
 SATURATED = 1 - 1e-6
 
@@ -27,6 +28,7 @@ def heatmap(
     target: int | str | Sequence[int | str] = "top",
     layer: str = "auto",
     *,
+    against: int | str | Sequence[int | str] | None = None,
     method: str = "grad-cam",
     batch: int = BATCH,
     progress: Progress = None,
@@ -38,6 +40,9 @@ def heatmap(
         images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
         target: a class by number or name, or "top" for each picture's own best; or one for each picture.
         layer: a path, or "auto" for the last layer whose map has more than one cell.
+        against: a class whose logit is taken from the target's, so that the map shows what speaks for the one and not
+            for the other: by number or name, or "rival" for each picture's best other class; or one for each picture.
+            Of two classes under one softmax only this difference means anything.
         method: one of `METHODS`.
         batch: pictures at a time.
         progress: called as `progress(done, total, text)`.
@@ -53,14 +58,18 @@ def heatmap(
     photos = tuple(read_pictures(images))
     chosen = method_named(method)
     where = _layer(network, layer)
-    classes = _classes(network, target, len(photos))
+    classes = _classes(network, target, len(photos), {"top": TOP})
+    rivals = np.full(len(photos), NONE, np.int32)
+    if against is not None:
+        rivals = _against(network, against, classes)
     x = network.prepare(photos)
     batch = max(1, min(batch, len(photos)))
     maps, rows = [], []
     for start in range(0, len(photos), batch):
         stop = min(start + batch, len(photos))
-        logits, activations, gradients, explained = maps_and_gradients(
-            network, where, x[start:stop], classes[start:stop], batch
+        some = slice(start, stop)
+        logits, activations, gradients, explained, others = maps_and_gradients(
+            network, where, x[some], classes[some], batch, rivals[some]
         )
         check_finite(network, logits)
         raw = chosen.formula(activations, gradients)
@@ -73,6 +82,7 @@ def heatmap(
                 chosen,
                 logits[index],
                 int(explained[index]),
+                None if others[index] == NONE else int(others[index]),
                 raw[index],
                 gradients[index],
             )
@@ -82,6 +92,9 @@ def heatmap(
             progress(stop, len(photos), photos[stop - 1].name)
     parameters = {
         "target": [one if isinstance(one, str) else int(one) for one in as_targets(target)],
+        "against": None
+        if against is None
+        else [one if isinstance(one, str) else int(one) for one in as_targets(against)],
         "output": network.output,
         "layer": where.path,
         "layer_rule": "the last layer whose map has more than one cell" if layer == "auto" else "given",
@@ -110,51 +123,75 @@ def _layer(network: Network, path: str) -> Layer:
     return layer
 
 
-def _classes(network: Network, target: int | str | Sequence[int | str], count: int) -> np.ndarray:
-    """The class of each picture `(n,)` int32, `TOP` where the picture decides."""
+def _classes(network: Network, target: Any, count: int, words: dict[str, int]) -> np.ndarray:
+    """The class of each picture `(n,)` int32, or what stands for one of `words`."""
     given = as_targets(target)
     if len(given) not in (1, count):
         raise UsageError(f"expected one class, or one for each of the {count} pictures; found {len(given)}.")
-    numbers = [TOP if one == "top" else network.class_index(one) for one in given]
+    numbers = [words[one] if one in words else network.class_index(one) for one in given]
     return np.asarray(numbers * (count if len(numbers) == 1 else 1), np.int32)
 
 
+def _against(network: Network, against: Any, classes: np.ndarray) -> np.ndarray:
+    """The class to set against that of each picture `(n,)`, or `RIVAL`."""
+    if network.head.classes < 2:
+        raise UsageError("the network has one output, so there is no other to set against it.")
+    rivals = _classes(network, against, len(classes), {"rival": RIVAL})
+    same = [int(one) for one, other in zip(classes, rivals, strict=True) if one == other >= 0]
+    if same:
+        raise UsageError(f"class {network.class_name(same[0])!r} can't be set against itself; choose another.")
+    return rivals
+
+
 def maps_and_gradients(
-    network: Network, layer: Layer, x: np.ndarray, classes: np.ndarray, batch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    network: Network,
+    layer: Layer,
+    x: np.ndarray,
+    classes: np.ndarray,
+    batch: int,
+    rivals: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What the formulas work on, for at most `batch` pictures.
 
     Args:
         network, layer: where.
         x: prepared pictures `(n, h, w, c)`.
-        classes: `(n,)` int32, -1 for each picture's own best.
+        classes: `(n,)` int32, `TOP` for each picture's own best.
         batch: the pictures are filled up to this number, so that one compiled program serves every chunk.
+        rivals: `(n,)` int32, classes whose logits are subtracted, `RIVAL` for the best other class, `NONE` for none.
 
     Returns:
         logits `(n, k)`; the layer's maps and the gradients of the explained logits with respect to them, both
-        `(n, h, w, c)`; the class explained `(n,)`.
+        `(n, h, w, c)`; the class explained and the one set against it `(n,)`.
     """
     program = network.program(("explain", layer.path), lambda: network.compile(_explaining(network, layer)))
-    filled, numbers = np.resize(x, (batch, *x.shape[1:])), np.resize(classes, batch)
+    rivals = np.full(len(x), NONE, np.int32) if rivals is None else rivals
+    filled = np.resize(x, (batch, *x.shape[1:]))
     delta = np.zeros((batch, *layer.shape), np.float32)
-    found = program(*map(network.tensor, (filled, delta, numbers)))
-    logits, maps, gradients, explained = (network.numpy(tensor)[: len(x)] for tensor in found)
-    return logits, maps, gradients, explained
+    numbers = np.resize(classes, batch), np.resize(rivals, batch)
+    found = program(*map(network.tensor, (filled, delta, *numbers)))
+    logits, maps, gradients, explained, others = (network.numpy(tensor)[: len(x)] for tensor in found)
+    return logits, maps, gradients, explained, others
 
 
 def _explaining(network: Network, layer: Layer) -> Callable:
     ops = network.ops
 
-    def explain(run: Callable, x: Any, delta: Any, classes: Any) -> tuple:
+    def explain(run: Callable, x: Any, delta: Any, classes: Any, rivals: Any) -> tuple:
         def score(delta: Any) -> tuple:
             seen = run(x, record=(layer.path,), rules={layer.path: lambda activation: activation + delta})
+            count = seen.logits.shape[-1]
             best = ops.cast(ops.argmax(seen.logits, axis=-1), "int32")
             chosen = ops.where(ops.less(classes, 0), best, classes)
-            scores = seen.logits * ops.one_hot(chosen, seen.logits.shape[-1], dtype="float32")
-            return ops.sum(scores), (seen.logits, seen.activations[layer.path], chosen)
+            mine = ops.one_hot(chosen, count, dtype="float32")
+            other = ops.cast(ops.argmax(seen.logits - 1e30 * mine, axis=-1), "int32")
+            rival = ops.where(ops.equal(rivals, RIVAL), other, rivals)
+            theirs = ops.one_hot(ops.maximum(rival, 0), count, dtype="float32")
+            theirs = theirs * ops.reshape(1 - ops.cast(ops.less(rival, 0), "float32"), (-1, 1))
+            return ops.sum(seen.logits * (mine - theirs)), (seen.logits, seen.activations[layer.path], chosen, rival)
 
-        (_, (logits, maps, chosen)), gradient = network.value_and_grad(score)(delta)
-        return logits, maps, gradient, chosen
+        (_, (logits, maps, chosen, rival)), gradient = network.value_and_grad(score)(delta)
+        return logits, maps, gradient, chosen, rival
 
     return explain
 
@@ -166,6 +203,7 @@ def _row(
     method: Method,
     logits: np.ndarray,
     index: int,
+    rival: int | None,
     raw: np.ndarray,
     gradient: np.ndarray,
 ) -> HeatmapRow:
@@ -175,7 +213,8 @@ def _row(
         image=photo.name,
         class_index=index,
         class_name=explained.name,
-        score=explained.logit,
+        against=None if rival is None else network.class_name(rival),
+        score=explained.logit - (0.0 if rival is None else float(logits[rival])),
         probability=explained.probability,
         layer=layer.path,
         method=method.name,
