@@ -267,6 +267,10 @@ class Network(ABC):
 
     # -- the same for all ------------------------------------------------------------------------------
 
+    def count_nonzero(self, x: Tensor, axis: tuple[int, ...]) -> Tensor:
+        """How many values along `axis` are not zero, as float32 (Keras' own count turns axes round on torch)."""
+        return self.ops.sum(self.ops.cast(x != 0, "float32"), axis=axis)
+
     @property
     def parameters(self) -> int:
         """Number of weights, trainable or not."""

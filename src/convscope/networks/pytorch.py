@@ -204,6 +204,10 @@ class TorchNetwork(Network):
         """See `Network.numpy`."""
         return self._backend.numpy(tensor)
 
+    def count_nonzero(self, x: Tensor, axis: tuple[int, ...]) -> Tensor:
+        """See `Network.count_nonzero`."""
+        return torch_ops.count_nonzero(x, axis)
+
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`."""
         return [

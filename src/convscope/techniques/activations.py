@@ -203,7 +203,7 @@ def _recording(network: Network, paths: tuple[str, ...], rectified: tuple[str, .
 
     def alive(activation: Any) -> Any:
         places = tuple(range(1, len(activation.shape) - 1))
-        counted = ops.cast(ops.count_nonzero(activation, axis=places) if places else activation != 0, "float32")
+        counted = network.count_nonzero(activation, places) if places else ops.cast(activation != 0, "float32")
         return counted / int(np.prod(activation.shape[1:-1]))
 
     def size(activation: Any) -> tuple[Any, Any]:
