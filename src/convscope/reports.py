@@ -237,7 +237,7 @@ def _heatmaps(
             if one != "top" and network.head.kind != "maps":
                 network.class_index(one)  # a class that does not exist is still an error
         return (), {"heatmaps": str(reason)}
-    against = _against(network)
+    against = "rival" if network.head.paired else None
     first = heatmap(network, photos, target, against=against, progress=progress)
     rivals = [_rivals(row) for row in first.rows]
     further = []
@@ -249,11 +249,6 @@ def _heatmaps(
         ]
         further.append(heatmap(network, photos, classes, against=against, progress=progress))
     return (first, *further), {}
-
-
-def _against(network: Network) -> str | None:
-    """Two classes under one softmax share one decision: only the difference of their logits means anything."""
-    return "rival" if network.head.units == 2 and "softmax" in network.head.text else None
 
 
 def _rivals(row: HeatmapRow) -> list[Prediction]:
@@ -378,7 +373,7 @@ def _breakable(name: str) -> Markup:
 
 def _score_word(network: Network) -> str:
     """What the number is that a heatmap explains."""
-    return f"difference of the {network.head.score}s" if _against(network) else network.head.score
+    return f"difference of the {network.head.score}s" if network.head.paired else network.head.score
 
 
 def _path(result: Filters) -> str:

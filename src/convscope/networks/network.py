@@ -93,6 +93,11 @@ class Head:
         return self.units == 1 and self.kind.startswith("sigmoid")
 
     @property
+    def paired(self) -> bool:
+        """Two classes under one softmax: only the difference of their logits decides."""
+        return self.units == 2 and self.kind in ("softmax", "softmax_output", "logits")
+
+    @property
     def classes(self) -> int:
         """Number of classes that can be explained."""
         return 2 if self.binary else self.units

@@ -119,8 +119,8 @@ def _is_plain(key: str, text: str) -> bool:
         return re.fullmatch(_FUNCTIONS, text) is not None
     if key == "name":
         return re.fullmatch(r"\w*", text) is not None
-    if key in ("nn_module_stack", "fqn", "as_string") or key.endswith("_name"):
-        return key == "as_string" or not re.search(r"[\"\\\n\r]", text)
+    if key in ("nn_module_stack", "fqn") or key.endswith("_name"):
+        return re.search(r"[\"\\\n\r]", text) is None
     return True
 
 

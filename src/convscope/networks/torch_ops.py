@@ -50,10 +50,11 @@ def argmax(x: Tensor, axis: int | None = None) -> Tensor:
 PIECE = 2**20  # values that are looked at together: what they are compared into stays in the processor's cache
 
 
-def count_nonzero(x: Tensor, axis: Axes = None) -> Tensor:
-    """How many values along `axis` are not zero, as float32: exact up to 2**24, and many times quicker than torch's."""
-    if axis is None or 0 in np.atleast_1d(axis):
-        return torch.ne(x, 0).to(torch.float32).sum(dim=axis)
+def count_nonzero(x: Tensor, axis: tuple[int, ...]) -> Tensor:
+    """How many values along `axis`, without the first, are not zero, as float32.
+
+    Exact up to 2**24, and many times quicker than torch's own.
+    """
     pieces = x.split(builtins.max(1, PIECE // builtins.max(1, x[0].numel())))
     counts = [torch.ne(piece, 0, out=torch.empty_like(piece, dtype=torch.float32)).sum(dim=axis) for piece in pieces]
     return torch.cat(counts)

@@ -91,10 +91,8 @@ def heatmap(
         if progress:
             progress(stop, len(photos), photos[stop - 1].name)
     parameters = {
-        "target": [one if isinstance(one, str) else int(one) for one in as_targets(target)],
-        "against": None
-        if against is None
-        else [one if isinstance(one, str) else int(one) for one in as_targets(against)],
+        "target": as_targets(target),
+        "against": None if against is None else as_targets(against),
         "output": network.output,
         "layer": where.path,
         "layer_rule": "the last layer whose map has more than one cell" if layer == "auto" else "given",
@@ -107,9 +105,8 @@ def heatmap(
 
 def as_targets(target: Any) -> list[int | str]:
     """One class or several as a list; NumPy's integers count as numbers."""
-    if isinstance(target, str):
-        return [target]
-    return [int(target)] if isinstance(target, int | np.integer) else list(target)
+    several = [target] if isinstance(target, str | int | np.integer) else target
+    return [one if isinstance(one, str) else int(one) for one in several]
 
 
 def _layer(network: Network, path: str) -> Layer:
