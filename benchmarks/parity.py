@@ -32,6 +32,7 @@ GROUPS = {
     "Grad-CAM at 3 layers": "heatmap ",
     "start pictures": "start",
     "one `classic` step from there": "step: ",
+    "one step of `fourier`": "fourier: ",
     "final activations after 30 steps": "final",
 }
 Row = tuple[str, ...]

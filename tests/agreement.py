@@ -137,9 +137,8 @@ def photos():
 def answers(runtime):
     """Logits, every activation, gradients at three depths, heatmaps, and one step of the classic ascent."""
     import convscope
-    from convscope.techniques.filters.ascent import step_of
-    from convscope.techniques.filters.canvas import starts
-    from convscope.techniques.filters.recipes import CLASSIC
+    from convscope.techniques.filters.ascent import Climb, step_of
+    from convscope.techniques.filters.recipes import CLASSIC, FOURIER
     from convscope.techniques.heatmaps import maps_and_gradients
 
     net, paths = network(runtime)
@@ -156,11 +155,17 @@ def answers(runtime):
         found[f"gradient {name}"] = maps_and_gradients(net, net.layer(paths[name]), x, wanted, len(x))[2]
         found[f"heatmap {name}"] = convscope.heatmap(net, photos(), 2, layer=paths[name]).maps
     layer = net.layer(paths["elu"])
-    step = net.compile(step_of(net, layer, CLASSIC))
-    begin = starts(net, CLASSIC, (32, 32), 0, CHANNELS)
-    numbers = np.array(CHANNELS, np.int32)
+    climb = Climb(net, layer, CLASSIC, (32, 32))
+    step, begin, numbers = net.compile(step_of(climb)), climb.starts(CHANNELS), np.array(CHANNELS, np.int32)
     value, norm, moved = map(net.numpy, step(net.tensor(begin), net.tensor(numbers)))
     found |= {"start": begin, "step: objective": value, "step: gradient norm": norm, "step: update": moved - begin}
+    climb = Climb(net, layer, FOURIER, (32, 32))
+    begun = climb.starts(CHANNELS)
+    found["fourier: start"] = climb.pictures(begun)
+    given = (begun, numbers, *FOURIER.rule.begin(begun), *climb.draws(CHANNELS, 0))
+    value, norm, _, mean, *_ = map(net.numpy, net.compile(step_of(climb))(*map(net.tensor, given)))
+    # Adam's first step is the sign of the gradient, which rounding may turn where it is next to nothing.
+    found |= {"fourier: objective": value, "fourier: gradient norm": norm, "fourier: gradient": mean}
     final = convscope.filters(net, layer.path, CHANNELS, steps=30)
     return found | {"final": np.array([row.activation for row in final.rows])}
 

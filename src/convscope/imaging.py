@@ -93,6 +93,11 @@ def filter_picture(picture: np.ndarray, crop: int) -> np.ndarray:
     return (np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
+def plain_picture(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (h, w, c) in 0..255 as they are: uint8, clipped; values that are not finite count as 0."""
+    return np.clip(np.round(_finite(pixels)), 0, 255).astype(np.uint8)
+
+
 def _finite(values: np.ndarray) -> np.ndarray:
     """`values` in float32 or float64, where NaN and infinities are 0."""
     values = np.asarray(values)

@@ -480,6 +480,7 @@ class Filters(Result):
         rows: the numbers, one for each filter.
         preprocessing: what turns the canvases back into pixels.
         crop: pixels left out on each side of a picture.
+        look: "classic" (contrast brought to 0.15 around grey) or "plain" (the picture as it is).
     """
 
     layer: Layer | None = None
@@ -487,6 +488,7 @@ class Filters(Result):
     rows: tuple[FilterRow, ...] = ()
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing("none"))
     crop: int = 0
+    look: str = "classic"
     file: ClassVar[str] = "filters.json"
 
     def picture(self, index: int) -> np.ndarray:
@@ -495,7 +497,10 @@ class Filters(Result):
         if row.status == "dead":
             height, width = (side - 2 * self.crop for side in self.values.shape[1:3])
             return _empty_tile(height, width, f"{row.channel}: dead")
-        drawn = imaging.filter_picture(_display_units(self.values[index], self.preprocessing), self.crop)
+        if self.look == "plain":
+            drawn = imaging.plain_picture(self.preprocessing.restore(self.values[index]))
+        else:
+            drawn = imaging.filter_picture(_display_units(self.values[index], self.preprocessing), self.crop)
         return np.repeat(drawn, 3, axis=-1) if drawn.shape[-1] == 1 else drawn[..., :3]
 
     def sheet(self, columns: int | None = None, labels: bool = False) -> np.ndarray:
@@ -547,7 +552,7 @@ class Filters(Result):
         report["plot"] = folder.write("activations.png", _png(self.plot, 7, 4))
         report["raw"] = folder.array("filters.npy", self.values)
         report["layer"] = asdict(self.layer) if self.layer else None
-        report["preprocessing"], report["crop"] = asdict(self.preprocessing), self.crop
+        report["preprocessing"], report["crop"], report["look"] = asdict(self.preprocessing), self.crop, self.look
         return folder.json(self.file, report, since)
 
     @classmethod
@@ -563,6 +568,7 @@ class Filters(Result):
             rows=tuple(_filter_row(row) for row in rows),
             preprocessing=Preprocessing(**{**affine, "mean": tuple(affine["mean"]), "std": tuple(affine["std"])}),
             crop=report["crop"],
+            look=report.get("look", "classic"),
         )
 
 

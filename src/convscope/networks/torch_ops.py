@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-equal, less, isfinite = torch.eq, torch.lt, torch.isfinite
+equal, isfinite = torch.eq, torch.isfinite
 exp, log, square, sqrt, rsqrt = torch.exp, torch.log, torch.square, torch.sqrt, torch.rsqrt
-reshape = torch.reshape
+reshape, einsum, sigmoid, floor = torch.reshape, torch.einsum, torch.sigmoid, torch.floor
 
 _TYPES = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64, "bool": torch.bool}
 Axes = int | tuple[int, ...] | None
@@ -20,6 +20,11 @@ Axes = int | tuple[int, ...] | None
 
 def _type(dtype: Any) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else _TYPES[dtype]
+
+
+def less(x: Any, y: Any) -> Tensor:
+    """Where `x` is below `y`; one of them may be a number."""
+    return torch.lt(x, y) if isinstance(x, Tensor) else torch.gt(y, x)
 
 
 def convert_to_tensor(x: Any) -> Tensor:
@@ -88,3 +93,10 @@ def one_hot(x: Tensor, classes: int, dtype: Any = "float32") -> Tensor:
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors joined along `axis`."""
     return torch.cat(list(tensors), dim=axis)
+
+
+def take(x: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
+    """Rows of `x` along `axis` by their numbers."""
+    return torch.index_select(x, axis, indices.reshape(-1)).reshape(
+        *x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]
+    )

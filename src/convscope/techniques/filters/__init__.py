@@ -12,8 +12,7 @@ from convscope.errors import UsageError
 from convscope.networks import Layer, Network, open_model
 from convscope.pictures import Picture, read_pictures
 from convscope.results import FilterRow, Filters, Progress, provenance
-from convscope.techniques.filters.ascent import Ascent, ascend, first_gradients, responses
-from convscope.techniques.filters.canvas import starts
+from convscope.techniques.filters.ascent import Ascent, Climb, ascend, first_gradients, responses
 from convscope.techniques.filters.recipes import RECIPES, Recipe, recipe_named
 
 __all__ = ["RECIPES", "Recipe", "filters", "first_that_climb", "parse_channels"]
@@ -65,11 +64,9 @@ def filters(
     references = read_pictures(photos) if _some(photos) else []
     batch = max(1, min(batch, len(numbers)))
 
-    def begin(numbers: Sequence[int]) -> np.ndarray:
-        return starts(network, chosen, size_in_pixels, seed, numbers)
-
-    ascent = ascend(network, target, numbers, chosen, begin, batch, progress)
-    noise, natural = _references(network, target, chosen, size_in_pixels, seed, references, progress)
+    climb = Climb(network, target, chosen, size_in_pixels, seed)
+    ascent = ascend(climb, numbers, batch, progress)
+    noise, natural = _references(climb, references, progress)
     rows = tuple(
         _row(index, number, ascent, noise[:, number], natural[:, number]) for index, number in enumerate(numbers)
     )
@@ -89,6 +86,7 @@ def filters(
         rows=rows,
         preprocessing=network.preprocessing,
         crop=chosen.crop_for(min(size_in_pixels)),
+        look=chosen.look,
     )
 
 
@@ -109,14 +107,12 @@ def first_that_climb(
     size = _size(network, chosen, None)
     target = _target(network, layer, size)
 
-    def begin(numbers: Sequence[int]) -> np.ndarray:
-        return starts(network, chosen, size, seed, numbers)
-
+    climb = Climb(network, target, chosen, size, seed)
     climbing: list[int] = []
     stuck: list[int] = []
     for start in range(0, min(target.channels, MOST_LOOKED_AT), batch):
         numbers = list(range(start, min(start + batch, target.channels)))
-        norms = first_gradients(network, target, numbers, chosen, begin)
+        norms = first_gradients(climb, numbers)
         for number, norm in zip(numbers, norms, strict=True):
             (climbing if norm > 0 else stuck).append(number)
         if len(climbing) >= count:
@@ -208,30 +204,19 @@ def _objective_text(network: Network, layer: Layer) -> str:
     return "mean of the channel without its border" if layer.spatial else "the unit"
 
 
-def _references(
-    network: Network,
-    layer: Layer,
-    recipe: Recipe,
-    size: tuple[int, int],
-    seed: int,
-    photos: Sequence[Picture],
-    progress: Progress,
-) -> tuple[np.ndarray, np.ndarray]:
+def _references(climb: Climb, photos: Sequence[Picture], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
     """What every channel answers to noise `(256, c)` and to the photos `(m, c)`."""
     if progress:
         progress(0, 1, f"{NOISE_PICTURES} noise pictures")
 
     def noise(numbers: Sequence[int]) -> np.ndarray:
         # Noise must not repeat the starts that the ascent began from: numbers that no channel has.
-        return starts(network, recipe, size, seed, [number - NOISE_PICTURES for number in numbers])
+        return climb.pictures(climb.starts([number - NOISE_PICTURES for number in numbers]))
 
     def natural(numbers: Sequence[int]) -> np.ndarray:
-        return network.prepare([photos[number] for number in numbers], size)
+        return climb.network.prepare([photos[number] for number in numbers], climb.size)
 
-    return (
-        responses(network, layer, recipe, noise, NOISE_PICTURES),
-        responses(network, layer, recipe, natural, len(photos)),
-    )
+    return responses(climb, noise, NOISE_PICTURES), responses(climb, natural, len(photos))
 
 
 def _row(index: int, channel: int, ascent: Ascent, noise: np.ndarray, natural: np.ndarray) -> FilterRow:

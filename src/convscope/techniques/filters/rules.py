@@ -1,0 +1,90 @@
+"""How the parameters of a canvas move along their gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from convscope.networks import Network
+from convscope.techniques.filters.canvas import middle_and_half
+
+Tensor = Any
+TINY = 1e-12  # guards the squared norm of a gradient, as TensorFlow's l2_normalize does
+
+
+class Rule(Protocol):
+    """A step of the ascent."""
+
+    def begin(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What is remembered from step to step, before the first."""
+
+    def move(
+        self, network: Network, parameters: Tensor, gradient: Tensor, square: Tensor, memory: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """The next parameters, and what is remembered.
+
+        Args:
+            network: whose operations and range.
+            parameters, gradient: `(n, ...)`.
+            square: squared L2 norm of the gradient of each picture, `(n, 1, ...)`.
+            memory: from the step before.
+        """
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A step of one length along the gradient of each picture.
+
+    Attributes:
+        step: its length, in units of half the network's range.
+    """
+
+    step: float
+
+    def begin(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Nothing."""
+        return ()
+
+    def move(
+        self, network: Network, parameters: Tensor, gradient: Tensor, square: Tensor, memory: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """See `Rule.move`."""
+        ops = network.ops
+        stride = (self.step * middle_and_half(network)[1]).astype(np.float32)
+        direction = gradient * ops.rsqrt(ops.maximum(square, TINY))
+        # Where a network overflows, its picture stays as it is and the others go on.
+        return (parameters + ops.convert_to_tensor(stride) * ops.where(ops.isfinite(direction), direction, 0.0),)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2014, 1412.6980, algorithm 1), each picture for itself.
+
+    Attributes:
+        rate: of the step; first, second: decay of the gradient's mean and of its square's.
+    """
+
+    rate: float
+    first: float = 0.9
+    second: float = 0.999
+    tiny: float = 1e-8
+
+    def begin(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Means of the gradient and of its square, and the number of steps."""
+        return np.zeros_like(parameters), np.zeros_like(parameters), np.zeros((), np.float32)
+
+    def move(
+        self, network: Network, parameters: Tensor, gradient: Tensor, square: Tensor, memory: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """See `Rule.move`."""
+        ops, (mean, spread, count) = network.ops, memory
+        gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
+        count = count + 1.0
+        mean = self.first * mean + (1 - self.first) * gradient
+        spread = self.second * spread + (1 - self.second) * ops.square(gradient)
+        grown = 1 - ops.exp(count * float(np.log(self.first)))
+        widened = 1 - ops.exp(count * float(np.log(self.second)))
+        moved = parameters + self.rate * (mean / grown) / (ops.sqrt(spread / widened) + self.tiny)
+        return moved, mean, spread, count
