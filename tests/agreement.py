@@ -134,10 +134,43 @@ def photos():
     return [np.random.default_rng(index).integers(0, 256, (40, 40, 3), np.uint8) for index in range(3)]
 
 
+def climb_of(net, path, recipe):
+    from convscope.techniques.filters.courses import Plan
+    from convscope.techniques.filters.objectives import channel
+
+    plan = Plan(net, recipe, (32, 32))
+    bounds = [plan.bind(channel(path, number)) for number in CHANNELS]
+    return plan.climb(bounds[0]), bounds
+
+
+def one_step(net, path, recipe):
+    """Start, objective, gradient norm, canvas and the rule's memory after one step of each of `CHANNELS`."""
+    from convscope.techniques.filters.ascent import step_of
+
+    climb, bounds = climb_of(net, path, recipe)
+    begun = np.stack([climb.start((number,)) for number in CHANNELS])
+    arguments = tuple(
+        (net.tensor(np.stack(m)), net.tensor(np.stack(v)))
+        for m, v in zip(
+            zip(*(b.masks for b in bounds), strict=True), zip(*(b.vectors for b in bounds), strict=True), strict=True
+        )
+    )
+    memory = tuple(map(net.tensor, recipe.rule.begin(begun)))
+    heat = net.tensor(np.zeros((len(CHANNELS), 32, 32), np.float32))
+    draws = net.tensor(np.stack([climb.draw((number,), 0) for number in CHANNELS]))
+    value, norm, moved, memory, _ = net.compile(step_of(climb))(net.tensor(begun), memory, heat, arguments, draws)
+    return begun, *map(net.numpy, (value, norm, moved)), [*map(net.numpy, memory)]
+
+
+def fourier_pictures(net, path, parameters):
+    from convscope.techniques.filters.recipes import FOURIER
+
+    return climb_of(net, path, FOURIER)[0].pictures(parameters)
+
+
 def answers(runtime):
     """Logits, every activation, gradients at three depths, heatmaps, and one step of the classic ascent."""
     import convscope
-    from convscope.techniques.filters.ascent import Climb, step_of
     from convscope.techniques.filters.recipes import CLASSIC, FOURIER
     from convscope.techniques.heatmaps import maps_and_gradients
 
@@ -155,18 +188,13 @@ def answers(runtime):
         found[f"gradient {name}"] = maps_and_gradients(net, net.layer(paths[name]), x, wanted, len(x))[2]
         found[f"heatmap {name}"] = convscope.heatmap(net, photos(), 2, layer=paths[name]).maps
     layer = net.layer(paths["elu"])
-    climb = Climb(net, layer, CLASSIC, (32, 32))
-    step, begin, numbers = net.compile(step_of(climb)), climb.starts(CHANNELS), np.array(CHANNELS, np.int32)
-    value, norm, moved = map(net.numpy, step(net.tensor(begin), net.tensor(numbers)))
-    found |= {"start": begin, "step: objective": value, "step: gradient norm": norm, "step: update": moved - begin}
-    climb = Climb(net, layer, FOURIER, (32, 32))
-    begun = climb.starts(CHANNELS)
-    found["fourier: start"] = climb.pictures(begun)
-    given = (begun, numbers, *FOURIER.rule.begin(begun), *climb.draws(CHANNELS, 0))
-    value, norm, _, mean, *_ = map(net.numpy, net.compile(step_of(climb))(*map(net.tensor, given)))
-    # Adam's first step is the sign of the gradient, which rounding may turn where it is next to nothing.
-    found |= {"fourier: objective": value, "fourier: gradient norm": norm, "fourier: gradient": mean}
-    final = convscope.filters(net, layer.path, CHANNELS, steps=30)
+    begun, value, norm, moved, _ = one_step(net, layer.path, CLASSIC)
+    found |= {"start": begun, "step: objective": value, "step: gradient norm": norm, "step: update": moved - begun}
+    begun, value, norm, _, memory = one_step(net, layer.path, FOURIER)
+    # Adam's first step is the sign of the gradient, which rounding may turn where it is next to nothing: its mean.
+    found |= {"fourier: objective": value, "fourier: gradient norm": norm, "fourier: gradient": memory[0]}
+    found["fourier: start"] = fourier_pictures(net, layer.path, begun)
+    final = convscope.filters(net, layer.path, CHANNELS, recipe="classic", steps=30, precision="float32")
     return found | {"final": np.array([row.activation for row in final.rows])}
 
 

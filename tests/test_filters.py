@@ -11,8 +11,9 @@ import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.techniques.filters import parse_channels  # noqa: E402
-from convscope.techniques.filters.ascent import Climb, step_of  # noqa: E402
-from convscope.techniques.filters.canvas import starts  # noqa: E402
+from convscope.techniques.filters.ascent import step_of  # noqa: E402
+from convscope.techniques.filters.courses import Plan  # noqa: E402
+from convscope.techniques.filters.objectives import channel  # noqa: E402
 from convscope.techniques.filters.recipes import CLASSIC  # noqa: E402
 
 
@@ -74,26 +75,45 @@ def test_classic_equals_the_plain_procedure(layer):
     network = open_model(model)
     assert network.preprocessing.name == "-1..1"
     channels, size, steps = [0, 3, 5], 48, 12
-    result = convscope.filters(network, layer, channels, size=size, steps=steps, seed=7)
-    target = network.layers_at((size, size))[[la.path for la in network.layers].index(layer)]
-    step = network.compile(step_of(Climb(network, target, CLASSIC, (size, size))))
-    begin = starts(network, CLASSIC, (size, size), 7, channels)
-    for index, channel in enumerate(channels):
-        pictures, losses = plain_run(model, layer, channel, begin[index : index + 1], steps)
-        numbers = network.tensor(np.array([channel], np.int32))
+    result = filters(network, layer, channels, size=size, steps=steps, seed=7)
+    plan = Plan(network, CLASSIC, (size, size), 7)
+    bounds = [plan.bind(channel(layer, number)) for number in channels]
+    climb = plan.climb(bounds[0])
+    step = network.compile(step_of(climb))
+    begin = starts(climb, channels)
+    for index, number in enumerate(channels):
+        pictures, losses = plain_run(model, layer, number, begin[index : index + 1], steps)
+        (mask,), (vector,) = bounds[index].masks, bounds[index].vectors
+        arguments = ((network.tensor(mask[None]), network.tensor(vector[None])),)
+        nothing = network.tensor(np.zeros((1, 0, 8), np.float32))
+        heat = network.tensor(np.zeros((1, size, size), np.float32))
         for before, after, loss in zip(pictures, pictures[1:], losses, strict=False):
-            value, _, moved = map(network.numpy, step(network.tensor(before), numbers))
+            value, _, moved, _, _ = step(network.tensor(before), (), heat, arguments, nothing)
+            value, moved = network.numpy(value), network.numpy(moved)
             assert value[0] == pytest.approx(loss, rel=1e-4, abs=1e-6)
             np.testing.assert_allclose(moved, after, atol=1e-4 * np.abs(after).max())
         row = result.rows[index]
         assert row.activations[0] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
-        assert len(row.activations) == steps
+        assert len(row.activations) == (steps if any(losses) else 1)  # where nothing rises there is nothing to do
         assert row.activation == pytest.approx(losses[-1], rel=0.05)
+
+
+def filters(*arguments, recipe="classic", **options):
+    return convscope.filters(*arguments, recipe=recipe, **options)
+
+
+def starts(climb, numbers):
+    return np.stack([climb.start((number,)) for number in numbers])
+
+
+def classic_starts(network, size, seed, numbers):
+    plan = Plan(network, CLASSIC, size, seed)
+    return starts(plan.climb(plan.bind(channel("conv2", 0))), numbers)
 
 
 def test_the_start_is_the_procedures_own():
     network = open_model(classic_model())
-    begin = starts(network, CLASSIC, (20, 20), 0, range(50))
+    begin = classic_starts(network, (20, 20), 0, range(50))
     assert begin.min() >= -0.125
     assert begin.max() <= 0.125
     assert begin.std() == pytest.approx(0.25 / np.sqrt(12), rel=0.02)
@@ -103,26 +123,26 @@ def test_the_start_is_the_procedures_own():
 def test_start_and_step_scale_with_the_range_of_the_input():
     model = classic_model()
     unit, pixels = open_model(model, preprocess="-1..1"), open_model(model, preprocess="0..1")
-    one, other = (starts(network, CLASSIC, (9, 9), 0, [4]) for network in (unit, pixels))
+    one, other = (classic_starts(network, (9, 9), 0, [4]) for network in (unit, pixels))
     np.testing.assert_allclose(other, one / 2 + 0.5, atol=1e-6)
 
 
 def test_starts_are_bit_equal_for_a_seed_and_channel():
     network = open_model(classic_model())
-    together = starts(network, CLASSIC, (12, 12), 3, [9, 2, 5])
-    alone = starts(network, CLASSIC, (12, 12), 3, [2])
+    together = classic_starts(network, (12, 12), 3, [9, 2, 5])
+    alone = classic_starts(network, (12, 12), 3, [2])
     np.testing.assert_array_equal(together[1], alone[0])
-    assert not np.array_equal(alone, starts(network, CLASSIC, (12, 12), 4, [2]))
+    assert not np.array_equal(alone, classic_starts(network, (12, 12), 4, [2]))
     assert not np.array_equal(together[0], together[2])
 
 
 def test_pictures_are_bit_equal_at_equal_batch_whichever_others_share_it():
     network = open_model(classic_model())
     options = {"size": 32, "steps": 6, "batch": 4}
-    first = convscope.filters(network, "conv2", [0, 1, 2, 3, 4, 5], **options)
-    again = convscope.filters(network, "conv2", [5, 4, 3, 2, 1, 0], **options)
+    first = filters(network, "conv2", [0, 1, 2, 3, 4, 5], **options)
+    again = filters(network, "conv2", [5, 4, 3, 2, 1, 0], **options)
     np.testing.assert_array_equal(first.values, again.values[::-1])
-    alone = convscope.filters(network, "conv2", [2], size=32, steps=6, batch=1)
+    alone = filters(network, "conv2", [2], size=32, steps=6, batch=1)
     assert alone.rows[0].activation == pytest.approx(first.rows[2].activation, rel=0.05)
 
 
@@ -139,11 +159,11 @@ def test_one_compile_serves_all_chunks_and_channels():
         return compile_(counted)
 
     network.compile = counting
-    convscope.filters(network, "conv2", range(11), size=24, steps=3, batch=4)
+    filters(network, "conv2", range(11), size=24, steps=3, batch=4)
     if keras.backend.backend() != "torch":  # torch is eager: its Python runs each time
         names = [function.__qualname__.partition(".<locals>")[0] for function in traced]
         # The answers to noise are looked for in batches of their own, so these programs are traced for two shapes.
-        assert sorted(names) == ["Climb.pictures"] * 2 + ["_looking"] * 2 + ["step_of"]
+        assert sorted(names) == ["Climb.pictures"] * 2 + ["_looking"] * 3 + ["step_of"]
 
 
 def test_what_comes_after_the_layer_is_not_run():
@@ -159,7 +179,7 @@ def test_what_comes_after_the_layer_is_not_run():
     model = keras.Model(picture, Late()(layers.Conv2D(4, 3)(x)))
     network = open_model(model)
     ran.clear()
-    convscope.filters(network, "early", [0], steps=2)
+    filters(network, "early", [0], steps=2)
     assert not ran
 
 
@@ -171,23 +191,23 @@ def test_dead_weak_and_alive():
     kernel[..., 0] -= kernel[..., 0].mean()
     kernel[..., 1] = 0  # channel 1 answers 1 to everything
     model.get_layer("conv").set_weights([kernel, np.array([0.1, 1.0, -1e3], np.float32)])  # channel 2 never wakes
-    result = convscope.filters(open_model(model), "conv", steps=5)
+    result = filters(open_model(model), "conv", steps=5)
     assert [row.status for row in result.rows] == ["alive", "dead", "dead"]
     assert "gradient is zero" in result.rows[2].reason
     assert result.rows[2].activation == 0
     bright = np.full((20, 20, 3), 255, np.uint8)
-    alive = convscope.filters(open_model(model), "conv", [0], steps=1)
+    alive = filters(open_model(model), "conv", [0], steps=1)
     assert alive.rows[0].threshold < alive.rows[0].activation
     model.get_layer("conv").set_weights([np.abs(kernel), np.zeros(3, np.float32)])
-    few = convscope.filters(open_model(model), "conv", [0], steps=1, photos=[bright])
+    few = filters(open_model(model), "conv", [0], steps=1, photos=[bright])
     assert few.rows[0].status == "weak"
     assert "photos" in few.rows[0].reason
 
 
 def test_the_threshold_is_the_99th_percentile_of_256_noise_pictures():
     network = open_model(classic_model())
-    row = convscope.filters(network, "conv2", [1], size=24, steps=1, seed=5).rows[0]
-    noise = starts(network, CLASSIC, (24, 24), 5, range(-256, 0))
+    row = filters(network, "conv2", [1], size=24, steps=1, seed=5).rows[0]
+    noise = classic_starts(network, (24, 24), 5, range(-256, 0))
     maps = network.forward(noise, ["conv2"])[1]["conv2"]
     answers = sorted(maps[:, 2:-2, 2:-2, 1].mean(axis=(1, 2)))
     low, high = answers[int(0.99 * 255)], answers[int(0.99 * 255) + 1]
@@ -196,7 +216,7 @@ def test_the_threshold_is_the_99th_percentile_of_256_noise_pictures():
 
 def test_dense_units_are_raised_on_their_logit():
     model = models.plain(side=16)
-    result = convscope.filters(open_model(model), "out", steps=8)
+    result = filters(open_model(model), "out", steps=8)
     assert len(result.rows) == 5
     assert "logit" in result.provenance["parameters"]["objective"]
     for row, picture in zip(result.rows, result.values, strict=True):
@@ -206,7 +226,7 @@ def test_dense_units_are_raised_on_their_logit():
 
 
 def test_a_layer_inside_nested_models():
-    result = convscope.filters(open_model(models.nested()), "middle/inner/deep", [0, 4], steps=4)
+    result = filters(open_model(models.nested()), "middle/inner/deep", [0, 4], steps=4)
     assert all(row.activation > row.activations[0] for row in result.rows)
 
 
@@ -219,7 +239,7 @@ def test_grey_networks_give_grey_pictures():
             layers.Dense(2),
         ]
     )
-    result = convscope.filters(open_model(models.seeded(model)), "conv", steps=3)
+    result = filters(open_model(models.seeded(model)), "conv", steps=3)
     crop = round(25 * 28 / 180)
     assert result.picture(0).shape == (28 - 2 * crop, 28 - 2 * crop, 3)
     assert (np.ptp(result.picture(0), axis=-1) == 0).all()
@@ -236,7 +256,7 @@ def test_a_network_that_overflows_is_flagged_and_the_others_go_on():
     kernel = np.zeros((3, 3, 3, 2), np.float32)
     kernel[..., 0], kernel[..., 1] = 50, 0.01
     model.get_layer("conv").set_weights([kernel, np.zeros(2, np.float32)])
-    rows = convscope.filters(open_model(model), "exp", steps=4).rows
+    rows = filters(open_model(model), "exp", steps=4).rows
     assert rows[0].status == "weak"
     assert "finite" in rows[0].reason
     assert np.isfinite(rows[1].activation)
@@ -244,7 +264,7 @@ def test_a_network_that_overflows_is_flagged_and_the_others_go_on():
 
 def test_the_sheet_has_eight_columns_and_five_black_pixels_between():
     network = open_model(classic_model())
-    result = convscope.filters(network, "conv2", range(10), size=36, steps=2)
+    result = filters(network, "conv2", range(10), size=36, steps=2)
     side = 36 - 2 * round(25 * 36 / 180)
     sheet = result.sheet()
     assert sheet.shape == (2 * side + 5, 8 * side + 7 * 5, 3)
@@ -254,7 +274,7 @@ def test_the_sheet_has_eight_columns_and_five_black_pixels_between():
 
 def test_the_picture_follows_the_procedure():
     network = open_model(classic_model())
-    result = convscope.filters(network, "conv2", [3], size=72, steps=3)
+    result = filters(network, "conv2", [3], size=72, steps=3)
     picture = result.values[0].astype(np.float64)
     picture = (picture - picture.mean()) / (picture.std() + 1e-5) * 0.15
     picture = np.clip(picture[10:-10, 10:-10] + 0.5, 0, 1) * 255
@@ -267,7 +287,7 @@ def test_the_picture_follows_the_procedure():
         ("0-3,7", 10, [0, 1, 2, 3, 7]),
         ("all", 3, [0, 1, 2]),
         (" 5 , 1-2", 9, [5, 1, 2]),
-        (None, 100, list(range(64))),
+        (None, 100, list(range(100))),
         (4, 5, [4]),
         ([2, 2, 1], 5, [2, 1]),
     ],
@@ -285,24 +305,24 @@ def test_channels_that_are_wrong(text):
 def test_wrong_requests_say_what_there_is():
     network = open_model(models.plain())
     with pytest.raises(UsageError, match="conv_a"):
-        convscope.filters(network, "conv_aa")
+        filters(network, "conv_aa")
     with pytest.raises(UsageError, match="0 to 7"):
-        convscope.filters(network, "conv_a", [8])
+        filters(network, "conv_a", [8])
     with pytest.raises(UsageError, match="classic"):
-        convscope.filters(network, "conv_a", recipe="classics")
+        filters(network, "conv_a", recipe="classics")
     fixed = keras.Sequential(
         [layers.Input((16, 16, 3)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(2, name="out")]
     )
     with pytest.raises(UsageError, match="give 16"):
-        convscope.filters(open_model(fixed), "out", size=20)
+        filters(open_model(fixed), "out", size=20)
 
 
 def test_a_changed_preprocessing_is_not_answered_by_an_old_program():
     from convscope.networks.preprocessing import PRESETS
 
     network = open_model(classic_model(), preprocess="-1..1")
-    convscope.filters(network, "conv2", [0], size=24, steps=2)
+    filters(network, "conv2", [0], size=24, steps=2)
     network.preprocessing = PRESETS["none"]
     fresh = open_model(network.model, preprocess="none")
-    changed, expected = (convscope.filters(one, "conv2", [0], size=24, steps=2) for one in (network, fresh))
+    changed, expected = (filters(one, "conv2", [0], size=24, steps=2) for one in (network, fresh))
     np.testing.assert_array_equal(changed.values, expected.values)

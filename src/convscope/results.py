@@ -462,12 +462,20 @@ class FilterRow:
         threshold: what the activation had to exceed to be alive.
     """
 
-    channel: int
+    channel: int | None
     activation: float
     activations: tuple[float, ...]
     status: str
     reason: str
     threshold: float
+    name: str = ""
+    transformed: float = float("nan")
+    natural: float | None = None
+    natural_photo: str = ""
+    agreement: float | None = None
+    variant: int = 0
+    tries: int = 1
+    steps: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -489,6 +497,8 @@ class Filters(Result):
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing("none"))
     crop: int = 0
     look: str = "classic"
+    alpha: np.ndarray | None = None
+    frames: np.ndarray | None = None
     file: ClassVar[str] = "filters.json"
 
     def picture(self, index: int) -> np.ndarray:

@@ -270,6 +270,18 @@ class Network(ABC):
     def weights(self) -> list[np.ndarray]:
         """Every weight, in a fixed order, for the hash."""
 
+    def precision_for_ascent(self) -> str:
+        """Stub."""
+        return "float32"
+
+    def can_linearise(self, path: str) -> bool:
+        """Stub."""
+        return False
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Stub."""
+        return False
+
     # -- the same for all ------------------------------------------------------------------------------
 
     def count_nonzero(self, x: Tensor, axis: tuple[int, ...]) -> Tensor:

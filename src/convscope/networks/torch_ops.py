@@ -100,3 +100,8 @@ def take(x: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
     return torch.index_select(x, axis, indices.reshape(-1)).reshape(
         *x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]
     )
+
+
+def repeat(x: Tensor, repeats: int, axis: int) -> Tensor:
+    """Each entry along `axis` so many times, one after another."""
+    return torch.repeat_interleave(x, repeats, dim=axis)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,29 +13,56 @@ from convscope.errors import UsageError
 from convscope.networks import Layer, Network, open_model
 from convscope.pictures import Picture, read_pictures
 from convscope.results import FilterRow, Filters, Progress, provenance
-from convscope.techniques.filters.ascent import Ascent, Climb, ascend, first_gradients, responses
-from convscope.techniques.filters.recipes import RECIPES, Recipe, recipe_named
+from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, look_at
+from convscope.techniques.filters.courses import BATCH, Goal, Plan, pursue
+from convscope.techniques.filters.objectives import (
+    LOGITS,
+    Bound,
+    Objective,
+    channel,
+    distinct_masks,
+    diversity,
+    parse,
+    values_of,
+)
+from convscope.techniques.filters.objectives import layer as whole_layer
+from convscope.techniques.filters.recipes import DEFAULT_RECIPE, RECIPES, Recipe, recipe_named
 
-__all__ = ["RECIPES", "Recipe", "filters", "first_that_climb", "parse_channels"]
+__all__ = ["DEFAULT_RECIPE", "RECIPES", "Recipe", "filters", "first_that_climb", "parse_channels"]
 
 NOISE_PICTURES = 256
 PERCENTILE = 99
-MOST_BY_DEFAULT = 64  # as many as the classic sheet shows
+CLASSIC_CHANNELS = 64  # as many as the sheet of the classic procedure shows
 MOST_LOOKED_AT = 256  # channels asked for a gradient by `first_that_climb`
-BATCH = 16
+DIVERSITY = 1.0  # weight of being unlike each other, relative to the activation that noise at its best gives
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """One row of the result, before it is made: an objective, its key and which variant of it this is."""
+
+    objective: Objective
+    key: tuple[int, ...]
+    variant: int = 0
 
 
 def filters(
     network: Network | Any,
-    layer: str,
+    layer: str | None = None,
     channels: str | int | Iterable[int] | None = None,
     *,
-    recipe: str | Recipe = "classic",
+    objectives: Sequence[Objective | str] = (),
+    recipe: str | Recipe = DEFAULT_RECIPE,
     steps: int | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     seed: int = 0,
+    seeds: int = 1,
+    variants: int = 1,
     photos: Any = (),
-    batch: int = BATCH,
+    photo: Any = None,
+    frames: int = 0,
+    precision: str = "auto",
+    batch: int | None = None,
     progress: Progress = None,
 ) -> Filters:
     """The picture that excites each filter of a layer most, found by gradient ascent.
@@ -42,56 +70,53 @@ def filters(
     Args:
         network: an opened network, or what `open_model` takes.
         layer: path of any layer with channels; of the output layer, the logits are raised.
-        channels: numbers, or text such as "0-63,70"; the first 64 where None.
+        channels: numbers, or text such as "0-63,70"; all where None (the first 64 for recipe "classic").
+        objectives: what to raise instead of the channels of `layer`: see `objectives`, or their text.
         recipe: one of `RECIPES`, or a `Recipe`.
-        steps, size: instead of the recipe's; `size` in pixels, for layers that take it.
+        steps, size: instead of the recipe's; `size` in pixels, a side or `(h, w)`, for layers that take it.
         seed: start pictures are bit-equal for a (seed, channel).
+        seeds: how many seeds to climb from, to see whether they agree; the pictures are those of the first.
+        variants: how many pictures of each objective, made to differ from each other.
         photos: pictures whose activations an alive filter must exceed as well as noise.
+        photo: the picture that recipes such as "deepdream" and "accentuation" start from.
+        frames: how many pictures on the way to keep of each.
+        precision: "float32", "bfloat16", or "auto": bfloat16 for the ascent where the machine gains by it. The
+            numbers of the result are measured in float32 either way.
         batch: how many filters are raised side by side; pictures are bit-equal at equal `batch`.
         progress: called as `progress(done, total, text)`.
 
     Returns:
-        canvases, activations at each step, and for each filter whether it is alive, weak or dead.
+        canvases, activations at each step, and for each filter whether it is alive, weak or dead. If interrupted
+        (Ctrl-C), what is finished, and `provenance["parameters"]["interrupted"]`.
 
     Raises:
-        UsageError: no such layer, channel or recipe, or a size that the network can't take.
+        UsageError: no such layer, channel, objective or recipe, or a size that the network can't take.
     """
     network = open_model(network)
     chosen = _adapted(recipe, steps)
-    size_in_pixels = _size(network, chosen, size)
-    target = _target(network, layer, size_in_pixels)
-    numbers = parse_channels(channels, target.channels)
     references = read_pictures(photos) if _some(photos) else []
-    batch = max(1, min(batch, len(numbers)))
-
-    climb = Climb(network, target, chosen, size_in_pixels, seed)
-    ascent = ascend(climb, numbers, batch, progress)
-    noise, natural = _references(climb, references, progress)
-    rows = tuple(
-        _row(index, number, ascent, noise[:, number], natural[:, number]) for index, number in enumerate(numbers)
+    begin = _photo(chosen, photo)
+    size_in_pixels = _size(network, chosen, size, begin)
+    if layer is not None and not objectives:
+        _check_layer(network, layer, size_in_pixels)
+    wanted = _wanted(network, layer, channels, objectives, chosen, variants)
+    plan = Plan(
+        network, chosen, size_in_pixels, seed, _precision(network, precision), _batch(batch, variants), frames, progress
     )
-    parameters = {
-        "layer": target.path,
-        "objective": _objective_text(network, target),
-        "channels": numbers,
-        "recipe": asdict(chosen),
-        "size": list(size_in_pixels),
-        "seed": seed,
-        "batch": batch,
-    }
-    return Filters(
-        provenance(network, "filters", references, parameters),
-        layer=target,
-        values=ascent.pictures,
-        rows=rows,
-        preprocessing=network.preprocessing,
-        crop=chosen.crop_for(min(size_in_pixels)),
-        look=chosen.look,
-    )
+    bounds = [plan.bind(item.objective) for item in wanted]
+    judge = _Judge(plan, bounds, references)
+    courses, interrupted = _made(plan, wanted, bounds, judge, begin)
+    done = [index for index, course in enumerate(courses) if course.finished]
+    if interrupted and not done:
+        raise KeyboardInterrupt
+    agreement = {} if seeds < 2 or interrupted else _agreement(plan, wanted, bounds, judge, courses, begin, seeds)
+    rows = judge.rows([wanted[i] for i in done], [bounds[i] for i in done], [courses[i] for i in done])
+    rows = [replace(row, agreement=agreement.get(index)) for index, row in zip(done, rows, strict=True)]
+    return _result(plan, wanted, bounds, [courses[i] for i in done], rows, judge, interrupted, seeds)
 
 
 def first_that_climb(
-    network: Network, layer: str, count: int, *, recipe: str = "classic", seed: int = 0, batch: int = BATCH
+    network: Network, layer: str, count: int, *, recipe: str = DEFAULT_RECIPE, seed: int = 0, batch: int = BATCH
 ) -> tuple[list[int], int, int]:
     """The first channels that have a gradient at their start picture, for a page that has room for a few.
 
@@ -103,17 +128,16 @@ def first_that_climb(
         their numbers, filled up with channels that have none where too few do; how many channels were looked at; how
         many of these have no gradient.
     """
-    chosen = recipe_named(recipe)
-    size = _size(network, chosen, None)
-    target = _target(network, layer, size)
-
-    climb = Climb(network, target, chosen, size, seed)
+    chosen = replace(recipe_named(recipe), steps=1, octaves=((1.0, 1.0),))
+    size = _size(network, chosen, None, None)
+    target = _check_layer(network, layer, size)
+    plan = Plan(network, chosen, size, seed, batch=batch)
     climbing: list[int] = []
     stuck: list[int] = []
     for start in range(0, min(target.channels, MOST_LOOKED_AT), batch):
         numbers = list(range(start, min(start + batch, target.channels)))
-        norms = first_gradients(climb, numbers)
-        for number, norm in zip(numbers, norms, strict=True):
+        bounds = [plan.bind(channel(target.path, number)) for number in numbers]
+        for number, norm in zip(numbers, first_gradients(plan, bounds, numbers), strict=True):
             (climbing if norm > 0 else stuck).append(number)
         if len(climbing) >= count:
             break
@@ -127,7 +151,7 @@ def parse_channels(channels: str | int | Iterable[int] | None, count: int) -> li
         UsageError: not understood, or out of the range 0 .. count - 1.
     """
     if channels is None:
-        return list(range(min(count, MOST_BY_DEFAULT)))
+        return list(range(count))
     if isinstance(channels, str):
         numbers = list(range(count)) if channels.strip() == "all" else _numbers(channels)
     else:
@@ -158,6 +182,9 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
+# -- what is asked for -----------------------------------------------------------------------------------
+
+
 def _some(photos: Any) -> bool:
     return photos is not None and not (isinstance(photos, Sequence) and len(photos) == 0)
 
@@ -171,15 +198,42 @@ def _adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
     return replace(chosen, steps=steps)
 
 
-def _size(network: Network, recipe: Recipe, size: int | None) -> tuple[int, int]:
-    if size is not None and size < 1:
-        raise UsageError(f"the size must be at least 1 pixel, found {size}.")
+def _photo(recipe: Recipe, photo: Any) -> Picture | None:
+    if photo is None and recipe.photo:
+        raise UsageError(f"recipe {recipe.name!r} starts from a photo; give one with photo= (--photo IMAGE).")
+    return None if photo is None else read_pictures(photo if isinstance(photo, list | tuple) else [photo])[0]
+
+
+def _precision(network: Network, precision: str) -> str:
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"precision {precision!r} is not known; expected auto, float32 or bfloat16.")
+    return network.precision_for_ascent() if precision == "auto" else precision
+
+
+def _batch(batch: int | None, variants: int) -> int:
+    """The number of lanes; the variants of an objective are climbed together."""
+    wanted = BATCH if batch is None else max(1, batch)
+    return wanted if variants == 1 else max(variants, wanted // variants * variants)
+
+
+def _size(
+    network: Network, recipe: Recipe, size: int | tuple[int, int] | None, photo: Picture | None
+) -> tuple[int, int]:
     if size is not None:
-        return size, size
-    return (recipe.size, recipe.size) if network.inputs.free else network.inputs.size
+        height, width = (size, size) if isinstance(size, int | np.integer) else size
+        if min(height, width) < 1:
+            raise UsageError(f"the size must be at least 1 pixel, found {min(height, width)}.")
+        return int(height), int(width)
+    if not network.inputs.free:
+        return network.inputs.size
+    if photo is None:
+        return recipe.size, recipe.size
+    # The photo keeps its proportions, its shorter side brought to the recipe's.
+    scale = recipe.size / min(photo.pixels.shape[:2])
+    return round(photo.pixels.shape[0] * scale), round(photo.pixels.shape[1] * scale)
 
 
-def _target(network: Network, path: str, size: tuple[int, int]) -> Layer:
+def _check_layer(network: Network, path: str, size: tuple[int, int]) -> Layer:
     """The layer as it is for pictures of `size`."""
     wanted = network.layer(path).path
     target = next((layer for layer in network.layers_at(size) if layer.path == wanted), None)
@@ -198,44 +252,291 @@ def _target(network: Network, path: str, size: tuple[int, int]) -> Layer:
     return target
 
 
-def _objective_text(network: Network, layer: Layer) -> str:
-    if layer.path == network.head.layer:
-        return f"the logit of each unit, before its {network.head.kind}"
-    return "mean of the channel without its border" if layer.spatial else "the unit"
+def _wanted(
+    network: Network,
+    layer: str | None,
+    channels: str | int | Iterable[int] | None,
+    objectives: Sequence[Objective | str],
+    recipe: Recipe,
+    variants: int,
+) -> list[Wanted]:
+    if variants < 1:
+        raise UsageError(f"variants must be at least 1, found {variants}.")
+    if objectives:
+        if isinstance(objectives, str | Objective):
+            objectives = [objectives]
+        chosen = [parse(objective) if isinstance(objective, str) else objective for objective in objectives]
+        pairs = [(objective, (index,)) for index, objective in enumerate(chosen)]
+    elif layer is None:
+        raise UsageError("nothing to raise: give a layer, or objectives such as conv3:17.")
+    elif recipe.photo and channels is None:
+        pairs = [(whole_layer(layer), (0,))]
+    else:
+        count = network.layer(layer).channels
+        if channels is None and recipe.look == "classic":
+            channels = range(min(count, CLASSIC_CHANNELS))
+        pairs = [(channel(layer, number), (number,)) for number in parse_channels(channels, count)]
+    if variants == 1:
+        return [Wanted(objective, key) for objective, key in pairs]
+    return [
+        Wanted(objective + diversity(objective.terms[0].layer), (*key, variant) if variant else key, variant)
+        for objective, key in pairs
+        for variant in range(variants)
+    ]
 
 
-def _references(climb: Climb, photos: Sequence[Picture], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-    """What every channel answers to noise `(256, c)` and to the photos `(m, c)`."""
-    if progress:
-        progress(0, 1, f"{NOISE_PICTURES} noise pictures")
+# -- making them -----------------------------------------------------------------------------------------
 
-    def noise(numbers: Sequence[int]) -> np.ndarray:
+
+def first_gradients(plan: Plan, bounds: Sequence[Bound], numbers: Sequence[int]) -> np.ndarray:
+    """L2 norm `(n,)` of the gradient of each objective at its start."""
+    courses = [Course() for _ in bounds]
+    climb = plan.climb(bounds[0])
+    tasks = [Task(bound, (number,)) for bound, number in zip(bounds, numbers, strict=True)]
+    ascend(climb, tasks, courses, plan.batch)
+    return np.array([course.gradients[0] for course in courses])
+
+
+def _made(
+    plan: Plan, wanted: Sequence[Wanted], bounds: Sequence[Bound], judge: _Judge, photo: Picture | None
+) -> tuple[list[Course], bool]:
+    """A course for each that is wanted, and whether Ctrl-C came before the last was finished."""
+    begin = None if photo is None else plan.network.prepare([photo], plan.size)[0]
+    groups = {id(bound): index for index, bound in enumerate(bounds)}
+    goals = [
+        Goal(bound, item.key, begin, groups[id(bound)] - item.variant, judge.hint(bound))
+        for item, bound in zip(wanted, bounds, strict=True)
+    ]
+    courses = [Course() for _ in goals]
+    try:
+        pursue(plan, goals, courses)
+    except KeyboardInterrupt:
+        return courses, True
+    return courses, False
+
+
+def _agreement(
+    plan: Plan,
+    wanted: Sequence[Wanted],
+    bounds: Sequence[Bound],
+    judge: _Judge,
+    courses: Sequence[Course],
+    photo: Picture | None,
+    seeds: int,
+) -> dict[int, float]:
+    """How alike the pictures of several seeds are to the layer: see `FilterRow.agreement`."""
+    answers = [judge.profiles(bounds, courses)]
+    for more in range(1, seeds):
+        other, interrupted = _made(replace(plan, seed=plan.seed + more, frames=0), wanted, bounds, judge, photo)
+        if interrupted:
+            raise KeyboardInterrupt
+        answers.append(judge.profiles(bounds, other))
+    pairs = list(combinations(answers, 2))
+    return {
+        index: float(np.mean([_correlation(one[index], two[index]) for one, two in pairs]))
+        for index in range(len(wanted))
+    }
+
+
+def _correlation(one: np.ndarray, two: np.ndarray) -> float:
+    """The cosine of two vectors, 0 where one of them is zero."""
+    size = np.linalg.norm(one) * np.linalg.norm(two)
+    return float(one @ two / size) if size > 0 and np.isfinite(size) else 0.0
+
+
+# -- judging them ----------------------------------------------------------------------------------------
+
+
+class _Judge:
+    """What noise and photos say to the objectives, measured before the ascent, and the verdicts after it."""
+
+    def __init__(self, plan: Plan, bounds: Sequence[Bound], photos: Sequence[Picture]) -> None:
+        self.plan, self.photos = plan, photos
+        self.network = plan.network
+        self.forms: dict[Any, list[Bound]] = {}
+        for bound in bounds:
+            self.forms.setdefault(bound.form, []).append(bound)
+        self.masks = {form: distinct_masks(members) for form, members in self.forms.items()}
+        if plan.progress:
+            plan.progress(0, 1, f"{NOISE_PICTURES} noise pictures")
+        self.noise = {form: self._means(form, self._noise, NOISE_PICTURES) for form in self.forms}
+        self.natural = {form: self._means(form, self._natural, len(photos)) for form in self.forms}
+
+    def _climb(self, form: Any) -> Climb:
+        return self.plan.climb(self.forms[form][0])
+
+    def _means(self, form: Any, pictures: Any, count: int) -> list[np.ndarray]:
+        return look_at(self._climb(form), pictures, count, self.masks[form])
+
+    def _noise(self, numbers: Sequence[int]) -> np.ndarray:
         # Noise must not repeat the starts that the ascent began from: numbers that no channel has.
-        return climb.pictures(climb.starts([number - NOISE_PICTURES for number in numbers]))
+        climb = self._climb(next(iter(self.forms)))
+        return climb.pictures(np.stack([climb.start((number - NOISE_PICTURES,)) for number in numbers]))
 
-    def natural(numbers: Sequence[int]) -> np.ndarray:
-        return climb.network.prepare([photos[number] for number in numbers], climb.size)
+    def _natural(self, numbers: Sequence[int]) -> np.ndarray:
+        return self.network.prepare([self.photos[number] for number in numbers], self.plan.size)
 
-    return responses(climb, noise, NOISE_PICTURES), responses(climb, natural, len(photos))
+    def _own(self, means: Sequence[np.ndarray], bound: Bound) -> np.ndarray:
+        """The objective `(n,)` of each picture that the means are of."""
+        return values_of(means, [bound], self.masks[bound.form])[:, 0]
+
+    def hint(self, bound: Bound) -> np.ndarray | None:
+        """The photo that excites an objective most, if one does."""
+        if not self.photos:
+            return None
+        answers = self._own(self.natural[bound.form], bound)
+        best = int(np.argmax(answers))
+        return self._natural([best])[0] if answers[best] > 0 else None
+
+    def profiles(self, bounds: Sequence[Bound], courses: Sequence[Course]) -> list[np.ndarray]:
+        """What each picture says to every channel of the objective's first layer, less what noise says: `(c,)` each."""
+        found: list[np.ndarray] = [np.zeros(0)] * len(bounds)
+        for form in self.forms:
+            indices = [index for index, bound in enumerate(bounds) if bound.form == form]
+            means = self._of(form, [courses[index] for index in indices])[0]
+            usual = self.noise[form][0].mean(axis=0)
+            for index, mean in zip(indices, means, strict=True):
+                found[index] = (mean - usual).ravel()
+        return found
+
+    def _of(self, form: Any, courses: Sequence[Course]) -> list[np.ndarray]:
+        def pictures(numbers: Sequence[int]) -> np.ndarray:
+            return np.stack([courses[number].picture for number in numbers])
+
+        return look_at(self._climb(form), pictures, len(courses), self.masks[form])
+
+    def _moved(self, form: Any, courses: Sequence[Course], keys: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """The same of each picture under `FRESH_DRAWS` transforms one after another."""
+
+        def pictures(numbers: Sequence[int]) -> np.ndarray:
+            return np.stack([courses[number // FRESH_DRAWS].picture for number in numbers])
+
+        def fresh(number: int) -> np.ndarray:
+            index, draw = divmod(number, FRESH_DRAWS)
+            return FRESH.draw((self.plan.seed, *keys[index], -1), draw, FRESH_DRAWS, self.plan.size)
+
+        return look_at(self._climb(form), pictures, len(courses) * FRESH_DRAWS, self.masks[form], fresh)
+
+    def rows(self, wanted: Sequence[Wanted], bounds: Sequence[Bound], courses: Sequence[Course]) -> list[FilterRow]:
+        """The verdict on each."""
+        rows: dict[int, FilterRow] = {}
+        for form in self.forms:
+            indices = [index for index, bound in enumerate(bounds) if bound.form == form]
+            mine = [courses[index] for index in indices]
+            final, moved = self._of(form, mine), self._moved(form, mine, [wanted[index].key for index in indices])
+            for place, index in enumerate(indices):
+                own = slice(place * FRESH_DRAWS, (place + 1) * FRESH_DRAWS)
+                activation = float(self._own([part[place : place + 1] for part in final], bounds[index])[0])
+                held = float(self._own([part[own] for part in moved], bounds[index]).mean())
+                rows[index] = self._row(wanted[index], bounds[index], courses[index], activation, held)
+        return [rows[index] for index in range(len(bounds))]
+
+    def _row(self, wanted: Wanted, bound: Bound, course: Course, activation: float, held: float) -> FilterRow:
+        noise, natural = self._own(self.noise[bound.form], bound), self._own(self.natural[bound.form], bound)
+        threshold = float(np.percentile(noise, PERCENTILE))
+        if len(natural):
+            threshold = max(threshold, float(np.percentile(natural, PERCENTILE)))
+        status, reason = _verdict(activation, threshold, course, natural)
+        best = int(np.argmax(natural)) if len(natural) else None
+        return FilterRow(
+            channel=bound.channel,
+            activation=activation,
+            activations=tuple(course.activations),
+            status=status,
+            reason=reason,
+            threshold=threshold,
+            name=_name(bound),
+            transformed=held,
+            natural=None if best is None else float(natural[best]),
+            natural_photo="" if best is None else self.photos[best].name,
+            variant=wanted.variant,
+            tries=course.tries,
+            steps=len(course.activations),
+        )
 
 
-def _row(index: int, channel: int, ascent: Ascent, noise: np.ndarray, natural: np.ndarray) -> FilterRow:
-    """The verdict on one filter; `noise` and `natural` are its answers to pictures that were not made for it."""
-    course, final = ascent.activations[index], float(ascent.final[index])
-    threshold = float(np.percentile(noise, PERCENTILE))
-    if len(natural):
-        threshold = max(threshold, float(np.percentile(natural, PERCENTILE)))
-    status, reason = _verdict(final, threshold, ascent, index, natural)
-    return FilterRow(channel, final, tuple(map(float, course)), status, reason, threshold)
+def _name(bound: Bound) -> str:
+    objective = Objective(tuple(term for term in bound.objective.terms if term.measure != "diversity"))
+    return str(objective)
 
 
-def _verdict(final: float, threshold: float, ascent: Ascent, index: int, natural: np.ndarray) -> tuple[str, str]:
+def _verdict(final: float, threshold: float, course: Course, natural: np.ndarray) -> tuple[str, str]:
     beyond = f"the {PERCENTILE}th percentile of noise{' and of the photos' if len(natural) else ''} ({threshold:.3g})"
-    if not np.isfinite(final):
-        return "weak", "the activation left the range of finite numbers"
-    if not ascent.gradients[index].any():
-        seen = f"; the photos reach {natural.max():.3g}" if len(natural) and natural.max() > 0 else ""
-        return "dead", f"the gradient is zero everywhere from this start, so there is nothing to climb{seen}"
+    if course.overflowed or not np.isfinite(final):
+        return "weak", f"stopped at step {len(course.gradients)}: the activation left the range of finite numbers"
+    if course.stuck:
+        return _silent(course, natural)
+    found = f", found {course.note}" if course.note else ""
     if final > threshold:
-        return "alive", f"reaches {final:.3g}, above {beyond}"
-    return "weak", f"reaches {final:.3g} only, not above {beyond}"
+        return "alive", f"reaches {final:.3g}, above {beyond}{found}"
+    return "weak", f"reaches {final:.3g} only, not above {beyond}{found}"
+
+
+def _silent(course: Course, natural: np.ndarray) -> tuple[str, str]:
+    """The verdict on a filter that no start could move."""
+    reason = f"the gradient is zero everywhere from {course.tries} starts, so there is nothing to climb"
+    excited = len(natural) > 0 and natural.max() > 0
+    if course.lifted is not None:
+        first, last = course.lifted
+        reason += f"; the picture raises what is before its non-linearity, from {first:.3g} to {last:.3g}"
+    if excited:
+        return "weak", f"{reason}; yet the photos reach {natural.max():.3g}"
+    return "dead", reason + (f"; none of {len(natural)} photos excites it" if len(natural) else "")
+
+
+# -- the result ------------------------------------------------------------------------------------------
+
+
+def _result(
+    plan: Plan,
+    wanted: Sequence[Wanted],
+    bounds: Sequence[Bound],
+    courses: Sequence[Course],
+    rows: Sequence[FilterRow],
+    judge: _Judge,
+    interrupted: bool,
+    seeds: int,
+) -> Filters:
+    network, recipe = plan.network, plan.recipe
+    first = bounds[0].form.slots[0].layer
+    channels = [bound.channel for bound in bounds]
+    parameters = {
+        "layer": first.path,
+        "objective": _objective_text(network, bounds[0]),
+        "objectives": None if None not in channels else [_name(bound) for bound in bounds],
+        "channels": channels if None not in channels else None,
+        "recipe": asdict(recipe),
+        "size": list(plan.size),
+        "seed": plan.seed,
+        "seeds": seeds,
+        "precision": plan.precision,
+        "batch": plan.batch,
+        "interrupted": interrupted,
+    }
+    frames = [course.frames for course in courses]
+    whole = bool(frames and frames[0]) and len({len(one) for one in frames}) == 1
+    return Filters(
+        provenance(network, "filters", judge.photos, parameters),
+        layer=first,
+        values=np.stack([course.picture for course in courses]),
+        rows=tuple(rows),
+        preprocessing=network.preprocessing,
+        crop=recipe.crop_for(min(plan.size)),
+        look=recipe.look,
+        alpha=_alpha(courses) if recipe.transparent else None,
+        frames=np.stack([np.stack(one) for one in frames]) if whole else None,
+    )
+
+
+def _alpha(courses: Sequence[Course]) -> np.ndarray:
+    """Where each picture mattered, 0..1: its summed absolute gradients over their 99th percentile (2306.06805)."""
+    heat = np.stack([course.heat for course in courses])
+    high = np.percentile(heat, 99, axis=(1, 2), keepdims=True)
+    return np.clip(heat / np.maximum(high, 1e-12), 0, 1).astype(np.float32)
+
+
+def _objective_text(network: Network, bound: Bound) -> str:
+    slot = bound.form.slots[0]
+    if slot.layer.path in (LOGITS, network.head.layer):
+        return f"the logit of each unit, before its {network.head.kind}"
+    return "mean of the channel without its border" if slot.layer.spatial else "the unit"

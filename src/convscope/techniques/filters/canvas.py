@@ -46,6 +46,10 @@ class Pixels:
         noise = generator.uniform(size=(*size, network.inputs.channels))
         return (middle + (noise - 0.5) * self.amplitude * half).astype(np.float32)
 
+    def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
+        """The pictures themselves."""
+        return pictures
+
     def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
         """The parameters as they are."""
         return parameters

@@ -35,6 +35,17 @@ class Recipe:
     border: int = 0
     crop: int = 0
     look: str = "plain"
+    octaves: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+    grow: str = "resize"
+    settle: float = 0.0
+    photo: bool = False
+    tie: float = 0.0
+    transparent: bool = False
+
+    @property
+    def views(self) -> int:
+        """How many views of each picture a step looks at."""
+        return 1 if self.transforms is None else self.transforms.views
 
     def border_for(self, side: int) -> int:
         """Border cells of a map whose shorter side is `side` cells: at least one cell stays."""
@@ -68,6 +79,7 @@ FOURIER = Recipe(
     transforms=Affine(shift=12 / 128, scale=(0.9, 1.1), rotation=10.0),
 )
 
+DEFAULT_RECIPE = "classic"
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (CLASSIC, FOURIER)}
 
 

@@ -73,7 +73,11 @@ class Adam:
 
     def begin(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
         """Means of the gradient and of its square, and the number of steps."""
-        return np.zeros_like(parameters), np.zeros_like(parameters), np.zeros((), np.float32)
+        return (
+            np.zeros_like(parameters),
+            np.zeros_like(parameters),
+            np.zeros((len(parameters), *[1] * (parameters.ndim - 1)), np.float32),
+        )
 
     def move(
         self, network: Network, parameters: Tensor, gradient: Tensor, square: Tensor, memory: tuple[Tensor, ...]

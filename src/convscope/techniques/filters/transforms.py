@@ -28,14 +28,15 @@ class Affine:
     shift: float
     scale: tuple[float, float]
     rotation: float
+    views: int = 1
 
-    def draw(self, seed: int, channels: Sequence[int], step: int, size: tuple[int, int]) -> np.ndarray:
+    def draw(self, key: Sequence[int], step: int, steps: int, size: tuple[int, int]) -> np.ndarray:
         """For each channel the matrix `(n, 8)` float32 that leads from places of the result to places of the picture.
 
         Rows are (a0, a1, a2, b0, b1, b2, 0, 0): the result at (x, y) is the picture at
         (a0 x + a1 y + a2, b0 x + b1 y + b2), in pixels.
         """
-        return np.stack([self._matrix(generator(seed, channel, step), size) for channel in channels])
+        return self._matrix(generator(*key, step), size)[None]
 
     def _matrix(self, drawn: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         height, width = size
@@ -49,12 +50,13 @@ class Affine:
         move = middle + np.array([right, down]) - turn @ middle
         return np.array([*turn[0], move[0], *turn[1], move[1], 0, 0], np.float32)
 
-    def apply(self, pictures: Tensor, matrices: Tensor, middle: np.ndarray, ops: Any) -> Tensor:
+    def apply(self, pictures: Tensor, matrices: Tensor, middle: np.ndarray, half: Any, ops: Any) -> Tensor:
         """Pictures `(n, h, w, c)` resampled bilinearly by `matrices` `(n, 8)`; `middle` `(c,)` is mid-grey.
 
         By gathering four neighbours, whose gradient is exact on every backend; TensorFlow's own image transformation
         has an approximate one.
         """
+        matrices = matrices[:, 0]
         grey = ops.convert_to_tensor(middle.astype(np.float32))
         count, height, width, channels = pictures.shape
         y, x = (axis.reshape(1, -1).astype(np.float32) for axis in np.mgrid[:height, :width])
