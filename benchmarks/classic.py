@@ -22,7 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 import convscope
-from convscope.techniques.filters.canvas import starts
+from convscope.techniques.filters.courses import Plan
+from convscope.techniques.filters.objectives import channel
 from convscope.techniques.filters.recipes import CLASSIC
 
 LAYER = "conv3_block4_out"
@@ -58,13 +59,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--filters", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--out", help="folder for convscope's sheet")
     options = parser.parse_args()
     network = convscope.open_model("keras:ResNet50V2?weights=none&include_top=false", preprocess="-1..1")
-    begin = starts(network, CLASSIC, (180, 180), 0, range(options.filters))
+    plan = Plan(network, CLASSIC, (180, 180))
+    climb = plan.climb(plan.bind(channel(LAYER, 0)))
+    begin = np.stack([climb.start((number,)) for number in range(options.filters)])
 
     started = time.perf_counter()
-    result = convscope.filters(network, LAYER, range(options.filters), steps=options.steps)
+    result = convscope.filters(
+        network, LAYER, range(options.filters), recipe="classic", steps=options.steps, precision=options.precision
+    )
     ours = time.perf_counter() - started
     started = time.perf_counter()
     _, finals = plain(network.model, begin, options.steps)
@@ -77,6 +83,7 @@ def main() -> None:
     statuses = [row.status for row in result.rows]
     print(f"{options.filters} filters of {LAYER}, {options.steps} steps, 180 x 180 pixels, tensorflow {tf.__version__}")
     print(f"plain procedure {theirs:.1f} s, convscope with its 256 noise pictures {ours:.1f} s")
+    print(f"computed in {result.provenance['parameters']['precision']}")
     print(f"ratio {theirs / ours:.2f}")
     print(f"final activations apart: median {np.median(apart):.2e}, largest {apart.max():.2e}")
     print(", ".join(f"{statuses.count(status)} {status}" for status in ("alive", "weak", "dead")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,9 @@ class Backend(Protocol):
 
     name: str
     version: str
+
+    def bfloat16_pays(self) -> bool:
+        """True if convolutions are faster in bfloat16 than in float32 here."""
 
     def compile(self, function: Callable) -> Callable:
         """`function` of tensors, ready to be called many times; compiled once for each set of shapes."""
@@ -40,6 +44,15 @@ class Backend(Protocol):
         """A tensor of the framework as a NumPy array."""
 
 
+def processor_has_bfloat16() -> bool:
+    """True if the processor multiplies in bfloat16 (as far as the system tells)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 class TensorFlowBackend:
     """Graphs of `tf.function`, gradients of `tf.GradientTape`."""
 
@@ -48,6 +61,10 @@ class TensorFlowBackend:
     def __init__(self) -> None:
         self._tf = importlib.import_module("tensorflow")
         self.version = self._tf.__version__
+
+    def bfloat16_pays(self) -> bool:
+        """See `Backend.bfloat16_pays`."""
+        return processor_has_bfloat16() or bool(self._tf.config.list_physical_devices("GPU"))
 
     def compile(self, function: Callable) -> Callable:
         """Trace once for each set of shapes; autograph is off since the Python here has no tensor conditions."""
@@ -92,6 +109,10 @@ class JaxBackend:
         self._jax = importlib.import_module("jax")
         self.version = self._jax.__version__
 
+    def bfloat16_pays(self) -> bool:
+        """On a processor XLA's convolutions take twice as long in it."""
+        return self._jax.default_backend() != "cpu"
+
     def compile(self, function: Callable) -> Callable:
         """See `Backend.compile`."""
         return self._jax.jit(function)
@@ -130,6 +151,12 @@ class TorchBackend:
         self._torch = importlib.import_module("torch")
         self._device = device
         self.version = self._torch.__version__
+
+    def bfloat16_pays(self) -> bool:
+        """See `Backend.bfloat16_pays`."""
+        if self._torch.cuda.is_available():
+            return self._torch.cuda.is_bf16_supported()
+        return processor_has_bfloat16()
 
     def compile(self, function: Callable) -> Callable:
         """Eager; without a graph to the weights."""

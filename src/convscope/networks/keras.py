@@ -171,14 +171,24 @@ class KerasNetwork(Network):
         rules: Mapping[str, Rule] | None = None,
         outputs: bool = True,
         undone: bool = True,
+        linear: Sequence[str] = (),
+        precision: str = "float32",
+        folded: bool = False,
     ) -> Record:
         """One pass of pictures `x` `(n, h, w, c)` with taps; see `Network.compile`."""
         size = (int(x.shape[1]), int(x.shape[2]))
-        taps = _Taps(self._taps_at(size), record, rules or {}, stop=not outputs)
+        calls = self._taps_at(size)
+        taps = _Taps(calls, record, rules or {}, stop=not outputs)
         returned = None
         with self._stateless(values, size), ExitStack() as stack:
             if undone and self._head_patch is not None:
                 stack.enter_context(patched(*self._head_patch))
+            for path in linear:
+                stack.enter_context(patched(*_linear_patch(calls[path][0].operation)))
+            if precision == "bfloat16":
+                stack.enter_context(_in_bfloat16([self.model, *(op for _, op in self._operations)]))
+            if folded:
+                stack.enter_context(_norms_folded([op for _, op in self._operations]))
             stack.enter_context(taps.placed())
             with suppress(_Enough):
                 returned = self.model(self._entry.feed(x), training=False)
@@ -283,7 +293,7 @@ class KerasNetwork(Network):
         found = self._undoable_head(seen, output)
         if found is not None and asked != "linear":
             kind, call = found
-            self._head_patch = _head_patch(call.operation)
+            self._head_patch = _linear_patch(call.operation)
             return Head(kind, units, call.path)
         if asked is not None:
             return Head(asked if asked == "linear" else f"{asked}_output", units)
@@ -296,6 +306,18 @@ class KerasNetwork(Network):
         found = undoable_head(seen.flow, output)
         once = found is not None and sum(call.operation is found[1].operation for call in seen.calls) == 1
         return found if once else None
+
+    def can_linearise(self, path: str) -> bool:
+        """See `Network.can_linearise`. Patching an operation reaches all of its calls, so it must have only one."""
+        calls = self._taps_at(self.inputs.size)
+        operation = calls[path][0].operation
+        once = sum(call.operation is operation for call in {id(call): call for call, _ in calls.values()}.values()) == 1
+        return once and (_has_activation(operation) or (kind_of(operation) == "activation"))
+
+    def precision_for_ascent(self) -> str:
+        """See `Network.precision_for_ascent`. A model with a policy of its own keeps it."""
+        policies = {getattr(getattr(op, "_dtype_policy", None), "name", "float32") for _, op in self._operations}
+        return "bfloat16" if policies <= {"float32"} and self._backend.bfloat16_pays() else "float32"
 
     def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
         """See `Network.layers_at`."""
@@ -413,11 +435,59 @@ def _channels_back(tensor: Tensor, channels_first: bool) -> Tensor:
     return keras.ops.transpose(tensor, (0, 3, 1, 2)) if channels_first and len(tensor.shape) == 4 else tensor
 
 
-def _head_patch(operation: Any) -> tuple[Any, str, Any]:
-    """What to patch so that an operation hands on its logits: its activation, or its whole call."""
+def _has_activation(operation: Any) -> bool:
+    activation = getattr(operation, "activation", None)
+    return callable(activation) and activation is not keras.activations.linear
+
+
+def _linear_patch(operation: Any) -> tuple[Any, str, Any]:
+    """What to patch so that an operation has no non-linearity: its activation, or its whole call."""
     if callable(getattr(operation, "activation", None)):
         return operation, "activation", keras.activations.linear
     return operation, call_method(operation), lambda x, *_, **__: x
+
+
+@contextmanager
+def _in_bfloat16(operations: Sequence[Any]) -> Iterator[None]:
+    """Layers that compute in float32 compute in bfloat16; their weights stay as they are."""
+    policy = keras.DTypePolicy("mixed_bfloat16")
+    with ExitStack() as stack:
+        for operation in operations:
+            if getattr(getattr(operation, "_dtype_policy", None), "name", None) == "float32":
+                stack.enter_context(patched(operation, "_dtype_policy", policy))
+        yield
+
+
+@contextmanager
+def _norms_folded(operations: Sequence[Any]) -> Iterator[None]:
+    """Frozen batch norms are one multiplication and addition in the type that their input has.
+
+    Keras' own goes to float32 for them, and does it in more steps: on a processor that computes in bfloat16 that is a
+    quarter of a ResNet50V2's time.
+    """
+    with ExitStack() as stack:
+        for operation in operations:
+            if type(operation) is keras.layers.BatchNormalization and not operation.renorm:
+                stack.enter_context(patched(operation, "call", _multiply_and_add(operation)))
+        yield
+
+
+def _multiply_and_add(norm: Any) -> Callable:
+    ops = keras.ops
+
+    def call(x: Tensor, training: bool | None = None, mask: Any = None) -> Tensor:
+        shape = [1] * len(x.shape)
+        shape[norm.axis] = x.shape[norm.axis]
+        scale = ops.rsqrt(ops.cast(norm.moving_variance, "float32") + norm.epsilon)
+        if norm.scale:
+            scale = scale * ops.cast(norm.gamma, "float32")
+        shift = -ops.cast(norm.moving_mean, "float32") * scale
+        if norm.center:
+            shift = shift + ops.cast(norm.beta, "float32")
+        scale, shift = (ops.cast(ops.reshape(part, shape), norm.compute_dtype) for part in (scale, shift))
+        return ops.cast(x, norm.compute_dtype) * scale + shift
+
+    return call
 
 
 def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:

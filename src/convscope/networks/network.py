@@ -248,6 +248,11 @@ class Network(ABC):
         through the network; the paths in `record` are recorded, or what a function makes of the activation where
         `record` is a mapping; an activation at a path in `rules` is replaced by `rule(activation)`. Without `outputs`
         the pass stops once every tap has spoken; with `undone` the softmax or sigmoid of the head is taken away.
+
+        Further options of `run`: `linear`, paths whose non-linearity is left out (see `can_linearise`), so that what is
+        recorded there is what comes before it; `precision` "bfloat16", that the pass computes in (recorded and returned
+        are float32 all the same); `folded`, that frozen batch norms may be one multiplication and addition, which is
+        exact up to rounding.
         """
 
     @abstractmethod
@@ -270,19 +275,23 @@ class Network(ABC):
     def weights(self) -> list[np.ndarray]:
         """Every weight, in a fixed order, for the hash."""
 
+    @abstractmethod
+    def can_linearise(self, path: str) -> bool:
+        """True if a pass can be made without the non-linearity at `path`, by `linear` of `compile`'s `run`."""
+
     def precision_for_ascent(self) -> str:
-        """Stub."""
+        """ "bfloat16" where this machine computes faster in it on this runtime, else "float32"."""
         return "float32"
 
-    def can_linearise(self, path: str) -> bool:
-        """Stub."""
-        return False
+    # -- the same for all ------------------------------------------------------------------------------
 
     def out_of_memory(self, error: BaseException) -> bool:
-        """Stub."""
-        return False
-
-    # -- the same for all ------------------------------------------------------------------------------
+        """True if an exception says that the memory did not suffice, in the words of any framework."""
+        names = {kind.__name__ for kind in type(error).__mro__}
+        said = ("RESOURCE_EXHAUSTED", "not enough memory", "out of memory")
+        return bool(names & {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}) or any(
+            words in str(error) for words in said
+        )
 
     def count_nonzero(self, x: Tensor, axis: tuple[int, ...]) -> Tensor:
         """How many values along `axis` are not zero, as float32 (Keras' own count turns axes round on torch)."""

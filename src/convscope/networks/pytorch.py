@@ -230,6 +230,16 @@ class TorchNetwork(Network):
         """Number of weights; the running statistics of norms are buffers and don't count, as in PyTorch."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
+    def can_linearise(self, path: str) -> bool:
+        """See `Network.can_linearise`."""
+        return next(layer.kind for layer in self.layers if layer.path == path) == "activation"
+
+    def precision_for_ascent(self) -> str:
+        """See `Network.precision_for_ascent`. What the network was opened with, or has weights in, it keeps."""
+        plain = self._precision == "float32" and self._dtype == torch.float32
+        pays = plain and self.device.type in ("cpu", "cuda") and self._backend.bfloat16_pays()
+        return "bfloat16" if pays else "float32"
+
     def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
         """See `Network.layers_at`."""
         if size not in self._observations:
@@ -246,19 +256,26 @@ class TorchNetwork(Network):
         rules: Mapping[str, Rule] | None = None,
         outputs: bool = True,
         undone: bool = True,
+        linear: Sequence[str] = (),
+        precision: str | None = None,
+        folded: bool = False,
     ) -> Record:
-        """One pass of pictures `x` `(n, h, w, c)` with taps; see `Network.compile`."""
+        """One pass of pictures `x` `(n, h, w, c)` with taps; see `Network.compile`.
+
+        Batch norms stay as they are with `folded` too: PyTorch computes them in one step already.
+        """
         size = (int(x.shape[1]), int(x.shape[2]))
-        undo = self._undo if undone and (outputs or self._undo in record) else None
-        taps = _Taps(self._taps_at(size), self._paths, record, rules or {}, undo, stop=not outputs)
+        undo = {self._undo} if self._undo and undone and (outputs or self._undo in record) else set()
+        taps = _Taps(self._taps_at(size), self._paths, record, rules or {}, undo | {*linear}, stop=not outputs)
         returned = None
         with taps.placed(), suppress(_Enough):
-            returned = self._called(*self._entry.arguments(x))
+            returned = self._called(*self._entry.arguments(x), precision=precision)
         taps.check_fired()
         return Record(None if returned is None else self._logits(returned), taps.recorded)
 
-    def _called(self, *arguments: Tensor) -> Any:
-        kind = PRECISIONS[self._precision]
+    def _called(self, *arguments: Tensor, precision: str | None = None) -> Any:
+        own = self._precision != "float32"  # what the network was opened with stays
+        kind = PRECISIONS[self._precision if own or precision is None else precision]
         with torch.autocast(self.device.type, kind) if kind is not None else nullcontext():
             return self.module(*arguments)
 
@@ -471,12 +488,12 @@ class _Taps:
         modules: Mapping[nn.Module, str],
         record: Recording,
         rules: Mapping[str, Rule],
-        undo: str | None,
+        undo: set[str],
         stop: bool,
     ) -> None:
         self._record, self._rules, self._undo, self._stop = as_recording(record), dict(rules), undo, stop
         self._modules = modules
-        self._at = {path: calls[path] for path in {*self._record, *self._rules, *([undo] if undo else [])}}
+        self._at = {path: calls[path] for path in {*self._record, *self._rules, *undo}}
         self._left = {*self._record, *self._rules}
         self._count: dict[Any, int] = {}
         self._busy = False
@@ -492,6 +509,8 @@ class _Taps:
         with ExitStack() as stack:
             for module, at in taps.items():
                 if module not in functions:
+                    if any(path in self._undo for path, _, _ in at):
+                        stack.enter_context(_not_in_place(module))
                     hook = module.register_forward_hook(self._hook(module, at), with_kwargs=True)
                     stack.callback(hook.remove)
             if functions:
@@ -516,10 +535,10 @@ class _Taps:
         return hook
 
     def _mode(self, functions: Mapping[str, list[tuple[str, Call, int]]]) -> Callable:
-        undone = None if self._undo is None else self._at[self._undo][0].operation
+        undone = {self._at[path][0].operation for path in self._undo}
 
         def seen(path: str, name: str, args: Any, kwargs: Any, run: Callable) -> Any:
-            if path == undone:  # it may work in place, and what it is given is wanted
+            if path in undone:  # it may work in place, and what it is given is wanted
                 given = [tensor.clone() for tensor in tensors_of((args, kwargs))[:1]]
                 result = run()
                 args, kwargs = (*given,), {}
@@ -547,7 +566,7 @@ class _Taps:
 
     def _touch(self, path: str, call: Call, index: int, given: Any, result: Any) -> Any:
         tensor = flat_outputs(result)[index][1]
-        if path == self._undo:
+        if path in self._undo:
             before = tensors_of(given)[0]
             result, tensor = _replaced(result, tensor, before), before
         self._left.discard(path)
@@ -564,6 +583,19 @@ class _Taps:
 
     def _stops_here(self) -> bool:
         return self._stop and not self._left
+
+
+@contextmanager
+def _not_in_place(module: nn.Module) -> Iterator[None]:
+    """What a module is given is wanted afterwards, so it must not write over it."""
+    writes = bool(getattr(module, "inplace", False))
+    if writes:
+        module.inplace = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if writes:
+            module.inplace = True  # type: ignore[assignment]
 
 
 def _channels_last(tensor: Tensor, call: Call) -> Tensor:

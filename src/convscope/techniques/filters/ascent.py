@@ -114,7 +114,7 @@ def _seen(climb: Climb, run: Callable, pictures: Tensor, **options: Any) -> list
     if form.linear:
         options["linear"] = form.linear
     if not options.pop("exact", False):
-        options |= {} if True else {"precision": climb.precision, "folded": True}
+        options |= {"precision": climb.precision, "folded": True}
     return form.maps(run(pictures, record=form.paths, outputs=form.scores, **options))
 
 
@@ -249,9 +249,9 @@ class Course:
 
     activations: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
-    parameters: np.ndarray = NOTHING
-    picture: np.ndarray = NOTHING
-    heat: np.ndarray = NOTHING
+    parameters: np.ndarray = field(default_factory=lambda: NOTHING)
+    picture: np.ndarray = field(default_factory=lambda: NOTHING)
+    heat: np.ndarray = field(default_factory=lambda: NOTHING)
     frames: list[np.ndarray] = field(default_factory=list)
     tries: int = 1
     note: str = ""

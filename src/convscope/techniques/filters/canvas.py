@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from convscope.networks import Network
-
-if TYPE_CHECKING:
-    from convscope.techniques.filters.recipes import Recipe
 
 Tensor = Any
 
@@ -28,6 +24,9 @@ class Canvas(Protocol):
 
     def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
         """Pictures `(n, h, w, c)` in the range that the network takes, of parameters `(n, ...)`."""
+
+    def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
+        """The parameters `(n, ...)` that give these pictures `(n, h, w, c)`, as nearly as the canvas can."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,16 @@ class Fourier:
         black, white = (end.astype(np.float32) for end in network.preprocessing.range(channels))
         return ops.convert_to_tensor(black) + values * ops.convert_to_tensor(white - black)
 
+    def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
+        """The spectra `(n, 2, h, w // 2 + 1, c)` of pictures; values within 2 % of black and white come nearer."""
+        black, white = network.preprocessing.range(network.inputs.channels)
+        share = np.clip((pictures.astype(np.float64) - black) / (white - black), 0.02, 0.98)
+        values = 4 * np.log(share / (1 - share))
+        if values.shape[-1] == 3:
+            values = values @ np.linalg.inv(_mix()).T
+        spectrum = np.fft.rfft2(values, axes=(1, 2)) / spectrum_scale(pictures.shape[1:3])[..., None]
+        return np.stack([spectrum.real, spectrum.imag], axis=1).astype(np.float32)
+
     def values(self, parameters: Tensor, size: tuple[int, int], channels: int, ops: Any) -> Tensor:
         """Pictures `(n, h, w, c)` in 0..1; the inverse transform is a product with cosines and sines on each axis,
         which every framework has and can differentiate.
@@ -94,9 +103,12 @@ class Fourier:
         imaginary = ops.einsum(along, sin_y, scaled[0]) + ops.einsum(along, cos_y, scaled[1])
         values = (ops.einsum(across, cos_x, real) - ops.einsum(across, sin_x, imaginary)) / 4
         if channels == 3:
-            mix = COLOURS / np.linalg.norm(COLOURS, axis=0).max()
-            values = ops.einsum("nyxk,ck->nyxc", values, ops.convert_to_tensor(mix.astype(np.float32)))
+            values = ops.einsum("nyxk,ck->nyxc", values, ops.convert_to_tensor(_mix().astype(np.float32)))
         return ops.sigmoid(values)
+
+
+def _mix() -> np.ndarray:
+    return COLOURS / np.linalg.norm(COLOURS, axis=0).max()
 
 
 def spectrum_scale(size: tuple[int, int]) -> np.ndarray:
@@ -120,21 +132,6 @@ def _waves(size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rows = [np.cos(down) / height, np.sin(down) / height]
     columns = [np.cos(right) * twice / width, np.sin(right) * twice / width]
     return [wave.astype(np.float32) for wave in rows], [wave.astype(np.float32) for wave in columns]
-
-
-def starts(network: Network, recipe: Recipe, size: tuple[int, int], seed: int, numbers: Sequence[int]) -> np.ndarray:
-    """The parameters `(n, ...)` float32 that the ascent begins with; of a canvas of pixels, pictures `(n, h, w, c)`.
-
-    Bit-equal for a (seed, number), whatever the backend and whichever others are drawn beside it.
-
-    Args:
-        network: whose range and channels.
-        recipe: whose canvas.
-        size: `(h, w)` in pixels.
-        seed: any integer.
-        numbers: one for each picture; a channel's number, or a negative one for noise that belongs to none.
-    """
-    return np.stack([recipe.canvas.start(network, size, generator(seed, number)) for number in numbers])
 
 
 def middle_and_half(network: Network) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ compiled program serves all objectives that look at the same layers: which cells
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -326,9 +326,7 @@ def _vector(term: Term, found: Layer) -> np.ndarray:
     return (term.weight * np.asarray(term.direction)).astype(np.float32)
 
 
-def values_of(
-    means: Sequence[np.ndarray], bounds: Sequence[Bound], masks: Sequence[Sequence[np.ndarray]]
-) -> np.ndarray:
+def values_of(means: Sequence[np.ndarray], bounds: Sequence[Bound], masks: Sequence[Any]) -> np.ndarray:
     """What each objective makes of the means that `Slot.means` found: `(n, k)` float32.
 
     Args:
@@ -357,5 +355,5 @@ def distinct_masks(bounds: Sequence[Bound]) -> list[np.ndarray]:
     return [np.stack(masks) for masks in found]
 
 
-def _index(mask: np.ndarray, masks: np.ndarray) -> int:
+def _index(mask: np.ndarray, masks: Iterable[np.ndarray]) -> int:
     return next(index for index, other in enumerate(masks) if np.array_equal(mask, other))
