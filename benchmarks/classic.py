@@ -45,12 +45,12 @@ def plain(model: keras.Model, begin: np.ndarray, steps: int) -> tuple[np.ndarray
         return loss, picture + rate * gradient
 
     pictures, finals = [], []
-    for channel in range(len(begin)):
-        picture = tf.constant(begin[channel : channel + 1])
+    for number in range(len(begin)):
+        picture = tf.constant(begin[number : number + 1])
         for _ in range(steps):
-            _, picture = step(picture, channel, 10.0)
+            _, picture = step(picture, number, 10.0)
         pictures.append(picture.numpy()[0])
-        finals.append(float(loss_of(picture, channel)))
+        finals.append(float(loss_of(picture, number)))
     return np.stack(pictures), np.array(finals)
 
 

@@ -163,7 +163,7 @@ def test_one_compile_serves_all_chunks_and_channels():
         return compile_(counted)
 
     network.compile = counting
-    filters(network, "conv2", range(11), size=24, steps=3, batch=4)
+    filters(network, "norm1", range(7), size=24, steps=3, batch=4)  # none of them is stuck
     if keras.backend.backend() != "torch":  # torch is eager: its Python runs each time
         names = [function.__qualname__.partition(".<locals>")[0] for function in traced]
         # The answers to noise are looked for in batches of their own, so these programs are traced for two shapes.
