@@ -16,6 +16,7 @@ import secrets
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +33,9 @@ _FLAT_TILE_SIDE = 32
 _PHOTO_SIDE = 200
 _TEXT_WIDTH = 720
 _MARGIN = 12
+_NARROWEST = 104  # pixels that a label of three digits and a word needs
+_LONGEST = 30_000  # pixels; beyond, many programs can't show a picture
+_FLAGS = {"weak": (166, 77, 0), "dead": (92, 92, 92)}
 
 
 # --- values to levels ------------------------------------------------------------------------------------
@@ -96,6 +100,23 @@ def filter_picture(picture: np.ndarray, crop: int) -> np.ndarray:
 def plain_picture(pixels: np.ndarray) -> np.ndarray:
     """Pixels (h, w, c) in 0..255 as they are: uint8, clipped; values that are not finite count as 0."""
     return np.clip(np.round(_finite(pixels)), 0, 255).astype(np.uint8)
+
+
+def clipped_picture(pixels: np.ndarray, share: float = 0.01) -> np.ndarray:
+    """Pixels stretched to the full range, but for the outermost values, which are clipped.
+
+    Args:
+        pixels: (h, w, c), on any scale, which all channels share; values that are not finite count as 0.
+        share: of the values that is clipped at each end.
+
+    Returns:
+        (h, w, c) uint8; mid-grey where nothing is left to stretch.
+    """
+    values = _finite(pixels)
+    low, high = np.quantile(values, [share, 1 - share])
+    if not high > low:
+        return np.full(values.shape, 128, np.uint8)
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -275,12 +296,12 @@ def beside(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.hstack([_padded(part, height, width) for part, width in zip(parts, widths, strict=True)])
 
 
-def page(body: np.ndarray, title: str, subtitle: str = "") -> np.ndarray:
+def page(body: np.ndarray, title: str, *subtitles: str) -> np.ndarray:
     """A picture (h, w, 3) uint8 on white with a title above and a margin around: (H, W, 3) uint8.
 
-    A long title makes a narrow page wider, up to 720 pixels, and is shortened beyond.
+    A long title or subtitle makes a narrow page wider, up to 720 pixels, and is shortened beyond.
     """
-    lines = [(title, 18, _INK)] + [(subtitle, 13, _FAINT_INK)] * bool(subtitle)
+    lines = [(title, 18, _INK)] + [(subtitle, 13, _FAINT_INK) for subtitle in subtitles if subtitle]
     longest = max(_text_width(text, size) for text, size, _ in lines)
     width = max(body.shape[1], min(longest, _TEXT_WIDTH))
     strips = [text_strip(text, width, size, ink) for text, size, ink in lines]
@@ -406,7 +427,170 @@ def _thumbnail(photo: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).resize(size, method))
 
 
+# --- labelled tiles --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Label:
+    """What stands under a tile.
+
+    Attributes:
+        name: in dark ink.
+        value: at the right of the name, or below where both don't fit.
+        lines: fainter, below.
+        flag: "weak" or "dead", which gets a strip and a frame of its own colour; "" for neither.
+    """
+
+    name: str
+    value: str = ""
+    lines: tuple[str, ...] = ()
+    flag: str = ""
+
+
+def tile_side(count: int) -> int:
+    """How long the longer side of each of `count` labelled tiles may be, in pixels."""
+    return 160 if count <= 64 else 128 if count <= 256 else _NARROWEST
+
+
+def sized_tile(picture: np.ndarray, smallest: int, largest: int) -> np.ndarray:
+    """A picture (h, w, 3) uint8 with its longer side in the range: enlarged by a whole number, or averaged."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    if side < smallest:
+        times = min(math.ceil(smallest / side), max(1, largest // side))
+        return picture.repeat(times, axis=0).repeat(times, axis=1)
+    if side <= largest:
+        return picture
+    size = max(1, round(width * largest / side)), max(1, round(height * largest / side))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+
+def words_tile(height: int, width: int, text: str) -> np.ndarray:
+    """A grey tile that says `text` in the largest letters that fit, or bears a cross where none do: (h, w, 3) uint8."""
+    tile = Image.new("RGB", (width, height), (208, 208, 208))
+    draw, room = ImageDraw.Draw(tile), width - 8
+    for size in (13, 12, 11, 10, 9):
+        lines = _wrapped(text, room, size)
+        if len(lines) * _leading(size) <= height - 8 and all(_text_width(line, size) <= room for line in lines):
+            draw.multiline_text((4, 4), "\n".join(lines), _INK, _font(size), spacing=_leading(size) - size)
+            return np.asarray(tile)
+    draw.line((0, 0, width - 1, height - 1), _FAINT_INK)
+    draw.line((0, height - 1, width - 1, 0), _FAINT_INK)
+    return np.asarray(tile)
+
+
+def _leading(size: int) -> int:
+    return math.ceil(size * 1.3)
+
+
+def _wrapped(text: str, width: int, size: int) -> list[str]:
+    """Lines of whole words; a word that is wider than `width` stands alone."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def labelled_grid(tiles: Sequence[np.ndarray], labels: Sequence[Label], columns: int | None = None) -> np.ndarray:
+    """Tiles on white, row by row, each with its label under it.
+
+    Args:
+        tiles: n pictures of one shape (h, w, 3) uint8.
+        labels: n of them.
+        columns: tiles in a row; 8 for up to 64 tiles, else about as many as rows. Fewer or more where the sheet would
+            be longer than 30,000 pixels.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UsageError: there is no tile, or less than one column.
+    """
+    if not tiles or (columns is not None and columns < 1):
+        raise UsageError(f"a sheet needs a tile and a column at least, not {len(tiles)} and {columns}")
+    width = max(tiles[0].shape[1], _NARROWEST)
+    stacked = any(_text_width(f"{label.name}  {label.value}", 12) > width for label in labels)
+    captions = [_caption(label, width, stacked) for label in labels]
+    tall = max(map(len, captions))
+    whole = [
+        np.vstack([_framed(tile, label.flag, width), _padded(caption, tall, width)])
+        for tile, label, caption in zip(tiles, labels, captions, strict=True)
+    ]
+    wanted = columns or (8 if len(tiles) <= 64 else math.ceil(math.sqrt(len(tiles))))
+    return grid(whole, _bounded_columns(wanted, len(whole), whole[0].shape), 10, _WHITE)
+
+
+def _bounded_columns(wanted: int, count: int, shape: tuple[int, ...]) -> int:
+    """As many as wanted, if neither side of the sheet gets too long by it."""
+    most_rows, most = (max(1, _LONGEST // (side + 10)) for side in shape[:2])
+    return min(max(wanted, math.ceil(count / most_rows)), most, count)
+
+
+def _framed(tile: np.ndarray, flag: str, width: int) -> np.ndarray:
+    """A tile in the middle of its column; one with a flag has a frame."""
+    missing = width - tile.shape[1]
+    tile = np.pad(tile, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)), constant_values=_WHITE)
+    if flag not in _FLAGS:
+        return tile
+    for line in range(min(3, len(tile) // 4)):
+        tile[line], tile[-1 - line], tile[:, line], tile[:, -1 - line] = (_FLAGS[flag],) * 4
+    return tile
+
+
+def _caption(label: Label, width: int, stacked: bool) -> np.ndarray:
+    """The strips under a tile: flag, name and value, lines."""
+    strips = [_flag_strip(label.flag, width)] if label.flag in _FLAGS else []
+    if stacked:
+        strips += [text_strip(text, width, 12) for text in (label.name, label.value) if text]
+    else:
+        strips.append(_two_ended(label.name, label.value, width))
+    strips += [text_strip(line, width, 12, _FAINT_INK) for line in label.lines]
+    return np.vstack(strips)
+
+
+def _two_ended(left: str, right: str, width: int) -> np.ndarray:
+    strip = Image.fromarray(text_strip(left, width, 12))
+    ImageDraw.Draw(strip).text((width, strip.height / 2), right, _INK, _font(12), anchor="rm")
+    return np.asarray(strip)
+
+
+def _flag_strip(flag: str, width: int) -> np.ndarray:
+    strip = Image.new("RGB", (width, 18), _FLAGS[flag])
+    ImageDraw.Draw(strip).text((6, 9), flag, "white", _font(12), anchor="lm")
+    return np.asarray(strip)
+
+
 # --- files -----------------------------------------------------------------------------------------------
+
+
+def animation(frames: Sequence[np.ndarray], kind: str = "webp", seconds: float = 4.0) -> bytes:
+    """The bytes of a film that starts anew for ever, its last frame held for 1.5 s.
+
+    Args:
+        frames: pictures (h, w, 3) uint8 of one shape.
+        kind: "webp" or "gif".
+        seconds: that the frames together take, each between 0.04 and 0.4 s.
+
+    Raises:
+        UsageError: another kind, no frame, or a side that is longer than the formats allow.
+    """
+    if kind not in ("webp", "gif"):
+        raise UsageError(f"a film is 'webp' or 'gif', not {kind!r}")
+    if not len(frames):
+        raise UsageError("a film needs one frame at least, but there is none")
+    height, width = frames[0].shape[:2]
+    if max(height, width) > 16383:
+        raise UsageError(f"a film allows 16383 pixels a side, but its frames are {height} x {width}")
+    pace = round(1000 * min(0.4, max(0.04, seconds / len(frames))))
+    first, *others = map(Image.fromarray, frames)
+    times = [pace] * len(others) + [1500]
+    buffer = io.BytesIO()
+    first.save(buffer, kind.upper(), save_all=True, append_images=others, duration=times, loop=0, quality=80)
+    return buffer.getvalue()
 
 
 def encode_png(picture: np.ndarray) -> bytes:

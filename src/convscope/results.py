@@ -13,7 +13,7 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from convscope import imaging
-from convscope.errors import ConvscopeError, UsageError
+from convscope.errors import ConvscopeError, UsageError, nearest
 from convscope.networks.network import Layer, Network, Prediction, find_layer
 from convscope.networks.preprocessing import Preprocessing
 from convscope.pictures import Picture
@@ -454,12 +454,20 @@ class FilterRow:
     """One filter in numbers.
 
     Attributes:
-        channel: its number.
+        channel: its number; None for an objective that is not one channel.
         activation: the objective of the final picture.
         activations: the objective before each step.
         status: "alive", "weak" or "dead".
         reason: why that status.
         threshold: what the activation had to exceed to be alive.
+        name: the objective's text, such as "class tabby"; the channel's number stands for it where it is empty.
+        transformed: mean activation of the final picture under fresh transforms; NaN where that was not measured.
+        natural: the highest activation among the user's photos; None without photos.
+        natural_photo: the name of that photo.
+        agreement: of the pictures from several seeds, -1..1; None where one seed was used.
+        variant: which of several pictures of one objective.
+        tries: starts that were tried.
+        steps: updates that the picture took; 0 where that is not known.
     """
 
     channel: int | None
@@ -477,18 +485,59 @@ class FilterRow:
     tries: int = 1
     steps: int = 0
 
+    @property
+    def ratio(self) -> float | None:
+        """The activation divided by the best natural one; None without photos, or where none excites the filter."""
+        return self.activation / self.natural if self.natural is not None and self.natural > 0 else None
+
+    @property
+    def holds(self) -> float | None:
+        """Share of the activation that survives fresh transforms; None where it is not positive or not measured."""
+        share = self.transformed / self.activation if self.activation > 0 else float("nan")
+        return share if np.isfinite(share) else None
+
+    @property
+    def compared(self) -> str:
+        """ "x0.83 natural" where there are photos, else "x12 noise": the activation beside what it can be held to."""
+        if self.natural is not None:
+            return "photos silent" if self.ratio is None else f"x{_times(self.ratio)} natural"
+        return f"x{_times(self.activation / self.threshold)} noise" if self.threshold > 0 else "noise silent"
+
+    @property
+    def belief(self) -> float:
+        """What filters of one status are sorted by: `ratio`, or without photos how many times noise is exceeded."""
+        reference = self.threshold if self.natural is None else self.natural
+        if not np.isfinite(self.activation):
+            return -np.inf
+        if reference > 0:
+            return self.activation / reference
+        return np.inf if self.activation > 0 else -np.inf
+
+
+STATUSES = ("alive", "weak", "dead")
+SORTS: dict[str, Any] = {
+    "status": lambda row: (STATUSES.index(row.status), -row.belief),
+    "ratio": lambda row: -row.belief,
+    "activation": lambda row: -row.activation if np.isfinite(row.activation) else np.inf,
+    "holds": lambda row: np.inf if row.holds is None else -row.holds,
+    "channel": lambda row: 0,
+}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Filters(Result):
     """For each filter of a layer the picture that excites it.
 
     Attributes:
-        layer: whose filters.
+        layer: whose filters; None for objectives that are not channels of one layer.
         values: final canvases `(n, h, w, c)` float32, in the range that the network takes.
         rows: the numbers, one for each filter.
         preprocessing: what turns the canvases back into pixels.
         crop: pixels left out on each side of a picture.
-        look: "classic" (contrast brought to 0.15 around grey) or "plain" (the picture as it is).
+        look: "classic" (contrast brought to 0.15 around grey), "plain" (the picture as it is) or "clipped" (stretched
+            to the full range, but for 1 % of the values at each end).
+        alpha: transparency `(n, h, w)` float32 in 0..1, where the recipe finds it.
+        frames: canvases on the way `(n, f, h, w, c)` float32, where they were asked for.
     """
 
     layer: Layer | None = None
@@ -501,36 +550,108 @@ class Filters(Result):
     frames: np.ndarray | None = None
     file: ClassVar[str] = "filters.json"
 
+    def name(self, index: int) -> str:
+        """What the `index`-th filter is called: "17", its second picture "17-1", an objective by its text."""
+        row = self.rows[index]
+        named = row.name and (self.layer is None or row.channel is None)
+        return (row.name if named else str(row.channel)) + (f"-{row.variant}" if row.variant else "")
+
     def picture(self, index: int) -> np.ndarray:
         """The picture of the `index`-th filter, or a tile that says why there is none: (h, w, 3) uint8."""
-        row = self.rows[index]
-        if row.status == "dead":
+        if self.rows[index].status == "dead":
             height, width = (side - 2 * self.crop for side in self.values.shape[1:3])
-            return _empty_tile(height, width, f"{row.channel}: dead")
-        if self.look == "plain":
-            drawn = imaging.plain_picture(self.preprocessing.restore(self.values[index]))
-        else:
-            drawn = imaging.filter_picture(_display_units(self.values[index], self.preprocessing), self.crop)
-        return np.repeat(drawn, 3, axis=-1) if drawn.shape[-1] == 1 else drawn[..., :3]
+            return imaging.words_tile(height, width, f"{self.name(index)} {_epitaph(self.rows[index])}")
+        return self._drawn(self.values[index])
 
-    def sheet(self, columns: int | None = None, labels: bool = False) -> np.ndarray:
-        """All pictures, eight in a row with 5 black pixels between them: (H, W, 3) uint8.
+    def cutout(self, index: int) -> np.ndarray:
+        """The picture with its transparency: (h, w, 4) uint8.
+
+        Raises:
+            UsageError: the recipe finds none.
+        """
+        if self.alpha is None:
+            raise UsageError("these filters have no transparency; choose a recipe that finds it, such as maco.")
+        clear = imaging.plain_picture(255 * self._cropped(self.alpha[index])[..., None])
+        return np.dstack([self._drawn(self.values[index]), clear])
+
+    def order(self, by: str = "status") -> list[int]:
+        """The filters' places in `rows`, sorted; ties by channel, then as they were asked for.
 
         Args:
-            columns: tiles in a row; 8 for up to 64 filters, else 16.
-            labels: write channel, activation and status under each tile.
+            by: "status" (alive, weak, dead, and among these by "ratio"), "ratio" (to the best natural activation, or
+                without photos to noise), "activation", "holds", "channel", or "given" (as they were asked for). The
+                highest come first.
+
+        Raises:
+            UsageError: another word.
         """
-        tiles = [self.picture(index) for index in range(len(self.rows))]
-        if labels:
-            tiles = [_labelled(tile, row) for tile, row in zip(tiles, self.rows, strict=True)]
-        columns = columns or (8 if len(tiles) <= 64 else 16)
-        return imaging.grid(tiles, min(columns, len(tiles)), CLASSIC_GAP)
+        if by == "given":
+            return list(range(len(self.rows)))
+        if by not in SORTS:
+            raise UsageError(f"filters can't be sorted by {by!r}; {nearest(by, [*SORTS, 'given'])}")
+
+        def key(index: int) -> tuple:
+            row = self.rows[index]
+            return SORTS[by](row), np.inf if row.channel is None else row.channel, row.variant
+
+        return sorted(range(len(self.rows)), key=key)
+
+    def sheet(self, columns: int | None = None, labels: bool | None = None, sort: str | None = None) -> np.ndarray:
+        """All pictures in one: (H, W, 3) uint8.
+
+        The classic look has the classic sheet: as asked for, 5 black pixels between the tiles, and no text. Any other
+        is sorted, with the numbers under each tile, and what is weak or dead has a flag.
+
+        Args:
+            columns: tiles in a row; 8 for up to 64 filters.
+            labels, sort: instead of the look's own; `sort` as `order` takes it.
+
+        Raises:
+            UsageError: no such order, less than one column, or no filter.
+        """
+        classic = self.look == "classic"
+        order = self.order(sort or ("given" if classic else "status"))
+        if classic if labels is None else not labels:
+            tiles = [self.picture(index) for index in order]
+            if not classic:
+                tiles = [imaging.sized_tile(tile, 1, imaging.tile_side(len(tiles))) for tile in tiles]
+            return imaging.grid(tiles, columns or (8 if len(tiles) <= 64 else 16), CLASSIC_GAP)
+        body = imaging.labelled_grid(self._tiles(order), [self._label(index) for index in order], columns)
+        where = f"{self._where} · {self.provenance.get('network', {}).get('name', 'a network')}"
+        return imaging.page(body, where, self._how, self.summary, self._legend)
+
+    def course(self, index: int | None = None, kind: str = "webp") -> bytes:
+        """A film of the ascent, of one filter or of the sheet: the bytes of an animated WebP or GIF file.
+
+        Args:
+            index: of the filter; all of them, sorted, where None.
+            kind: "webp" or "gif".
+
+        Raises:
+            UsageError: no frames were kept, or another kind.
+        """
+        if self.frames is None or not self.frames.shape[1]:
+            raise UsageError("no pictures on the way were kept; ask for them with frames=N (--frames N).")
+        chosen = self.order() if index is None else [index]
+        tiles, film = [self._film(index, len(chosen)) for index in chosen], []
+        for number, text in enumerate(self._moments()):
+            body = imaging.grid([tile[number] for tile in tiles], 8 if len(tiles) <= 64 else 16, 2, 255)
+            film.append(np.vstack([imaging.text_strip(text, body.shape[1], 13), body]))
+        return imaging.animation(film, kind)
+
+    @property
+    def summary(self) -> str:
+        """ "58 alive, 4 weak, 2 dead; median 0.91 of the best natural activation"."""
+        counts = [f"{sum(row.status == status for row in self.rows)} {status}" for status in STATUSES]
+        ratios = [row.ratio for row in self.rows if row.ratio is not None and np.isfinite(row.ratio)]
+        median = f"; median {_times(float(np.median(ratios)))} of the best natural activation" if ratios else ""
+        return ", ".join(counts) + median
 
     def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """The sheet, then each filter's picture."""
         yield "sheet", self.sheet()
-        for index, row in enumerate(self.rows):
-            yield str(row.channel), self.picture(index)
+        for index in range(len(self.rows)):
+            yield imaging.safe_name(self.name(index)), self.picture(index)
 
     def plot(self, ax: Any = None) -> Any:
         """The activation at each step, a line for each filter; returns the matplotlib axes."""
@@ -540,27 +661,49 @@ class Filters(Result):
             ax.plot([*row.activations, row.activation], color=colours[row.status], alpha=0.6, linewidth=1)
         ax.set_xlabel("step")
         ax.set_ylabel("activation")
-        _entitle(ax, f"{self.layer.path if self.layer else ''} · {len(self.rows)} filters")
+        _entitle(ax, f"{self._where} · {self.summary}")
         ax.grid(alpha=0.3)
         return ax
 
     def _repr_html_(self) -> str:
-        return _img(self.sheet(labels=True), f"filters of {self.layer.path if self.layer else ''}")
+        return _img(self.sheet(labels=True), f"{self._where}: {self.summary}")
 
     def to_json(self) -> dict[str, Any]:
         """See `Result.to_json`."""
-        return {"filters": [asdict(row) for row in self.rows], "provenance": self.provenance}
+        rows = [{**asdict(row), "ratio": row.ratio, "holds": row.holds} for row in self.rows]
+        return {"filters": rows, "provenance": self.provenance}
 
-    def save(self, directory: str | PathLike | Folder, *, labels: bool = False) -> list[str]:
-        """Write the sheet, single pictures, the plot of activations, the raw canvases and the numbers."""
+    def save(
+        self,
+        directory: str | PathLike | Folder,
+        *,
+        labels: bool | None = None,
+        sort: str | None = None,
+        columns: int | None = None,
+        gif: bool = False,
+    ) -> list[str]:
+        """Write the sheet, single pictures, the plot of activations, the film, the raw arrays and the numbers.
+
+        Args:
+            directory: where to.
+            labels, sort, columns: of the sheet.
+            gif: write the film as GIF too, for programs that show no WebP.
+        """
         folder = _folder(directory)
         report, since = self.to_json(), len(folder.files)
-        sheet = folder.picture("sheet.png", self.sheet(labels=labels))
+        report["sheet"] = folder.picture("sheet.png", self.sheet(columns, labels, sort))
         for index, entry in enumerate(report["filters"]):
-            entry["file"] = folder.picture(f"{entry['channel']}.png", self.picture(index))
-        report["sheet"] = sheet
+            stem = imaging.safe_name(self.name(index))
+            entry["file"] = folder.picture(f"{stem}.png", self.picture(index))
+            if self.alpha is not None and self.rows[index].status != "dead":
+                entry["cutout"] = folder.picture(f"{stem}.cutout.png", self.cutout(index))
         report["plot"] = folder.write("activations.png", _png(self.plot, 7, 4))
-        report["raw"] = folder.array("filters.npy", self.values)
+        if self.frames is not None and self.frames.shape[1]:
+            kinds = ("webp", "gif") if gif else ("webp",)
+            report["course"] = [folder.write(f"course.{kind}", self.course(kind=kind)) for kind in kinds]
+        for name, array in (("raw", self.values), ("alpha", self.alpha), ("frames", self.frames)):
+            if array is not None:
+                report[name] = folder.array("filters.npy" if name == "raw" else f"{name}.npy", array)
         report["layer"] = asdict(self.layer) if self.layer else None
         report["preprocessing"], report["crop"], report["look"] = asdict(self.preprocessing), self.crop, self.look
         return folder.json(self.file, report, since)
@@ -568,47 +711,131 @@ class Filters(Result):
     @classmethod
     def load(cls, directory: str | PathLike) -> Filters:
         """A saved result."""
-        report = _read(directory, cls.file)
-        rows = [{key: value for key, value in row.items() if key != "file"} for row in report["filters"]]
-        affine = report["preprocessing"]
+        report, root = _read(directory, cls.file), Path(directory)
+        affine, layer = report["preprocessing"], report["layer"]
+        extra = {name: np.load(root / report[name]) for name in ("alpha", "frames") if name in report}
         return cls(
             provenance=report["provenance"],
-            layer=Layer(**{**report["layer"], "shape": tuple(report["layer"]["shape"])}),
-            values=np.load(Path(directory) / report["raw"]),
-            rows=tuple(_filter_row(row) for row in rows),
+            layer=Layer(**{**layer, "shape": tuple(layer["shape"])}) if layer else None,
+            values=np.load(root / report["raw"]),
+            rows=tuple(_filter_row(row) for row in report["filters"]),
             preprocessing=Preprocessing(**{**affine, "mean": tuple(affine["mean"]), "std": tuple(affine["std"])}),
             crop=report["crop"],
             look=report.get("look", "classic"),
+            **extra,
         )
 
+    def _cropped(self, picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        return picture[self.crop : height - self.crop, self.crop : width - self.crop]
 
-def _filter_row(row: Mapping[str, Any]) -> FilterRow:
+    def _drawn(self, canvas: np.ndarray) -> np.ndarray:
+        """A canvas `(h, w, c)` in the look of the recipe: (h', w', 3) uint8."""
+        pixels = self.preprocessing.restore(canvas)
+        if self.look == "classic":
+            drawn = imaging.filter_picture(_display_units(canvas, self.preprocessing), self.crop)
+        elif self.look == "clipped":
+            drawn = imaging.clipped_picture(self._cropped(pixels))
+        else:
+            drawn = imaging.plain_picture(self._cropped(pixels))
+        return np.repeat(drawn, 3, axis=-1) if drawn.shape[-1] == 1 else drawn[..., :3]
+
+    def _tiles(self, order: Sequence[int]) -> list[np.ndarray]:
+        """The pictures, enlarged or averaged so that the numbers have room under them."""
+        longest = imaging.tile_side(len(order))
+        sides = [self._cropped(self.values[0]).shape[:2]] if order else []
+        height, width = imaging.sized_tile(np.zeros((*sides[0], 3), np.uint8), 104, longest).shape[:2]
+        return [
+            imaging.words_tile(height, width, _epitaph(self.rows[index]))
+            if self.rows[index].status == "dead"
+            else imaging.sized_tile(self.picture(index), 104, longest)
+            for index in order
+        ]
+
+    def _label(self, index: int) -> imaging.Label:
+        row = self.rows[index]
+        flag = "" if row.status == "alive" else row.status
+        lines = [row.compared]
+        lines += [] if row.holds is None else [f"holds {100 * row.holds:.0f} %"]
+        lines += [] if row.agreement is None else [f"seeds agree {row.agreement:.2f}"]
+        return imaging.Label(self.name(index), _digits(row.activation), tuple(lines), flag)
+
+    @property
+    def _where(self) -> str:
+        return self.layer.path if self.layer else "objectives"
+
+    @property
+    def _how(self) -> str:
+        """Recipe, steps, size and seed, of what is known."""
+        parameters = self.provenance.get("parameters", {})
+        recipe = parameters.get("recipe", {})
+        known = [f"recipe {recipe['name']}, {recipe['steps']} steps"] if {"name", "steps"} <= set(recipe) else []
+        known += [f"{'x'.join(map(str, self.values.shape[1:3]))} pixels"]
+        known += [f"seed {parameters['seed']}"] if "seed" in parameters else []
+        return " · ".join(known)
+
+    @property
+    def _legend(self) -> str:
+        """What the labels' words mean, of those that occur."""
+        words = []
+        if any(row.natural is not None for row in self.rows):
+            words.append("natural: the best of the photos")
+        elif self.rows:
+            words.append("noise: what 99 % of noise pictures stay below")
+        if any(row.holds is not None for row in self.rows):
+            words.append("holds: what stays when the picture is moved")
+        return " · ".join(words)
+
+    def _film(self, index: int, count: int) -> list[np.ndarray]:
+        """The tiles of one filter from the first frame to the last."""
+        assert self.frames is not None
+        longest = 320 if count == 1 else imaging.tile_side(count) // (1 if count <= 64 else 2)
+        frames = self.frames[index]
+        if self.rows[index].status == "dead":
+            height, width = self._cropped(frames[0]).shape[:2]
+            still = imaging.words_tile(height, width, f"{self.name(index)} dead")
+            return [imaging.sized_tile(still, min(104, longest), longest)] * len(frames)
+        return [imaging.sized_tile(self._drawn(frame), min(104, longest), longest) for frame in frames]
+
+    def _moments(self) -> list[str]:
+        """What is written above each frame: the step where that is known, else its number."""
+        assert self.frames is not None
+        count = self.frames.shape[1]
+        steps = self.provenance.get("parameters", {}).get("frame_steps")
+        if steps is not None and len(steps) == count:
+            return [f"step {step}" for step in steps]
+        return [f"{number} of {count}" for number in range(1, count + 1)]
+
+
+def _filter_row(entry: Mapping[str, Any]) -> FilterRow:
     """A row as JSON holds it, where null stands for a value that was not finite."""
-    course = tuple(_number(value) for value in row["activations"])
-    return FilterRow(**{**row, "activations": course, "activation": _number(row["activation"])})
+    row = {known.name: entry[known.name] for known in fields(FilterRow) if known.name in entry}
+    row |= {name: _number(row[name]) for name in ("activation", "threshold", "transformed") if name in row}
+    return FilterRow(**{**row, "activations": tuple(_number(value) for value in row["activations"])})
 
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
+def _digits(value: float) -> str:
+    """Three digits, without an exponent where they are readable: 1230 rather than 1.23e+03."""
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def _times(factor: float) -> str:
+    """Two digits, for what is multiplied: "0.83", "12", "340"."""
+    return f"{float(f'{factor:.2g}'):g}" if abs(factor) >= 0.01 or not factor else f"{factor:.0e}"
+
+
+def _epitaph(row: FilterRow) -> str:
+    """Why a filter is dead, in a few words: the first clause of the reason."""
+    return f"dead: {row.reason.partition(';')[0].partition(',')[0]}"
+
+
 def _display_units(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """A canvas in RGB order and in units of half the network's range, where the classic look is defined."""
     return preprocessing.restore(values) / 127.5 - 1
-
-
-def _empty_tile(height: int, width: int, text: str) -> np.ndarray:
-    grey, margin = 200, width // 8
-    tile = np.full((height, width, 3), grey, np.uint8)
-    strip = imaging.text_strip(text, width - 2 * margin)[:height]
-    top = (height - len(strip)) // 2
-    tile[top : top + len(strip), margin : width - margin] = np.minimum(strip, grey)
-    return tile
-
-
-def _labelled(tile: np.ndarray, row: FilterRow) -> np.ndarray:
-    mark = "" if row.status == "alive" else f" · {row.status}"
-    return np.vstack([tile, imaging.text_strip(f"{row.channel} · {row.activation:.3g}{mark}", tile.shape[1], 12)])
 
 
 # -- heatmaps --------------------------------------------------------------------------------------------
