@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,13 +119,16 @@ def _common(command: Callable) -> Callable:
     return with_shell
 
 
-def _model_options(command: Callable) -> Callable:
-    """The options that say how a model is opened, gathered into one dictionary `opening`."""
+def _model_options(command: Callable, precision: bool = True) -> Callable:
+    """The options that say how a model is opened, gathered into one dictionary `opening`.
+
+    Without `precision` that one is left out, for a command that has one of its own.
+    """
 
     @click.option("--weights", metavar="FILE", help="Weights for a model that code makes (MODEL is file.py:function).")
     @click.option("--backend", help="Keras backend: tensorflow, jax or torch.")
     @click.option("--device", help="Where PyTorch computes: cpu, cuda, cuda:1, mps.")
-    @click.option("--precision", help="Of PyTorch: float32, or bfloat16 or float16 (autocast).")
+    @_option_if(precision, "--precision", help="Of PyTorch: float32, or bfloat16 or float16 (autocast).")
     @click.option(
         "--preprocess",
         metavar="HOW",
@@ -142,10 +145,14 @@ def _model_options(command: Callable) -> Callable:
     def gathered(*args: Any, **options: Any) -> Any:
         names: tuple[str, ...] = ("weights", "backend", "device", "precision", "preprocess", "classes")
         names += ("input", "output", "head", "feed", "input_size", "trust")
-        opening = {name: options.pop(name) for name in names}
+        opening = {name: options.pop(name) for name in names if precision or name != "precision"}
         return command(*args, opening=opening, **options)
 
     return gathered
+
+
+def _option_if(wanted: bool, *names: str, **about: Any) -> Callable:
+    return click.option(*names, **about) if wanted else lambda command: command
 
 
 def _open(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
@@ -362,52 +369,164 @@ def _activation_table(shell: Shell, result: Any, out: str) -> None:
 
 @app.command()
 @click.argument("model")
-@click.option("--layer", required=True, metavar="L", help="Path of the layer, as `convscope layers` prints it.")
-@click.option("--channels", metavar="0-63,70", help='Which channels ("all" for all); the first 64 if left out.')
-@click.option("--recipe", default="classic", show_default=True, help="How the pictures are found.")
+@click.option("--layer", metavar="L", help="Path of the layer, as `convscope layers` prints it.")
+@click.option("--channels", metavar="0-63,70", help="Which channels; all if left out (of recipe classic the first 64).")
+@click.option(
+    "--objective",
+    "objectives",
+    multiple=True,
+    metavar="TEXT",
+    help="Raise this instead: L:17, L:17@ROW,COLUMN, class:tabby, L:* (the whole layer), or a sum, a:3 + 0.5*b:9.",
+)
+@click.option("--recipe", metavar="R", help="How the pictures are found: classic (the default) or fourier.")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Instead of the recipe's number of steps.")
 @click.option("--size", type=click.IntRange(min=1), metavar="N", help="Side of the pictures in pixels.")
 @click.option(
     "--seed", type=int, default=0, show_default=True, metavar="N", help="For the pictures that the ascent starts from."
 )
 @click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Climb from so many seeds, to see whether they agree.",
+)
+@click.option(
+    "--variants",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Pictures of each, made to differ.",
+)
+@click.option(
     "--photos", multiple=True, metavar="IMAGE", help="Photos or folders whose activations an alive filter must exceed."
 )
-@click.option("--labels", is_flag=True, help="Write channel and activation under each tile of the sheet.")
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Filters side by side."
+    "--frames",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Pictures of the way to keep of each, for a film.",
 )
-@_OUT
-@_model_options
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of the ascent; the numbers are measured in float32.",
+)
+@click.option(
+    "--labels/--no-labels",
+    default=None,
+    help="Numbers under each tile of the sheet; recipe classic has none if left out.",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(["status", "ratio", "activation", "holds", "channel", "given"]),
+    help="Of the sheet's tiles; by status if left out, of recipe classic as given.",
+)
+@click.option("--columns", type=click.IntRange(min=1), metavar="N", help="Tiles in a row of the sheet.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Filters side by side; 16 if left out.")
+@click.option(
+    "--out",
+    "-o",
+    metavar="DIR",
+    type=_FOLDER,
+    callback=lambda *given: None if given[2] is None else _writable(*given),
+    help="Folder to write to; filters-NETWORK-LAYER if left out.",
+)
+@partial(_model_options, precision=False)
 @_common
 def filters(
     shell: Shell,
     model: str,
-    layer: str,
+    layer: str | None,
     channels: str | None,
-    out: str,
-    labels: bool,
+    objectives: tuple[str, ...],
+    recipe: str | None,
+    photos: tuple[str, ...],
+    out: str | None,
+    labels: bool | None,
+    sort: str | None,
+    columns: int | None,
     opening: dict[str, Any],
     **choices: Any,
 ) -> None:
     """Show what the filters of a layer of MODEL look for, by gradient ascent."""
+    from convscope.imaging import safe_name
+    from convscope.techniques.filters import DEFAULT_RECIPE
     from convscope.techniques.filters import filters as technique
 
+    if layer is None and not objectives:
+        raise click.UsageError("Missing option '--layer' (or '--objective').")
+    references = _readable(shell, photos)
     network = _open(shell, model, opening)
-    count = network.layer(layer).channels
-    if channels is None and count > 64:
-        shell.say(f"  the first 64 of {count} channels (all with --channels all)")
+    out = out or f"filters-{safe_name(network.name)}-{safe_name(layer or 'objectives')}"
     with shell.progress() as progress:
-        result = technique(network, layer, channels, progress=progress, **choices)
-        result.save(out, labels=labels)
-    shell.result(_written(out, result.file), lambda: _filter_table(shell, result, out))
+        result = technique(
+            network,
+            layer,
+            channels,
+            objectives=objectives,
+            recipe=recipe or DEFAULT_RECIPE,
+            photos=references,
+            progress=progress,
+            **choices,
+        )
+        interrupted = result.provenance["parameters"]["interrupted"]
+        with _undisturbed(interrupted):
+            result.save(out, labels=labels, sort=sort, columns=columns)
+    shell.result(_written(out, result.file), lambda: _filter_table(shell, result, out, sort))
+    if interrupted:
+        click.echo(f"interrupted; what was finished is in {out}", err=True)
+        sys.exit(INTERRUPTED)
 
 
-def _filter_table(shell: Shell, result: Any, out: str) -> None:
-    rows = [[str(row.channel), f"{row.activation:.4g}", row.status, row.reason] for row in result.rows]
-    shell.table(f"filters of {result.layer.path}", ["channel", "activation", "status", "reason"], rows, right=(0, 1))
-    counts = [f"{sum(row.status == status for row in result.rows)} {status}" for status in ("alive", "weak", "dead")]
-    click.echo(f"{', '.join(counts)}; sheet.png and single pictures in {out}")
+def _readable(shell: Shell, photos: tuple[str, ...]) -> list[Any]:
+    """The photos that can be read; the others are counted and named."""
+    from convscope.pictures import read_those_that_can_be
+
+    if not photos:
+        return []
+    found, failures = read_those_that_can_be(photos)
+    if failures:
+        shell.say(f"  {len(failures)} of {len(found) + len(failures)} photos can't be read and are left out:")
+    for failure in failures:
+        shell.say(f"  - {failure}")
+    return found
+
+
+@contextmanager
+def _undisturbed(interrupted: bool) -> Iterator[None]:
+    """After Ctrl-C, time to write what is finished: `main` would ask again a second later."""
+    if interrupted and hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    yield
+
+
+def _filter_table(shell: Shell, result: Any, out: str, sort: str | None) -> None:
+    order = result.order(sort or "status")
+    rows = [
+        [
+            result.name(index),
+            f"{row.activation:.4g}",
+            row.compared,
+            "" if row.holds is None else f"{100 * row.holds:.0f} %",
+            "" if row.agreement is None else f"{row.agreement:.2f}",
+            row.status,
+            row.reason,
+        ]
+        for index, row in ((index, result.rows[index]) for index in order)
+    ]
+    where = result.layer.path if result.layer else "objectives"
+    columns = ["filter", "activation", "beside", "holds", "seeds agree", "status", "reason"]
+    if not any(row[4] for row in rows):
+        columns, rows = columns[:4] + columns[5:], [row[:4] + row[5:] for row in rows]
+    shell.table(f"filters of {where}", columns, rows, right=(1, 3))
+    click.echo(f"{result.summary}; sheet.png and single pictures in {out}")
 
 
 @app.command()

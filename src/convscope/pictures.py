@@ -112,6 +112,19 @@ def read_pictures(sources: Source | Iterable[Source]) -> list[Picture]:
     return _named_apart([result for result in results if isinstance(result, Picture)])
 
 
+def read_those_that_can_be(sources: Source | Iterable[Source]) -> tuple[list[Picture], list[ConvscopeError]]:
+    """What `read_pictures` reads, and why the others can't be read.
+
+    Raises:
+        PictureError: none can be read, with each one's reason.
+    """
+    results = list(_attempts(_listed(sources)))
+    failures = [result for result in results if isinstance(result, ConvscopeError)]
+    if len(failures) == len(results):
+        return read_pictures(sources), []  # which raises
+    return _named_apart([result for result in results if isinstance(result, Picture)]), failures
+
+
 def fit(picture: Picture, height: int, width: int, channels: int) -> np.ndarray:
     """The whole picture as a network takes it: (height, width, channels) float32, values 0..255.
 

@@ -13,7 +13,7 @@ from convscope.errors import UsageError
 from convscope.networks import Layer, Network, open_model
 from convscope.pictures import Picture, read_pictures
 from convscope.results import FilterRow, Filters, Progress, provenance
-from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, look_at
+from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, kept_steps, look_at
 from convscope.techniques.filters.courses import BATCH, Goal, Plan, pursue
 from convscope.techniques.filters.objectives import (
     LOGITS,
@@ -94,7 +94,7 @@ def filters(
     """
     network = open_model(network)
     chosen = _adapted(recipe, steps)
-    references = read_pictures(photos) if _some(photos) else []
+    references = _read(photos)
     begin = _photo(chosen, photo)
     size_in_pixels = _size(network, chosen, size, begin)
     if layer is not None and not objectives:
@@ -187,6 +187,15 @@ def _numbers(text: str) -> list[int]:
 
 def _some(photos: Any) -> bool:
     return photos is not None and not (isinstance(photos, Sequence) and len(photos) == 0)
+
+
+def _read(photos: Any) -> list[Picture]:
+    """Pictures that were read already go as they are."""
+    if not _some(photos):
+        return []
+    if isinstance(photos, list | tuple) and all(isinstance(photo, Picture) for photo in photos):
+        return list(photos)
+    return read_pictures(photos)
 
 
 def _adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
@@ -512,12 +521,13 @@ def _result(
         "precision": plan.precision,
         "batch": plan.batch,
         "interrupted": interrupted,
+        "frame_steps": kept_steps(recipe.steps, plan.frames),
     }
     frames = [course.frames for course in courses]
     whole = bool(frames and frames[0]) and len({len(one) for one in frames}) == 1
     return Filters(
         provenance(network, "filters", judge.photos, parameters),
-        layer=first,
+        layer=first if None not in channels else None,
         values=np.stack([course.picture for course in courses]),
         rows=tuple(rows),
         preprocessing=network.preprocessing,

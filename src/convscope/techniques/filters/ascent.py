@@ -307,6 +307,11 @@ def ascend(
             progress(done, total, f"{tasks[0].bound.form.slots[0].layer.path}, {len(tasks)} filters")
 
 
+def kept_steps(steps: int, frames: int) -> list[int]:
+    """The steps before which `frames` pictures are kept, evenly from the first to the last."""
+    return sorted({round(step) for step in np.linspace(0, steps - 1, frames)})
+
+
 class _Lanes:
     """The pictures that are climbed side by side: tensors of the framework, a row for each lane."""
 
@@ -317,7 +322,7 @@ class _Lanes:
         self.climb, self.tasks, self.courses = climb, tasks, courses
         self.steps = climb.recipe.steps
         self.waiting = deque(range(len(tasks)))
-        self.kept_at = set(np.linspace(0, self.steps - 1, frames).round().astype(int).tolist()) if frames else set()
+        self.kept_at = set(kept_steps(self.steps, frames))
         self.step = climb.step()
         self.at = [self.waiting.popleft() for _ in range(min(batch, len(tasks)))]
         self.at += [self.at[0]] * (batch - len(self.at))  # filled up: one shape, one compile
