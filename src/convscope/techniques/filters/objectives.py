@@ -140,7 +140,7 @@ def parse(text: str) -> Objective:
         sign = _SIGN.match(text, position)
         if terms and sign is None:
             raise _not_understood(text, position, 'expected "+" or "-" with spaces around it, or the end')
-        position = sign.end() if sign else position + len(text[position:]) - len(text[position:].lstrip())
+        position = sign.end() if sign else _past_spaces(text, position)
         factor = _FACTOR.match(text, position)
         position = factor.end() if factor else position
         found = _CLASS.match(text, position) or _PLACE.match(text, position)
@@ -162,7 +162,12 @@ def _term(found: re.Match) -> Term:
     return Term(parts["layer"], channel=int(parts["channel"]), place=place)
 
 
+def _past_spaces(text: str, position: int) -> int:
+    return len(text) - len(text[position:].lstrip()) if text[position:].strip() else position
+
+
 def _not_understood(text: str, position: int, expected: str) -> UsageError:
+    position = _past_spaces(text, position)
     shown = "".join(" " if character.isspace() else character for character in text)
     return UsageError(f"the objective is not understood:\n  {shown}\n  {' ' * position}^ {expected}.")
 

@@ -1,0 +1,140 @@
+"""Canvases, transforms and rules of the ascent against their formulas written out in NumPy."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from convscope.networks.preprocessing import PRESETS
+from convscope.techniques.filters.canvas import COLOURS, Fourier, Pixels, generator
+from convscope.techniques.filters.rules import Adam, Normalised
+from convscope.techniques.filters.transforms import Affine
+
+if importlib.util.find_spec("keras"):
+    import keras
+
+    ops, to_numpy = keras.ops, keras.ops.convert_to_numpy
+else:
+    torch_ops = pytest.importorskip("convscope.networks.torch_ops")
+    ops, to_numpy = torch_ops, lambda tensor: tensor.detach().numpy()
+
+SIZES = [(8, 8), (9, 12), (12, 9), (7, 5)]
+
+
+def network(channels=3, preprocess="-1..1"):
+    return SimpleNamespace(ops=ops, inputs=SimpleNamespace(channels=channels), preprocessing=PRESETS[preprocess])
+
+
+def start(canvas, net, size, count=2):
+    return np.stack([canvas.start(net, size, generator(0, number)) for number in range(count)])
+
+
+def fourier_picture(parameters, size):
+    """The Fourier canvas as its paper describes it, by NumPy's own transform: values in 0..1."""
+    height, width = size
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    scale = np.sqrt(width * height) / np.maximum(frequency, 1 / max(width, height))
+    spectrum = (parameters[:, 0] + 1j * parameters[:, 1]) * scale[None, :, :, None]
+    values = np.fft.irfft2(spectrum, s=size, axes=(1, 2)) / 4
+    if values.shape[-1] == 3:
+        matrix = COLOURS / np.sqrt((COLOURS**2).sum(axis=0)).max()
+        values = np.einsum("ck,nyxk->nyxc", matrix, values)
+    return 1 / (1 + np.exp(-values))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_fourier_canvas_is_the_inverse_transform_of_its_spectrum(size, channels):
+    net, canvas = network(channels), Fourier(deviation=0.3)
+    parameters = start(canvas, net, size)
+    drawn = to_numpy(canvas.picture(net, ops.convert_to_tensor(parameters), size))
+    np.testing.assert_allclose(drawn, 2 * fourier_picture(parameters.astype(np.float64), size) - 1, atol=2e-4)
+    assert drawn.std() > 0.05
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("canvas", [Fourier(), Pixels(0.25)])
+def test_a_canvas_made_of_a_picture_shows_it(canvas, size, channels):
+    net = network(channels, "0..1")
+    pictures = np.random.default_rng(1).uniform(0.05, 0.95, (2, *size, channels)).astype(np.float32)
+    shown = to_numpy(canvas.picture(net, ops.convert_to_tensor(canvas.of(net, pictures)), size))
+    np.testing.assert_allclose(shown, pictures, atol=2e-4)
+
+
+def test_colours_beyond_a_fourier_canvas_are_held_within_its_range():
+    net = network(3, "0..1")
+    shown = to_numpy(Fourier().picture(net, ops.convert_to_tensor(Fourier().of(net, np.ones((1, 6, 6, 3)))), (6, 6)))
+    np.testing.assert_allclose(shown, 0.98, atol=1e-3)
+
+
+def moved_slowly(picture, matrix, middle):
+    """Each pixel of the result looked up in the picture, bilinearly, mid-grey outside."""
+    height, width = picture.shape[:2]
+    out = np.zeros_like(picture, dtype=np.float64)
+    for y in range(height):
+        for x in range(width):
+            across = matrix[0] * x + matrix[1] * y + matrix[2]
+            down = matrix[3] * x + matrix[4] * y + matrix[5]
+            left, top = int(np.floor(across)), int(np.floor(down))
+            for row in (top, top + 1):
+                for column in (left, left + 1):
+                    weight = (1 - abs(across - column)) * (1 - abs(down - row))
+                    inside = 0 <= row < height and 0 <= column < width
+                    out[y, x] += weight * (picture[row, column] if inside else middle)
+    return out
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_transform_is_a_bilinear_look_up_with_grey_outside(channels):
+    transform, size = Affine(shift=0.2, scale=(0.7, 1.4), rotation=30.0), (9, 13)
+    pictures = np.random.default_rng(0).uniform(-1, 1, (3, *size, channels)).astype(np.float32)
+    draws = np.stack([transform.draw((4, number), 5, 10, size) for number in range(3)])
+    middle = np.full(channels, 0.25)
+    found = to_numpy(
+        transform.apply(ops.convert_to_tensor(pictures), ops.convert_to_tensor(draws), middle, middle, ops)
+    )
+    for picture, draw, result in zip(pictures, draws, found, strict=True):
+        np.testing.assert_allclose(result, moved_slowly(picture, draw[0].astype(np.float64), middle), atol=1e-4)
+    assert not np.allclose(found, pictures, atol=0.1)
+
+
+def test_draws_stay_within_their_bounds_and_belong_to_a_key_and_step():
+    transform, size = Affine(shift=0.1, scale=(0.9, 1.1), rotation=10.0), (40, 60)
+    drawn = [transform.draw((0, key), step, 8, size)[0] for key in range(20) for step in range(8)]
+    factors = [np.hypot(draw[0], draw[1]) for draw in drawn]
+    assert 1 / 1.1 - 1e-6 <= min(factors) < 0.93
+    assert 1.07 < max(factors) <= 1 / 0.9 + 1e-6
+    angles = [np.rad2deg(np.arctan2(draw[3], draw[0])) for draw in drawn]
+    assert 8 < max(np.abs(angles)) <= 10 + 1e-4
+    np.testing.assert_array_equal(transform.draw((0, 3), 2, 8, size), transform.draw((0, 3), 2, 8, size))
+    assert len({draw.tobytes() for draw in drawn}) == 160
+
+
+def test_adam_is_its_algorithm():
+    rule, rng = Adam(rate=0.05), np.random.default_rng(0)
+    parameters = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    memory = [ops.convert_to_tensor(array) for array in rule.begin(parameters)]
+    assert all(len(array) == 2 for array in rule.begin(parameters))  # a row for each picture
+    moved, mean, spread = ops.convert_to_tensor(parameters), 0.0, 0.0
+    slow = parameters.astype(np.float64)
+    for step in range(1, 8):
+        gradient = rng.normal(size=parameters.shape).astype(np.float32)
+        moved, *memory = rule.move(network(), moved, ops.convert_to_tensor(gradient), None, tuple(memory))
+        mean = 0.9 * mean + 0.1 * gradient.astype(np.float64)
+        spread = 0.999 * spread + 0.001 * gradient.astype(np.float64) ** 2
+        slow = slow + 0.05 * (mean / (1 - 0.9**step)) / (np.sqrt(spread / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(to_numpy(moved), slow, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [Adam(rate=0.05), Normalised(step=1.0)])
+def test_a_picture_whose_gradient_overflows_stays(rule):
+    parameters = np.ones((2, 3), np.float32)
+    gradient = ops.convert_to_tensor(np.array([[np.nan, np.inf, -np.inf], [1, 2, 3]], np.float32))
+    square = ops.sum(ops.square(gradient), axis=(1,), keepdims=True)
+    memory = tuple(ops.convert_to_tensor(array) for array in rule.begin(parameters))
+    net = network(3)
+    moved = to_numpy(rule.move(net, ops.convert_to_tensor(parameters), gradient, square, memory)[0])
+    np.testing.assert_array_equal(moved[0], 1)
+    assert (moved[1] > 1).all()
