@@ -597,3 +597,95 @@ def test_the_user_can_say_what_the_outputs_are():
         open_model(model, head="relu")
     with pytest.raises(UsageError, match="open already"):
         open_model(open_model(model), head="linear")
+
+
+# -- passes of the ascent: other precision, folded norms, without a non-linearity ------------------------
+
+
+def normed(policy=None):
+    """Norms whose statistics are not trivial, in a nested model too; a convolution with an activation of its own."""
+    picture = layers.Input((12, 12, 3))
+    inner = keras.Sequential(
+        [layers.Input((12, 12, 6)), layers.BatchNormalization(scale=False, name="norm2"), layers.ReLU(name="relu2")],
+        name="inner",
+    )
+    x = layers.Conv2D(6, 3, padding="same", name="conv1")(picture)
+    x = inner(layers.BatchNormalization(center=False, name="norm1")(x))
+    x = layers.Conv2D(5, 3, activation="relu", name="conv2")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(picture, layers.Dense(3, activation="softmax", name="out")(x), name="normed")
+    rng = np.random.default_rng(3)
+    for weight in model.weights:
+        low = 0.3 if "variance" in weight.path or "gamma" in weight.path else -0.7
+        weight.assign(rng.uniform(low, 1.0, weight.shape))
+    return model
+
+
+def passed(network, x, record, **options):
+    program = network.compile(lambda run, x: dict(run(x, record=record, **options).activations))
+    return {path: network.numpy(found) for path, found in program(network.tensor(x)).items()}
+
+
+def gradient_of_sum(network, path, x, **options):
+    def program(run, x):
+        def score(x):
+            return network.ops.sum(run(x, record=(path,), outputs=False, **options).activations[path]), ()
+
+        return network.value_and_grad(score)(x)[1]
+
+    return network.numpy(network.compile(program)(network.tensor(x)))
+
+
+def test_folded_norms_are_the_norms():
+    network = open_model(normed())
+    x, paths = pictures(network), ("norm1", "inner/norm2", "conv2")
+    plain, folded = passed(network, x, paths), passed(network, x, paths, folded=True)
+    for path in paths:
+        np.testing.assert_allclose(folded[path], plain[path], rtol=1e-4, atol=1e-4 * np.abs(plain[path]).max())
+    one, other = (gradient_of_sum(network, "conv2", x, **options) for options in ({}, {"folded": True}))
+    np.testing.assert_allclose(other, one, atol=1e-4 * np.abs(one).max())
+    assert np.abs(one).max() > 0
+
+
+def test_a_pass_in_bfloat16_is_near_and_its_records_are_float32():
+    model = normed()
+    network = open_model(model)
+    before = [(layer, layer.dtype_policy, vars(layer).get("call")) for layer in model._flatten_layers()]
+    x, paths = pictures(network), ("conv1", "norm1", "conv2")
+    exact = passed(network, x, paths)
+    for folded in (False, True):
+        near = passed(network, x, paths, precision="bfloat16", folded=folded)
+        for path in paths:
+            assert near[path].dtype == np.float32
+            scale = np.abs(exact[path]).max()
+            assert 1e-5 * scale < np.abs(near[path] - exact[path]).max() < 0.05 * scale
+    for layer, policy, call in before:
+        assert layer.dtype_policy is policy
+        assert vars(layer).get("call") is call
+    np.testing.assert_array_equal(passed(network, x, paths)["conv2"], exact["conv2"])
+
+
+def test_a_model_of_mixed_precision_keeps_its_own():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = normed()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert open_model(model).precision_for_ascent() == "float32"
+
+
+def test_a_pass_without_a_non_linearity_records_what_comes_before_it():
+    model = normed()
+    network = open_model(model)
+    x = pictures(network)
+    before = passed(network, x, ("inner/norm2", "inner/relu2"))
+    kernel, bias = map(keras.ops.convert_to_numpy, model.get_layer("conv2").weights)
+    by_hand = keras.ops.convert_to_numpy(keras.ops.conv(before["inner/relu2"], kernel)) + bias
+    found = passed(network, x, ("conv2",), linear=("conv2",))["conv2"]
+    np.testing.assert_allclose(found, by_hand, atol=1e-4 * np.abs(by_hand).max())
+    assert found.min() < 0
+    lifted = passed(network, x, ("inner/relu2",), linear=("inner/relu2",))["inner/relu2"]
+    np.testing.assert_allclose(lifted, before["inner/norm2"], rtol=1e-5, atol=1e-6)
+    can = {path: network.can_linearise(path) for path in ("conv1", "norm1", "inner/relu2", "conv2")}
+    assert can == {"conv1": False, "norm1": False, "inner/relu2": True, "conv2": True}
+    assert passed(network, x, ("conv2",))["conv2"].min() == 0

@@ -889,3 +889,57 @@ def test_what_a_module_remembers_of_a_pass_holds_no_empty_tensors():
     network = convscope.open_model(Remembering().eval())
     assert network.inputs.size == (100, 100)
     assert np.isfinite(network.predict(drawn(network))).all()
+
+
+# -- passes of the ascent: another precision, without a non-linearity -------------------------------------
+
+
+def passed(network, x, record, **options):
+    program = network.compile(lambda run, x: dict(run(x, record=record, **options).activations))
+    return {path: network.numpy(found) for path, found in program(network.tensor(x)).items()}
+
+
+@pytest.fixture
+def residual():
+    module = randomised(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), Block(6), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    return convscope.open_model(module, size=(20, 20))
+
+
+def test_a_pass_in_bfloat16_is_near_and_its_records_are_float32(residual):
+    x = np.random.default_rng(0).normal(size=(2, 20, 20, 3)).astype(np.float32)
+    strides = [tensor.stride() for tensor in residual.module.parameters()]
+    exact, near = (passed(residual, x, ("1.bn",), precision=kind)["1.bn"] for kind in ("float32", "bfloat16"))
+    scale = np.abs(exact).max()
+    assert near.dtype == np.float32
+    assert 1e-5 * scale < np.abs(near - exact).max() < 0.05 * scale
+    assert all(tensor.dtype == torch.float32 for tensor in residual.module.parameters())
+    assert [tensor.stride() for tensor in residual.module.parameters()] == strides
+    np.testing.assert_array_equal(passed(residual, x, ("1.bn",))["1.bn"], exact)
+
+
+def test_a_pass_without_a_non_linearity_records_what_comes_before_it(residual):
+    x = np.random.default_rng(0).normal(size=(2, 20, 20, 3)).astype(np.float32)
+    function = [layer.path for layer in residual.layers if layer.kind == "activation"][-1]
+    assert function != "1.relu"
+    before = passed(residual, x, ("1.bn", "1.conv2", "0"))
+    lifted = passed(residual, x, ("1.relu",), linear=("1.relu",))["1.relu"]
+    np.testing.assert_allclose(lifted, before["1.bn"], atol=1e-5)
+    assert lifted.min() < 0
+    assert residual.module[1].relu.inplace
+    summed = passed(residual, x, (function,), linear=(function,))[function]
+    np.testing.assert_allclose(summed, before["1.conv2"] + before["0"], atol=1e-4)
+    assert summed.min() < 0
+    assert residual.can_linearise("1.relu")
+    assert residual.can_linearise(function)
+    assert not residual.can_linearise("1.bn")
+    assert passed(residual, x, ("1.relu",))["1.relu"].min() == 0
+
+
+def test_an_exception_is_known_for_the_memory(residual):
+    assert residual.out_of_memory(MemoryError())
+    assert residual.out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert residual.out_of_memory(
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
+    )
+    assert residual.out_of_memory(ValueError("RESOURCE_EXHAUSTED: out of memory while trying to allocate"))
+    assert not residual.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
