@@ -647,6 +647,46 @@ def test_folded_norms_are_the_norms():
     assert np.abs(one).max() > 0
 
 
+def mobile():
+    """Convolutions of each kind with a norm behind them, and two that keep theirs apart: one is used twice."""
+    picture = layers.Input((12, 12, 3))
+    x = layers.Conv2D(6, 3, strides=2, padding="same", use_bias=False, name="conv")(picture)
+    x = layers.ReLU()(layers.BatchNormalization(name="conv_norm")(x))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", use_bias=False, name="depth")(x)
+    x = layers.ReLU()(layers.BatchNormalization(center=False, name="depth_norm")(x))
+    x = layers.BatchNormalization(name="grouped_norm")(layers.Conv2D(6, 1, groups=3, name="grouped")(x))
+    twice, norm = layers.Conv2D(6, 1, name="twice"), layers.BatchNormalization(name="twice_norm")
+    x = layers.Add(name="add")([norm(twice(x)), twice(layers.ReLU()(x))])
+    model = keras.Model(picture, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)), name="mobile")
+    rng = np.random.default_rng(4)
+    for weight in model.weights:
+        low = 0.3 if "variance" in weight.path or "gamma" in weight.path else -0.7
+        weight.assign(rng.uniform(low, 1.0, weight.shape))
+    return model
+
+
+def test_norms_are_taken_into_convolutions_of_every_kind():
+    model = mobile()
+    network = open_model(model)
+    (folds,) = network._folds.values()
+    assert [fold.conv.path for fold in folds] == ["conv", "depth", "grouped"]
+    before = [np.array(weight) for weight in network.weights()]
+    x, paths = pictures(network), ("conv_norm", "depth_norm", "grouped_norm", "add")
+    plain, folded = passed(network, x, paths), passed(network, x, paths, folded=True)
+    for path in paths:
+        np.testing.assert_allclose(folded[path], plain[path], rtol=1e-4, atol=1e-4 * np.abs(plain[path]).max())
+    one, other = (gradient_of_sum(network, "add", x, **options) for options in ({}, {"folded": True}))
+    np.testing.assert_allclose(other, one, atol=1e-4 * np.abs(one).max())
+    # What is looked at stays what it is.
+    tapped = ("conv", "conv_norm", "depth")
+    plain, folded = passed(network, x, tapped), passed(network, x, tapped, folded=True)
+    for path in tapped:
+        np.testing.assert_allclose(folded[path], plain[path], rtol=1e-4, atol=1e-4 * np.abs(plain[path]).max())
+    for weight, was in zip(network.weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, was)
+    assert not any("call" in vars(layer) for layer in model.layers)
+
+
 def test_a_pass_in_bfloat16_is_near_and_its_records_are_float32():
     model = normed()
     network = open_model(model)

@@ -80,8 +80,8 @@ def filters(
         photos: pictures whose activations an alive filter must exceed as well as noise.
         photo: the picture that recipes such as "deepdream" and "accentuation" start from.
         frames: how many pictures on the way to keep of each.
-        precision: "float32", "bfloat16", or "auto": bfloat16 for the ascent where the machine gains by it. The
-            numbers of the result are measured in float32 either way.
+        precision: "float32", "bfloat16", or "auto": bfloat16 for the ascent where the machine gains by it. The final
+            activations and those of photos are measured in float32 either way.
         batch: how many filters are raised side by side; pictures are bit-equal at equal `batch`.
         progress: called as `progress(done, total, text)`.
 
@@ -368,14 +368,15 @@ class _Judge:
         self.masks = {form: distinct_masks(members) for form, members in self.forms.items()}
         if plan.progress:
             plan.progress(0, 1, f"{NOISE_PICTURES} noise pictures")
-        self.noise = {form: self._means(form, self._noise, NOISE_PICTURES) for form in self.forms}
+        # A percentile of noise is far less certain than what the ascent's precision rounds off.
+        self.noise = {form: self._means(form, self._noise, NOISE_PICTURES, plan.precision) for form in self.forms}
         self.natural = {form: self._means(form, self._natural, len(photos)) for form in self.forms}
 
     def _climb(self, form: Any) -> Climb:
         return self.plan.climb(self.forms[form][0])
 
-    def _means(self, form: Any, pictures: Any, count: int) -> list[np.ndarray]:
-        return look_at(self._climb(form), pictures, count, self.masks[form])
+    def _means(self, form: Any, pictures: Any, count: int, precision: str = "float32") -> list[np.ndarray]:
+        return look_at(self._climb(form), pictures, count, self.masks[form], precision=precision)
 
     def _noise(self, numbers: Sequence[int]) -> np.ndarray:
         # Noise must not repeat the starts that the ascent began from: numbers that no channel has.
@@ -424,7 +425,9 @@ class _Judge:
             index, draw = divmod(number, FRESH_DRAWS)
             return FRESH.draw((self.plan.seed, *keys[index], -1), draw, FRESH_DRAWS, self.plan.size)
 
-        return look_at(self._climb(form), pictures, len(courses) * FRESH_DRAWS, self.masks[form], fresh)
+        return look_at(
+            self._climb(form), pictures, len(courses) * FRESH_DRAWS, self.masks[form], fresh, self.plan.precision
+        )
 
     def rows(self, wanted: Sequence[Wanted], bounds: Sequence[Bound], courses: Sequence[Course]) -> list[FilterRow]:
         """The verdict on each."""

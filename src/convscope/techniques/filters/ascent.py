@@ -70,10 +70,10 @@ class Climb:
         key = ("ascent", self.form, self.recipe, self.size, self.network.preprocessing, self.precision)
         return self.network.program(key, lambda: self.network.compile(step_of(self)))
 
-    def look(self, moved: bool = False) -> Callable:
-        """What pictures say to each slot, in float32: `look(pictures, masks[, draws]) -> list of (n, u, c)`."""
-        key = ("look", self.form, self.size, moved, self.network.preprocessing)
-        return self.network.program(key, lambda: self.network.compile(_looking(self, moved)))
+    def look(self, moved: bool = False, precision: str = "float32") -> Callable:
+        """What pictures say to each slot: `look(pictures, masks[, draws]) -> list of (n, u, c)`."""
+        key = ("look", self.form, self.size, moved, self.network.preprocessing, precision)
+        return self.network.program(key, lambda: self.network.compile(_looking(self, moved, precision)))
 
 
 def step_of(climb: Climb) -> Callable:
@@ -87,7 +87,7 @@ def step_of(climb: Climb) -> Callable:
 
     def step(run: Callable, canvas: Tensor, memory: Any, heat: Tensor, arguments: Any, draws: Tensor) -> tuple:
         def score(pictures: Tensor) -> tuple:
-            seen = _seen(climb, run, _views(climb, pictures, draws))
+            seen = _seen(climb, run, _views(climb, pictures, draws), climb.precision)
             values = _values(climb, seen, arguments)
             return ops.sum(values) + _beside(climb, seen, arguments), values
 
@@ -109,12 +109,9 @@ def _views(climb: Climb, pictures: Tensor, draws: Tensor) -> Tensor:
     return transforms.apply(pictures, draws, middle, half, climb.network.ops)
 
 
-def _seen(climb: Climb, run: Callable, pictures: Tensor, **options: Any) -> list[Tensor]:
+def _seen(climb: Climb, run: Callable, pictures: Tensor, precision: str) -> list[Tensor]:
     form = climb.form
-    if form.linear:
-        options["linear"] = form.linear
-    if not options.pop("exact", False):
-        options |= {"precision": climb.precision, "folded": True}
+    options = {"linear": form.linear, "precision": precision, "folded": True}
     return form.maps(run(pictures, record=form.paths, outputs=form.scores, **options))
 
 
@@ -169,13 +166,13 @@ def _through_canvas(climb: Climb, canvas: Tensor, slope: Tensor) -> Tensor:
     return climb.network.value_and_grad(product)(canvas)[1]
 
 
-def _looking(climb: Climb, moved: bool) -> Callable:
+def _looking(climb: Climb, moved: bool, precision: str) -> Callable:
     network, ops = climb.network, climb.network.ops
 
     def look(run: Callable, pictures: Tensor, masks: Any, draws: Tensor = None) -> list[Tensor]:
         if moved:
             pictures = FRESH.apply(pictures, draws, *middle_and_half(network), ops)
-        seen = _seen(climb, run, pictures, exact=True)
+        seen = _seen(climb, run, pictures, precision)
         return [slot.means(a, m, ops) for slot, a, m in zip(climb.form.slots, seen, masks, strict=True)]
 
     return look
@@ -187,6 +184,7 @@ def look_at(
     count: int,
     masks: Sequence[np.ndarray],
     fresh: Callable[[int], np.ndarray] | None = None,
+    precision: str = "float32",
 ) -> list[np.ndarray]:
     """What `count` prepared pictures say to each slot of the form: a list of `(count, u, c)`.
 
@@ -196,8 +194,9 @@ def look_at(
         count: how many.
         masks: for each slot `(u, h, w)`.
         fresh: gives the draws `(1, 8)` of `FRESH` for a number, where the pictures are to be moved before.
+        precision: that the network is passed in.
     """
-    network, look, parts = climb.network, climb.look(fresh is not None), []
+    network, look, parts = climb.network, climb.look(fresh is not None, precision), []
     weights = [network.tensor(mask) for mask in masks]
     for start in range(0, count, LOOKED_AT):
         numbers = np.minimum(np.arange(start, start + min(LOOKED_AT, count)), count - 1).tolist()  # one shape
