@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from convscope.networks.preprocessing import PRESETS
-from convscope.techniques.filters.canvas import COLOURS, Fourier, Pixels, generator
+from convscope.techniques.filters.canvas import COLOURS, Fourier, Phases, Pixels, generator, natural_magnitudes
 from convscope.techniques.filters.rules import Adam, Normalised
-from convscope.techniques.filters.transforms import Affine
+from convscope.techniques.filters.transforms import Affine, Crops
 
 if importlib.util.find_spec("keras"):
     import keras
@@ -69,6 +69,40 @@ def test_colours_beyond_a_fourier_canvas_are_held_within_its_range():
     np.testing.assert_allclose(shown, 0.98, atol=1e-3)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", SIZES)
+def test_phases_are_the_inverse_transform_of_natural_magnitudes(size, channels):
+    net = network(channels)
+    phases = start(Phases(), net, size)
+    values = np.fft.irfft2(natural_magnitudes(size, channels) * np.exp(1j * phases), s=size, axes=(1, 2))
+    if channels == 3:
+        values = np.einsum("ck,nyxk->nyxc", COLOURS / np.sqrt((COLOURS**2).sum(axis=0)).max(), values)
+    drawn = to_numpy(Phases().picture(net, ops.convert_to_tensor(phases), size))
+    np.testing.assert_allclose(drawn, 2 / (1 + np.exp(-values)) - 1, atol=2e-4)
+
+
+def test_a_pictures_own_phases_bring_it_back():
+    net, size = network(), (33, 49)  # odd sides: no number of the spectrum is real but the first
+    drawn = to_numpy(Phases().picture(net, ops.convert_to_tensor(start(Phases(), net, size)), size))
+    again = to_numpy(Phases().picture(net, ops.convert_to_tensor(Phases().of(net, drawn)), size))
+    assert np.corrcoef(again.ravel(), drawn.ravel())[0, 1] > 0.98
+
+
+def test_natural_magnitudes_fall_off_alike_at_every_size():
+    """A random picture of any size is about as rough, and as contrasted, as photographs are."""
+    for size in [(64, 64), (128, 96), (224, 224), (300, 512)]:
+        found = natural_magnitudes(size, 3)
+        assert found.shape == (size[0], size[1] // 2 + 1, 3)
+        assert (found[0, 0] == 0).all()
+        # Per root pixel, the magnitude at a frequency does not depend on the size.
+        one, other = found[size[0] // 4, 0] / np.sqrt(size[0] * size[1]), natural_magnitudes((128, 128), 3)[32, 0] / 128
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    large = natural_magnitudes((512, 512), 3)
+    np.testing.assert_allclose(large[0, 1], 4 * large[0, 4], rtol=1e-5)  # below what was measured as 1 / f
+    assert (np.diff(natural_magnitudes((128, 128), 3)[0, 1:40, 0]) < 0).mean() > 0.8
+    np.testing.assert_array_equal(natural_magnitudes((32, 48), 5)[..., 4], natural_magnitudes((32, 48), 3)[..., 0])
+
+
 def moved_slowly(picture, matrix, middle):
     """Each pixel of the result looked up in the picture, bilinearly, mid-grey outside."""
     height, width = picture.shape[:2]
@@ -110,6 +144,58 @@ def test_draws_stay_within_their_bounds_and_belong_to_a_key_and_step():
     assert 8 < max(np.abs(angles)) <= 10 + 1e-4
     np.testing.assert_array_equal(transform.draw((0, 3), 2, 8, size), transform.draw((0, 3), 2, 8, size))
     assert len({draw.tobytes() for draw in drawn}) == 160
+
+
+@pytest.mark.parametrize("transform", [Affine(0.1, (0.9, 1.1), 10.0, views=3), Crops(0.6, 0.3, 3, grain=0, veil=0)])
+def test_views_are_looked_up_one_after_another(transform):
+    size, middle = (9, 13), np.zeros(3)
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+    draws = np.stack([transform.draw((0, number), 2, 8, size) for number in range(2)])
+    assert draws.shape == (2, 3, 8)
+    found = to_numpy(
+        transform.apply(ops.convert_to_tensor(pictures), ops.convert_to_tensor(draws), middle, middle + 1, ops)
+    )
+    wanted = [moved_slowly(pictures[n], draws[n, v].astype(np.float64), middle) for n in range(2) for v in range(3)]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_crops_lie_inside_and_shrink_as_they_are_told():
+    transform, size = Crops(first=0.8, last=0.2, views=50), (40, 60)
+    for step, share in ((0, 0.8), (5, 0.5), (10, 0.2)):
+        drawn = transform.draw((1, 2), step, 11, size)
+        assert drawn[:, 0].mean() == pytest.approx(share, abs=0.03)
+        np.testing.assert_array_equal(drawn[:, 0], drawn[:, 4])
+        for scale, begin, side in ((drawn[:, 0], drawn[:, 2], 60), (drawn[:, 4], drawn[:, 5], 40)):
+            # From the outer edge of the first pixel to that of the last.
+            assert (begin - scale / 2 >= -0.5 - 1e-4).all()
+            assert (begin + scale * (side - 0.5) <= side - 0.5 + 1e-4).all()
+        assert np.abs(drawn[:, 6]).max() <= 0.04
+    assert transform.draw((1, 2), 3, 11, size).tobytes() != transform.draw((1, 3), 3, 11, size).tobytes()
+
+
+def test_the_noise_of_crops_is_normal_and_differs_between_views():
+    transform, size = Crops(first=1.0, last=1.0, views=4, spread=0, grain=0.08, veil=0.04), (64, 64)
+    draws = transform.draw((1, 2), 0, 8, size)[None]
+    flat, half = np.zeros((1, *size, 3), np.float32), np.full(3, 10.0)
+    found = to_numpy(transform.apply(ops.convert_to_tensor(flat), ops.convert_to_tensor(draws), 0 * half, half, ops))
+    np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), 20 * draws[0, :, 6], atol=0.05)
+    np.testing.assert_allclose(found.std(axis=(1, 2)), 1.6, rtol=0.05)
+    rest = (found - found.mean(axis=(1, 2, 3), keepdims=True)).reshape(4, -1)
+    assert np.abs(np.corrcoef(rest) - np.eye(4)).max() < 0.05
+
+
+def test_nadam_looks_ahead():
+    rule, rng = Adam(rate=0.3, nesterov=True), np.random.default_rng(0)
+    slow = rng.normal(size=(2, 5)).astype(np.float32)
+    memory = [ops.convert_to_tensor(array) for array in rule.begin(slow)]
+    moved, mean, spread = ops.convert_to_tensor(slow), 0.0, 0.0
+    for step in range(1, 8):
+        gradient = rng.normal(size=slow.shape).astype(np.float32)
+        moved, *memory = rule.move(network(), moved, ops.convert_to_tensor(gradient), None, tuple(memory))
+        mean, spread = 0.9 * mean + 0.1 * gradient, 0.999 * spread + 0.001 * gradient**2
+        ahead = 0.9 * mean / (1 - 0.9 ** (step + 1)) + 0.1 * gradient / (1 - 0.9**step)
+        slow = slow + 0.3 * ahead / (np.sqrt(spread / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(to_numpy(moved), slow, atol=1e-4)
 
 
 def test_adam_is_its_algorithm():

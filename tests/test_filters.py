@@ -1,5 +1,7 @@
 """Gradient ascent against the classic procedure written out plainly, and what a seed promises."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,13 +10,15 @@ import models  # noqa: E402
 from keras import layers  # noqa: E402
 
 import convscope  # noqa: E402
-from convscope import open_model  # noqa: E402
+from convscope import demo, open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
+from convscope.pictures import read_pictures  # noqa: E402
 from convscope.techniques.filters import parse_channels  # noqa: E402
 from convscope.techniques.filters.ascent import step_of  # noqa: E402
 from convscope.techniques.filters.courses import Plan  # noqa: E402
-from convscope.techniques.filters.objectives import channel  # noqa: E402
-from convscope.techniques.filters.recipes import CLASSIC  # noqa: E402
+from convscope.techniques.filters.objectives import channel, likeness  # noqa: E402
+from convscope.techniques.filters.recipes import CLASSIC, RECIPES  # noqa: E402
+from convscope.techniques.filters.rules import Normalised  # noqa: E402
 
 
 def classic_model():
@@ -330,3 +334,83 @@ def test_a_changed_preprocessing_is_not_answered_by_an_old_program():
     fresh = open_model(network.model, preprocess="none")
     changed, expected = (filters(one, "conv2", [0], size=24, steps=2) for one in (network, fresh))
     np.testing.assert_array_equal(changed.values, expected.values)
+
+
+# -- recipes beyond the classic one ----------------------------------------------------------------------
+
+
+LAYER = "block3_conv"
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The network of the demo, whose filters mean something."""
+    return open_model(demo.MODEL)
+
+
+def test_each_recipe_raises_what_it_is_asked_to(trained):
+    for name, recipe in RECIPES.items():
+        begin = demo.PHOTOS[0] if recipe.photo else None
+        result = convscope.filters(trained, LAYER, range(3), recipe=name, steps=12, size=64, photo=begin)
+        # A step of the classic recipe may overshoot a filter; the others never do.
+        risen = [row.activation > 1.2 * row.activations[0] > 0 for row in result.rows]
+        assert sum(risen) >= (2 if name == "classic" else 3), (name, result.rows)
+        assert (result.alpha is not None) == recipe.transparent
+        if result.alpha is not None:
+            assert result.alpha.min() >= 0
+            assert result.alpha.max() == 1
+            assert result.alpha.std() > 0.01
+
+
+@pytest.mark.parametrize("name", ["accentuation", "deepdream"])
+def test_recipes_that_start_from_a_photo_need_one(name):
+    with pytest.raises(UsageError, match="photo"):
+        convscope.filters(open_model(classic_model()), "conv2", 0, recipe=name)
+
+
+def test_a_tie_keeps_the_picture_near_the_photo(trained):
+    before = [layer.path for layer in trained.layers if layer.spatial and layer.on_path]
+    middle = before[before.index(LAYER) // 2]
+    x = trained.prepare(read_pictures([demo.PHOTOS[0]]), (64, 64))
+
+    def apart(tie):
+        recipe = replace(RECIPES["accentuation"], tie=tie)
+        result = convscope.filters(
+            trained, LAYER, 1, recipe=recipe, steps=30, size=64, photo=demo.PHOTOS[0], precision="float32"
+        )
+        assert result.rows[0].channel == 1
+        assert result.rows[0].name == f"{LAYER}:1"
+        maps = [trained.forward(batch, (middle,))[1][middle] for batch in (x, result.values)]
+        return np.square(maps[1] - maps[0]).sum() / np.square(maps[0]).sum(), result.rows[0].activation
+
+    (free, reached), (tied, held) = apart(0.0), apart(30.0)
+    assert tied < 0.5 * free
+    assert 0 < held < reached
+
+
+def test_a_likeness_needs_a_photo():
+    with pytest.raises(UsageError, match="photo"):
+        convscope.filters(open_model(classic_model()), objectives=[channel("conv2", 1) + likeness("relu1")], steps=2)
+
+
+def test_a_dream_that_does_not_move_is_the_photo(trained):
+    """What a photo shows at a larger size only is given back to it there."""
+    still = replace(RECIPES["deepdream"], rule=Normalised(step=1e-6))
+    result = convscope.filters(trained, LAYER, recipe=still, steps=4, size=64, photo=demo.PHOTOS[0])
+    wanted = trained.prepare(read_pictures([demo.PHOTOS[0]]), (64, 64))[0]
+    np.testing.assert_allclose(result.values[0], wanted, atol=1e-3 * wanted.max())
+    assert [row.name for row in result.rows] == [f"{LAYER}:*"]
+
+
+def test_variants_differ_more_than_pictures_of_other_seeds(trained):
+    def likeness_of(values):
+        maps = trained.forward(values, (LAYER,))[1][LAYER]
+        grams = np.einsum("nhwc,nhwd->ncd", maps, maps).reshape(len(maps), -1)
+        grams /= np.linalg.norm(grams, axis=1, keepdims=True)
+        return (grams @ grams.T)[np.triu_indices(len(grams), 1)].mean()
+
+    options = {"recipe": "fourier", "steps": 40, "size": 64, "precision": "float32"}
+    alone = [convscope.filters(trained, LAYER, 4, seed=seed, **options).values[0] for seed in range(3)]
+    together = convscope.filters(trained, LAYER, 4, variants=3, **options)
+    assert [row.variant for row in together.rows] == [0, 1, 2]
+    assert likeness_of(together.values) < likeness_of(np.stack(alone)) - 0.05

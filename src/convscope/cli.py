@@ -403,6 +403,7 @@ def _activation_table(shell: Shell, result: Any, out: str) -> None:
 @click.option(
     "--photos", multiple=True, metavar="IMAGE", help="Photos or folders whose activations an alive filter must exceed."
 )
+@click.option("--photo", metavar="IMAGE", help="To start from, for recipes accentuation and deepdream.")
 @click.option(
     "--frames",
     type=click.IntRange(min=0),

@@ -321,7 +321,10 @@ class KerasNetwork(Network):
     def precision_for_ascent(self) -> str:
         """See `Network.precision_for_ascent`. A model with a policy of its own keeps it."""
         policies = {getattr(getattr(op, "_dtype_policy", None), "name", "float32") for _, op in self._operations}
-        return "bfloat16" if policies <= {"float32"} and self._backend.bfloat16_pays() else "float32"
+        depthwise = any(
+            "Depthwise" in type(op).__name__ or "Separable" in type(op).__name__ for _, op in self._operations
+        )
+        return "bfloat16" if policies <= {"float32"} and self._backend.bfloat16_pays(depthwise) else "float32"
 
     def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
         """See `Network.layers_at`."""

@@ -257,7 +257,10 @@ class Network(ABC):
 
     @abstractmethod
     def value_and_grad(self, function: Callable) -> Callable:
-        """From `f(x) -> (scalar, aux)` the function `x -> ((scalar, aux), gradient)`, for use inside `compile`."""
+        """From `f(x) -> (scalar, aux)` the function `x -> ((scalar, aux), gradient)`, for use inside `compile`.
+
+        `x` is a tensor or a tuple of them, and so is the gradient.
+        """
 
     @abstractmethod
     def tensor(self, array: np.ndarray) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 equal, isfinite = torch.eq, torch.isfinite
 exp, log, square, sqrt, rsqrt = torch.exp, torch.log, torch.square, torch.sqrt, torch.rsqrt
-reshape, einsum, sigmoid, floor = torch.reshape, torch.einsum, torch.sigmoid, torch.floor
+cos, sin = torch.cos, torch.sin
+reshape, einsum, matmul, transpose = torch.reshape, torch.einsum, torch.matmul, torch.permute
+sigmoid, floor = torch.sigmoid, torch.floor
 
 _TYPES = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64, "bool": torch.bool}
 Axes = int | tuple[int, ...] | None
@@ -30,6 +32,11 @@ def less(x: Any, y: Any) -> Tensor:
 def convert_to_tensor(x: Any) -> Tensor:
     """A tensor of anything that NumPy takes."""
     return x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+
+
+def zeros(shape: Sequence[int], dtype: Any = "float32") -> Tensor:
+    """A tensor of zeros."""
+    return torch.zeros(*shape, dtype=_type(dtype))
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
@@ -90,16 +97,31 @@ def one_hot(x: Tensor, classes: int, dtype: Any = "float32") -> Tensor:
     return torch.nn.functional.one_hot(x.long(), classes).to(_type(dtype))
 
 
+def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Tensors side by side along a new axis."""
+    return torch.stack(list(tensors), dim=axis)
+
+
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors joined along `axis`."""
     return torch.cat(list(tensors), dim=axis)
 
 
+def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
+    """Zeros around `x`, so many before and after along each axis."""
+    return torch.nn.functional.pad(x, [width for pair in reversed(widths) for width in pair])
+
+
 def take(x: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
     """Rows of `x` along `axis` by their numbers."""
-    return torch.index_select(x, axis, indices.reshape(-1)).reshape(
+    return torch.index_select(x, axis, indices.reshape(-1).long()).reshape(
         *x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]
     )
+
+
+def stop_gradient(x: Tensor) -> Tensor:
+    """`x` as a constant to what is differentiated."""
+    return x.detach()
 
 
 def repeat(x: Tensor, repeats: int, axis: int) -> Tensor:

@@ -16,12 +16,14 @@ from convscope.results import FilterRow, Filters, Progress, provenance
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, kept_steps, look_at
 from convscope.techniques.filters.courses import BATCH, Goal, Plan, pursue
 from convscope.techniques.filters.objectives import (
+    BESIDE,
     LOGITS,
     Bound,
     Objective,
     channel,
     distinct_masks,
     diversity,
+    likeness,
     parse,
     values_of,
 )
@@ -34,7 +36,7 @@ NOISE_PICTURES = 256
 PERCENTILE = 99
 CLASSIC_CHANNELS = 64  # as many as the sheet of the classic procedure shows
 MOST_LOOKED_AT = 256  # channels asked for a gradient by `first_that_climb`
-DIVERSITY = 1.0  # weight of being unlike each other, relative to the activation that noise at its best gives
+DIVERSITY = 1.0  # weight of being unlike each other, relative to the activation
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +102,17 @@ def filters(
     if layer is not None and not objectives:
         _check_layer(network, layer, size_in_pixels)
     wanted = _wanted(network, layer, channels, objectives, chosen, variants)
+    if begin is None and any(term.measure == "likeness" for item in wanted for term in item.objective.terms):
+        raise UsageError("a likeness needs a photo to be like; give one with photo= (--photo IMAGE).")
     plan = Plan(
-        network, chosen, size_in_pixels, seed, _precision(network, precision), _batch(batch, variants), frames, progress
+        network,
+        chosen,
+        size_in_pixels,
+        seed,
+        _precision(network, precision),
+        _batch(batch, chosen, variants),
+        frames,
+        progress,
     )
     bounds = [plan.bind(item.objective) for item in wanted]
     judge = _Judge(plan, bounds, references)
@@ -219,9 +230,9 @@ def _precision(network: Network, precision: str) -> str:
     return network.precision_for_ascent() if precision == "auto" else precision
 
 
-def _batch(batch: int | None, variants: int) -> int:
-    """The number of lanes; the variants of an objective are climbed together."""
-    wanted = BATCH if batch is None else max(1, batch)
+def _batch(batch: int | None, recipe: Recipe, variants: int) -> int:
+    """The number of lanes, whose views are seen together; the variants of an objective are climbed together."""
+    wanted = max(1, BATCH // recipe.views) if batch is None else max(1, batch)
     return wanted if variants == 1 else max(variants, wanted // variants * variants)
 
 
@@ -285,13 +296,26 @@ def _wanted(
         if channels is None and recipe.look == "classic":
             channels = range(min(count, CLASSIC_CHANNELS))
         pairs = [(channel(layer, number), (number,)) for number in parse_channels(channels, count)]
+    if recipe.tie:
+        pairs = [(objective + recipe.tie * likeness(_halfway(network, objective)), key) for objective, key in pairs]
     if variants == 1:
         return [Wanted(objective, key) for objective, key in pairs]
     return [
-        Wanted(objective + diversity(objective.terms[0].layer), (*key, variant) if variant else key, variant)
+        Wanted(
+            objective + DIVERSITY * diversity(objective.terms[0].layer), (*key, variant) if variant else key, variant
+        )
         for objective, key in pairs
         for variant in range(variants)
     ]
+
+
+def _halfway(network: Network, objective: Objective) -> str:
+    """The layer with a map in the middle of the way to the first layer of an objective."""
+    before = [layer.path for layer in network.layers if layer.spatial and layer.on_path]
+    first = objective.terms[0].layer
+    path = None if first == LOGITS else network.layer(first).path
+    upto = before.index(path) if path in before else len(before)
+    return before[upto // 2]
 
 
 # -- making them -----------------------------------------------------------------------------------------
@@ -468,7 +492,7 @@ class _Judge:
 
 
 def _name(bound: Bound) -> str:
-    objective = Objective(tuple(term for term in bound.objective.terms if term.measure != "diversity"))
+    objective = Objective(tuple(term for term in bound.objective.terms if term.measure not in BESIDE))
     return str(objective)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from convscope.networks import Network
 from convscope.results import Progress
-from convscope.techniques.filters.canvas import Pixels, generator, middle_and_half
-from convscope.techniques.filters.objectives import Bound, Form
+from convscope.techniques.filters.canvas import generator, middle_and_half
+from convscope.techniques.filters.objectives import BESIDE, Bound, Form
 from convscope.techniques.filters.recipes import Recipe
 from convscope.techniques.filters.transforms import Affine
 
@@ -86,13 +86,18 @@ def step_of(climb: Climb) -> Callable:
     network, recipe, ops = climb.network, climb.recipe, climb.network.ops
 
     def step(run: Callable, canvas: Tensor, memory: Any, heat: Tensor, arguments: Any, draws: Tensor) -> tuple:
-        def score(pictures: Tensor) -> tuple:
+        def score(given: tuple[Tensor, Tensor]) -> tuple:
+            parameters, nothing = given
+            pictures = climb.picture_of(parameters) + nothing
             seen = _seen(climb, run, _views(climb, pictures, draws), climb.precision)
             values = _values(climb, seen, arguments)
-            return ops.sum(values) + _beside(climb, seen, arguments), values
+            beside = _beside(climb, run, seen, arguments, draws)
+            # Relative to what is raised, whose scale no one knows beforehand.
+            return ops.sum(values + ops.stop_gradient(ops.maximum(values, -values)) * beside), values
 
-        (_, values), slope = network.value_and_grad(score)(climb.picture_of(canvas))
-        gradient = _through_canvas(climb, canvas, slope)
+        # The gradient at what is added to the pictures is the one at the pictures.
+        nothing = ops.zeros((canvas.shape[0], *climb.size, network.inputs.channels), dtype="float32")
+        (_, values), (gradient, slope) = network.value_and_grad(score)((canvas, nothing))
         square = ops.sum(ops.square(gradient), axis=tuple(range(1, len(gradient.shape))), keepdims=True)
         canvas, *memory = recipe.rule.move(network, canvas, gradient, square, tuple(memory))
         heat = heat + ops.sum(ops.maximum(slope, -slope), axis=-1)
@@ -119,7 +124,7 @@ def _values(climb: Climb, seen: Sequence[Tensor], arguments: Any) -> Tensor:
     """The objective of each picture `(n,)`, the mean over its views."""
     ops, views, total = climb.network.ops, climb.recipe.views, None
     for slot, activation, (masks, vectors) in zip(climb.form.slots, seen, arguments, strict=True):
-        if slot.measure == "diversity":
+        if slot.measure in BESIDE:
             continue
         masks = ops.repeat(masks, views, axis=0) if views > 1 else masks
         means = slot.reduce(activation, masks, ops)
@@ -130,14 +135,29 @@ def _values(climb: Climb, seen: Sequence[Tensor], arguments: Any) -> Tensor:
     return total
 
 
-def _beside(climb: Climb, seen: Sequence[Tensor], arguments: Any) -> Tensor:
-    """What is raised too and is no part of the activation: that the pictures of one objective differ."""
+def _beside(climb: Climb, run: Callable, seen: Sequence[Tensor], arguments: Any, draws: Tensor) -> Tensor:
+    """What is raised too and is no part of the activation `(n,)`: see `objectives.BESIDE`."""
     ops, total = climb.network.ops, 0.0
-    for slot, activation, (masks, vectors) in zip(climb.form.slots, seen, arguments, strict=True):
+    for place, slot in enumerate(climb.form.slots):
+        # In the place of a mask is the photo, or the number of the group that a picture belongs to.
+        other, vectors = arguments[place]
         if slot.measure == "diversity":
-            # Here a mask holds the number of the group that a picture belongs to.
-            total = total + ops.sum(ops.max(vectors, axis=-1) * _unlikeness(climb, activation, masks[:, 0, 0]))
+            measured = _unlikeness(climb, seen[place], other[:, 0, 0])
+        elif slot.measure == "likeness":
+            photos = _seen(climb, run, _views(climb, other, draws), climb.precision)[place]
+            measured = _nearness(climb, seen[place], ops.stop_gradient(photos))
+        else:
+            continue
+        total = total + ops.sum(vectors, axis=-1) * measured
     return total
+
+
+def _nearness(climb: Climb, activation: Tensor, photos: Tensor) -> Tensor:
+    """Minus the squared distance `(n,)` of maps from those of the photo, as a share of the photo's square."""
+    ops, axes = climb.network.ops, tuple(range(1, len(activation.shape)))
+    apart = ops.sum(ops.square(activation - photos), axis=axes)
+    share = apart / ops.maximum(ops.sum(ops.square(photos), axis=axes), 1e-12)
+    return -ops.mean(ops.reshape(share, (-1, climb.recipe.views)), axis=-1)
 
 
 def _unlikeness(climb: Climb, activation: Tensor, groups: Tensor) -> Tensor:
@@ -152,18 +172,6 @@ def _unlikeness(climb: Climb, activation: Tensor, groups: Tensor) -> Tensor:
     others = together * ops.convert_to_tensor(1 - np.eye(grams.shape[0], dtype=np.float32))
     count = ops.maximum(ops.sum(others, axis=-1), 1.0)
     return -ops.sum(others * ops.einsum("nd,md->nm", grams, grams), axis=-1) / count
-
-
-def _through_canvas(climb: Climb, canvas: Tensor, slope: Tensor) -> Tensor:
-    """The gradient at the canvas' parameters from that at its picture, which the network is gone through once for."""
-    if isinstance(climb.recipe.canvas, Pixels):
-        return slope
-    ops = climb.network.ops
-
-    def product(parameters: Tensor) -> tuple:
-        return ops.sum(climb.picture_of(parameters) * slope), ()
-
-    return climb.network.value_and_grad(product)(canvas)[1]
 
 
 def _looking(climb: Climb, moved: bool, precision: str) -> Callable:
@@ -222,12 +230,15 @@ class Task:
             several.
         start: the parameters to begin with; drawn for the key where None.
         group: pictures of one group are kept unlike each other, where the objective has a term of diversity.
+        photo: `(h, w, c)` in the network's range, which the picture stays near where the objective has a term of
+            likeness.
     """
 
     bound: Bound
     key: tuple[int, ...]
     start: np.ndarray | None = None
     group: int = 0
+    photo: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -380,6 +391,8 @@ class _Lanes:
         )
 
     def _masks(self, slot: int, bounds: Sequence[Bound]) -> np.ndarray:
+        if self.climb.form.slots[slot].measure == "likeness":
+            return np.stack([photo for task in self.at if (photo := self.tasks[task].photo) is not None])
         masks = np.stack([bound.masks[slot] for bound in bounds])
         if self.climb.form.slots[slot].measure == "diversity":
             # A lane that only fills up belongs to no group.

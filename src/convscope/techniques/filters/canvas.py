@@ -1,8 +1,10 @@
-"""What is optimised: the pixels themselves, or a Fourier spectrum of them, and where they start."""
+"""What is optimised: the pixels themselves, their Fourier spectrum, or only its phases; and where they start."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,9 +37,11 @@ class Pixels:
 
     Attributes:
         amplitude: width of the noise, in units of half the network's range.
+        held: values beyond black and white are shown as black and white.
     """
 
     amplitude: float
+    held: bool = False
 
     def start(self, network: Network, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         """`(h, w, c)`, in the network's range."""
@@ -50,8 +54,13 @@ class Pixels:
         return pictures
 
     def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
-        """The parameters as they are."""
-        return parameters
+        """The parameters as they are, or held within the range."""
+        if not self.held:
+            return parameters
+        ops = network.ops
+        black, white = (end.astype(np.float32) for end in network.preprocessing.range(network.inputs.channels))
+        share = ops.clip((parameters - ops.convert_to_tensor(black)) / ops.convert_to_tensor(white - black), 0.0, 1.0)
+        return ops.convert_to_tensor(black) + share * ops.convert_to_tensor(white - black)
 
 
 @dataclass(frozen=True)
@@ -75,36 +84,113 @@ class Fourier:
 
     def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
         """Never outside of the network's range, whatever the parameters are."""
-        ops, channels = network.ops, network.inputs.channels
-        values = self.values(parameters, size, channels, ops)
-        black, white = (end.astype(np.float32) for end in network.preprocessing.range(channels))
-        return ops.convert_to_tensor(black) + values * ops.convert_to_tensor(white - black)
+        ops = network.ops
+        scale = ops.convert_to_tensor((spectrum_scale(size) / 4)[None, None, :, :, None].astype(np.float32))
+        return in_range(network, inverse_transform(parameters * scale, size, ops))
 
     def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
         """The spectra `(n, 2, h, w // 2 + 1, c)` of pictures; values within 2 % of black and white come nearer."""
-        black, white = network.preprocessing.range(network.inputs.channels)
-        share = np.clip((pictures.astype(np.float64) - black) / (white - black), 0.02, 0.98)
-        values = 4 * np.log(share / (1 - share))
-        if values.shape[-1] == 3:
-            values = values @ np.linalg.inv(_mix()).T
-        spectrum = np.fft.rfft2(values, axes=(1, 2)) / spectrum_scale(pictures.shape[1:3])[..., None]
+        spectrum = (
+            np.fft.rfft2(logits_of(network, pictures), axes=(1, 2))
+            / (spectrum_scale(pictures.shape[1:3]) / 4)[..., None]
+        )
         return np.stack([spectrum.real, spectrum.imag], axis=1).astype(np.float32)
 
-    def values(self, parameters: Tensor, size: tuple[int, int], channels: int, ops: Any) -> Tensor:
-        """Pictures `(n, h, w, c)` in 0..1; the inverse transform is a product with cosines and sines on each axis,
-        which every framework has and can differentiate.
-        """
-        rows, columns = _waves(size)
-        scale = spectrum_scale(size)[None, :, :, None].astype(np.float32)
-        scaled = [parameters[:, part] * ops.convert_to_tensor(scale) for part in (0, 1)]
-        (cos_y, sin_y), (cos_x, sin_x) = ([ops.convert_to_tensor(wave) for wave in waves] for waves in (rows, columns))
-        along, across = "yu,nufc->nyfc", "xf,nyfc->nyxc"
-        real = ops.einsum(along, cos_y, scaled[0]) - ops.einsum(along, sin_y, scaled[1])
-        imaginary = ops.einsum(along, sin_y, scaled[0]) + ops.einsum(along, cos_y, scaled[1])
-        values = (ops.einsum(across, cos_x, real) - ops.einsum(across, sin_x, imaginary)) / 4
-        if channels == 3:
-            values = ops.einsum("nyxk,ck->nyxc", values, ops.convert_to_tensor(_mix().astype(np.float32)))
-        return ops.sigmoid(values)
+
+@dataclass(frozen=True)
+class Phases:
+    """The phases of a spectrum whose magnitudes are those that photographs have in the mean.
+
+    After Fel et al. 2023 (MaCo, 2306.06805), with magnitudes of our own: see `natural_magnitudes`.
+    """
+
+    def start(self, network: Network, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+        """Phases `(h, w // 2 + 1, c)` in radians, all alike probable: a texture as rough as photographs are."""
+        height, width = size
+        shape = (height, width // 2 + 1, network.inputs.channels)
+        return generator.uniform(-np.pi, np.pi, shape).astype(np.float32)
+
+    def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
+        """Never outside of the network's range."""
+        ops = network.ops
+        magnitudes = ops.convert_to_tensor(natural_magnitudes(size, network.inputs.channels)[None])
+        spectra = ops.stack([magnitudes * ops.cos(parameters), magnitudes * ops.sin(parameters)], axis=1)
+        return in_range(network, inverse_transform(spectra, size, ops))
+
+    def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
+        """The phases of pictures: their edges stay, their magnitudes become the mean ones."""
+        return np.angle(np.fft.rfft2(logits_of(network, pictures), axes=(1, 2))).astype(np.float32)
+
+
+def inverse_transform(spectra: Tensor, size: tuple[int, int], ops: Any) -> Tensor:
+    """The inverse real Fourier transform `(n, h, w, c)` of real and imaginary parts `(n, 2, h, w // 2 + 1, c)`.
+
+    A product with cosines and sines on each axis, which every framework has and can differentiate.
+    """
+    (cos_y, sin_y), (cos_x, sin_x) = _waves(size)
+    height, half, channels = size[0], size[1] // 2 + 1, spectra.shape[-1]
+    down = ops.convert_to_tensor(np.block([[cos_y, -sin_y], [sin_y, cos_y]]))  # of both parts at once
+    right = ops.convert_to_tensor(np.concatenate([cos_x, -sin_x], axis=1).T)
+    both = ops.matmul(down, ops.reshape(spectra, (-1, 2 * height, half * channels)))
+    # The frequencies last, so that they are one long product.
+    both = ops.transpose(ops.reshape(both, (-1, 2, height, half, channels)), (0, 2, 4, 1, 3))
+    values = ops.matmul(ops.reshape(both, (-1, 2 * half)), right)
+    return ops.transpose(ops.reshape(values, (-1, height, channels, size[1])), (0, 1, 3, 2))
+
+
+def in_range(network: Network, values: Tensor) -> Tensor:
+    """Pictures `(n, h, w, c)` of logits of shares between black and white; three channels have decorrelated colours."""
+    ops, channels = network.ops, network.inputs.channels
+    if channels == 3:
+        values = ops.einsum("nyxk,ck->nyxc", values, ops.convert_to_tensor(_mix().astype(np.float32)))
+    black, white = (end.astype(np.float32) for end in network.preprocessing.range(channels))
+    return ops.convert_to_tensor(black) + ops.sigmoid(values) * ops.convert_to_tensor(white - black)
+
+
+def logits_of(network: Network, pictures: np.ndarray) -> np.ndarray:
+    """The inverse of `in_range`, in NumPy."""
+    black, white = network.preprocessing.range(network.inputs.channels)
+    return colour_logits((pictures.astype(np.float64) - black) / (white - black))
+
+
+def colour_logits(shares: np.ndarray) -> np.ndarray:
+    """Logits of shares between black and white `(n, h, w, c)`, with decorrelated colours where there are three.
+
+    Values within 2 % of black and white come nearer.
+    """
+    shares = np.clip(shares, 0.02, 0.98)
+    values = np.log(shares / (1 - shares))
+    return values @ np.linalg.inv(_mix()).T if values.shape[-1] == 3 else values
+
+
+@cache
+def natural_magnitudes(size: tuple[int, int], channels: int) -> np.ndarray:
+    """Mean magnitudes `(h, w // 2 + 1, c)` float32 that photographs of this size have, in the space of `in_range`.
+
+    Measured by `training/spectrum.py` on patches of 128 pixels; between its frequencies interpolated, below the lowest
+    continued as 1 / f. Nothing at frequency 0: the mean is mid-grey. Channels that are not three colours have the
+    magnitudes of brightness.
+    """
+    measured = np.log(np.load(Path(__file__).with_name("spectrum.npy")).astype(np.float64))
+    patch = 2 * (len(measured) - 1)
+    down, right = np.abs(np.fft.fftfreq(size[0]))[:, None] * patch, np.fft.rfftfreq(size[1])[None] * patch
+    radius = np.hypot(down, right)
+    beyond = np.maximum(1, 1 / np.maximum(radius, 1e-12))  # what brings a frequency out to the lowest that was measured
+    found = np.exp(_between(measured, down * beyond, right * beyond)) * beyond[..., None]
+    found[0, 0] = 0
+    found = found if channels == 3 else np.repeat(found[..., :1], channels, axis=-1)
+    return (found * np.sqrt(size[0] * size[1])).astype(np.float32)
+
+
+def _between(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """A table `(h, w, c)` looked up bilinearly at places `(...)`: `(..., c)`."""
+    rows, columns = np.broadcast_arrays(rows, columns)
+    top = np.clip(np.floor(rows).astype(int), 0, table.shape[0] - 2)
+    left = np.clip(np.floor(columns).astype(int), 0, table.shape[1] - 2)
+    lower, further = (rows - top)[..., None], (columns - left)[..., None]
+    upper_row = table[top, left] * (1 - further) + table[top, left + 1] * further
+    lower_row = table[top + 1, left] * (1 - further) + table[top + 1, left + 1] * further
+    return upper_row * (1 - lower) + lower_row * lower
 
 
 def _mix() -> np.ndarray:

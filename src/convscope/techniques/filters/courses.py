@@ -95,7 +95,8 @@ def _climb(plan: Plan, goals: Sequence[Goal], courses: list[Course], starts: Seq
 
 def _task(plan: Plan, goal: Goal, picture: np.ndarray | None) -> Task:
     start = None if picture is None else plan.recipe.canvas.of(plan.network, picture[None])[0]
-    return Task(goal.bound, goal.key, start, goal.group)
+    photo = None if goal.start is None else _resized(goal.start, plan.size)
+    return Task(goal.bound, goal.key, start, goal.group, photo)
 
 
 def _ascend(plan: Plan, climb: Climb, tasks: Sequence[Task], courses: list[Course]) -> None:
@@ -162,18 +163,35 @@ def _smaller_sizes(plan: Plan, goals: Sequence[Goal]) -> list[np.ndarray | None]
         small = replace(plan, size=size, recipe=_with_steps(plan.recipe, count), frames=0)
         bounds = [small.bind(goal.bound.objective, size) for goal in goals]
         parts = [replace(goal, bound=bound) for goal, bound in zip(goals, bounds, strict=True)]
-        begun = [None if start is None else _grown(plan.recipe, start, size) for start in starts]
         courses = [Course() for _ in goals]
-        tasks = [_task(small, goal, start) for goal, start in zip(parts, begun, strict=True)]
+        tasks = [_task(small, goal, start) for goal, start in zip(parts, _at_size(small, parts, starts), strict=True)]
         _ascend(small, small.climb(bounds[0]), tasks, courses)
-        starts = [None if course.stuck else course.picture for course in courses]
-    return [None if start is None else _grown(plan.recipe, start, plan.size) for start in starts]
+        starts = [start if course.stuck else course.picture for course, start in zip(courses, starts, strict=True)]
+    return _at_size(plan, goals, starts)
+
+
+def _at_size(plan: Plan, goals: Sequence[Goal], starts: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+    """Pictures brought to the plan's size; to those that began as a photo goes what it shows at this size only."""
+    found: list[np.ndarray | None] = []
+    for goal, start in zip(goals, starts, strict=True):
+        if start is None or goal.start is None:
+            found.append(None if start is None else _grown(plan.recipe, start, plan.size))
+            continue
+        coarse = _resized(_resized(goal.start, start.shape[:2]), plan.size)
+        found.append(_resized(start, plan.size) + _resized(goal.start, plan.size) - coarse)
+    return found
+
+
+def _resized(picture: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    if picture.shape[:2] == tuple(size):
+        return picture
+    return np.stack([resize_map(picture[..., k], *size) for k in range(picture.shape[-1])], axis=-1)
 
 
 def _grown(recipe: Recipe, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture brought to another size: enlarged, or with its mirror images around it, which keeps its scale."""
     if recipe.grow == "resize" or size[0] < picture.shape[0] or size[1] < picture.shape[1]:
-        return np.stack([resize_map(picture[..., k], *size) for k in range(picture.shape[-1])], axis=-1)
+        return _resized(picture, size)
     missing = [side - have for side, have in zip(size, picture.shape, strict=False)]
     around = [(lack // 2, lack - lack // 2) for lack in missing]
     return np.pad(picture, [*around, (0, 0)], mode="symmetric")

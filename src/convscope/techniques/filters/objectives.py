@@ -25,6 +25,7 @@ from convscope.networks.network import Record
 
 Tensor = Any
 LOGITS = "class"  # in the place of a layer's path: the class scores, before their softmax or sigmoid
+BESIDE = ("diversity", "likeness")  # measures that are raised too, and are no part of what a picture reaches
 EXPECTED = "expected LAYER:CHANNEL, LAYER:CHANNEL@ROW,COLUMN, LAYER:* or class:NAME"
 
 
@@ -38,8 +39,8 @@ class Term:
         channel: number of the channel, or a class; None for a direction, or for the layer as a whole.
         place: `(row, column)` in the map; the mean over the map where None.
         direction: a number for each channel.
-        measure: "linear", "energy" (mean square of the whole layer) or "diversity" (how unlike each other the pictures
-            of one objective are).
+        measure: "linear", "energy" (mean square of the whole layer), or one of `BESIDE`: "diversity" (how unlike each
+            other the pictures of one objective are), "likeness" (to the photo that the ascent began with).
     """
 
     layer: str
@@ -52,8 +53,8 @@ class Term:
     @property
     def text(self) -> str:
         """The term without its weight, as `parse` reads it (a direction has no such text)."""
-        if self.measure == "diversity":
-            return f"diversity({self.layer})"
+        if self.measure in BESIDE:
+            return f"{self.measure}({self.layer})"
         if self.direction is not None:
             return f"{self.layer}:<direction>"
         place = "" if self.place is None else f"@{self.place[0]},{self.place[1]}"
@@ -119,6 +120,13 @@ def diversity(path: str) -> Objective:
     (Olah et al. 2017, Feature Visualization). Means something where there are several pictures of each (`variants`).
     """
     return Objective((Term(path, measure="diversity"),))
+
+
+def likeness(path: str) -> Objective:
+    """Minus the squared distance of a layer's map from the photo's, as a share of the photo's square: what keeps a
+    picture near the photo it began with (Hamblin et al. 2024, Feature Accentuation, 2402.10039).
+    """
+    return Objective((Term(path, measure="likeness"),))
 
 
 # -- text ------------------------------------------------------------------------------------------------
@@ -241,7 +249,7 @@ class Bound:
     @property
     def channel(self) -> int | None:
         """The number of the channel where the objective is that channel alone."""
-        (term, *more) = [term for term in self.objective.terms if term.measure != "diversity"]
+        (term, *more) = [term for term in self.objective.terms if term.measure not in BESIDE]
         alone = not more and isinstance(term.channel, int) and term.place is None and term.weight == 1
         return term.channel if alone and isinstance(term.channel, int) and term.layer != LOGITS else None
 
@@ -341,7 +349,7 @@ def values_of(means: Sequence[np.ndarray], bounds: Sequence[Bound], masks: Seque
     """
     total = np.zeros((len(means[0]), len(bounds)), np.float32)
     for slot, found in enumerate(means):
-        if bounds[0].form.slots[slot].measure == "diversity":
+        if bounds[0].form.slots[slot].measure in BESIDE:
             continue
         at = [_index(bound.masks[slot], masks[slot]) for bound in bounds]
         for index, bound in enumerate(bounds):

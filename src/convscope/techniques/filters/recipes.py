@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convscope.errors import UsageError, nearest
-from convscope.techniques.filters.canvas import Canvas, Fourier, Pixels
+from convscope.techniques.filters.canvas import Canvas, Fourier, Phases, Pixels
 from convscope.techniques.filters.rules import Adam, Normalised, Rule
-from convscope.techniques.filters.transforms import Affine
+from convscope.techniques.filters.transforms import Affine, Crops, Transforms
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,14 @@ class Recipe:
         canvas: what is optimised; rule: how it moves; transforms: what is done to the picture before each step.
         border: cells of the layer's map left out on each side of the objective.
         crop: pixels left out on each side of the final picture, at `size`.
-        look: "classic" (contrast brought to 0.15 around grey) or "plain" (the picture as it is).
+        look: "classic" (contrast brought to 0.15 around grey), "plain" (the picture as it is) or "clipped" (stretched
+            to the full range, but for 1 % of the values at each end).
+        octaves: (fraction of the final size, share of the steps) of sizes that are climbed at one after another.
+        grow: how a picture is brought to the next size: "resize", or "mirror", which keeps its scale and adds room.
+        settle: a filter is done when it gained less than this share in 8 steps; 0 for all steps.
+        photo: the ascent begins with a photo instead of noise.
+        tie: weight of staying near that photo halfway to the layer, relative to the activation.
+        transparent: the result says which places of a picture mattered.
     """
 
     name: str
@@ -31,7 +38,7 @@ class Recipe:
     size: int
     canvas: Canvas
     rule: Rule
-    transforms: Affine | None = None
+    transforms: Transforms | None = None
     border: int = 0
     crop: int = 0
     look: str = "plain"
@@ -79,8 +86,45 @@ FOURIER = Recipe(
     transforms=Affine(shift=12 / 128, scale=(0.9, 1.1), rotation=10.0),
 )
 
+MACO = Recipe(
+    name="maco",
+    source="Fel et al. 2023, MaCo, 2306.06805: phases only, crops with noise, NAdam",
+    steps=256,
+    size=224,
+    canvas=Phases(),
+    rule=Adam(rate=1.0, nesterov=True),
+    transforms=Crops(first=0.5, last=0.05, views=32),
+    look="clipped",
+    transparent=True,
+)
+
+ACCENTUATION = Recipe(
+    name="accentuation",
+    source="Hamblin et al. 2024, Feature Accentuation, 2402.10039: from a photo, near it halfway to the layer",
+    steps=100,
+    size=224,
+    canvas=Fourier(deviation=0.01),
+    rule=Adam(rate=0.05),
+    transforms=Crops(first=0.9, last=0.9, views=16, veil=0.0, grain=0.02),
+    photo=True,
+    tie=1.0,
+    transparent=True,
+)
+
+DEEPDREAM = Recipe(
+    name="deepdream",
+    source="Mordvintsev et al. 2015, Inceptionism: a photo at growing sizes, with its details given back at each",
+    steps=40,
+    size=320,
+    canvas=Pixels(amplitude=0.25, held=True),
+    rule=Normalised(step=10.0),
+    transforms=Affine(shift=1 / 32, scale=(1.0, 1.0), rotation=0.0),
+    octaves=((0.36, 1.0), (0.51, 1.0), (0.71, 1.0), (1.0, 1.0)),
+    photo=True,
+)
+
 DEFAULT_RECIPE = "classic"
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (CLASSIC, FOURIER)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (CLASSIC, FOURIER, MACO, ACCENTUATION, DEEPDREAM)}
 
 
 def recipe_named(name: str) -> Recipe:

@@ -64,12 +64,15 @@ class Adam:
 
     Attributes:
         rate: of the step; first, second: decay of the gradient's mean and of its square's.
+        nesterov: look ahead by the mean that the next step will have (Dozat 2016, Incorporating Nesterov Momentum into
+            Adam).
     """
 
     rate: float
     first: float = 0.9
     second: float = 0.999
     tiny: float = 1e-8
+    nesterov: bool = False
 
     def begin(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
         """Means of the gradient and of its square, and the number of steps."""
@@ -90,5 +93,9 @@ class Adam:
         spread = self.second * spread + (1 - self.second) * ops.square(gradient)
         grown = 1 - ops.exp(count * float(np.log(self.first)))
         widened = 1 - ops.exp(count * float(np.log(self.second)))
-        moved = parameters + self.rate * (mean / grown) / (ops.sqrt(spread / widened) + self.tiny)
+        ahead = mean / grown
+        if self.nesterov:
+            later = 1 - ops.exp((count + 1.0) * float(np.log(self.first)))
+            ahead = self.first * mean / later + (1 - self.first) * gradient / grown
+        moved = parameters + self.rate * ahead / (ops.sqrt(spread / widened) + self.tiny)
         return moved, mean, spread, count

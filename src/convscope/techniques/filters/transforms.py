@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,16 +13,40 @@ from convscope.techniques.filters.canvas import generator
 Tensor = Any
 
 
+class Transforms(Protocol):
+    """Views of a picture. Drawn in NumPy for each (seed, channel, step): alike on each backend and in any batch."""
+
+    @property
+    def views(self) -> int:
+        """How many views of each picture there are."""
+
+    def draw(self, key: Sequence[int], step: int, steps: int, size: tuple[int, int]) -> np.ndarray:
+        """The numbers `(views, 8)` float32 of one picture's views at one of `steps` steps.
+
+        Rows begin with (a0, a1, a2, b0, b1, b2): the view at (x, y) is the picture at (a0 x + a1 y + a2,
+        b0 x + b1 y + b2), in pixels.
+        """
+
+    def apply(self, pictures: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+        """The views `(n * views, h, w, c)` of pictures `(n, h, w, c)`, those of one picture one after another.
+
+        Args:
+            pictures: `(n, h, w, c)`.
+            draws: `(n, views, 8)`.
+            middle, half: mid-grey and half the range of what the network takes, `(c,)`.
+            ops: the framework's operations.
+        """
+
+
 @dataclass(frozen=True)
 class Affine:
     """Shift, scale and rotation in one resampling, with mid-grey around the picture.
-
-    Drawn in NumPy for each (seed, channel, step), so on each backend alike and whatever shares the batch.
 
     Attributes:
         shift: largest shift along each axis, as a share of the shorter side.
         scale: smallest and largest factor.
         rotation: largest angle in degrees.
+        views: how many of each picture.
     """
 
     shift: float
@@ -31,12 +55,9 @@ class Affine:
     views: int = 1
 
     def draw(self, key: Sequence[int], step: int, steps: int, size: tuple[int, int]) -> np.ndarray:
-        """For each channel the matrix `(n, 8)` float32 that leads from places of the result to places of the picture.
-
-        Rows are (a0, a1, a2, b0, b1, b2, 0, 0): the result at (x, y) is the picture at
-        (a0 x + a1 y + a2, b0 x + b1 y + b2), in pixels.
-        """
-        return self._matrix(generator(*key, step), size)[None]
+        """See `Transforms.draw`."""
+        drawn = generator(*key, step)
+        return np.stack([self._matrix(drawn, size) for _ in range(self.views)])
 
     def _matrix(self, drawn: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         height, width = size
@@ -50,34 +71,92 @@ class Affine:
         move = middle + np.array([right, down]) - turn @ middle
         return np.array([*turn[0], move[0], *turn[1], move[1], 0, 0], np.float32)
 
-    def apply(self, pictures: Tensor, matrices: Tensor, middle: np.ndarray, half: Any, ops: Any) -> Tensor:
-        """Pictures `(n, h, w, c)` resampled bilinearly by `matrices` `(n, 8)`; `middle` `(c,)` is mid-grey.
-
-        By gathering four neighbours, whose gradient is exact on every backend; TensorFlow's own image transformation
-        has an approximate one.
-        """
-        matrices = matrices[:, 0]
-        grey = ops.convert_to_tensor(middle.astype(np.float32))
-        count, height, width, channels = pictures.shape
-        y, x = (axis.reshape(1, -1).astype(np.float32) for axis in np.mgrid[:height, :width])
-        x, y = ops.convert_to_tensor(x), ops.convert_to_tensor(y)
-        a0, a1, a2, b0, b1, b2 = (matrices[:, index : index + 1] for index in range(6))
-        across, down = a0 * x + a1 * y + a2, b0 * x + b1 * y + b2  # (n, h * w)
-        left, top = ops.floor(across), ops.floor(down)
-        # Each picture's pixels are rows of one long table.
-        rows = ops.reshape(pictures - grey, (count * height * width, channels))
-        first = ops.convert_to_tensor((np.arange(count) * height * width).reshape(-1, 1).astype(np.int32))
-        total: Any = 0.0
-        for column, row in ((0, 0), (1, 0), (0, 1), (1, 1)):
-            at_x, at_y = left + column, top + row
-            weight = _nearness(across, at_x, width, ops) * _nearness(down, at_y, height, ops)
-            inside = ops.clip(at_y, 0, height - 1) * width + ops.clip(at_x, 0, width - 1)
-            found = ops.take(rows, first + ops.cast(inside, "int32"), axis=0)  # (n, h * w, c)
-            total = total + found * ops.reshape(weight, (count, height * width, 1))
-        return grey + ops.reshape(total, (count, height, width, channels))
+    def apply(self, pictures: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+        """See `Transforms.apply`."""
+        return resampled(pictures, draws, middle, ops)
 
 
-def _nearness(place: Tensor, cell: Tensor, side: int, ops: Any) -> Tensor:
-    """Bilinear weight of a cell for a place, zero where the cell lies outside of the picture."""
-    outside = ops.cast(ops.less(cell, 0.0), "float32") + ops.cast(ops.less(side - 1.0, cell), "float32")
-    return (1 - ops.maximum(place - cell, cell - place)) * (1 - outside)
+@dataclass(frozen=True)
+class Crops:
+    """Square cut-outs, enlarged to the picture's size, with noise: the views of MaCo (Fel et al. 2023, 2306.06805).
+
+    Attributes:
+        first, last: mean side of the cut-outs at the first and at the last step, as a share of the picture's.
+        views: how many of each picture.
+        spread: standard deviation of a side; wander: of the middle's place, as shares of the picture.
+        grain: standard deviation of the noise of each value; veil: largest shift of all values of a view. Both as
+            shares of the network's range.
+    """
+
+    first: float
+    last: float
+    views: int
+    spread: float = 0.05
+    wander: float = 0.15
+    grain: float = 0.08
+    veil: float = 0.04
+
+    def draw(self, key: Sequence[int], step: int, steps: int, size: tuple[int, int]) -> np.ndarray:
+        """See `Transforms.draw`; the last two numbers are the veil and the place in the tile of noise."""
+        drawn = generator(*key, step)
+        share = self.first + (self.last - self.first) * step / max(1, steps - 1)
+        rows = []
+        for _ in range(self.views):
+            side = float(np.clip(drawn.normal(share, self.spread), 0.05, 1))
+            down, right = np.clip(drawn.normal(0.5, self.wander, 2), side / 2, 1 - side / 2) - side / 2
+            # Of pixels that are squares: the middle of the first lies half a pixel inside.
+            top, left = (start * sides + (side - 1) / 2 for start, sides in zip((down, right), size, strict=True))
+            veil, place = drawn.uniform(-self.veil, self.veil), drawn.uniform()
+            rows.append([side, 0, left, 0, side, top, veil, place])
+        return np.array(rows, np.float32)
+
+    def apply(self, pictures: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+        """See `Transforms.apply`."""
+        views = resampled(pictures, draws, middle, ops)
+        width = ops.convert_to_tensor((2 * half).astype(np.float32))
+        last = ops.reshape(draws, (-1, 8))
+        veil = ops.reshape(last[:, 6], (-1, 1, 1, 1))
+        return views + width * (veil + self.grain * _grain(last[:, 7:8], tuple(views.shape[1:]), ops))
+
+
+def _grain(places: Tensor, shape: tuple[int, ...], ops: Any) -> Tensor:
+    """Normal noise `(n, h, w, c)`: one fixed tile, which each view begins at a place of its own `(n, 1)` in 0..1."""
+    height, width, channels = shape
+    cells = height * width
+    tile = generator(cells, channels).normal(size=(cells, channels)).astype(np.float32)
+    begin = ops.cast(ops.floor(places * float(cells - 1)), "int32")
+    at = begin + ops.convert_to_tensor(np.arange(cells, dtype=np.int32)[None])
+    return ops.reshape(ops.take(ops.convert_to_tensor(np.concatenate([tile, tile])), at, axis=0), (-1, *shape))
+
+
+def resampled(pictures: Tensor, draws: Tensor, middle: np.ndarray, ops: Any) -> Tensor:
+    """Pictures `(n, h, w, c)` resampled bilinearly by `draws` `(n, views, 8)`: `(n * views, h, w, c)`.
+
+    By gathering four neighbours, whose gradient is exact on every backend; TensorFlow's own image transformation has an
+    approximate one. Outside of a picture is mid-grey, `middle` `(c,)`.
+    """
+    grey = ops.convert_to_tensor(middle.astype(np.float32))
+    count, height, width, channels = pictures.shape
+    views = draws.shape[1]
+    across, down = _places(ops.reshape(draws, (count * views, draws.shape[2])), (height, width), ops)
+    left, top = ops.floor(across), ops.floor(down)
+    right, below = across - left, down - top
+    # Pixels are rows of one long table, with zeros around each picture so that no place lies outside.
+    table = ops.reshape(ops.pad(pictures - grey, ((0, 0), (1, 2), (1, 2), (0, 0))), (-1, channels))
+    begins = np.repeat(np.arange(count), views) * (height + 3) * (width + 3)
+    first = ops.convert_to_tensor(begins.reshape(-1, 1).astype(np.int32))
+    first = first + ops.cast((top + 1) * (width + 3.0) + (left + 1), "int32")  # (n * views, h * w)
+    total: Any = 0.0
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        near = (below if row else 1 - below) * (right if column else 1 - right)
+        found = ops.take(table, first + (row * (width + 3) + column), axis=0)
+        total = total + found * ops.reshape(near, (count * views, height * width, 1))
+    return grey + ops.reshape(total, (count * views, height, width, channels))
+
+
+def _places(matrices: Tensor, size: tuple[int, int], ops: Any) -> tuple[Tensor, Tensor]:
+    """Where in the picture each pixel of a view looks `(n, h * w)`: across and down, at most one pixel outside."""
+    y, x = (ops.convert_to_tensor(axis.reshape(1, -1).astype(np.float32)) for axis in np.mgrid[: size[0], : size[1]])
+    a0, a1, a2, b0, b1, b2 = (matrices[:, index : index + 1] for index in range(6))
+    across, down = a0 * x + a1 * y + a2, b0 * x + b1 * y + b2
+    return ops.clip(across, -1.0, float(size[1])), ops.clip(down, -1.0, float(size[0]))

@@ -1,0 +1,332 @@
+"""Gradient ascent by convscope and by other tools, each in a process of its own: what `benchmarks.filters` and
+`benchmarks.filter_quality` compare.
+
+    python -m benchmarks.ascents JOB.json RESULT.npz
+
+A job names a tool, a network, a layer, channels, steps and a seed; the result holds the final pictures `(n, h, w, c)`,
+as shares of the network's range, and the seconds of the first and of a second call. Opening the network is not counted;
+whatever is compiled or traced is, in the first call.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
+SQUEEZENET = "tests/torch_models.py:squeezenet"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does.
+
+    Attributes:
+        tool: "plain", "tf-keras-vis", "lucent", or "convscope:RECIPE".
+        network: a key of `NETWORKS`.
+        layer: convscope's path; channels: numbers.
+        steps: of the ascent; None for the tool's own.
+        size: side of the pictures in pixels.
+        seed: of the random numbers.
+        again: make a second call in the same process.
+    """
+
+    tool: str
+    network: str
+    layer: str
+    channels: tuple[int, ...]
+    steps: int | None = None
+    size: int = 224
+    seed: int = 0
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a job: pictures `(n, h, w, c)` in 0..1 of the range, seconds, peak memory in bytes."""
+
+    pictures: np.ndarray
+    first: float
+    again: float
+    peak: int
+    version: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to climb in: what convscope opens, and the framework that runs it."""
+
+    target: str
+    framework: str
+    options: dict[str, Any]
+    layers: tuple[str, ...]
+
+
+NETWORKS = {
+    "ResNet50V2": Subject(
+        "keras:ResNet50V2?weights=none&include_top=false",
+        "tensorflow",
+        {"preprocess": "-1..1"},
+        ("conv3_block4_out",),
+    ),
+    "MobileNet": Subject(
+        str(ASSETS / "keras" / "mobilenet_v1_0.25_224.keras"),
+        "tensorflow",
+        {},
+        ("conv_pw_5_relu", "conv_pw_8_relu", "conv_pw_11_relu"),
+    ),
+    "SqueezeNet": Subject(
+        SQUEEZENET,
+        "torch",
+        {"weights": str(ASSETS / "torch" / "squeezenet1_1.safetensors")},
+        ("features.4", "features.7", "features.10"),
+    ),
+}
+
+
+class NotMeasured(Exception):
+    """Why a tool could not be run here."""
+
+
+def opened(name: str) -> Any:
+    """A network, opened by convscope.
+
+    Raises:
+        NotMeasured: its file is not here.
+    """
+    import convscope
+
+    subject = NETWORKS[name]
+    files = [value for value in (subject.target, subject.options.get("weights", "")) if str(ASSETS) in value]
+    missing = [file for file in files if not Path(file).exists()]
+    if missing:
+        raise NotMeasured(f"{Path(missing[0]).name} is not here")
+    return convscope.open_model(subject.target, **subject.options)
+
+
+def run(job: Job) -> Made:
+    """Do a job in a process of its own.
+
+    Raises:
+        NotMeasured: it could not be done, and why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder) / "job.json", Path(folder) / "made.npz"
+        request.write_text(json.dumps(asdict(job)))
+        environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+        command = [sys.executable, "-m", "benchmarks.ascents", str(request), str(answer)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise NotMeasured((done.stderr.strip().splitlines() or ["no reason given"])[-1])
+        found = np.load(answer)
+        numbers = {name: found[name].item() for name in ("first", "again", "peak", "version", "steps")}
+        return Made(found["pictures"], **numbers)
+
+
+# -- the tools -------------------------------------------------------------------------------------------
+
+
+def by_convscope(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
+    """A recipe of convscope, or a part of it as JSON after a second colon."""
+    import convscope
+    from convscope.techniques.filters.recipes import recipe_named
+
+    network = opened(job.network)
+    recipe = recipe_named(job.tool.split(":")[1])
+    recipe = recipe if job.steps is None else replace(recipe, steps=job.steps)
+
+    def climb() -> np.ndarray:
+        result = convscope.filters(
+            network, job.layer, job.channels, recipe=recipe, size=job.size, seed=job.seed, precision="auto"
+        )
+        return _shares(network, result.values)
+
+    return climb, f"convscope {convscope.__version__}", recipe.steps
+
+
+def plainly(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
+    """The classic procedure as people write it: one filter at a time."""
+    network = opened(job.network)
+    steps = job.steps or 30
+    climb = _plain_tensorflow if NETWORKS[job.network].framework == "tensorflow" else _plain_torch
+    version = importlib.metadata.version("tensorflow_cpu" if climb is _plain_tensorflow else "torch")
+    return (lambda: _shares(network, climb(network, job, steps))), f"{NETWORKS[job.network].framework} {version}", steps
+
+
+def _starts(network: Any, job: Job) -> np.ndarray:
+    from convscope.techniques.filters.courses import Plan
+    from convscope.techniques.filters.objectives import channel
+    from convscope.techniques.filters.recipes import CLASSIC
+
+    plan = Plan(network, CLASSIC, (job.size, job.size), job.seed)
+    climb = plan.climb(plan.bind(channel(job.layer, 0)))
+    return np.stack([climb.start((number,)) for number in job.channels])
+
+
+def _plain_tensorflow(network: Any, job: Job, steps: int) -> np.ndarray:
+    """A `tf.function` step that takes the filter's number as a Python integer, and so is traced for each filter."""
+    import keras
+    import tensorflow as tf
+
+    extractor = keras.Model(inputs=network.model.inputs, outputs=network.model.get_layer(job.layer).output)
+
+    @tf.function
+    def step(picture: tf.Tensor, channel: int, rate: float) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(picture)
+            loss = tf.reduce_mean(extractor([picture])[:, 2:-2, 2:-2, channel])
+        return loss, picture + rate * tf.math.l2_normalize(tape.gradient(loss, picture))
+
+    pictures = []
+    for number, begin in zip(job.channels, _starts(network, job), strict=True):
+        picture = tf.constant(begin[None])
+        for _ in range(steps):
+            _, picture = step(picture, number, 10.0)
+        pictures.append(picture.numpy()[0])
+    return np.stack(pictures)
+
+
+def _plain_torch(network: Any, job: Job, steps: int) -> np.ndarray:
+    """An eager loop through the whole network, with the gradients of its weights too."""
+    import torch
+
+    module = network.module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    seen: dict[str, Any] = {}
+    hook = module.get_submodule(job.layer).register_forward_hook(lambda _, __, made: seen.update(made=made))
+    half = torch.tensor((np.subtract(*_range(network)[::-1]) / 2).astype(np.float32)).reshape(1, -1, 1, 1)
+    pictures = []
+    for number, begin in zip(job.channels, _starts(network, job), strict=True):
+        picture = torch.tensor(begin[None]).permute(0, 3, 1, 2).contiguous().requires_grad_(True)
+        for _ in range(steps):
+            module.zero_grad()
+            picture.grad = None
+            module(picture)
+            seen["made"][:, number, 2:-2, 2:-2].mean().backward()
+            with torch.no_grad():
+                picture += 10.0 * half * picture.grad / picture.grad.norm().clamp_min(1e-6)
+        pictures.append(picture.detach().permute(0, 2, 3, 1).numpy()[0])
+    hook.remove()
+    return np.stack(pictures)
+
+
+def by_tf_keras_vis(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
+    """tf-keras-vis with its own modifiers, regularisers and rule, eight filters in a batch."""
+    import tensorflow as tf
+    from keras import Model
+    from tf_keras_vis.activation_maximization import ActivationMaximization
+
+    network = opened(job.network)
+    model = Model(network.model.inputs, network.model.get_layer(job.layer).output)
+    black, white = (float(end.min()) for end in _range(network))
+    steps = job.steps or 200
+
+    def climb() -> np.ndarray:
+        tool = ActivationMaximization(model, clone=False)
+        found = []
+        for start in range(0, len(job.channels), 8):
+            part = job.channels[start : start + 8]
+            begin = tf.random.stateless_uniform((len(part), job.size, job.size, 3), (job.seed, start), black, white)
+
+            def score(made: Any, part: Sequence[int] = part) -> Any:
+                return [tf.reduce_mean(made[place, ..., number]) for place, number in enumerate(part)]
+
+            found.append(np.asarray(tool(score, seed_input=begin, input_range=(black, white), steps=steps)))
+        return _shares(network, np.concatenate(found))
+
+    return climb, f"tf-keras-vis {importlib.metadata.version('tf_keras_vis')}", steps
+
+
+def by_lucent(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
+    """lucent with its own canvas, transforms and rule; a filter in each run, as it is called in its tutorials."""
+    _torchvision_without_operators()
+    import torch
+    from lucent.optvis import param, render
+
+    network = opened(job.network)
+    module = network.module.eval()
+    steps = job.steps or 512
+
+    def climb() -> np.ndarray:
+        found = []
+        for number in job.channels:
+            torch.manual_seed(job.seed)
+            np.random.seed(job.seed)
+            made = render.render_vis(
+                module,
+                f"{job.layer.replace('.', '_')}:{number}",
+                lambda: param.image(job.size),
+                thresholds=(steps,),
+                progress=False,
+                show_image=False,
+            )
+            found.append(made[-1][0])
+        return np.stack(found)
+
+    return climb, f"torch-lucent {importlib.metadata.version('torch_lucent')}", steps
+
+
+def _torchvision_without_operators() -> None:
+    """torchvision imports where torch is a build that lacks its operators; nothing here calls them."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    globals()["_kept"] = library
+
+
+TOOLS = {"plain": plainly, "tf-keras-vis": by_tf_keras_vis, "lucent": by_lucent, "convscope": by_convscope}
+
+
+def _range(network: Any) -> tuple[np.ndarray, np.ndarray]:
+    return network.preprocessing.range(network.inputs.channels)
+
+
+def _shares(network: Any, pictures: np.ndarray) -> np.ndarray:
+    """Pictures of the network's range as shares between its black and white."""
+    black, white = _range(network)
+    return (pictures - black) / (white - black)
+
+
+def from_shares(network: Any, shares: np.ndarray) -> np.ndarray:
+    """The inverse: pictures `(n, h, w, c)` float32 as the network takes them."""
+    black, white = _range(network)
+    return (black + shares * (white - black)).astype(np.float32)
+
+
+def main(request: str, answer: str) -> None:
+    """Do the job of a file and write what came of it."""
+    job = Job(**json.loads(Path(request).read_text()))
+    climb, version, steps = TOOLS[job.tool.split(":")[0]](replace(job, channels=tuple(job.channels)))
+    begun = time.perf_counter()
+    pictures = climb()
+    first = time.perf_counter() - begun
+    begun = time.perf_counter()
+    if job.again:
+        climb()
+    again = time.perf_counter() - begun if job.again else np.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    np.savez(answer, pictures=pictures, first=first, again=again, peak=peak, version=version, steps=steps)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
