@@ -14,7 +14,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -58,7 +57,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a job: pictures `(n, h, w, c)` in 0..1 of the range, seconds, peak memory in bytes."""
+    """What came of a job.
+
+    Attributes:
+        pictures: `(n, h, w, c)`, as shares of the range from black to white.
+        first, again: seconds of the first call and of a second one.
+        peak: bytes of memory at the most, above what the process held with the network open.
+        version: of the tool; steps: that were made; precision: that convscope computed in.
+    """
 
     pictures: np.ndarray
     first: float
@@ -66,6 +72,7 @@ class Made:
     peak: int
     version: str
     steps: int
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,8 +142,8 @@ def run(job: Job) -> Made:
         if done.returncode != 0:
             raise NotMeasured((done.stderr.strip().splitlines() or ["no reason given"])[-1])
         found = np.load(answer)
-        numbers = {name: found[name].item() for name in ("first", "again", "peak", "version", "steps")}
-        return Made(found["pictures"], **numbers)
+        names = ("first", "again", "peak", "version", "steps", "precision")
+        return Made(found["pictures"], **{name: found[name].item() for name in names})
 
 
 # -- the tools -------------------------------------------------------------------------------------------
@@ -152,12 +159,11 @@ def by_convscope(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
     recipe = recipe if job.steps is None else replace(recipe, steps=job.steps)
 
     def climb() -> np.ndarray:
-        result = convscope.filters(
-            network, job.layer, job.channels, recipe=recipe, size=job.size, seed=job.seed, precision="auto"
-        )
+        result = convscope.filters(network, job.layer, job.channels, recipe=recipe, size=job.size, seed=job.seed)
         return _shares(network, result.values)
 
-    return climb, f"convscope {convscope.__version__}", recipe.steps
+    climb.precision = network.precision_for_ascent()  # type: ignore[attr-defined]
+    return climb, f"convscope {importlib.metadata.version('convscope')}", recipe.steps
 
 
 def plainly(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
@@ -313,19 +319,84 @@ def from_shares(network: Any, shares: np.ndarray) -> np.ndarray:
     return (black + shares * (white - black)).astype(np.float32)
 
 
+def one_pass(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
+    """A forward pass and the gradient of the input, of as many pictures as there are channels: what memory is held
+    against.
+    """
+    network = opened(job.network)
+    begin = _starts(network, job)
+    if NETWORKS[job.network].framework == "tensorflow":
+        return (lambda: _shares(network, _one_pass_tensorflow(network, job, begin))), "", 1
+    return (lambda: _shares(network, _one_pass_torch(network, job, begin))), "", 1
+
+
+def _one_pass_tensorflow(network: Any, job: Job, begin: np.ndarray) -> np.ndarray:
+    import keras
+    import tensorflow as tf
+
+    extractor = keras.Model(inputs=network.model.inputs, outputs=network.model.get_layer(job.layer).output)
+
+    @tf.function
+    def gradient(pictures: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(pictures)
+            loss = tf.reduce_mean(extractor(pictures))
+        return tape.gradient(loss, pictures)
+
+    return gradient(tf.constant(begin)).numpy()
+
+
+def _one_pass_torch(network: Any, job: Job, begin: np.ndarray) -> np.ndarray:
+    import torch
+
+    class Enough(Exception):
+        pass
+
+    seen: dict[str, Any] = {}
+
+    def stop(_: Any, __: Any, made: Any) -> None:
+        seen["made"] = made
+        raise Enough
+
+    hook = network.module.get_submodule(job.layer).register_forward_hook(stop)
+    for parameter in network.module.parameters():
+        parameter.requires_grad_(False)
+    pictures = torch.tensor(begin).permute(0, 3, 1, 2).requires_grad_(True)
+    try:
+        network.module(pictures)
+    except Enough:
+        seen["made"].mean().backward()
+    hook.remove()
+    return pictures.grad.permute(0, 2, 3, 1).numpy()
+
+
+TOOLS["one pass"] = one_pass
+
+
+def _memory(name: str) -> int:
+    """Bytes that this process holds ("VmRSS") or held at the most ("VmHWM"); 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
+
+
 def main(request: str, answer: str) -> None:
     """Do the job of a file and write what came of it."""
     job = Job(**json.loads(Path(request).read_text()))
     climb, version, steps = TOOLS[job.tool.split(":")[0]](replace(job, channels=tuple(job.channels)))
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    held = _memory("VmRSS")
     begun = time.perf_counter()
     pictures = climb()
     first = time.perf_counter() - begun
+    peak = _memory("VmHWM") - held
     begun = time.perf_counter()
     if job.again:
         climb()
     again = time.perf_counter() - begun if job.again else np.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    np.savez(answer, pictures=pictures, first=first, again=again, peak=peak, version=version, steps=steps)
+    made = Made(pictures, first, again, peak, version, steps, str(getattr(climb, "precision", "")))
+    np.savez(answer, **asdict(made))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def measure() -> dict[str, tuple[float, float]]:
     small = convscope.open_model("keras:MobileNet?weights=none", preprocess="-1..1")
     work: dict[str, Callable] = {
         "filters, ResNet50V2, 16 filters, 10 steps": lambda: convscope.filters(
-            network, "conv3_block4_out", range(16), steps=10
+            network, "conv3_block4_out", range(16), recipe="classic", steps=10
         ),
         "heatmap, MobileNet, 8 pictures": lambda: convscope.heatmap(small, photos),
         "activations, MobileNet, 8 pictures": lambda: convscope.activations(small, photos),

@@ -10,7 +10,8 @@ import fnmatch
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -454,6 +455,11 @@ class Network(ABC):
                 "text": self.head.text,
             },
         }
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """For the length of a block nobody changes the weights, so that they need not be read at each call."""
+        yield
 
     def program(self, key: tuple, make: Callable[[], Callable]) -> Callable:
         """A compiled function, made once for each `key`: a loop over pictures must not compile again.

@@ -310,11 +310,12 @@ def ascend(
     """
     lanes = _Lanes(climb, tasks, courses, batch, frames)
     total = len(tasks) * climb.recipe.steps
-    while lanes.busy:
-        lanes.advance()
-        if progress:
-            done = sum(len(course.gradients) if not course.finished else climb.recipe.steps for course in courses)
-            progress(done, total, f"{tasks[0].bound.form.slots[0].layer.path}, {len(tasks)} filters")
+    with climb.network.unchanging():
+        while lanes.busy:
+            lanes.advance()
+            if progress:
+                done = sum(len(course.gradients) if not course.finished else climb.recipe.steps for course in courses)
+                progress(done, total, f"{tasks[0].bound.form.slots[0].layer.path}, {len(tasks)} filters")
 
 
 def kept_steps(steps: int, frames: int) -> list[int]:

@@ -1,0 +1,122 @@
+"""How good the pictures of filters are: convscope's recipes and other tools, at equal steps and at equal time.
+
+    python -m benchmarks.filter_quality [--channels 32] [--steps 48] [--out docs/filters-quality.md]
+
+Each tool makes pictures of the same channels in a process of its own; all are then measured in one way, in float32, by
+convscope's own passes. "natural" is the best activation among photographs of many classes, so a ratio of 1 is a picture
+that shows as much as the best photo.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.ascents import NETWORKS, Job, Made, NotMeasured, run
+from benchmarks.filters import PEERS, machine
+from benchmarks.looks import DRAWS, Judge, natural_spectrum, photographs, spectrum
+
+RECIPES = ("fast", "fourier", "maco", "classic")
+SEED_CHANNELS = 8  # that are made from a second seed too
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One tool on one layer; medians over channels."""
+
+    clean: float
+    held: float
+    roughness: float
+    agreement: float
+    seconds: float
+    steps: int
+
+
+def main() -> None:
+    """Print the tables, or write them to a file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--out", help="a Markdown file to write")
+    options = parser.parse_args()
+    lines = []
+    for line in page(options.channels, options.steps):
+        print(line, flush=True)
+        lines.append(line)
+    if options.out:
+        Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def page(channels: int, steps: int) -> Iterator[str]:
+    """The page, line after line."""
+    yield "# How good the pictures of filters are\n"
+    yield f"Made by `python -m benchmarks.filter_quality --channels {channels} --steps {steps}`. {machine()}"
+    yield f"{channels} channels of each layer, 224 pixels; {len(photographs())} photographs.\n"
+    yield "- clean: activation of the picture as it is, over the best natural one; the median over channels"
+    yield f"- held: the same under {DRAWS} shifts, scales and rotations that no tool optimised for"
+    yield "- roughness: distance of the power spectrum from that of photographs, in decades (0 is equal)"
+    few = min(channels, SEED_CHANNELS)
+    yield f"- seeds: the cosine between what pictures of two seeds say to the whole layer; {few} channels"
+    yield "- seconds: of the whole call, for each picture\n"
+    for name in ("MobileNet", "SqueezeNet"):
+        for layer in NETWORKS[name].layers:
+            yield f"## {name}, {layer}\n"
+            yield from table(name, layer, tuple(range(channels)), steps)
+
+
+def table(name: str, layer: str, channels: tuple[int, ...], steps: int) -> Iterator[str]:
+    """Equal steps first, then each tool with the steps that take as long as `fast` does."""
+    judge = Judge(name, layer, channels)
+    natural, rough = np.maximum(judge.natural(), 1e-12), natural_spectrum()
+    tools = [*(f"convscope:{recipe}" for recipe in RECIPES), PEERS[NETWORKS[name].framework]]
+    yield "| tool | steps | clean | held | roughness | seeds | seconds |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    found: dict[str, Measured] = {}
+    for tool in tools:
+        job = Job(tool, name, layer, channels, steps)
+        try:
+            found[tool] = measured(job, judge, natural, rough, seeds=True)
+        except NotMeasured as reason:
+            yield f"| {tool} | not measured: {reason} | | | | | |"
+            continue
+        yield _row(tool, found[tool])
+    yield "| in the time of `fast`: | | | | | | |"
+    for tool in (tool for tool in tools[1:] if tool in found):
+        fewer = max(1, round(steps * found[tools[0]].seconds / found[tool].seconds))
+        yield _row(tool, measured(Job(tool, name, layer, channels, fewer), judge, natural, rough))
+    yield ""
+
+
+def measured(job: Job, judge: Judge, natural: np.ndarray, rough: np.ndarray, seeds: bool = False) -> Measured:
+    """Make pictures and look at them."""
+    made = run(job)
+    clean, held = (values / natural for values in judge.activations(made.pictures))
+    apart = np.abs(spectrum(made.pictures) - rough).mean(axis=1)
+    agreement = _agreement(job, judge, made) if seeds else np.nan
+    each = made.first / len(job.channels)
+    return Measured(
+        float(np.median(clean)), float(np.median(held)), float(np.median(apart)), agreement, each, made.steps
+    )
+
+
+def _agreement(job: Job, judge: Judge, made: Made) -> float:
+    few = replace(job, channels=job.channels[:SEED_CHANNELS], seed=job.seed + 1)
+    one, other = judge.answers(made.pictures[:SEED_CHANNELS]), judge.answers(run(few).pictures)
+    sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(np.median((one * other).sum(axis=1) / np.maximum(sizes, 1e-12)))
+
+
+def _row(tool: str, found: Measured) -> str:
+    seeds = "" if np.isnan(found.agreement) else f"{found.agreement:.2f}"
+    return (
+        f"| {tool} | {found.steps} | {found.clean:.2f} | {found.held:.2f} | {found.roughness:.2f} | {seeds} "
+        f"| {found.seconds:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Pictures of filters looked at in one way, whoever made them: what the benchmarks' numbers are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.ascents import ASSETS, from_shares, opened
+from convscope.pictures import batch, read_those_that_can_be
+from convscope.techniques.filters.ascent import look_at
+from convscope.techniques.filters.courses import Plan
+from convscope.techniques.filters.objectives import channel
+from convscope.techniques.filters.recipes import FAST
+from convscope.techniques.filters.transforms import Affine
+
+# Drawn from other numbers than any ascent's, and wider than those that recipe `fast` uses.
+HELD_OUT = Affine(shift=0.08, scale=(0.92, 1.08), rotation=8.0)
+DRAWS = 8
+PHOTOS = 120  # natural pictures
+
+
+class Judge:
+    """What a layer's channels answer.
+
+    Args:
+        network: a key of `ascents.NETWORKS`.
+        layer: its path.
+        channels: whose pictures are looked at.
+        size: of the pictures, a side in pixels.
+    """
+
+    def __init__(self, network: str, layer: str, channels: Sequence[int], size: int = 224) -> None:
+        self.network, self.layer, self.size = opened(network), layer, (size, size)
+        self.channels = np.array(channels)
+        self._plan = Plan(self.network, FAST, self.size)
+        self._bound = self._plan.bind(channel(layer, 0))
+        self._climb = self._plan.climb(self._bound)
+
+    def activations(self, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The channel's mean over its map `(n,)`: of each picture as it is, and moved (the mean of `DRAWS` draws)."""
+        pictures = from_shares(self.network, shares)
+        own = np.arange(len(self.channels))
+        clean = self._means(pictures)[own, self.channels]
+        moved = self._moved(pictures).reshape(len(pictures), DRAWS, -1).mean(axis=1)[own, self.channels]
+        return clean, moved
+
+    def answers(self, shares: np.ndarray) -> np.ndarray:
+        """All channels' means `(n, c)` of each picture, less what mid-grey says."""
+        grey = self._means(from_shares(self.network, np.full((1, *shares.shape[1:]), 0.5)))
+        return self._means(from_shares(self.network, shares)) - grey
+
+    def natural(self) -> np.ndarray:
+        """The best that each of the channels `(n,)` answers to photographs."""
+        return self._means(self.network.prepare(photographs(), self.size)).max(axis=0)[self.channels]
+
+    def _means(self, pictures: np.ndarray) -> np.ndarray:
+        return look_at(self._climb, lambda at: pictures[at], len(pictures), [self._bound.masks[0][None]])[0][:, 0]
+
+    def _moved(self, pictures: np.ndarray) -> np.ndarray:
+        def fresh(number: int) -> np.ndarray:
+            return HELD_OUT.draw((987654321, number // DRAWS), number % DRAWS, DRAWS, self.size)
+
+        def repeated(at: Sequence[int]) -> np.ndarray:
+            return pictures[[number // DRAWS for number in at]]
+
+        masks = [self._bound.masks[0][None]]
+        return look_at(self._climb, repeated, len(pictures) * DRAWS, masks, fresh)[0][:, 0]
+
+
+def photographs() -> list:
+    """Natural pictures of many classes."""
+    files = sorted((ASSETS / "photos" / "imagenet").glob("*"))
+    return read_those_that_can_be([str(file) for file in files[:: max(1, len(files) // PHOTOS)]])[0]
+
+
+def spectrum(shares: np.ndarray) -> np.ndarray:
+    """Log mean power of brightness over rings of frequency `(n, rings)`, less its mean: how rough pictures are."""
+    light = np.clip(shares, 0, 1).mean(axis=-1)
+    light = light - light.mean(axis=(1, 2), keepdims=True)
+    window = np.outer(np.hanning(light.shape[1]), np.hanning(light.shape[2]))
+    power = np.abs(np.fft.fft2(light * window)) ** 2
+    rows, columns = np.fft.fftfreq(light.shape[1])[:, None], np.fft.fftfreq(light.shape[2])[None]
+    ring = np.round(np.hypot(rows, columns) * 64).astype(int)
+    rings = np.stack([power[:, ring == number].mean(axis=1) for number in range(1, 32)], axis=-1)
+    logs = np.log10(np.maximum(rings, 1e-12))
+    return logs - logs.mean(axis=1, keepdims=True)
+
+
+def natural_spectrum(size: int = 224) -> np.ndarray:
+    """The mean of `spectrum` over photographs `(rings,)`."""
+    return spectrum(batch(photographs(), size, size, 3) / 255.0).mean(axis=0)
