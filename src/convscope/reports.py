@@ -594,7 +594,8 @@ def _colour_scale() -> np.ndarray:
 def _filter_section(result: Filters, looked_at: int, stuck: int) -> dict[str, Any]:
     """Everything that the page shows of one layer's filters."""
     tiles = []
-    for index, row in enumerate(result.rows):
+    for index in result.order():
+        row = result.rows[index]
         picture = None if row.status == "dead" else result.picture(index)
         tiles.append({"row": row, "uri": None if picture is None else imaging.small_data_uri(picture)})
     counts = [(sum(row.status == status for row in result.rows), status) for status in ("alive", "weak", "dead")]
