@@ -60,7 +60,7 @@ def main() -> None:
         now = np.array([row.activation for row in climbed(CHANNELS, batch).rows])
         apart = np.abs(now - reached) / np.maximum(np.abs(reached), 1e-12)
         print(
-            f"final activations, batch {batch} against 4: median {np.median(apart):.1e}, largest {apart.max():.1e} apart"
+            f"final activations, batch {batch} and 4: apart {np.median(apart):.1e} (median), {apart.max():.1e} (most)"
         )
 
 

@@ -10,6 +10,8 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
+from convscope.networks import keras_folds  # noqa: E402
+from convscope.networks.backends import backend_named  # noqa: E402
 
 
 def pictures(network, count=2, seed=1):
@@ -685,6 +687,36 @@ def test_norms_are_taken_into_convolutions_of_every_kind():
     for weight, was in zip(network.weights(), before, strict=True):
         np.testing.assert_array_equal(weight, was)
     assert not any("call" in vars(layer) for layer in model.layers)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("size", [(20, 20), (21, 26), (25, 19)])
+@pytest.mark.parametrize(("kernel", "stride"), [(7, 2), (5, 3), ((6, 5), 2), (11, 4)])
+def test_a_convolution_over_blocks_is_the_strided_one(kernel, stride, size, padding):
+    picture = layers.Input((*size, 3))
+    x = layers.Conv2D(4, kernel, strides=stride, padding=padding, activation="elu", name="first")(picture)
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 1, name="second")(x))
+    model = models.seeded(keras.Model(picture, layers.Dense(2)(layers.GlobalAveragePooling2D()(x))))
+    assert list(map(keras_folds._strides_over_a_picture, model.layers)).count(True) == 1
+    x, first = np.random.default_rng(2).normal(size=(2, *size, 3)).astype(np.float32), model.get_layer("first")
+
+    plain = first(x)
+    weights = keras.ops.convert_to_tensor(np.random.default_rng(3).normal(size=plain.shape).astype(np.float32))
+    with keras_folds.first_in_blocks(model.layers):
+        found = first(x)
+        slope = slope_of(lambda x: keras.ops.sum(first(x) * weights), x)
+    np.testing.assert_allclose(to_numpy(found), to_numpy(plain), atol=1e-5)
+    np.testing.assert_allclose(slope, slope_of(lambda x: keras.ops.sum(first(x) * weights), x), atol=1e-5)
+    assert "call" not in vars(first)
+
+
+def slope_of(function, x):
+    backend = backend_named(keras.backend.backend())
+    return to_numpy(backend.value_and_grad(lambda x: (function(x), ()))(backend.tensor(x))[1])
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
 
 
 def test_a_pass_in_bfloat16_is_near_and_its_records_are_float32():

@@ -32,7 +32,7 @@ from convscope.networks.graph import (
     paths_of,
     undoable_head,
 )
-from convscope.networks.keras_folds import Fold, folds_of, norms_folded
+from convscope.networks.keras_folds import Fold, first_in_blocks, folds_of, norms_folded
 from convscope.networks.keras_graph import (
     Observer,
     call_method,
@@ -204,7 +204,10 @@ class KerasNetwork(Network):
                 stack.enter_context(_in_bfloat16([self.model, *(op for _, op in self._operations)]))
             if folded:
                 folds = [fold for fold in self._folds[size] if id(fold.conv.operation) not in taps.operations]
-                stack.enter_context(norms_folded([op for _, op in self._operations], folds, scope))
+                operations = [op for _, op in self._operations]
+                if self._backend.name == "tensorflow":
+                    stack.enter_context(first_in_blocks(operations))
+                stack.enter_context(norms_folded(operations, folds, scope))
             stack.enter_context(taps.placed())
             with suppress(_Enough):
                 returned = self.model(self._entry.feed(x), training=False)
