@@ -64,6 +64,7 @@ class Made:
         first, again: seconds of the first call and of a second one.
         peak: bytes of memory at the most, above what the process held with the network open.
         version: of the tool; steps: that were made; precision: that convscope computed in.
+        ascent: seconds of the first call from its first step to its last, without its looks at noise and results.
     """
 
     pictures: np.ndarray
@@ -73,6 +74,7 @@ class Made:
     version: str
     steps: int
     precision: str = ""
+    ascent: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def run(job: Job) -> Made:
         if done.returncode != 0:
             raise NotMeasured((done.stderr.strip().splitlines() or ["no reason given"])[-1])
         found = np.load(answer)
-        names = ("first", "again", "peak", "version", "steps", "precision")
+        names = ("first", "again", "peak", "version", "steps", "precision", "ascent")
         return Made(found["pictures"], **{name: found[name].item() for name in names})
 
 
@@ -159,7 +161,17 @@ def by_convscope(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
     recipe = recipe if job.steps is None else replace(recipe, steps=job.steps)
 
     def climb() -> np.ndarray:
-        result = convscope.filters(network, job.layer, job.channels, recipe=recipe, size=job.size, seed=job.seed)
+        ticks: list[float] = []
+
+        def tick(done: int, total: int, text: str) -> None:
+            if "noise" not in text:
+                ticks.append(time.perf_counter())
+
+        result = convscope.filters(
+            network, job.layer, job.channels, recipe=recipe, size=job.size, seed=job.seed, progress=tick
+        )
+        # The first step's own time, which its compile hides, is taken to be that of the others.
+        climb.ascent = (ticks[-1] - ticks[0]) * len(ticks) / max(1, len(ticks) - 1)  # type: ignore[attr-defined]
         return _shares(network, result.values)
 
     climb.precision = network.precision_for_ascent()  # type: ignore[attr-defined]
@@ -390,12 +402,12 @@ def main(request: str, answer: str) -> None:
     begun = time.perf_counter()
     pictures = climb()
     first = time.perf_counter() - begun
-    peak = _memory("VmHWM") - held
+    peak, ascent = _memory("VmHWM") - held, getattr(climb, "ascent", np.nan)
     begun = time.perf_counter()
     if job.again:
         climb()
     again = time.perf_counter() - begun if job.again else np.nan
-    made = Made(pictures, first, again, peak, version, steps, str(getattr(climb, "precision", "")))
+    made = Made(pictures, first, again, peak, version, steps, str(getattr(climb, "precision", "")), ascent)
     np.savez(answer, **asdict(made))
 
 
