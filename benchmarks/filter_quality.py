@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.ascents import NETWORKS, Job, Made, NotMeasured, run
 from benchmarks.filters import PEERS, machine
 from benchmarks.looks import DRAWS, Judge, natural_spectrum, photographs, spectrum
+from convscope.techniques.filters.recipes import recipe_named
 
 RECIPES = ("fast", "fourier", "maco", "classic")
 SEED_CHANNELS = 8  # that are made from a second seed too
@@ -56,6 +57,8 @@ def page(channels: int, steps: int) -> Iterator[str]:
     yield "# How good the pictures of filters are\n"
     yield f"Made by `python -m benchmarks.filter_quality --channels {channels} --steps {steps}`. {machine()}"
     yield f"{channels} channels of each layer, 224 pixels; {len(photographs())} photographs.\n"
+    yield "Each tool has the same number of passes through the network for a picture (`maco` sees four views in a step),"
+    yield "and then the number of steps that takes as long as `fast` did.\n"
     yield "- clean: activation of the picture as it is, over the best natural one; the median over channels"
     yield f"- held: the same under {DRAWS} shifts, scales and rotations that no tool optimised for"
     yield "- roughness: distance of the power spectrum from that of photographs, in decades (0 is equal)"
@@ -69,7 +72,7 @@ def page(channels: int, steps: int) -> Iterator[str]:
 
 
 def table(name: str, layer: str, channels: tuple[int, ...], steps: int) -> Iterator[str]:
-    """Equal steps first, then each tool with the steps that take as long as `fast` does."""
+    """Equal passes through the network first, then each tool with the steps that take as long as `fast` does."""
     judge = Judge(name, layer, channels)
     natural, rough = np.maximum(judge.natural(), 1e-12), natural_spectrum()
     tools = [*(f"convscope:{recipe}" for recipe in RECIPES), PEERS[NETWORKS[name].framework]]
@@ -77,7 +80,7 @@ def table(name: str, layer: str, channels: tuple[int, ...], steps: int) -> Itera
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     found: dict[str, Measured] = {}
     for tool in tools:
-        job = Job(tool, name, layer, channels, steps)
+        job = Job(tool, name, layer, channels, max(1, steps // views(tool)))
         try:
             found[tool] = measured(job, judge, natural, rough, seeds=True)
         except NotMeasured as reason:
@@ -86,9 +89,15 @@ def table(name: str, layer: str, channels: tuple[int, ...], steps: int) -> Itera
         yield _row(tool, found[tool])
     yield "| in the time of `fast`: | | | | | | |"
     for tool in (tool for tool in tools[1:] if tool in found):
-        fewer = max(1, round(steps * found[tools[0]].seconds / found[tool].seconds))
+        fewer = max(1, round(found[tool].steps * found[tools[0]].seconds / found[tool].seconds))
         yield _row(tool, measured(Job(tool, name, layer, channels, fewer), judge, natural, rough))
     yield ""
+
+
+def views(tool: str) -> int:
+    """How many views of a picture the network sees in each step."""
+    name, _, recipe = tool.partition(":")
+    return recipe_named(recipe).views if name == "convscope" else 1
 
 
 def measured(job: Job, judge: Judge, natural: np.ndarray, rough: np.ndarray, seeds: bool = False) -> Measured:

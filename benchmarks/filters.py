@@ -95,7 +95,7 @@ def equal_steps(
         alone = statistics.median(made.ascent for made in found["convscope:classic"])
         theirs = statistics.median(made.first for made in found["plain"])
         yield f"convscope's ascent itself, from its first step to its last, takes {alone:.1f} s: the classic code takes"
-        yield f"{theirs / alone:.2f} times as long. The rest looks at 256 noise pictures, tests the results, compiles.\n"
+        yield f"{theirs / alone:.2f} times as long. The rest looks at 256 noise pictures, tests results, compiles.\n"
     if work and found["convscope:classic"]:
         least = min(made.ascent for made in found["convscope:classic"])
         rate = work * len(job.channels) * (job.steps or 1) / least / 1e9
