@@ -57,7 +57,7 @@ def page(channels: int, steps: int) -> Iterator[str]:
     yield "# How good the pictures of filters are\n"
     yield f"Made by `python -m benchmarks.filter_quality --channels {channels} --steps {steps}`. {machine()}"
     yield f"{channels} channels of each layer, 224 pixels; {len(photographs())} photographs.\n"
-    yield "Each tool passes the network as often for a picture (`maco` sees four views in a step, so it makes fewer steps),"
+    yield "Each tool passes the network as often for a picture (`maco` sees four views in a step, so it makes fewer),"
     yield "and then the number of steps that takes as long as `fast` did.\n"
     yield "- clean: activation of the picture as it is, over the best natural one; the median over channels"
     yield f"- held: the same under {DRAWS} shifts, scales and rotations that no tool optimised for"

@@ -10,6 +10,7 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
+from convscope.pictures import read_pictures  # noqa: E402
 from convscope.techniques.heatmaps.cam import METHODS, grad_cam  # noqa: E402
 
 NAMES = ["ant", "bee", "cat", "dog", "emu"]
@@ -65,6 +66,108 @@ def test_on_a_gap_head_hirescam_is_grad_cam(photo):
     network = open_model(gap_network(), preprocess="0..1")
     maps = [convscope.heatmap(network, photo, 1, method=name).maps for name in ("grad-cam", "hirescam")]
     np.testing.assert_allclose(maps[1], maps[0], rtol=1e-4, atol=1e-6)
+
+
+def random_maps(shape=(2, 3, 4, 5), seed=5, positive=False):
+    maps, gradients = np.random.default_rng(seed).normal(size=(2, *shape))
+    return (np.abs(maps) if positive else maps), gradients
+
+
+def test_xgrad_cam_is_the_slow_loop():
+    maps, gradients = random_maps()
+    maps[0, ..., 2] = 0  # a silent channel has no weight
+    expected = np.zeros((2, 3, 4))
+    for n, k in np.ndindex(2, 5):
+        strength = maps[n, :, :, k].sum()
+        weight = 0 if strength == 0 else (maps[n, :, :, k] * gradients[n, :, :, k]).sum() / strength
+        for i, j in np.ndindex(3, 4):
+            expected[n, i, j] += weight * maps[n, i, j, k]
+    np.testing.assert_allclose(METHODS["xgrad-cam"].formula(maps, gradients), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_grad_cam_plus_plus_weights_are_the_papers(scale):
+    """Equation 19 as it stands, place by place; small gradients must not drown in anything added to it."""
+    maps, gradients = random_maps(positive=True)
+    gradients *= scale
+    gradients[0, 0, 0, 0] = 0  # 0 / 0 in the paper's form
+    expected = np.zeros((2, 3, 4))
+    for n, k in np.ndindex(2, 5):
+        weight, total = 0.0, sum(maps[n, a, b, k] for a, b in np.ndindex(3, 4))
+        for i, j in np.ndindex(3, 4):
+            g = gradients[n, i, j, k]
+            if g != 0:
+                weight += g**2 / (2 * g**2 + g**3 * total) * max(g, 0.0)
+        expected[n] += weight * maps[n, :, :, k]
+    np.testing.assert_allclose(METHODS["grad-cam++"].formula(maps, gradients), expected, rtol=1e-5)
+
+
+def test_grad_cam_plus_plus_has_no_value_where_its_denominator_is_zero():
+    maps = np.full((1, 1, 2, 1), -1.0)  # sum A = -2, g = 1: 2 + g sum A = 0
+    assert METHODS["grad-cam++"].formula(maps, np.ones_like(maps)).tolist() == [[[0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 2, 9)])
+def test_eigen_cam_is_the_projection_on_the_first_singular_vector(shape):
+    maps, gradients = random_maps(shape)
+    positive = np.abs(maps)
+    for name, tables in (
+        ("eigen-cam", positive),
+        ("eigen-cam-centred", maps - maps.mean(axis=(1, 2), keepdims=True)),
+        ("eigen-grad-cam", maps * gradients),
+    ):
+        found = METHODS[name].formula(positive if name == "eigen-cam" else maps, gradients)
+        for heat, table in zip(found, tables, strict=True):
+            flat = table.reshape(-1, shape[-1])
+            _, _, right = np.linalg.svd(flat, full_matrices=False)
+            projection = (flat @ right[0]).reshape(shape[1:3])
+            np.testing.assert_allclose(np.abs(heat), np.abs(projection), rtol=1e-4, atol=1e-5)
+            assert abs(np.vdot(heat, projection)) == pytest.approx(np.vdot(projection, projection), rel=1e-4)
+    assert (METHODS["eigen-cam"].formula(positive, gradients) >= 0).all()
+
+
+def test_signs_of_eigen_maps_do_not_depend_on_the_decomposition():
+    maps, gradients = random_maps()
+    for name in ("eigen-cam", "eigen-cam-centred", "eigen-grad-cam", "kpca-cam"):
+        one = METHODS[name].formula(maps, gradients)
+        again = METHODS[name].formula(maps[..., ::-1], gradients[..., ::-1])  # the order of channels means nothing
+        np.testing.assert_allclose(one, again, rtol=1e-4, atol=1e-5)
+    centred = METHODS["eigen-cam-centred"].formula(maps, gradients)
+    for heat, whole in zip(centred, maps.mean(-1), strict=True):
+        assert np.corrcoef(heat.ravel(), whole.ravel())[0, 1] >= 0
+
+
+def test_kpca_cam_is_the_first_kernel_component():
+    maps, gradients = random_maps((2, 4, 3, 6))
+    for heat, one in zip(METHODS["kpca-cam"].formula(maps, gradients), maps, strict=True):
+        rows = one.reshape(12, 6) - one.reshape(12, 6).mean(axis=0)
+        kernel = np.array([[np.tanh(x @ y / 6 + 1) for y in rows] for x in rows])
+        centre = np.eye(12) - np.ones((12, 12)) / 12
+        sizes, vectors = np.linalg.eig(centre @ kernel @ centre)
+        first = np.argmax(sizes.real)
+        expected = vectors[:, first].real * np.sqrt(sizes[first].real)
+        np.testing.assert_allclose(np.abs(heat.ravel()), np.abs(expected), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="4096"):
+        METHODS["kpca-cam"].formula(np.zeros((1, 65, 64, 2)), np.zeros((1, 65, 64, 2)))
+
+
+def test_cam_is_the_dense_layers_weights_and_only_where_there_is_one(photo):
+    model = gap_network()
+    network = open_model(model, preprocess="0..1")
+    maps, kernel, _ = maps_and_head(model, network.prepare(read_pictures([photo])))
+    found = convscope.heatmap(network, photo, 2, method="cam").maps[0]
+    np.testing.assert_allclose(found, maps[0] @ kernel[:, 2], rtol=1e-3, atol=1e-5)
+    flat = keras.Sequential(
+        [layers.Input((20, 24, 3)), layers.Conv2D(4, 5, name="conv"), layers.Flatten(), layers.Dense(3)]
+    )
+    with pytest.raises(UsageError, match="global average pooling"):
+        convscope.heatmap(open_model(models.seeded(flat), preprocess="0..1"), photo, 1, "conv", method="cam")
+
+
+def test_on_a_gap_head_xgrad_cam_is_grad_cam(photo):
+    network = open_model(gap_network(), preprocess="0..1")
+    maps = [convscope.heatmap(network, photo, 1, method=name).maps for name in ("grad-cam", "xgrad-cam")]
+    np.testing.assert_allclose(maps[1], maps[0], rtol=1e-3, atol=1e-6)
 
 
 def test_every_method_names_its_paper():

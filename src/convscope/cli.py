@@ -548,7 +548,7 @@ def _filter_table(shell: Shell, result: Any, out: str, sort: str | None) -> None
     default="grad-cam",
     show_default=True,
     metavar="M",
-    help="How the heatmap is made: grad-cam, hirescam or layercam.",
+    help="How the heatmap is made: grad-cam, hirescam, layercam, grad-cam++, xgrad-cam, eigen-cam and others.",
 )
 @click.option(
     "--opacity", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Of the colour on the photo."

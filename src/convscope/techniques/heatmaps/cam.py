@@ -79,3 +79,135 @@ def hirescam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
 def layercam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Sum over channels of map times the positive part of its gradient; else as `grad_cam`."""
     return np.einsum("nhwc,nhwc->nhw", maps, np.maximum(gradients, 0), dtype=np.float64).astype(np.float32)
+
+
+@method("cam", "Zhou et al. 2016, Learning Deep Features for Discriminative Localization, arXiv:1512.04150, eq. 2")
+def cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Sum of the maps, each weighted by the dense layer after a global average pooling; else as `grad_cam`.
+
+    With such a head the score is the sum of w_k mean(A_k), so the weights are what the gradient is at each of the
+    h * w places, times h * w.
+
+    Raises:
+        UsageError: the gradient differs from place to place, so something else follows the layer.
+    """
+    peak = np.abs(gradients).max(axis=(1, 2, 3), keepdims=True)
+    spread = np.abs(gradients - gradients.mean(axis=(1, 2), keepdims=True))
+    if (spread > 1e-3 * peak).any():
+        raise UsageError(
+            "method 'cam' needs a network that ends in a global average pooling and one dense layer right after the "
+            "layer that is looked at; expected one weight for each channel, found a gradient that differs from place "
+            "to place. Use grad-cam or hirescam, which equal it where it is defined."
+        )
+    return grad_cam(maps, gradients) * (maps.shape[1] * maps.shape[2])
+
+
+@method("xgrad-cam", "Fu et al. 2020, Axiom-based Grad-CAM, arXiv:2008.02312, eq. 6")
+def xgrad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Sum of the maps, each weighted with the mean of its gradient where the map is strong; else as `grad_cam`.
+
+    The weight is sum(g A) / sum(A), and 0 for a channel whose sum is 0: it is unstable where positive and negative
+    activations nearly cancel.
+    """
+    maps, gradients = maps.astype(np.float64), gradients.astype(np.float64)
+    strength = maps.sum(axis=(1, 2))
+    known = strength != 0
+    weights = np.where(known, (maps * gradients).sum(axis=(1, 2)) / np.where(known, strength, 1), 0)
+    return np.einsum("nhwc,nc->nhw", maps, weights).astype(np.float32)
+
+
+@method("grad-cam++", "Chattopadhay et al. 2018, Grad-CAM++, arXiv:1710.11063, eq. 10 to 12 with eq. 19")
+def grad_cam_plus_plus(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Sum of the maps, each weighted with its positive gradients as far as these are rare; else as `grad_cam`.
+
+    The paper's alpha, g^2 / (2 g^2 + g^3 sum A), is 1 / (2 + g sum A): without 0 / 0 where g is 0, and without a
+    number in the denominator that would outweigh small gradients. Where g sum A is -2 it has no value and counts as 0.
+    """
+    maps, gradients = maps.astype(np.float64), gradients.astype(np.float64)
+    below = 2 + gradients * maps.sum(axis=(1, 2), keepdims=True)
+    known = (gradients > 0) & (below != 0)
+    alpha = np.where(known, 1 / np.where(known, below, 1), 0)
+    weights = (alpha * np.maximum(gradients, 0)).sum(axis=(1, 2))
+    return np.einsum("nhwc,nc->nhw", maps, weights).astype(np.float32)
+
+
+@method("eigen-cam", "Muhammad and Yeasin 2020, Eigen-CAM, arXiv:2008.00299, eq. 3: not centred")
+def eigen_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """The maps' first principal component, whatever the class: no gradient is used; else as `grad_cam`.
+
+    Its sign, which a decomposition leaves open, is the one that makes its sum positive: with maps that have been
+    through a ReLU no place is negative then.
+    """
+    return np.stack([_upright(_component(one)) for one in maps]).astype(np.float32)
+
+
+@method("eigen-cam-centred", "Muhammad and Yeasin 2020, Eigen-CAM, with each channel's mean taken away first")
+def eigen_cam_centred(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """As `eigen_cam` of maps less their mean over space, which is how several tools compute it.
+
+    Its sum is zero, so its sign is the one in which it goes along with the mean of the channels.
+    """
+    less = maps - maps.mean(axis=(1, 2), keepdims=True)
+    return np.stack([_along(_component(one), whole.mean(-1)) for one, whole in zip(less, maps, strict=True)]).astype(
+        np.float32
+    )
+
+
+@method("eigen-grad-cam", "the first principal component of map times gradient, as pytorch-grad-cam defines it")
+def eigen_grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """The first principal component of map times gradient, not centred; its sign goes along with `hirescam`."""
+    products = maps.astype(np.float64) * gradients
+    return np.stack([_along(_component(one), one.sum(-1)) for one in products]).astype(np.float32)
+
+
+MOST_PLACES = 4096  # of a map, for a matrix of all pairs of them
+
+
+@method("kpca-cam", "Karmani et al. 2024, KPCA-CAM, arXiv:2410.00267, with a sigmoid kernel")
+def kpca_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """The first kernel principal component of the places of the centred maps, kernel tanh(x y / c + 1).
+
+    No gradient is used. The sign is that of `eigen_cam_centred`.
+
+    Raises:
+        UsageError: the map has more than `MOST_PLACES` places.
+    """
+    if maps.shape[1] * maps.shape[2] > MOST_PLACES:
+        raise UsageError(
+            f"method 'kpca-cam' compares all places of a map with each other; expected at most {MOST_PLACES} of them, "
+            f"found {maps.shape[1]}x{maps.shape[2]}. Choose a deeper layer, or eigen-cam."
+        )
+    return np.stack([_along(_kernel_component(one), one.mean(-1)) for one in maps]).astype(np.float32)
+
+
+def _component(values: np.ndarray) -> np.ndarray:
+    """The projection `(h, w)` of `(h, w, c)` on its first right singular vector; zero where there is none."""
+    table = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    if not np.isfinite(table).all():
+        return np.full(values.shape[:2], np.nan)
+    # Of the smaller of the two products: the same vector, in a fraction of the time.
+    if table.shape[1] <= table.shape[0]:
+        _, vectors = np.linalg.eigh(table.T @ table)
+        return (table @ vectors[:, -1]).reshape(values.shape[:2])
+    sizes, vectors = np.linalg.eigh(table @ table.T)
+    return (vectors[:, -1] * np.sqrt(max(sizes[-1], 0.0))).reshape(values.shape[:2])
+
+
+def _kernel_component(values: np.ndarray) -> np.ndarray:
+    table = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    if not np.isfinite(table).all():
+        return np.full(values.shape[:2], np.nan)
+    table = table - table.mean(axis=0)
+    kernel = np.tanh(table @ table.T / table.shape[1] + 1)
+    kernel = kernel - kernel.mean(axis=0) - kernel.mean(axis=1)[:, None] + kernel.mean()
+    sizes, vectors = np.linalg.eigh(kernel)
+    return (vectors[:, -1] * np.sqrt(max(sizes[-1], 0.0))).reshape(values.shape[:2])
+
+
+def _upright(heat: np.ndarray) -> np.ndarray:
+    return -heat if heat.sum() < 0 else heat
+
+
+def _along(heat: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """With the sign in which it goes along with another map, about their means."""
+    return -heat if ((heat - heat.mean()) * (direction - direction.mean())).sum() < 0 else heat
