@@ -351,3 +351,50 @@ def test_numpy_integers_are_targets(photo):
     one = convscope.heatmap(network, photo, np.int64(2))
     np.testing.assert_array_equal(one.maps, convscope.heatmap(network, photo, np.array([2])).maps)
     assert one.provenance["parameters"]["target"] == [2]
+
+
+# -- several methods from one pass -----------------------------------------------------------------------
+
+
+def test_all_methods_are_what_each_gives_alone(photo, tmp_path):
+    network = open_model(gap_network(), preprocess="0..1", classes=NAMES)
+    photos = [photo, photo[::-1].copy()]
+    found = convscope.heatmap(network, photos, ["bee", "dog"], method="all")
+    assert [row.method for row in found.rows] == [*METHODS, *METHODS]
+    assert [row.class_name for row in found.rows] == ["bee"] * len(METHODS) + ["dog"] * len(METHODS)
+    for index, row in enumerate(found.rows):
+        alone = convscope.heatmap(network, photos[index // len(METHODS)], row.class_name, method=row.method)
+        np.testing.assert_allclose(found.maps[index], alone.maps[0], rtol=1e-4, atol=1e-6)
+    some = convscope.heatmap(network, photos[0], "bee", method=["layercam", "eigen-cam"])
+    assert [row.method for row in some.rows] == ["layercam", "eigen-cam"]
+    assert some.comparison().shape[1] > 3 * 240
+    some.save(tmp_path)
+    assert len(list(tmp_path.glob("*.methods.png"))) == len(list(tmp_path.glob("photos/*"))) == 1
+    again = convscope.load(tmp_path)
+    np.testing.assert_array_equal(again.maps, some.maps)
+    assert [row.method for row in again.rows] == ["layercam", "eigen-cam"]
+
+
+def test_all_leaves_out_what_does_not_fit_and_says_so(photo):
+    model = keras.Sequential(
+        [layers.Input((20, 24, 3)), layers.Conv2D(4, 5, name="conv"), layers.Flatten(), layers.Dense(3)]
+    )
+    found = convscope.heatmap(open_model(models.seeded(model), preprocess="0..1"), photo, 1, "conv", method="all")
+    assert "cam" not in [row.method for row in found.rows]
+    assert "global average pooling" in found.provenance["parameters"]["left_out"]["cam"]
+    assert len(found.rows) == len(METHODS) - 1
+
+
+def test_several_methods_make_one_pass(photo, monkeypatch):
+    network = open_model(gap_network(), preprocess="0..1")
+    passes = []
+    original = type(network)._run
+    monkeypatch.setattr(
+        type(network), "_run", lambda self, *args, **kwargs: passes.append(1) or original(self, *args, **kwargs)
+    )
+    convscope.heatmap(network, photo, 1, method="all")
+    traced = len(passes)
+    convscope.heatmap(network, photo, 1, method="all")
+    backend = keras.backend.backend()
+    assert traced == 1
+    assert len(passes) == (2 if backend == "torch" else 1)  # torch passes each time, the others have a program

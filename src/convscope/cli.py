@@ -548,7 +548,8 @@ def _filter_table(shell: Shell, result: Any, out: str, sort: str | None) -> None
     default="grad-cam",
     show_default=True,
     metavar="M",
-    help="How the heatmap is made: grad-cam, hirescam, layercam, grad-cam++, xgrad-cam, eigen-cam and others.",
+    help="How the heatmap is made: grad-cam, hirescam, layercam, grad-cam++, xgrad-cam, eigen-cam, ...; several with "
+    "commas between them; or all.",
 )
 @click.option(
     "--opacity", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Of the colour on the photo."
@@ -575,7 +576,8 @@ def heatmap(
     _notes(shell, photos)
     network = _open(shell, model, opening)
     with shell.progress() as progress:
-        result = technique(network, photos, target, layer, against=against, method=method, progress=progress)
+        methods = method if "," not in method else [name.strip() for name in method.split(",")]
+        result = technique(network, photos, target, layer, against=against, method=methods, progress=progress)
         result.save(out, opacity=opacity)
     if len(photos) > 1 and target != "top":
         shell.say(f"  explained for all {len(photos)} pictures: {result.rows[0].class_name}")
@@ -587,6 +589,7 @@ def heatmap(
                 row.text + (f" against {row.against}" if row.against else ""),
                 f"{row.score:.4g}",
                 row.layer,
+                row.method,
                 row.status,
                 row.reason or ", ".join(p.text for p in row.predictions[:3]),
             ]
@@ -594,7 +597,7 @@ def heatmap(
         ]
         shell.table(
             f"heatmaps · {method}",
-            ["image", "class", "score", "layer", "status", "prediction or reason"],
+            ["image", "class", "score", "layer", "method", "status", "prediction or reason"],
             rows,
             right=(2,),
         )

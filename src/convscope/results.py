@@ -137,10 +137,11 @@ def _read(directory: str | PathLike, name: str) -> dict[str, Any]:
 
 
 def _save_photos(folder: Folder, photos: Sequence[Picture]) -> list[dict[str, Any]]:
-    return [
-        {**asdict_picture(photo), "file": folder.picture(f"photos/{imaging.safe_name(photo.name)}.png", photo.pixels)}
-        for photo in photos
-    ]
+    files: dict[int, str] = {}  # a photo that is there several times is written once
+    for photo in photos:
+        if id(photo) not in files:
+            files[id(photo)] = folder.picture(f"photos/{imaging.safe_name(photo.name)}.png", photo.pixels)
+    return [{**asdict_picture(photo), "file": files[id(photo)]} for photo in photos]
 
 
 def asdict_picture(photo: Picture) -> dict[str, Any]:
@@ -910,6 +911,34 @@ class Heatmap(Result):
         detail = row.reason if row.status != "ok" else f"{row.method} at {row.layer}"
         return imaging.page(imaging.beside([photo, drawn, bar]), what, f"prediction: {best} · {detail}")
 
+    def comparison(self, image: str | None = None, opacity: float = 0.7) -> np.ndarray:
+        """The maps of one picture side by side, each with its method or class: (H, W, 3) uint8.
+
+        Each map has its own scale, from 0 to its own highest value: methods have no common unit.
+
+        Args:
+            image: its name; the first where None.
+            opacity: of the colour on the photo.
+
+        Raises:
+            UsageError: no map belongs to a picture of that name.
+        """
+        name = image or self.rows[0].image
+        places = [index for index, row in enumerate(self.rows) if row.image == name]
+        if not places:
+            raise UsageError(f"no map of a picture {name!r}; {nearest(name, [row.image for row in self.rows])}")
+        photo = _at_most(self.photos[places[0]].pixels, 240)
+        tiles = [photo] + [imaging.overlay(photo, self.maps[index], opacity) for index in places]
+        labels = [imaging.Label(name, "")] + [self._compared(index) for index in places]
+        row = self.rows[places[0]]
+        body = imaging.labelled_grid(tiles, labels, min(len(tiles), 5))
+        best = ", ".join(prediction.text for prediction in row.predictions[:3])
+        return imaging.page(body, f"What spoke for {row.explained}", f"prediction: {best} · at {row.layer}")
+
+    def _compared(self, index: int) -> imaging.Label:
+        row = self.rows[index]
+        return imaging.Label(row.method, "" if row.status == "ok" else row.status, (row.explained,))
+
     def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """A panel for each map."""
         for index, row in enumerate(self.rows):
@@ -931,8 +960,11 @@ class Heatmap(Result):
         """Write the panels, the raw maps as `.npy`, the photos and the numbers."""
         folder = _folder(directory)
         report, since = self.to_json(), len(folder.files)
+        several = len({row.method for row in self.rows}) > 1
+        for image in dict.fromkeys(row.image for row in self.rows) if several else ():
+            folder.picture(f"{imaging.safe_name(image)}.methods.png", self.comparison(image, opacity))
         for index, entry in enumerate(report["heatmaps"]):
-            stem = imaging.safe_name(entry["image"])
+            stem = imaging.safe_name(entry["image"]) + (f".{self.rows[index].method}" if several else "")
             entry["file"] = folder.picture(f"{stem}.png", self.panel(index, opacity))
             entry["raw"] = folder.array(f"{stem}.npy", self.maps[index].astype(np.float32))
         report["photos"] = _save_photos(folder, self.photos)

@@ -29,7 +29,7 @@ def heatmap(
     layer: str = "auto",
     *,
     against: int | str | Sequence[int | str] | None = None,
-    method: str = "grad-cam",
+    method: str | Sequence[str] = "grad-cam",
     batch: int = BATCH,
     progress: Progress = None,
 ) -> Heatmap:
@@ -43,7 +43,9 @@ def heatmap(
         against: a class whose logit is taken from the target's, so that the map shows what speaks for the one and not
             for the other: by number or name, or "rival" for each picture's best other class; or one for each picture.
             Of two classes under one softmax only this difference means anything.
-        method: one of `METHODS`.
+        method: one of `METHODS`, several, or "all"; all work on one pass. With several, each picture has a map for each
+            method, one after another; of "all", a method that does not fit the network is left out and says why in
+            the provenance.
         batch: pictures at a time.
         progress: called as `progress(done, total, text)`.
 
@@ -56,7 +58,7 @@ def heatmap(
     network = open_model(network)
     network.check_scores()
     photos = tuple(read_pictures(images))
-    chosen = method_named(method)
+    chosen, skip = _methods(method), method == "all"
     where = _layer(network, layer)
     classes = _classes(network, target, len(photos), {"top": TOP})
     rivals = np.full(len(photos), NONE, np.int32)
@@ -65,6 +67,7 @@ def heatmap(
     x = network.prepare(photos)
     batch = max(1, min(batch, len(photos)))
     maps, rows = [], []
+    left_out: dict[str, str] = {}
     for start in range(0, len(photos), batch):
         stop = min(start + batch, len(photos))
         some = slice(start, stop)
@@ -72,35 +75,61 @@ def heatmap(
             network, where, x[some], classes[some], batch, rivals[some]
         )
         check_finite(network, logits)
-        raw = chosen.formula(activations, gradients)
-        maps.append(np.where(np.isfinite(raw), raw, 0).astype(np.float32))
-        rows += [
-            _row(
-                network,
-                photos[start + index],
-                where,
-                chosen,
-                logits[index],
-                int(explained[index]),
-                None if others[index] == NONE else int(others[index]),
-                raw[index],
-                gradients[index],
-            )
-            for index in range(stop - start)
-        ]
+        made = _formulas(chosen, activations, gradients, left_out if skip else None)
+        for index in range(stop - start):
+            for one, raw in made:
+                maps.append(np.where(np.isfinite(raw[index]), raw[index], 0).astype(np.float32))
+                rows.append(
+                    _row(
+                        network,
+                        photos[start + index],
+                        where,
+                        one,
+                        logits[index],
+                        int(explained[index]),
+                        None if others[index] == NONE else int(others[index]),
+                        raw[index],
+                        gradients[index],
+                    )
+                )
         if progress:
             progress(stop, len(photos), photos[stop - 1].name)
+    used = [one for one in chosen if one.name not in left_out]
     parameters = {
         "target": as_targets(target),
         "against": None if against is None else as_targets(against),
         "output": network.output,
         "layer": where.path,
         "layer_rule": "the last layer whose map has more than one cell" if layer == "auto" else "given",
-        "method": chosen.name,
-        "paper": chosen.paper,
+        "method": ", ".join(one.name for one in used),
+        "paper": "; ".join(one.paper for one in used),
+        "left_out": left_out,
         "explained": network.head.text,
     }
-    return Heatmap(provenance(network, "heatmap", photos, parameters), photos, np.concatenate(maps), tuple(rows))
+    shown = tuple(photo for photo in photos for _ in used)
+    return Heatmap(provenance(network, "heatmap", photos, parameters), shown, np.stack(maps), tuple(rows))
+
+
+def _methods(given: str | Sequence[str]) -> list[Method]:
+    if given == "all":
+        return list(METHODS.values())
+    return [method_named(name) for name in ([given] if isinstance(given, str) else given)]
+
+
+def _formulas(
+    chosen: Sequence[Method], maps: np.ndarray, gradients: np.ndarray, left_out: dict[str, str] | None
+) -> list[tuple[Method, np.ndarray]]:
+    """Each method with its heatmaps `(n, h, w)`; into `left_out`, if it is there, go those that do not fit, and why."""
+    made = []
+    for one in chosen:
+        try:
+            if left_out is None or one.name not in left_out:
+                made.append((one, one.formula(maps, gradients)))
+        except UsageError as error:
+            if left_out is None:
+                raise
+            left_out[one.name] = str(error)
+    return made
 
 
 def as_targets(target: Any) -> list[int | str]:
