@@ -12,6 +12,7 @@ from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 from convscope.techniques.heatmaps.cam import METHODS, grad_cam  # noqa: E402
+from convscope.techniques.heatmaps.perturbation import WHOLE  # noqa: E402
 
 NAMES = ["ant", "bee", "cat", "dog", "emu"]
 
@@ -360,10 +361,11 @@ def test_all_methods_are_what_each_gives_alone(photo, tmp_path):
     network = open_model(gap_network(), preprocess="0..1", classes=NAMES)
     photos = [photo, photo[::-1].copy()]
     found = convscope.heatmap(network, photos, ["bee", "dog"], method="all")
-    assert [row.method for row in found.rows] == [*METHODS, *METHODS]
-    assert [row.class_name for row in found.rows] == ["bee"] * len(METHODS) + ["dog"] * len(METHODS)
+    formulas = [name for name, method in METHODS.items() if method.formula]
+    assert [row.method for row in found.rows] == formulas * 2
+    assert [row.class_name for row in found.rows] == ["bee"] * len(formulas) + ["dog"] * len(formulas)
     for index, row in enumerate(found.rows):
-        alone = convscope.heatmap(network, photos[index // len(METHODS)], row.class_name, method=row.method)
+        alone = convscope.heatmap(network, photos[index // len(formulas)], row.class_name, method=row.method)
         np.testing.assert_allclose(found.maps[index], alone.maps[0], rtol=1e-4, atol=1e-6)
     some = convscope.heatmap(network, photos[0], "bee", method=["layercam", "eigen-cam"])
     assert [row.method for row in some.rows] == ["layercam", "eigen-cam"]
@@ -382,7 +384,7 @@ def test_all_leaves_out_what_does_not_fit_and_says_so(photo):
     found = convscope.heatmap(open_model(models.seeded(model), preprocess="0..1"), photo, 1, "conv", method="all")
     assert "cam" not in [row.method for row in found.rows]
     assert "global average pooling" in found.provenance["parameters"]["left_out"]["cam"]
-    assert len(found.rows) == len(METHODS) - 1
+    assert len(found.rows) == len([method for method in METHODS.values() if method.formula]) - 1
 
 
 def test_several_methods_make_one_pass(photo, monkeypatch):
@@ -398,3 +400,54 @@ def test_several_methods_make_one_pass(photo, monkeypatch):
     backend = keras.backend.backend()
     assert traced == 1
     assert len(passes) == (2 if backend == "torch" else 1)  # torch passes each time, the others have a program
+
+
+# -- replaying the network -------------------------------------------------------------------------------
+
+
+def branching(join):
+    """A branch from before the layer that is joined again after it."""
+    picture = layers.Input((20, 24, 3))
+    early = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="early")(picture)
+    late = layers.Conv2D(6, 3, padding="same", activation="relu", name="late")(early)
+    joined = layers.Add()([early, late]) if join == "add" else layers.Concatenate()([early, late])
+    x = layers.Conv2D(4, 3, activation="relu")(joined)
+    return models.seeded(keras.Model(picture, layers.Dense(5, activation="softmax")(layers.GlobalMaxPooling2D()(x))))
+
+
+@pytest.mark.parametrize("join", ["add", "concatenate"])
+@pytest.mark.parametrize("against", [None, 3])
+def test_ablation_cam_is_the_slow_loop(photo, join, against):
+    """Each channel set to zero in a pass of its own."""
+    network = open_model(branching(join), preprocess="0..1")
+    found = convscope.heatmap(network, [photo, photo[::-1].copy()], 1, "late", against=against, method="ablation-cam")
+    x = network.prepare(found.photos)
+    assert WHOLE[network] == ({"late"} if join == "concatenate" else set())
+
+    def scored(picture, channel):
+        keep = np.ones(6, np.float32)
+        if channel is not None:
+            keep[channel] = 0
+
+        def program(run, x, keep):
+            return run(x, rules={"late": lambda activation: activation * keep}).logits
+
+        logits = network.numpy(network.compile(program)(network.tensor(picture[None]), network.tensor(keep)))[0]
+        return logits[1] - (0 if against is None else logits[against])
+
+    for index, picture in enumerate(x):
+        maps, whole = network.forward(picture[None], ("late",))[1]["late"][0], scored(picture, None)
+        weights = [(whole - scored(picture, channel)) / abs(whole) for channel in range(6)]
+        np.testing.assert_allclose(found.maps[index], maps @ np.array(weights), rtol=1e-3, atol=1e-5)
+
+
+def test_ablating_a_channel_of_a_gap_head_costs_its_share(photo):
+    """w_k mean(A_k), in closed form, also over more channels than one chunk holds."""
+    picture = layers.Input((20, 24, 3))
+    x = layers.Conv2D(300, 5, strides=2, activation="relu", name="conv")(picture)
+    model = models.seeded(keras.Model(picture, layers.Dense(3, name="out")(layers.GlobalAveragePooling2D()(x))))
+    network = open_model(model, preprocess="0..1")
+    found = convscope.heatmap(network, photo, 2, method="ablation-cam")
+    maps, kernel, _ = maps_and_head(model, network.prepare(found.photos))
+    drops = kernel[:, 2] * maps[0].mean(axis=(0, 1)) / abs(found.rows[0].score)
+    np.testing.assert_allclose(found.maps[0], maps[0] @ drops, rtol=1e-2, atol=1e-5)

@@ -13,6 +13,7 @@ from convscope.networks.network import check_finite
 from convscope.pictures import Picture, read_pictures
 from convscope.results import Heatmap, HeatmapRow, Progress, provenance
 from convscope.techniques.heatmaps.cam import METHODS, Method, method_named
+from convscope.techniques.heatmaps.perturbation import Replay
 
 __all__ = ["METHODS", "as_targets", "heatmap", "maps_and_gradients"]
 
@@ -43,9 +44,9 @@ def heatmap(
         against: a class whose logit is taken from the target's, so that the map shows what speaks for the one and not
             for the other: by number or name, or "rival" for each picture's best other class; or one for each picture.
             Of two classes under one softmax only this difference means anything.
-        method: one of `METHODS`, several, or "all"; all work on one pass. With several, each picture has a map for each
-            method, one after another; of "all", a method that does not fit the network is left out and says why in
-            the provenance.
+        method: one of `METHODS`, several, or "all" for all that work on one pass. With several, each picture has a map
+            for each method, one after another; of "all", a method that does not fit the network is left out and says
+            why in the provenance.
         batch: pictures at a time.
         progress: called as `progress(done, total, text)`.
 
@@ -75,7 +76,12 @@ def heatmap(
             network, where, x[some], classes[some], batch, rivals[some]
         )
         check_finite(network, logits)
-        made = _formulas(chosen, activations, gradients, left_out if skip else None)
+        made = _formulas([one for one in chosen if one.formula], activations, gradients, left_out if skip else None)
+        replays = [
+            Replay(network, where, x[start + index][None], activations[index], int(chosen_class), _rival(other))
+            for index, (chosen_class, other) in enumerate(zip(explained, others, strict=True))
+        ]
+        made += [(one, np.stack(list(map(one.replay, replays)))) for one in chosen if one.replay]
         for index in range(stop - start):
             for one, raw in made:
                 maps.append(np.where(np.isfinite(raw[index]), raw[index], 0).astype(np.float32))
@@ -87,7 +93,7 @@ def heatmap(
                         one,
                         logits[index],
                         int(explained[index]),
-                        None if others[index] == NONE else int(others[index]),
+                        _rival(others[index]),
                         raw[index],
                         gradients[index],
                     )
@@ -110,9 +116,14 @@ def heatmap(
     return Heatmap(provenance(network, "heatmap", photos, parameters), shown, np.stack(maps), tuple(rows))
 
 
+def _rival(number: int) -> int | None:
+    return None if number == NONE else int(number)
+
+
 def _methods(given: str | Sequence[str]) -> list[Method]:
+    """Of "all" those that share one pass."""
     if given == "all":
-        return list(METHODS.values())
+        return [one for one in METHODS.values() if one.formula]
     return [method_named(name) for name in ([given] if isinstance(given, str) else given)]
 
 
@@ -123,7 +134,7 @@ def _formulas(
     made = []
     for one in chosen:
         try:
-            if left_out is None or one.name not in left_out:
+            if one.formula and (left_out is None or one.name not in left_out):
                 made.append((one, one.formula(maps, gradients)))
         except UsageError as error:
             if left_out is None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from convscope.errors import UsageError, nearest
 
 Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Replayed = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Method:
     Attributes:
         name: as `--method` takes it.
         paper: where it is defined.
-        formula: from maps and gradients, both `(n, h, w, c)`, to a heatmap `(n, h, w)`.
+        formula: from maps and gradients, both `(n, h, w, c)`, to a heatmap `(n, h, w)`; None for methods that replay.
+        replay: from a `perturbation.Replay`, one picture at a time, to its heatmap `(h, w)`.
     """
 
     name: str
     paper: str
-    formula: Formula
+    formula: Formula | None = None
+    replay: Replayed | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -39,6 +43,16 @@ def method(name: str, paper: str) -> Callable[[Formula], Formula]:
     def register(formula: Formula) -> Formula:
         METHODS[name] = Method(name, paper, formula)
         return formula
+
+    return register
+
+
+def replayed(name: str, paper: str) -> Callable[[Replayed], Replayed]:
+    """Register a method that replays the network under `name`."""
+
+    def register(function: Replayed) -> Replayed:
+        METHODS[name] = Method(name, paper, replay=function)
+        return function
 
     return register
 

@@ -1,0 +1,95 @@
+"""Heatmaps from replaying what comes after a layer while parts of its map are taken away.
+
+One picture is passed, and its map is repeated at the layer, each time with something else left of it: what comes before
+the layer runs once for many replays, and memory is bounded by the chunk and not by the number of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from convscope.networks import Layer, Network
+from convscope.techniques.heatmaps.cam import replayed
+
+CHUNK = 128  # replays at a time
+# Layers at which a map can't be repeated alone, since what comes before them is joined again after them.
+WHOLE: WeakKeyDictionary[Network, set[str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """One picture at one layer, and the score that is explained.
+
+    Attributes:
+        network, layer: where.
+        x: the prepared picture `(1, h, w, c)`.
+        maps: what the layer answers to it `(h, w, c)`.
+        target: the class; rival: the class whose logit is subtracted, None for none.
+    """
+
+    network: Network
+    layer: Layer
+    x: np.ndarray
+    maps: np.ndarray
+    target: int
+    rival: int | None = None
+
+    def score(self, logits: np.ndarray) -> np.ndarray:
+        """What is explained `(n,)` of logits `(n, classes)`."""
+        mine = logits[:, self.target].astype(np.float64)
+        return mine if self.rival is None else mine - logits[:, self.rival]
+
+    def scores(self, factors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+        """The score `(count,)` of each replay.
+
+        Args:
+            factors: from numbers of replays `(n,)` to what the map's channels are multiplied by `(n, c)`.
+            count: how many.
+        """
+        found = []
+        for start in range(0, count, CHUNK):
+            numbers = np.minimum(np.arange(start, start + min(CHUNK, count)), count - 1)  # one shape
+            found.append(self.score(self._logits(factors(numbers).astype(np.float32))))
+        return np.concatenate(found)[:count]
+
+    def _logits(self, factors: np.ndarray) -> np.ndarray:
+        network, path = self.network, self.layer.path
+        program = network.program(("replay", path), lambda: network.compile(_replaying(path)))
+        shaped = factors[:, None, None, :]
+        if not network.replays_whole(path):
+            try:
+                return network.numpy(program(network.tensor(self.x), network.tensor(shaped)))
+            except Exception:
+                network.replay_whole(path)
+        # What was computed before the layer is needed after it too, and has to be there as often.
+        repeated = np.repeat(self.x, len(factors), axis=0)
+        return network.numpy(program(network.tensor(repeated), network.tensor(shaped)))
+
+
+def _replaying(path: str) -> Callable:
+    def replay(run: Callable, x: Any, factors: Any) -> Any:
+        return run(x, rules={path: lambda activation: activation * factors}).logits
+
+    return replay
+
+
+@replayed("ablation-cam", "Desai and Ramaswamy 2020, Ablation-CAM, WACV 2020, eq. 3")
+def ablation_cam(replay: Replay) -> np.ndarray:
+    """Sum of the maps, each weighted with what the score loses without it, as a share of the score's size.
+
+    Returns:
+        `(h, w)`, raw and signed: w_k = (y - y_k) / |y|, so that a negative score turns no sign round.
+    """
+    channels = replay.maps.shape[-1]
+
+    def without(numbers: np.ndarray) -> np.ndarray:
+        return 1.0 - np.eye(channels)[numbers]
+
+    whole = replay.scores(lambda numbers: np.ones((len(numbers), channels)), 1)[0]
+    drops = whole - replay.scores(without, channels)
+    return (replay.maps.astype(np.float64) @ (drops / max(abs(whole), 1e-12))).astype(np.float32)
