@@ -61,11 +61,14 @@ class Replay:
         network, path = self.network, self.layer.path
         program = network.program(("replay", path), lambda: network.compile(_replaying(path)))
         shaped = factors[:, None, None, :]
-        if not network.replays_whole(path):
+        whole = WHOLE.setdefault(network, set())
+        if path not in whole:
             try:
                 return network.numpy(program(network.tensor(self.x), network.tensor(shaped)))
-            except Exception:
-                network.replay_whole(path)
+            except Exception as error:
+                if network.out_of_memory(error):
+                    raise
+                whole.add(path)  # every framework has words of its own for shapes that do not go together
         # What was computed before the layer is needed after it too, and has to be there as often.
         repeated = np.repeat(self.x, len(factors), axis=0)
         return network.numpy(program(network.tensor(repeated), network.tensor(shaped)))
