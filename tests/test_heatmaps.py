@@ -10,6 +10,7 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
+from convscope.imaging import resize_map  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 from convscope.techniques.heatmaps.cam import METHODS, grad_cam  # noqa: E402
 from convscope.techniques.heatmaps.perturbation import WHOLE  # noqa: E402
@@ -451,3 +452,39 @@ def test_ablating_a_channel_of_a_gap_head_costs_its_share(photo):
     maps, kernel, _ = maps_and_head(model, network.prepare(found.photos))
     drops = kernel[:, 2] * maps[0].mean(axis=(0, 1)) / abs(found.rows[0].score)
     np.testing.assert_allclose(found.maps[0], maps[0] @ drops, rtol=1e-2, atol=1e-5)
+
+
+def test_score_cam_is_the_slow_loop(photo):
+    network = open_model(branching("add"), preprocess="0..1")
+    found = convscope.heatmap(network, photo, 1, "late", method="score-cam")
+    x = network.prepare(found.photos)
+    maps = network.forward(x, ("late",))[1]["late"][0]
+    empty = network.predict(np.zeros_like(x))[0, 1]
+    scores, told = [], [channel for channel in range(6) if maps[..., channel].max() > maps[..., channel].min()]
+    assert 2 <= len(told) < 6  # a channel that is silent everywhere would be 0 / 0 in the paper's form
+    for channel in told:
+        mask = resize_map(maps[..., channel], *x.shape[1:3])
+        mask = (mask - maps[..., channel].min()) / (maps[..., channel].max() - maps[..., channel].min())
+        scores.append(network.predict((x * mask[None, ..., None]).astype(np.float32))[0, 1] - empty)
+    weights = np.exp(scores) / np.exp(scores).sum()
+    np.testing.assert_allclose(found.maps[0], maps[..., told] @ weights, rtol=1e-3, atol=1e-6)
+
+
+def test_score_cam_of_maps_that_tell_nothing_is_blank(photo):
+    model = branching("add")
+    kernel, bias = model.get_layer("late").weights
+    kernel.assign(np.zeros(kernel.shape))
+    bias.assign(np.ones(bias.shape))
+    found = convscope.heatmap(open_model(model, preprocess="0..1"), photo, 1, "late", method="score-cam")
+    assert (found.rows[0].status, found.maps.any()) == ("blank", False)
+
+
+def test_score_cam_holds_no_more_pictures_than_a_chunk(photo, monkeypatch):
+    picture = layers.Input((20, 24, 3))
+    x = layers.Conv2D(70, 5, strides=2, activation="relu", name="conv")(picture)
+    model = models.seeded(keras.Model(picture, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+    network, counts = open_model(model, preprocess="0..1"), []
+    original = type(network).predict
+    monkeypatch.setattr(type(network), "predict", lambda self, x: counts.append(len(x)) or original(self, x))
+    convscope.heatmap(network, photo, 2, method="score-cam")
+    assert set(counts) == {16}

@@ -1,7 +1,8 @@
-"""Heatmaps from replaying what comes after a layer while parts of its map are taken away.
+"""Heatmaps from replaying the network while parts of a layer's map, or of the picture, are taken away.
 
-One picture is passed, and its map is repeated at the layer, each time with something else left of it: what comes before
-the layer runs once for many replays, and memory is bounded by the chunk and not by the number of channels.
+Where the map is changed, one picture is passed and its map is repeated at the layer, each time with something else left
+of it: what comes before the layer runs once for many replays. Memory is bounded by the chunk and not by the number of
+channels.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from convscope.imaging import resize_map
 from convscope.networks import Layer, Network
 from convscope.techniques.heatmaps.cam import replayed
 
-CHUNK = 128  # replays at a time
+CHUNK = 128  # replays of a map at a time
+PICTURES = 16  # replays of a picture at a time
 # Layers at which a map can't be repeated alone, since what comes before them is joined again after them.
 WHOLE: WeakKeyDictionary[Network, set[str]] = WeakKeyDictionary()
 
@@ -73,6 +76,14 @@ class Replay:
         repeated = np.repeat(self.x, len(factors), axis=0)
         return network.numpy(program(network.tensor(repeated), network.tensor(shaped)))
 
+    def of_pictures(self, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+        """The score `(count,)` of pictures `(n, h, w, c)`, which are made for some numbers `(n,)` at a time."""
+        found = []
+        for start in range(0, count, PICTURES):
+            numbers = np.minimum(np.arange(start, start + min(PICTURES, count)), count - 1)  # one shape
+            found.append(self.score(self.network.predict(pictures(numbers).astype(np.float32))))
+        return np.concatenate(found)[:count]
+
 
 def _replaying(path: str) -> Callable:
     def replay(run: Callable, x: Any, factors: Any) -> Any:
@@ -96,3 +107,30 @@ def ablation_cam(replay: Replay) -> np.ndarray:
     whole = replay.scores(lambda numbers: np.ones((len(numbers), channels)), 1)[0]
     drops = whole - replay.scores(without, channels)
     return (replay.maps.astype(np.float64) @ (drops / max(abs(whole), 1e-12))).astype(np.float32)
+
+
+@replayed("score-cam", "Wang et al. 2020, Score-CAM, arXiv:1910.01279, eq. 6 to 8")
+def score_cam(replay: Replay) -> np.ndarray:
+    """Sum of the maps, each weighted with what the score is of the picture seen through that map alone.
+
+    Each map is brought to the picture's size and to 0..1, and the picture, as the network takes it, is multiplied by
+    it. The weights are the softmax over channels of the scores; what an empty picture says, which the paper takes away
+    from each, cancels in it. A map that is the same everywhere lets nothing through and weighs nothing.
+
+    Returns:
+        `(h, w)`, raw: no weight is negative.
+    """
+    low, high = replay.maps.min(axis=(0, 1)), replay.maps.max(axis=(0, 1))
+    told = np.flatnonzero(high > low)
+    if not len(told):
+        return np.zeros(replay.maps.shape[:2], np.float32)
+    size = replay.x.shape[1:3]
+
+    def through(numbers: np.ndarray) -> np.ndarray:
+        channels = told[numbers]
+        masks = [(resize_map(replay.maps[..., k], *size) - low[k]) / (high[k] - low[k]) for k in channels]
+        return replay.x * np.stack(masks)[..., None]
+
+    scores = replay.of_pictures(through, len(told))
+    weights = np.exp(scores - scores.max())
+    return (replay.maps[..., told].astype(np.float64) @ (weights / weights.sum())).astype(np.float32)
