@@ -858,3 +858,41 @@ def test_a_reader_that_goes_away_is_no_fault(desk):
     assert process.wait(timeout=60) == 1
     assert "Error" not in err
     assert "Traceback" not in err
+
+
+# -- a folder of photos ----------------------------------------------------------------------------------
+
+
+def test_heatmaps_of_a_folder_leave_out_what_is_no_picture_and_say_so(desk, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        picture(number, (20 + number, 30, 3)).save(folder / f"photo{number}.png")
+    (folder / "torn.jpg").write_bytes((desk / "other" / "Cat.jpg").read_bytes()[:200])
+    ran = run("heatmap", desk / "nested.keras", folder, "--out", tmp_path / "out", "--json")
+    assert ran.code == 1  # what could be done was done, and not all could
+    assert "1 of 4 photos" in ran.err
+    assert "torn.jpg" in ran.err
+    assert [row["image"] for row in json.loads(ran.out)["heatmaps"]] == ["photo0", "photo1", "photo2"]
+
+
+def test_heatmaps_by_several_methods(desk, tmp_path):
+    ran = run("heatmap", desk / "free.keras", desk / "cat.png", "--method", "all", "--out", tmp_path / "all", "--json")
+    assert ran.code == 0
+    data = json.loads(ran.out)
+    assert {"grad-cam", "hirescam", "layercam", "eigen-cam"} <= {row["method"] for row in data["heatmaps"]}
+    check_report(data, tmp_path / "all", "heatmaps.json")
+    assert "cat.methods.png" in data["files"]
+    few = run(
+        "heatmap",
+        desk / "free.keras",
+        desk / "cat.png",
+        "--method",
+        "layercam, ablation-cam",
+        "--out",
+        tmp_path / "few",
+    )
+    assert few.code == 0
+    assert "ablation-cam" in few.out
+    wrong = run("heatmap", desk / "free.keras", desk / "cat.png", "--method", "grad-cma", "--out", tmp_path / "wrong")
+    assert (wrong.code, "grad-cam" in wrong.err) == (2, True)

@@ -488,16 +488,19 @@ def filters(
 
 def _readable(shell: Shell, photos: tuple[str, ...]) -> list[Any]:
     """The photos that can be read; the others are counted and named."""
+    return _read_and_left_out(shell, photos)[0] if photos else []
+
+
+def _read_and_left_out(shell: Shell, photos: tuple[str, ...]) -> tuple[list[Any], int]:
+    """The photos that can be read, and how many can't: these are named."""
     from convscope.pictures import read_those_that_can_be
 
-    if not photos:
-        return []
     found, failures = read_those_that_can_be(photos)
     if failures:
         shell.say(f"  {len(failures)} of {len(found) + len(failures)} photos can't be read and are left out:")
     for failure in failures:
         shell.say(f"  - {failure}")
-    return found
+    return found, len(failures)
 
 
 @contextmanager
@@ -572,7 +575,9 @@ def heatmap(
     from convscope.pictures import read_pictures
     from convscope.techniques.heatmaps import heatmap as technique
 
-    photos = read_pictures(images)
+    # A file that was named has to be a picture; what else lies in a folder need not.
+    folders = any(Path(image).is_dir() for image in images)
+    photos, left_out = _read_and_left_out(shell, images) if folders else (read_pictures(images), 0)
     _notes(shell, photos)
     network = _open(shell, model, opening)
     with shell.progress() as progress:
@@ -604,6 +609,8 @@ def heatmap(
         click.echo(f"overlays and raw maps in {out}")
 
     shell.result(_written(out, result.file), table)
+    if left_out:
+        sys.exit(FAILED)
 
 
 @app.command()
