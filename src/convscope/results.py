@@ -937,7 +937,9 @@ class Heatmap(Result):
 
     def _compared(self, index: int) -> imaging.Label:
         row = self.rows[index]
-        return imaging.Label(row.method, "" if row.status == "ok" else row.status, (row.explained,))
+        several = len({other.explained for other in self.rows if other.image == row.image}) > 1
+        flag = () if row.status == "ok" else (row.status,)
+        return imaging.Label(row.method, "", ((row.explained,) if several else ()) + flag)
 
     def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """A panel for each map."""
