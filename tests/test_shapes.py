@@ -59,9 +59,10 @@ def batched(photos: list[pictures.Picture], count: Any) -> Float32[np.ndarray, "
     return made
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.formula])
 def test_heatmap_methods(name):
-    heatmap_method(name, random(2, 5, 7, 3), random(2, 5, 7, 3))
+    # The same gradient at each place, since method cam takes no other.
+    heatmap_method(name, random(2, 5, 7, 3), np.broadcast_to(random(2, 1, 1, 3), (2, 5, 7, 3)))
 
 
 @pytest.mark.parametrize("name", PRESETS)
