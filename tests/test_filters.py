@@ -414,3 +414,14 @@ def test_variants_differ_more_than_pictures_of_other_seeds(trained):
     together = convscope.filters(trained, LAYER, 4, variants=3, **options)
     assert [row.variant for row in together.rows] == [0, 1, 2]
     assert likeness_of(together.values) < likeness_of(np.stack(alone)) - 0.05
+
+
+def test_a_film_waits_for_filters_that_were_done_early(trained):
+    quick = replace(RECIPES["fast"], settle=0.05, steps=40)
+    result = convscope.filters(trained, LAYER, range(6), recipe=quick, size=48, frames=10)
+    steps = [row.steps for row in result.rows]
+    assert min(steps) < max(steps)
+    early = int(np.argmin(steps))
+    assert result.frames.shape[:2] == (6, 10)
+    np.testing.assert_array_equal(result.frames[early, -1], result.values[early])
+    assert not np.array_equal(result.frames[early, 0], result.values[early])

@@ -550,8 +550,9 @@ def _result(
         "interrupted": interrupted,
         "frame_steps": kept_steps(recipe.steps, plan.frames),
     }
-    frames = [course.frames for course in courses]
-    whole = bool(frames and frames[0]) and len({len(one) for one in frames}) == 1
+    most = max((len(course.frames) for course in courses), default=0)
+    # A filter that was done early stays as it is while the others go on.
+    frames = [course.frames + [course.picture] * (most - len(course.frames)) for course in courses]
     return Filters(
         provenance(network, "filters", judge.photos, parameters),
         layer=first if None not in channels else None,
@@ -561,7 +562,7 @@ def _result(
         crop=recipe.crop_for(min(plan.size)),
         look=recipe.look,
         alpha=_alpha(courses) if recipe.transparent else None,
-        frames=np.stack([np.stack(one) for one in frames]) if whole else None,
+        frames=np.stack([np.stack(one) for one in frames]) if most else None,
     )
 
 
