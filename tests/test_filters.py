@@ -14,7 +14,7 @@ from convscope import demo, open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 from convscope.techniques.filters import parse_channels  # noqa: E402
-from convscope.techniques.filters.ascent import step_of  # noqa: E402
+from convscope.techniques.filters.ascent import settled, step_of  # noqa: E402
 from convscope.techniques.filters.courses import Plan  # noqa: E402
 from convscope.techniques.filters.objectives import channel, likeness  # noqa: E402
 from convscope.techniques.filters.recipes import CLASSIC, RECIPES  # noqa: E402
@@ -425,3 +425,15 @@ def test_a_film_waits_for_filters_that_were_done_early(trained):
     assert result.frames.shape[:2] == (6, 10)
     np.testing.assert_array_equal(result.frames[early, -1], result.values[early])
     assert not np.array_equal(result.frames[early, 0], result.values[early])
+
+
+def test_a_filter_has_settled_when_it_neither_rises_nor_falls():
+    flat, rising = np.full(40, 3.0), np.linspace(1, 5, 40)
+    wobbling = flat + 0.5 * (-1.0) ** np.arange(40)
+    assert settled(flat, 0.02)
+    assert settled(wobbling, 0.02)
+    assert not settled(rising, 0.02)
+    assert not settled(rising[::-1], 0.02)
+    assert not settled(-rising[::-1], 0.02)
+    assert not settled(flat[:15], 0.02)  # too few to tell
+    assert not settled(flat, 0.0)

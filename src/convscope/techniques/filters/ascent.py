@@ -323,6 +323,17 @@ def kept_steps(steps: int, frames: int) -> list[int]:
     return sorted({round(step) for step in np.linspace(0, steps - 1, frames)})
 
 
+def settled(activations: Sequence[float], gain: float) -> bool:
+    """True if the mean of the last `SETTLED_OVER` values differs from that of those before by less than `gain`.
+
+    One that falls has overshot, and comes back: it is not done.
+    """
+    if not gain or len(activations) < 2 * SETTLED_OVER:
+        return False
+    before, now = np.mean(activations[-2 * SETTLED_OVER : -SETTLED_OVER]), np.mean(activations[-SETTLED_OVER:])
+    return bool(abs(now - before) < gain * abs(before))
+
+
 class _Lanes:
     """The pictures that are climbed side by side: tensors of the framework, a row for each lane."""
 
@@ -367,14 +378,12 @@ class _Lanes:
 
     def _is_over(self, course: Course) -> bool:
         done = len(course.gradients)
-        return done >= self.steps or course.stuck or course.overflowed or self._settled(course.activations)
-
-    def _settled(self, activations: Sequence[float]) -> bool:
-        gain, window = self.climb.recipe.settle, SETTLED_OVER
-        if not gain or len(activations) < 2 * window:
-            return False
-        before, now = np.mean(activations[-2 * window : -window]), np.mean(activations[-window:])
-        return now - before < gain * abs(before)
+        return (
+            done >= self.steps
+            or course.stuck
+            or course.overflowed
+            or settled(course.activations, self.climb.recipe.settle)
+        )
 
     def _done(self, task: int) -> int:
         return len(self.courses[task].gradients)
