@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.ascents import NETWORKS, Job, Made, NotMeasured, run
-from benchmarks.filters import PEERS, machine
+from benchmarks.filters import PEERS, machine, write
 from benchmarks.looks import DRAWS, Judge, natural_spectrum, photographs, spectrum
 from convscope.techniques.filters.recipes import recipe_named
 
@@ -44,12 +43,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--out", help="a Markdown file to write")
     options = parser.parse_args()
-    lines = []
-    for line in page(options.channels, options.steps):
-        print(line, flush=True)
-        lines.append(line)
-    if options.out:
-        Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(page(options.channels, options.steps), options.out)
 
 
 def page(channels: int, steps: int) -> Iterator[str]:

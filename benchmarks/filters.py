@@ -33,12 +33,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", help="a Markdown file to write")
     options = parser.parse_args()
+    write(page(options.filters, options.repeats), options.out)
+
+
+def write(page: Iterator[str], out: str | None) -> None:
+    """Print lines as they come, and write them all to a file where there is one."""
     lines = []
-    for line in page(options.filters, options.repeats):
+    for line in page:
         print(line, flush=True)
         lines.append(line)
-    if options.out:
-        Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if out:
+        Path(out).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def page(filters: int, repeats: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -68,6 +69,7 @@ class Judge:
         return look_at(self._climb, repeated, len(pictures) * DRAWS, masks, fresh)[0][:, 0]
 
 
+@cache
 def photographs() -> list:
     """Natural pictures of many classes."""
     files = sorted((ASSETS / "photos" / "imagenet").glob("*"))

@@ -6,7 +6,6 @@ of its own in the place of `out`; the FILE that it writes becomes `docs/images/N
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -15,7 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+
+from convscope import imaging
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "filters.md"
@@ -51,9 +53,7 @@ def webp(file: Path) -> bytes:
     """A picture, at most `WIDEST` pixels wide, small enough for a repository."""
     image = Image.open(file).convert("RGB")
     image.thumbnail((WIDEST, 10 * WIDEST), Image.Resampling.LANCZOS)
-    written = io.BytesIO()
-    image.save(written, "WEBP", quality=80, method=6)
-    return written.getvalue()
+    return imaging.encode_webp(np.asarray(image), quality=80)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,36 +70,14 @@ def heatmap(
     maps, rows = [], []
     left_out: dict[str, str] = {}
     for start in range(0, len(photos), batch):
-        stop = min(start + batch, len(photos))
-        some = slice(start, stop)
-        logits, activations, gradients, explained, others = maps_and_gradients(
-            network, where, x[some], classes[some], batch, rivals[some]
-        )
-        check_finite(network, logits)
-        made = _formulas([one for one in chosen if one.formula], activations, gradients, left_out if skip else None)
-        replays = [
-            Replay(network, where, x[start + index][None], activations[index], int(chosen_class), _rival(other))
-            for index, (chosen_class, other) in enumerate(zip(explained, others, strict=True))
-        ]
-        made += [(one, np.stack(list(map(one.replay, replays)))) for one in chosen if one.replay]
-        for index in range(stop - start):
-            for one, raw in made:
-                maps.append(np.where(np.isfinite(raw[index]), raw[index], 0).astype(np.float32))
-                rows.append(
-                    _row(
-                        network,
-                        photos[start + index],
-                        where,
-                        one,
-                        logits[index],
-                        int(explained[index]),
-                        _rival(others[index]),
-                        raw[index],
-                        gradients[index],
-                    )
-                )
+        some = slice(start, min(start + batch, len(photos)))
+        seen = maps_and_gradients(network, where, x[some], classes[some], batch, rivals[some])
+        check_finite(network, seen[0])
+        for raw, row in _explained(network, where, chosen, photos[some], x[some], seen, left_out if skip else None):
+            maps.append(np.where(np.isfinite(raw), raw, 0).astype(np.float32))
+            rows.append(row)
         if progress:
-            progress(stop, len(photos), photos[stop - 1].name)
+            progress(some.stop, len(photos), photos[some.stop - 1].name)
     used = [one for one in chosen if one.name not in left_out]
     parameters = {
         "target": as_targets(target),
@@ -114,6 +92,32 @@ def heatmap(
     }
     shown = tuple(photo for photo in photos for _ in used)
     return Heatmap(provenance(network, "heatmap", photos, parameters), shown, np.stack(maps), tuple(rows))
+
+
+def _explained(
+    network: Network,
+    layer: Layer,
+    chosen: Sequence[Method],
+    photos: Sequence[Picture],
+    x: np.ndarray,
+    seen: tuple[np.ndarray, ...],
+    left_out: dict[str, str] | None,
+) -> Iterator[tuple[np.ndarray, HeatmapRow]]:
+    """The raw map `(h, w)` and the row of each photo and method, from what `maps_and_gradients` saw."""
+    logits, activations, gradients, explained, others = seen
+    made = _formulas([one for one in chosen if one.formula], activations, gradients, left_out)
+    replays = [
+        Replay(network, layer, x[index][None], activations[index], int(explained[index]), _rival(others[index]))
+        for index in range(len(photos))
+    ]
+    made += [(one, np.stack(list(map(one.replay, replays)))) for one in chosen if one.replay]
+    for index, photo in enumerate(photos):
+        target, rival = int(explained[index]), _rival(others[index])
+        for one, raw in made:
+            yield (
+                raw[index],
+                _row(network, photo, layer, one, logits[index], target, rival, raw[index], gradients[index]),
+            )
 
 
 def _rival(number: int) -> int | None:

@@ -54,10 +54,17 @@ class Replay:
             factors: from numbers of replays `(n,)` to what the map's channels are multiplied by `(n, c)`.
             count: how many.
         """
+        return self._in_chunks(lambda numbers: self._logits(factors(numbers).astype(np.float32)), count, CHUNK)
+
+    def of_pictures(self, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+        """The score `(count,)` of pictures `(n, h, w, c)`, which are made for some numbers `(n,)` at a time."""
+        return self._in_chunks(lambda n: self.network.predict(pictures(n).astype(np.float32)), count, PICTURES)
+
+    def _in_chunks(self, logits: Callable[[np.ndarray], np.ndarray], count: int, chunk: int) -> np.ndarray:
         found = []
-        for start in range(0, count, CHUNK):
-            numbers = np.minimum(np.arange(start, start + min(CHUNK, count)), count - 1)  # one shape
-            found.append(self.score(self._logits(factors(numbers).astype(np.float32))))
+        for start in range(0, count, chunk):
+            numbers = np.minimum(np.arange(start, start + min(chunk, count)), count - 1)  # one shape
+            found.append(self.score(logits(numbers)))
         return np.concatenate(found)[:count]
 
     def _logits(self, factors: np.ndarray) -> np.ndarray:
@@ -72,17 +79,10 @@ class Replay:
                 if network.out_of_memory(error):
                     raise
                 whole.add(path)  # every framework has words of its own for shapes that do not go together
-        # What was computed before the layer is needed after it too, and has to be there as often.
-        repeated = np.repeat(self.x, len(factors), axis=0)
-        return network.numpy(program(network.tensor(repeated), network.tensor(shaped)))
-
-    def of_pictures(self, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
-        """The score `(count,)` of pictures `(n, h, w, c)`, which are made for some numbers `(n,)` at a time."""
-        found = []
-        for start in range(0, count, PICTURES):
-            numbers = np.minimum(np.arange(start, start + min(PICTURES, count)), count - 1)  # one shape
-            found.append(self.score(self.network.predict(pictures(numbers).astype(np.float32))))
-        return np.concatenate(found)[:count]
+        # What was computed before the layer is needed after it too, and has to be there as often: fewer at a time.
+        parts = [shaped[start : start + PICTURES] for start in range(0, len(shaped), PICTURES)]
+        passed = [program(*map(network.tensor, (np.repeat(self.x, len(part), axis=0), part))) for part in parts]
+        return np.concatenate([network.numpy(logits) for logits in passed])
 
 
 def _replaying(path: str) -> Callable:
