@@ -2,7 +2,7 @@
 
     python -m benchmarks.filters [--filters 64] [--repeats 2] [--out docs/filters-speed.md]
 
-Ratios are of the whole calls: convscope's hold its look at 256 noise pictures, the measurements of its results and its
+Ratios are of the whole calls: convscope's hold its look at noise pictures, the measurements of its results and its
 compile. Compare machines by the ratios, not by the seconds. What is not installed (`pip install 'convscope[peers]'`) or
 not here is said to be not measured.
 """
@@ -100,7 +100,7 @@ def equal_steps(
         alone = statistics.median(made.ascent for made in found["convscope:classic"])
         theirs = statistics.median(made.first for made in found["plain"])
         yield f"convscope's ascent itself, from its first step to its last, takes {alone:.1f} s: the classic code takes"
-        yield f"{theirs / alone:.2f} times as long. The rest looks at 256 noise pictures, tests results, compiles.\n"
+        yield f"{theirs / alone:.2f} times as long. The rest looks at noise pictures, tests results, compiles.\n"
     if work and found["convscope:classic"]:
         least = min(made.ascent for made in found["convscope:classic"])
         rate = work * len(job.channels) * (job.steps or 1) / least / 1e9

@@ -32,7 +32,7 @@ from convscope.techniques.filters.recipes import DEFAULT_RECIPE, RECIPES, Recipe
 
 __all__ = ["DEFAULT_RECIPE", "RECIPES", "Recipe", "filters", "first_that_climb", "parse_channels"]
 
-NOISE_PICTURES = 256
+NOISE_PICTURES = 128
 PERCENTILE = 99
 CLASSIC_CHANNELS = 64  # as many as the sheet of the classic procedure shows
 MOST_LOOKED_AT = 256  # channels asked for a gradient by `first_that_climb`

@@ -21,7 +21,7 @@ NOTHING = np.zeros((0, 0, 0), np.float32)
 LOOKED_AT = 16  # pictures that are looked at together: no more memory than the ascent itself
 # What a picture has to withstand afterwards: gentler than what the recipes do, and drawn from other numbers.
 FRESH = Affine(shift=1 / 16, scale=(0.95, 1.05), rotation=5.0)
-FRESH_DRAWS = 4
+FRESH_DRAWS = 2
 SETTLED_OVER = 8  # steps without the recipe's gain after which a filter has settled
 
 
