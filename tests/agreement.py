@@ -172,7 +172,8 @@ def answers(runtime):
     """Logits, every activation, gradients at three depths, heatmaps, and one step of the classic ascent."""
     import convscope
     from convscope.techniques.filters.recipes import CLASSIC, FOURIER
-    from convscope.techniques.heatmaps import maps_and_gradients
+    from convscope.techniques.heatmaps.evidence import look, slopes
+    from convscope.techniques.heatmaps.targets import goal_of
 
     net, paths = network(runtime)
     found = {}
@@ -184,9 +185,14 @@ def answers(runtime):
     x = net.prepare(seen.photos)
     found["logits"] = net.predict(x)
     for name in ("conv", "swish", "elu"):
-        wanted = np.full(len(x), 2, np.int32)
-        found[f"gradient {name}"] = maps_and_gradients(net, net.layer(paths[name]), x, wanted, len(x))[2]
+        goal = goal_of(net, 2, None, len(x), lambda: None)
+        seen_at = look(net, net.layer(paths[name]), goal.target, x, goal.arguments, len(x))
+        found[f"gradient {name}"] = seen_at.gradients
+        if name != "elu":  # what follows it is piecewise linear
+            found[f"curvature {name}"] = seen_at.curvature()
         found[f"heatmap {name}"] = convscope.heatmap(net, photos(), 2, layer=paths[name]).maps
+    found["slopes"] = seen_at.slopes
+    found["guided slopes"] = slopes(net, seen_at.target, x, seen_at.arguments, len(x), guided=True)[0]
     layer = net.layer(paths["elu"])
     begun, value, norm, moved, _ = one_step(net, layer.path, CLASSIC)
     found |= {"start": begun, "step: objective": value, "step: gradient norm": norm, "step: update": moved - begun}

@@ -445,3 +445,19 @@ def test_a_filter_has_settled_when_it_neither_rises_nor_falls():
     assert not settled(-rising[::-1], 0.02)
     assert not settled(flat[:15], 0.02)  # too few to tell
     assert not settled(flat, 0.0)
+
+
+@pytest.mark.parametrize(("size", "cut"), [(5, True), (11, False)])
+def test_a_size_below_the_receptive_field_is_said(size, cut):
+    """Two 3x3 convolutions, the second with a stride of 2 before it: a unit of the last sees 7x7."""
+    model = keras.Sequential(
+        [
+            layers.Input((None, None, 3)),
+            layers.Conv2D(4, 3, strides=2, padding="same", name="one"),
+            layers.Conv2D(4, 3, padding="same", name="two"),
+        ]
+    )
+    network = open_model(models.seeded(model), preprocess="-1..1")
+    found = convscope.filters(network, "two", [0], recipe="classic", steps=2, size=size)
+    assert ("cut off" in found.provenance["parameters"]["note"]) == cut
+    assert not convscope.filters(network, "one", [0], recipe="classic", steps=2).provenance["parameters"]["note"]

@@ -12,8 +12,9 @@ from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.imaging import resize_map  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
-from convscope.techniques.heatmaps.cam import METHODS, grad_cam  # noqa: E402
-from convscope.techniques.heatmaps.perturbation import WHOLE  # noqa: E402
+from convscope.techniques.heatmaps.cam import grad_cam  # noqa: E402
+from convscope.techniques.heatmaps.evidence import WHOLE  # noqa: E402
+from convscope.techniques.heatmaps.methods import METHODS  # noqa: E402
 
 NAMES = ["ant", "bee", "cat", "dog", "emu"]
 
@@ -362,7 +363,7 @@ def test_all_methods_are_what_each_gives_alone(photo, tmp_path):
     network = open_model(gap_network(), preprocess="0..1", classes=NAMES)
     photos = [photo, photo[::-1].copy()]
     found = convscope.heatmap(network, photos, ["bee", "dog"], method="all")
-    formulas = [name for name, method in METHODS.items() if method.formula]
+    formulas = [name for name, method in METHODS.items() if method.one_pass]
     assert [row.method for row in found.rows] == formulas * 2
     assert [row.class_name for row in found.rows] == ["bee"] * len(formulas) + ["dog"] * len(formulas)
     for index, row in enumerate(found.rows):
@@ -385,7 +386,7 @@ def test_all_leaves_out_what_does_not_fit_and_says_so(photo):
     found = convscope.heatmap(open_model(models.seeded(model), preprocess="0..1"), photo, 1, "conv", method="all")
     assert "cam" not in [row.method for row in found.rows]
     assert "global average pooling" in found.provenance["parameters"]["left_out"]["cam"]
-    assert len(found.rows) == len([method for method in METHODS.values() if method.formula]) - 1
+    assert len(found.rows) == len([method for method in METHODS.values() if method.one_pass]) - 1
 
 
 def test_several_methods_make_one_pass(photo, monkeypatch):
@@ -484,7 +485,9 @@ def test_score_cam_holds_no_more_pictures_than_a_chunk(photo, monkeypatch):
     x = layers.Conv2D(70, 5, strides=2, activation="relu", name="conv")(picture)
     model = models.seeded(keras.Model(picture, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
     network, counts = open_model(model, preprocess="0..1"), []
-    original = type(network).predict
-    monkeypatch.setattr(type(network), "predict", lambda self, x: counts.append(len(x)) or original(self, x))
+    original = type(network).tensor
+    monkeypatch.setattr(
+        type(network), "tensor", lambda self, x: counts.append(len(x) if x.ndim == 4 else 0) or original(self, x)
+    )
     convscope.heatmap(network, photo, 2, method="score-cam")
-    assert set(counts) == {16}
+    assert set(counts) == {0, 1, 16}

@@ -22,6 +22,7 @@ from PIL import Image
 from convscope import imaging
 from convscope.errors import ConvscopeError, UsageError
 from convscope.imaging import (
+    Paint,
     activation_sheet,
     beside,
     classic_tile,
@@ -36,6 +37,7 @@ from convscope.imaging import (
     page,
     resize_map,
     safe_name,
+    scaled_map,
     shared_tiles,
     text_strip,
     write_file,
@@ -259,7 +261,7 @@ def overlay_oracle(photo: np.ndarray, heatmap: np.ndarray, opacity: float, colou
 def test_overlay_is_the_plain_loop(opacity, colours):
     photo = np.random.default_rng(1).integers(0, 256, (9, 8, 3), dtype=np.uint8)
     heatmap = normal(9, 8)
-    out = overlay(photo, heatmap, opacity, colours)
+    out = overlay(photo, heatmap, Paint(opacity, colours=colours))
     assert out.dtype == np.uint8
     expected = overlay_oracle(photo, heatmap, opacity, colours)
     # A neighbour in the table of 256 colours is up to 4.2 away, and colour and alpha are rounded; a wrap is off by 255.
@@ -307,6 +309,53 @@ def test_overlay_of_anything(heatmap):
 def test_overlay_refuses_other_opacities():
     with pytest.raises(UsageError, match=r"1\.5"):
         overlay(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2)), 1.5)
+
+
+def test_a_signed_map_has_two_colours_and_is_clear_at_zero():
+    photo = np.full((30, 30, 3), 100, np.uint8)
+    heatmap = np.zeros((3, 3))
+    heatmap[0, 0], heatmap[2, 2] = 2.0, -1.0
+    paint = Paint(1.0, signed=True)
+    out = overlay(photo, heatmap, paint).astype(int)
+    high, low = out[4, 4], out[25, 25]
+    np.testing.assert_allclose(high, colour(np.array([255], np.uint8), "PuOr_r")[0], atol=2)  # 2 of 2
+    half = colour(np.array([64], np.uint8), "PuOr_r")[0]  # -1 of 2, and half as opaque
+    np.testing.assert_allclose(low, (half.astype(int) + 100) / 2, atol=3)
+    np.testing.assert_array_equal(out[15, 15], [100, 100, 100])
+    assert (overlay(photo, heatmap)[25, 25] == 100).all()  # without signs what is negative is not drawn
+    assert paint.highest(heatmap) == 2
+
+
+def test_a_peak_of_ones_own_makes_maps_comparable():
+    photo = np.zeros((20, 20, 3), np.uint8)
+    strong, weak = np.full((2, 2), 4.0), np.full((2, 2), 1.0)
+    np.testing.assert_array_equal(overlay(photo, strong), overlay(photo, weak))
+    paint = Paint(peak=4.0)
+    assert overlay(photo, strong, paint).sum() > 4 * overlay(photo, weak, paint).sum()
+    np.testing.assert_array_equal(overlay(photo, strong, paint), overlay(photo, strong))
+
+
+def test_contours_run_where_the_map_crosses_quarters_of_its_peak():
+    photo = np.full((64, 64, 3), 90, np.uint8)
+    ramp = np.tile(np.linspace(0, 1, 64), (64, 1))
+    out = overlay(photo, ramp, Paint(0.0, contours=True))
+    white = np.flatnonzero((out[32] == 255).all(axis=-1))
+    np.testing.assert_allclose(white, [15, 31, 46], atol=1)  # 63/4, 63/2, 63*3/4
+    assert (out[32, 5] == 90).all()
+
+
+def test_maps_are_scaled_as_other_tools_do():
+    raw = np.array([[-2.0, 1.0], [3.0, 5.0]])
+    ours = scaled_map(raw, 4, 4)
+    assert (ours.min(), ours.max()) == (0, 1)
+    theirs = scaled_map(raw + 4, 4, 4, "pytorch-grad-cam")  # less the lowest value, which here is 2
+    np.testing.assert_allclose(theirs, resize_map((raw + 2) / 7, 4, 4), atol=1e-6)
+    corners = scaled_map(raw + 4, 5, 5, "tf-keras-vis")
+    np.testing.assert_allclose(corners[::4, ::4], (raw + 2) / 7, atol=1e-6)
+    assert corners[0, 2] == pytest.approx((corners[0, 0] + corners[0, 4]) / 2)
+    np.testing.assert_array_equal(scaled_map(raw, 4, 4, "captum"), np.kron(raw, np.ones((2, 2))))
+    with pytest.raises(UsageError, match="captum"):
+        scaled_map(raw, 4, 4, "captm")
 
 
 # --- text and bars ---------------------------------------------------------------------------------------

@@ -130,7 +130,8 @@ def test_a_blank_heatmap_says_why(photo, tmp_path):
     assert {row["status"] for row in data["heatmaps"]} == {"blank"}
     html = page_of(tmp_path / "page.html")
     assert f"Nothing to see: {data['heatmaps'][0]['reason']}." in html
-    assert 'class="tint"' not in html
+    assert 'class="tint" data-method="grad-cam"' not in html
+    assert 'class="tint" data-method="eigen-cam"' in html  # which does not ask for a class
     assert 'type="range"' not in html
 
 
@@ -271,7 +272,7 @@ def test_the_tint_over_the_photo_is_the_overlay(photo):
 
 
 def test_the_slider_starts_where_overlays_are_drawn():
-    assert 100 * inspect.signature(Heatmap.overlay).parameters["opacity"].default == reports.OPACITY
+    assert 100 * inspect.signature(Heatmap.overlay).parameters["paint"].default == reports.OPACITY
 
 
 @pytest.mark.parametrize("channels", [1, 3, 17])
@@ -386,7 +387,7 @@ def test_the_slider_works_by_keyboard(watch):
     for key, expected in [("ArrowRight", 0.75), ("End", 1), ("Home", 0), ("ArrowUp", 0.05)]:
         page.keyboard.press(key)
         assert opacity(page, 1) == pytest.approx(expected)
-        assert page.locator("#photo-1 .opacity output").text_content() == f"{round(100 * expected)} %"
+        assert page.locator("#photo-1 .choices output").text_content() == f"{round(100 * expected)} %"
     assert opacity(page, 2) == pytest.approx(0.7)
 
 
@@ -406,7 +407,7 @@ def test_everything_can_be_reached_by_keyboard(watch):
             break
         assert outline != "none", name
         reached.add(name)
-    assert {"INPUT photo-1-opacity", "INPUT photo-2-opacity", "SUMMARY "} <= reached
+    assert {"INPUT photo-1-opacity", "INPUT photo-2-opacity", "SELECT photo-1-method", "SUMMARY "} <= reached
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
@@ -427,7 +428,7 @@ def test_headings_are_in_order(watch):
 
 def test_without_scripts_the_page_is_whole_and_has_no_dead_control(watch):
     page = watch(java_script_enabled=False).page
-    assert not page.locator(".opacity").first.is_visible()
+    assert not page.locator(".choices").first.is_visible()
     assert page.locator("#photo-1 .tint").first.is_visible()
     details = page.locator("details").first
     details.locator("summary").click()
@@ -490,7 +491,7 @@ def test_the_printed_page_has_paper_and_no_controls(watch):
     page = watch(color_scheme="dark").page
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert not page.locator(".opacity").first.is_visible()
+    assert not page.locator(".choices").first.is_visible()
     assert page.locator("#photo-1 .tint").first.is_visible()
 
 

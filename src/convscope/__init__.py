@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from convscope.techniques.activations import activations as activations
     from convscope.techniques.filters import filters as filters
     from convscope.techniques.heatmaps import heatmap as heatmap
+    from convscope.techniques.heatmaps.concepts import concepts as concepts
 
-# No submodule bears one of these names: importing it would put the module in the function's place.
+# No module of the package itself bears one of these names: importing it would take the function's place.
 _HOMES = {
     "ConvscopeError": "convscope.errors",
     "activations": "convscope.techniques.activations",
+    "concepts": "convscope.techniques.heatmaps.concepts",
     "doctor": "convscope.diagnosis",
     "filters": "convscope.techniques.filters",
     "heatmap": "convscope.techniques.heatmaps",
@@ -36,7 +38,7 @@ _HOMES = {
     "report": "convscope.reports",
 }
 
-__all__ = ["ConvscopeError", "activations", "doctor", "filters", "heatmap", "load", "open_model", "report"]
+__all__ = ["ConvscopeError", "activations", "concepts", "doctor", "filters", "heatmap", "load", "open_model", "report"]
 
 
 def __getattr__(name: str) -> Any:

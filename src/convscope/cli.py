@@ -378,7 +378,11 @@ def _activation_table(shell: Shell, result: Any, out: str) -> None:
     metavar="TEXT",
     help="Raise this instead: L:17, L:17@ROW,COLUMN, class:tabby, L:* (the whole layer), or a sum, a:3 + 0.5*b:9.",
 )
-@click.option("--recipe", metavar="R", help="How the pictures are found: classic (the default) or fourier.")
+@click.option(
+    "--recipe",
+    metavar="R",
+    help="How the pictures are found: fast (the default), classic, fourier, maco, accentuation or deepdream.",
+)
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Instead of the recipe's number of steps.")
 @click.option("--size", type=click.IntRange(min=1), metavar="N", help="Side of the pictures in pixels.")
 @click.option(
@@ -480,6 +484,8 @@ def filters(
         interrupted = result.provenance["parameters"]["interrupted"]
         with _undisturbed(interrupted):
             result.save(out, labels=labels, sort=sort, columns=columns)
+    if note := result.provenance["parameters"]["note"]:
+        shell.say(f"  {note}")
     shell.result(_written(out, result.file), lambda: _filter_table(shell, result, out, sort))
     if interrupted:
         click.echo(f"interrupted; what was finished is in {out}", err=True)
@@ -538,25 +544,47 @@ def _filter_table(shell: Shell, result: Any, out: str, sort: str | None) -> None
 @_IMAGES
 @_OUT
 @click.option(
-    "--class", "target", default="top", show_default=True, metavar="C", help="Class by number or name, or top."
+    "--class",
+    "target",
+    default="top",
+    show_default=True,
+    metavar="C",
+    help="What is explained: a class by number or name; top, or top3 for the three best; or a channel or a unit of a "
+    "layer, as conv3:17 or conv3:17@4,5.",
 )
 @click.option(
     "--against", metavar="C", help="Class to set against it: by number or name, or rival (the best of the others)."
 )
+@click.option("--like", metavar="PHOTO", help="Explain what makes the picture like this photo to the network instead.")
 @click.option(
-    "--layer", default="auto", show_default=True, metavar="L", help="Layer by path; auto is the last with a map."
+    "--layer",
+    default="auto",
+    show_default=True,
+    metavar="L",
+    help="Layer by path; auto is the last with a map, best tries some; several with commas between them are fused.",
 )
 @click.option(
     "--method",
     default="grad-cam",
     show_default=True,
     metavar="M",
-    help="How the heatmap is made: grad-cam, hirescam, layercam, grad-cam++, xgrad-cam, eigen-cam, ...; several with "
-    "commas between them; or all.",
+    help="How the heatmap is made, as listed in docs/heatmaps.md; several with commas between them; or all, for those "
+    "that one pass gives.",
 )
+@click.option("--smooth", is_flag=True, help="The mean over the picture moved and mirrored a little.")
+@click.option(
+    "--budget",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Passes that score-cam, rise, smoothgrad or integrated-gradients may spend on a picture.",
+)
+@click.option("--check", is_flag=True, help="Measure how far each heatmap can be believed.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn at random.")
 @click.option(
     "--opacity", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Of the colour on the photo."
 )
+@click.option("--signed", is_flag=True, help="Draw what speaks against the class too.")
+@click.option("--contours", is_flag=True, help="Draw lines at quarters of the highest value.")
 @_model_options
 @_common
 def heatmap(
@@ -565,15 +593,20 @@ def heatmap(
     images: tuple[str, ...],
     out: str,
     target: str,
-    against: str | None,
+    like: str | None,
     layer: str,
     method: str,
     opacity: float,
+    signed: bool,
+    contours: bool,
     opening: dict[str, Any],
+    **choices: Any,
 ) -> None:
     """Show which part of each IMAGE spoke for a class."""
+    from convscope.imaging import Paint
     from convscope.pictures import read_pictures
     from convscope.techniques.heatmaps import heatmap as technique
+    from convscope.techniques.heatmaps import likeness_target
 
     # A file that was named has to be a picture; what else lies in a folder need not.
     folders = any(Path(image).is_dir() for image in images)
@@ -581,36 +614,78 @@ def heatmap(
     _notes(shell, photos)
     network = _open(shell, model, opening)
     with shell.progress() as progress:
-        methods = method if "," not in method else [name.strip() for name in method.split(",")]
-        result = technique(network, photos, target, layer, against=against, method=methods, progress=progress)
-        result.save(out, opacity=opacity)
-    if len(photos) > 1 and target != "top":
+        explained = likeness_target(network, like) if like else target
+        result = technique(
+            network, photos, explained, _several(layer), method=_several(method), progress=progress, **choices
+        )
+        result.save(out, paint=Paint(opacity, signed, contours=contours))
+    if len(photos) > 1 and not like and not target.startswith("top"):
         shell.say(f"  explained for all {len(photos)} pictures: {result.rows[0].class_name}")
+    shell.result(_written(out, result.file), lambda: _heatmap_table(shell, result, out, method))
+    if left_out:
+        sys.exit(FAILED)
+
+
+def _several(text: str) -> str | list[str]:
+    """A text, or several with commas between them."""
+    return [part.strip() for part in text.split(",")] if "," in text else text
+
+
+def _heatmap_table(shell: Shell, result: Any, out: str, method: str) -> None:
+    rows = [
+        [
+            row.image,
+            row.text + (f" against {row.against}" if row.against else ""),
+            f"{row.score:.4g}",
+            row.layer,
+            row.method,
+            row.status if row.check is None else row.check.badge,
+            row.reason or (row.check.reason if row.check else ", ".join(p.text for p in row.predictions[:3])),
+        ]
+        for row in result.rows
+    ]
+    what = "check" if any(row.check for row in result.rows) else "status"
+    columns = ["image", "class", "score", "layer", "method", what, "prediction or reason"]
+    shell.table(f"heatmaps · {method}", columns, rows, right=(2,))
+    for name, text in {row.method: row.note for row in result.rows if row.note}.items():
+        click.echo(f"{name}: {text}")
+    click.echo(f"overlays and raw maps in {out}")
+
+
+@app.command()
+@click.argument("model")
+@_IMAGES
+@_OUT
+@click.option("--count", type=click.IntRange(min=1), default=5, show_default=True, help="How many regions.")
+@click.option(
+    "--layer", default="auto", show_default=True, metavar="L", help="Layer by path; auto is the last with a map."
+)
+@_model_options
+@_common
+def concepts(
+    shell: Shell, model: str, images: tuple[str, ...], out: str, count: int, layer: str, opening: dict[str, Any]
+) -> None:
+    """Show the regions of all IMAGES that look alike to a layer, and the classes that each speaks for."""
+    from convscope.pictures import read_pictures
+    from convscope.techniques.heatmaps.concepts import concepts as technique
+
+    photos = read_pictures(images)
+    _notes(shell, photos)
+    network = _open(shell, model, opening)
+    with shell.progress() as progress:
+        result = technique(network, photos, count, layer, progress=progress)
+        result.save(out)
 
     def table() -> None:
         rows = [
-            [
-                row.image,
-                row.text + (f" against {row.against}" if row.against else ""),
-                f"{row.score:.4g}",
-                row.layer,
-                row.method,
-                row.status,
-                row.reason or ", ".join(p.text for p in row.predictions[:3]),
-            ]
+            [str(row.number), f"{100 * row.share:.1f} %", ", ".join(one.text for one in row.predictions)]
             for row in result.rows
         ]
-        shell.table(
-            f"heatmaps · {method}",
-            ["image", "class", "score", "layer", "method", "status", "prediction or reason"],
-            rows,
-            right=(2,),
-        )
-        click.echo(f"overlays and raw maps in {out}")
+        where = result.provenance["parameters"]["layer"]
+        shell.table(f"concepts of {where}", ["concept", "share", "speaks for"], rows, right=(0, 1))
+        click.echo(f"regions in {out}")
 
     shell.result(_written(out, result.file), table)
-    if left_out:
-        sys.exit(FAILED)
 
 
 @app.command()
@@ -646,6 +721,7 @@ def heatmap(
     show_default=True,
     help="Filters of each layer; 0 leaves them out.",
 )
+@click.option("--check", is_flag=True, help="Measure how far the first heatmap of each photo can be believed.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--title", help="Of the page.")
 @_model_options

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from os import PathLike, fspath
@@ -36,6 +36,7 @@ __all__ = ["Choices", "Study", "report", "study", "write"]
 
 SHEETS = 8  # of each photo, where no layers are asked for
 FILTER_LAYERS = 3
+METHODS_SHOWN = ("grad-cam", "hirescam", "layercam", "grad-cam++", "eigen-cam")  # of heatmaps, all from one pass
 RIVALS = 3  # classes explained beside the one that is asked for,
 RIVAL_PROBABILITY = 0.05  # the first always, the others from this probability on
 LARGEST_PHOTO, SMALLEST_PHOTO = 720, 240
@@ -54,6 +55,7 @@ class Choices:
         layers: whose sheets are shown (see `Network.select`); a choice over the depth where None.
         filter_layers: paths of layers whose filters are shown; three over the depth where there is none.
         channels: filters of each of them; 0 leaves the filters out.
+        check: measure how far the first heatmap of each photo can be believed.
         seed: for the pictures that filters start from.
     """
 
@@ -61,6 +63,7 @@ class Choices:
     layers: str | Sequence[str] | None = None
     filter_layers: Sequence[str] = ()
     channels: int = 16
+    check: bool = False
     seed: int = 0
 
 
@@ -74,6 +77,7 @@ class Study:
         sheets: paths of the layers whose sheets are shown.
         predictions: the best classes of each photo, best first.
         heatmaps: the first explains the class that was asked for, the others the next best classes.
+        methods: the same results by other methods, by name.
         rivals: for each photo how many of these others are worth showing.
         filters: a result for each layer.
         stuck: for each of these how many channels were looked at and how many of them had no gradient.
@@ -87,6 +91,7 @@ class Study:
     sheets: tuple[str, ...]
     predictions: tuple[tuple[Prediction, ...], ...]
     heatmaps: tuple[Heatmap, ...] = ()
+    methods: Mapping[str, tuple[Heatmap, ...]] = field(default_factory=dict)
     rivals: tuple[int, ...] = ()
     filters: tuple[Filters, ...] = ()
     stuck: tuple[tuple[int, int], ...] = ()
@@ -96,6 +101,11 @@ class Study:
         """The heatmaps of one photo that are worth showing: result, words and numbers, raw map `(h, w)`."""
         shown = self.heatmaps[: 1 + self.rivals[photo]] if self.heatmaps else ()
         return [(result, result.rows[photo], result.maps[photo]) for result in shown]
+
+    def by_method(self, photo: int, place: int) -> dict[str, tuple[HeatmapRow, np.ndarray]]:
+        """The same map as `maps(photo)[place]` by each method, the first of `METHODS_SHOWN` first."""
+        by_name = {METHODS_SHOWN[0]: self.heatmaps, **self.methods}
+        return {name: (results[place].rows[photo], results[place].maps[photo]) for name, results in by_name.items()}
 
     def to_json(self) -> dict[str, Any]:
         """The numbers that the page shows, and the provenance."""
@@ -139,6 +149,7 @@ def report(
     layers: str | Sequence[str] | None = None,
     filter_layers: Sequence[str] = (),
     channels: int = 16,
+    check: bool = False,
     seed: int = 0,
     title: str | None = None,
     progress: Progress = None,
@@ -149,7 +160,7 @@ def report(
         network: an opened network, or what `open_model` takes.
         images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
         path: of the page; it needs no other file and no connection.
-        target, layers, filter_layers, channels, seed: see `Choices`.
+        target, layers, filter_layers, channels, check, seed: see `Choices`.
         title: of the page.
         progress: called as `progress(done, total, text)`.
 
@@ -159,7 +170,7 @@ def report(
     Raises:
         UsageError: no such class or layer; PictureError, ModelError; ConvscopeError: the page can't be written.
     """
-    choices = Choices(target, layers, tuple(filter_layers), channels, seed)
+    choices = Choices(target, layers, tuple(filter_layers), channels, check, seed)
     return write(study(network, images, choices, progress), path, title)
 
 
@@ -172,7 +183,8 @@ def study(network: Network | Any, images: Any, choices: Choices, progress: Progr
     photos = tuple(read_pictures(images))
     sheets = _sheet_layers(network, choices.layers)
     filter_layers = _filter_layers(network, choices)
-    maps, missing = _heatmaps(network, photos, choices.target, _stage(progress, "heatmaps"))
+    by_method, missing = _heatmaps(network, photos, choices, _stage(progress, "heatmaps"))
+    maps = by_method.pop(METHODS_SHOWN[0], ())
     seen = activations(network, photos, choices.layers, progress=_stage(progress, "layers"))
     found, stuck, unfound = _filters(network, photos, filter_layers, choices, progress)
     return Study(
@@ -183,6 +195,7 @@ def study(network: Network | Any, images: Any, choices: Choices, progress: Progr
         sheets=tuple(sheets),
         predictions=_predictions(network, photos, maps),
         heatmaps=maps,
+        methods=by_method,
         rivals=tuple(len(_rivals(row)) for row in maps[0].rows) if maps else (),
         filters=found,
         stuck=stuck,
@@ -226,29 +239,37 @@ def _filter_layers(network: Network, choices: Choices) -> list[Layer]:
 
 
 def _heatmaps(
-    network: Network, photos: Sequence[Picture], target: Any, progress: Progress
-) -> tuple[tuple[Heatmap, ...], dict[str, str]]:
-    """One result for the class that is asked for and one for each further rank, or why there is none."""
+    network: Network, photos: Sequence[Picture], choices: Choices, progress: Progress
+) -> tuple[dict[str, tuple[Heatmap, ...]], dict[str, str]]:
+    """By each method a result for the class that is asked for and one for each further rank; or why there is none."""
     try:
         network.check_scores()
         network.last_spatial_layer()
     except UsageError as reason:
-        for one in as_targets(target):
+        for one in as_targets(choices.target):
             if one != "top" and network.head.kind != "maps":
                 network.class_index(one)  # a class that does not exist is still an error
-        return (), {"heatmaps": str(reason)}
+        return {}, {"heatmaps": str(reason)}
     against = "rival" if network.head.paired else None
-    first = heatmap(network, photos, target, against=against, progress=progress)
-    rivals = [_rivals(row) for row in first.rows]
-    further = []
+
+    def explained(target: Any, **options: Any) -> Heatmap:
+        return heatmap(network, photos, target, against=against, progress=progress, **options)
+
+    first = explained(choices.target, method=METHODS_SHOWN)
+    rows = first.only(METHODS_SHOWN[0]).rows
+    rivals = [_rivals(row) for row in rows]
+    results = [first]
     for rank in range(max(map(len, rivals))):
         # All photos go along, so that the compiled program serves; what is not worth showing is left out later.
         classes = [
-            rival[rank].index if rank < len(rival) else row.class_index
-            for row, rival in zip(first.rows, rivals, strict=True)
+            rival[rank].index if rank < len(rival) else row.class_index for row, rival in zip(rows, rivals, strict=True)
         ]
-        further.append(heatmap(network, photos, classes, against=against, progress=progress))
-    return (first, *further), {}
+        results.append(explained(classes, method=METHODS_SHOWN))
+    found = {name: tuple(result.only(name) for result in results) for name in METHODS_SHOWN}
+    if choices.check:
+        checked = explained(choices.target, method=METHODS_SHOWN[0], check=True)
+        found[METHODS_SHOWN[0]] = (checked, *found[METHODS_SHOWN[0]][1:])
+    return found, {}
 
 
 def _rivals(row: HeatmapRow) -> list[Prediction]:
@@ -470,7 +491,13 @@ def _photo(study: Study, index: int) -> dict[str, Any]:
         "size": f"{photo.pixels.shape[1]}×{photo.pixels.shape[0]}",
         "notes": photo.notes,
         "predictions": _bars(study.predictions[index]),
-        "maps": [_heat(row, raw, height, width) for _, row, raw in study.maps(index)],
+        "maps": [
+            {
+                **_heat(row, raw, height, width),
+                "methods": [_heat(*one, height, width) for one in study.by_method(index, place).values()],
+            }
+            for place, (_, row, raw) in enumerate(study.maps(index))
+        ],
         "sheets": [_sheet(study.activations, path, index) for path in study.sheets],
         "depth": _depth([row for row in study.activations.statistics if row.image == photo.name]),
         "of": len(study.activations.layers),

@@ -13,7 +13,7 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -843,12 +843,38 @@ def _display_units(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarr
 
 
 @dataclass(frozen=True)
+class Check:
+    """How far a heatmap can be believed; see `heatmaps.faithfulness` for what each is.
+
+    Attributes:
+        deletion: area under the score while the most important pixels go, 0..1; less is better.
+        insertion: area under the score while they come back, 0..1; more is better.
+        drop: share of the score that is lost seen through the map alone, 0..1.
+        increase: 1 if the score rises instead, else 0.
+        road: score without the least important pixels less that without the most important ones, -1..1.
+        stability: rank correlation with the maps of noisy copies, -1..1.
+        randomisation: rank correlation with the maps of scrambled weights, 0..1; less is better.
+        badge: "pass", "doubtful" or "fail"; reason: why.
+    """
+
+    deletion: float
+    insertion: float
+    drop: float
+    increase: float
+    road: float
+    stability: float
+    randomisation: float
+    badge: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class HeatmapRow:
     """One heatmap in words and numbers.
 
     Attributes:
         image: the picture's name.
-        class_index, class_name: what was explained.
+        class_index, class_name: what was explained; where it is no class, None and what it is in words.
         score: the number that was explained: a logit, or what `Head.score` says instead; less that of `against`.
         probability: of the class; None for linear outputs.
         layer, method: where and how.
@@ -856,10 +882,12 @@ class HeatmapRow:
         reason: why nothing is to be seen; empty where the status is "ok".
         predictions: the best classes of the picture, best first.
         against: the class whose score was subtracted, or None.
+        note: what has to be said beside the map.
+        check: how far it can be believed, where that was measured.
     """
 
     image: str
-    class_index: int
+    class_index: int | None
     class_name: str
     score: float
     probability: float | None
@@ -869,6 +897,8 @@ class HeatmapRow:
     reason: str
     predictions: tuple[Prediction, ...]
     against: str | None = None
+    note: str = ""
+    check: Check | None = None
 
     @property
     def explained(self) -> str:
@@ -878,6 +908,8 @@ class HeatmapRow:
     @property
     def text(self) -> str:
         """ "tabby 0.83"."""
+        if self.class_index is None:
+            return f"{self.class_name} {self.score:.3g}"
         return Prediction(self.class_index, self.class_name, self.score, self.probability).text
 
 
@@ -887,38 +919,51 @@ class Heatmap(Result):
 
     Attributes:
         photos: the pictures.
-        maps: `(n, h, w)` float32, raw and signed, at the layer's size.
+        maps: `(n, h, w)` float32, raw and signed, at the layer's size or the picture's; a tuple of `(h, w)` where
+            methods differ in it.
         rows: the words and numbers, one for each map.
     """
 
     photos: tuple[Picture, ...] = ()
-    maps: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
+    maps: Any = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
     rows: tuple[HeatmapRow, ...] = ()
     file: ClassVar[str] = "heatmaps.json"
 
-    def overlay(self, index: int = 0, opacity: float = 0.7) -> np.ndarray:
-        """The heatmap's positive part over its photo, at the photo's own size: (h, w, 3) uint8."""
-        return imaging.overlay(self.photos[index].pixels, self.maps[index], opacity)
+    def overlay(self, index: int = 0, paint: imaging.Paint | float = 0.7) -> np.ndarray:
+        """A heatmap over its photo, at the photo's own size: (h, w, 3) uint8. `paint` is how, or the opacity alone."""
+        return imaging.overlay(self.photos[index].pixels, self.maps[index], paint)
 
-    def panel(self, index: int = 0, opacity: float = 0.7) -> np.ndarray:
+    def scaled(self, index: int = 0, compat: str = "convscope") -> np.ndarray:
+        """A map at the network's input size (h, w) float32, scaled as another tool would: see `imaging.scaled_map`."""
+        size = self.provenance["network"]["input"]
+        return imaging.scaled_map(self.maps[index], size["height"], size["width"], compat)
+
+    def panel(self, index: int = 0, paint: imaging.Paint | float = 0.7) -> np.ndarray:
         """Photo, overlay, colour bar and prediction side by side: (H, W, 3) uint8."""
         row, photo = self.rows[index], _at_most(self.photos[index].pixels, 480)
-        drawn = imaging.overlay(photo, self.maps[index], opacity)
-        peak = max(float(np.nan_to_num(self.maps[index]).max()), 0.0)
-        bar = imaging.colour_bar(len(photo), "0", f"{peak:.3g}", "inferno")
+        paint = paint if isinstance(paint, imaging.Paint) else imaging.Paint(paint)
+        drawn = imaging.overlay(photo, self.maps[index], paint)
+        peak = paint.highest(self.maps[index])
+        bar = imaging.colour_bar(len(photo), f"{-peak:.3g}" if paint.signed else "0", f"{peak:.3g}", paint.map)
         best = ", ".join(prediction.text for prediction in row.predictions[:3])
         what = f"{row.image}: what spoke for {row.explained}"
-        detail = row.reason if row.status != "ok" else f"{row.method} at {row.layer}"
-        return imaging.page(imaging.beside([photo, drawn, bar]), what, f"prediction: {best} · {detail}")
+        about = [f"prediction: {best}"] if best else []
+        about.append(row.reason or (f"{row.method} at {row.layer}" if row.layer else row.method))
+        lines = [" · ".join(about), row.note]
+        if row.check is not None:
+            lines.append(f"check: {row.check.badge} · {row.check.reason}")
+        return imaging.page(imaging.beside([photo, drawn, bar]), what, *filter(None, lines))
 
-    def comparison(self, image: str | None = None, opacity: float = 0.7) -> np.ndarray:
+    def comparison(
+        self, image: str | None = None, paint: imaging.Paint | float = 0.7, shared: bool = False
+    ) -> np.ndarray:
         """The maps of one picture side by side, each with its method or class: (H, W, 3) uint8.
-
-        Each map has its own scale, from 0 to its own highest value: methods have no common unit.
 
         Args:
             image: its name; the first where None.
-            opacity: of the colour on the photo.
+            paint: how, or the opacity alone.
+            shared: one scale for all, as for classes of one method; else each has its own, up to its own highest value,
+                since methods have no common unit.
 
         Raises:
             UsageError: no map belongs to a picture of that name.
@@ -927,29 +972,68 @@ class Heatmap(Result):
         places = [index for index, row in enumerate(self.rows) if row.image == name]
         if not places:
             raise UsageError(f"no map of a picture {name!r}; {nearest(name, [row.image for row in self.rows])}")
+        paint = paint if isinstance(paint, imaging.Paint) else imaging.Paint(paint)
+        if shared:
+            paint = replace(paint, peak=max(paint.highest(self.maps[index]) for index in places) or None)
         photo = _at_most(self.photos[places[0]].pixels, 240)
-        tiles = [photo] + [imaging.overlay(photo, self.maps[index], opacity) for index in places]
+        tiles = [photo] + [imaging.overlay(photo, self.maps[index], paint) for index in places]
         labels = [imaging.Label(name, "")] + [self._compared(index) for index in places]
-        row = self.rows[places[0]]
+        rows = [self.rows[index] for index in places]
         body = imaging.labelled_grid(tiles, labels, min(len(tiles), 5))
-        best = ", ".join(prediction.text for prediction in row.predictions[:3])
-        return imaging.page(body, f"What spoke for {row.explained}", f"prediction: {best} · at {row.layer}")
+        title = f"What spoke for {', '.join(dict.fromkeys(row.explained for row in rows))}"
+        best = ", ".join(prediction.text for prediction in rows[0].predictions[:3])
+        where = ", ".join(dict.fromkeys(row.layer for row in rows if row.layer))
+        lines = [f"prediction: {best}" if best else "", f"at {where}" if where else ""]
+        if shared and paint.peak:
+            lines.append(f"one scale, up to {paint.peak:.3g}")
+        return imaging.page(body, title, " · ".join(filter(None, lines)))
 
     def _compared(self, index: int) -> imaging.Label:
         row = self.rows[index]
-        several = len({other.explained for other in self.rows if other.image == row.image}) > 1
-        flag = () if row.status == "ok" else (row.status,)
-        return imaging.Label(row.method, "", ((row.explained,) if several else ()) + flag)
+        others = [other for other in self.rows if other.image == row.image]
+        one_method = len({other.method for other in others}) == 1
+        name = row.text if one_method else row.method
+        flags = (row.explained,) if not one_method and len({other.explained for other in others}) > 1 else ()
+        badge = row.check.badge if row.check else ""
+        return imaging.Label(name, badge, flags + (() if row.status == "ok" else (row.status,)))
+
+    def only(self, method: str) -> Heatmap:
+        """The maps of one method alone.
+
+        Raises:
+            UsageError: there are none.
+        """
+        places = [index for index, row in enumerate(self.rows) if row.method == method]
+        if not places:
+            raise UsageError(f"no map is by {method!r}; {nearest(method, [row.method for row in self.rows])}")
+        parameters = {**self.provenance["parameters"], "method": method}
+        return replace(
+            self,
+            provenance={**self.provenance, "parameters": parameters},
+            photos=tuple(self.photos[index] for index in places),
+            maps=np.stack([self.maps[index] for index in places]),
+            rows=tuple(self.rows[index] for index in places),
+        )
 
     def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """A panel for each map."""
-        for index, row in enumerate(self.rows):
-            yield imaging.safe_name(row.image), self.panel(index)
+        for index, stem in enumerate(self._stems()):
+            yield stem, self.panel(index)
 
-    def plot(self, ax: Any = None, index: int = 0, opacity: float = 0.7) -> Any:
+    def _stems(self) -> list[str]:
+        """The name of each map's files: the picture's, with its method and class where a picture has several."""
+        methods = len({row.method for row in self.rows}) > 1
+        found = []
+        for row in self.rows:
+            classes = {other.explained for other in self.rows if other.image == row.image}
+            parts = [row.image, *([row.explained] if len(classes) > 1 else []), *([row.method] if methods else [])]
+            found.append(".".join(imaging.safe_name(part) for part in parts))
+        return found
+
+    def plot(self, ax: Any = None, index: int = 0, paint: imaging.Paint | float = 0.7) -> Any:
         """The overlay with its class as title; returns the matplotlib axes."""
         ax = ax or _axes(5, 5)
-        ax.imshow(self.overlay(index, opacity))
+        ax.imshow(self.overlay(index, paint))
         _entitle(ax, self.rows[index].text)
         ax.set_axis_off()
         return ax
@@ -958,17 +1042,22 @@ class Heatmap(Result):
         """See `Result.to_json`."""
         return {"heatmaps": [_heatmap_entry(row) for row in self.rows], "provenance": self.provenance}
 
-    def save(self, directory: str | PathLike | Folder, *, opacity: float = 0.7) -> list[str]:
-        """Write the panels, the raw maps as `.npy`, the photos and the numbers."""
+    def save(self, directory: str | PathLike | Folder, *, paint: imaging.Paint | float = 0.7) -> list[str]:
+        """Write the panels, the raw maps as `.npy`, the photos and the numbers.
+
+        Where a picture has several maps, a panel compares them: of methods each on its own scale, of classes on one.
+        """
         folder = _folder(directory)
         report, since = self.to_json(), len(folder.files)
-        several = len({row.method for row in self.rows}) > 1
-        for image in dict.fromkeys(row.image for row in self.rows) if several else ():
-            folder.picture(f"{imaging.safe_name(image)}.methods.png", self.comparison(image, opacity))
-        for index, entry in enumerate(report["heatmaps"]):
-            stem = imaging.safe_name(entry["image"]) + (f".{self.rows[index].method}" if several else "")
-            entry["file"] = folder.picture(f"{stem}.png", self.panel(index, opacity))
-            entry["raw"] = folder.array(f"{stem}.npy", self.maps[index].astype(np.float32))
+        for image in dict.fromkeys(row.image for row in self.rows):
+            rows = [row for row in self.rows if row.image == image]
+            methods = len({row.method for row in rows}) > 1
+            if len(rows) > 1 and (methods or len({row.explained for row in rows}) > 1):
+                name = f"{imaging.safe_name(image)}.{'methods' if methods else 'classes'}.png"
+                folder.picture(name, self.comparison(image, paint, shared=not methods))
+        for index, (entry, stem) in enumerate(zip(report["heatmaps"], self._stems(), strict=True)):
+            entry["file"] = folder.picture(f"{stem}.png", self.panel(index, paint))
+            entry["raw"] = folder.array(f"{stem}.npy", np.asarray(self.maps[index], np.float32))
         report["photos"] = _save_photos(folder, self.photos)
         return folder.json(self.file, report, since)
 
@@ -976,12 +1065,93 @@ class Heatmap(Result):
     def load(cls, directory: str | PathLike) -> Heatmap:
         """A saved result."""
         report, root = _read(directory, cls.file), Path(directory)
+        maps = [np.load(root / entry["raw"]) for entry in report["heatmaps"]]
         return cls(
             provenance=report["provenance"],
             photos=_load_photos(root, report["photos"]),
-            maps=np.stack([np.load(root / entry["raw"]) for entry in report["heatmaps"]]),
+            maps=np.stack(maps) if len({one.shape for one in maps}) == 1 else tuple(maps),
             rows=tuple(_heatmap_row(entry) for entry in report["heatmaps"]),
         )
+
+
+# -- concepts --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A region that a layer tells apart.
+
+    Attributes:
+        number: from 0, the strongest first.
+        share: of the maps' squares that would be lost without it, 0..1.
+        predictions: the classes that a map full of it speaks for, best first; none where there are no classes.
+    """
+
+    number: int
+    share: float
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def text(self) -> str:
+        """ "concept 0: tabby 0.83"."""
+        return f"concept {self.number}" + (f": {self.predictions[0].text}" if self.predictions else "")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Concepts(Result):
+    """The regions of some pictures that look alike to a layer.
+
+    Attributes:
+        photos: the pictures.
+        values: how much of each concept is at each place `(n, h, w, k)` float32, not negative.
+        vectors: what each is made of `(k, c)` float32, not negative, of length 1.
+        rows: the words and numbers, one for each concept.
+    """
+
+    photos: tuple[Picture, ...] = ()
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.float32))
+    vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    rows: tuple[Concept, ...] = ()
+    file: ClassVar[str] = "concepts.json"
+
+    def panel(self, index: int = 0, opacity: float = 0.75) -> np.ndarray:
+        """A photo, and its regions in the concepts' colours: (H, W, 3) uint8."""
+        photo = _at_most(self.photos[index].pixels, 360)
+        drawn = imaging.regions(photo, self.values[index], self.values.max(axis=(0, 1, 2)), opacity)
+        legend = imaging.legend([row.text for row in self.rows], len(photo))
+        layer = self.provenance["parameters"]["layer"]
+        return imaging.page(imaging.beside([photo, drawn, legend]), self.photos[index].name, f"regions of {layer}")
+
+    def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
+        """A panel for each photo."""
+        for index, photo in enumerate(self.photos):
+            yield imaging.safe_name(photo.name), self.panel(index)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Result.to_json`."""
+        return {"concepts": [asdict(row) for row in self.rows], "provenance": self.provenance}
+
+    def save(self, directory: str | PathLike | Folder) -> list[str]:
+        """Write the panels, what is where and what of as `.npy`, the photos and the numbers."""
+        folder = _folder(directory)
+        report, since = self.to_json(), len(folder.files)
+        for name, picture in self.pictures():
+            folder.picture(f"{name}.png", picture)
+        report["values"] = folder.array("values.npy", self.values)
+        report["vectors"] = folder.array("vectors.npy", self.vectors)
+        report["photos"] = _save_photos(folder, self.photos)
+        return folder.json(self.file, report, since)
+
+    @classmethod
+    def load(cls, directory: str | PathLike) -> Concepts:
+        """A saved result."""
+        report, root = _read(directory, cls.file), Path(directory)
+        rows = tuple(
+            Concept(**{**row, "predictions": tuple(Prediction(**one) for one in row["predictions"])})
+            for row in report["concepts"]
+        )
+        values, vectors = (np.load(root / report[name]) for name in ("values", "vectors"))
+        return cls(report["provenance"], _load_photos(root, report["photos"]), values, vectors, rows)
 
 
 def _heatmap_entry(row: HeatmapRow) -> dict[str, Any]:
@@ -989,9 +1159,11 @@ def _heatmap_entry(row: HeatmapRow) -> dict[str, Any]:
 
 
 def _heatmap_row(entry: Mapping[str, Any]) -> HeatmapRow:
-    known = {key: value for key, value in entry.items() if key not in ("file", "raw", "class", "predictions")}
+    own = ("file", "raw", "class", "predictions", "check")
+    known = {key: value for key, value in entry.items() if key not in own}
     predictions = tuple(Prediction(**row) for row in entry["predictions"])
-    return HeatmapRow(class_index=entry["class"], predictions=predictions, **known)
+    check = Check(**entry["check"]) if entry.get("check") else None
+    return HeatmapRow(class_index=entry["class"], predictions=predictions, check=check, **known)
 
 
 def _at_most(photo: np.ndarray, side: int) -> np.ndarray:
@@ -1005,7 +1177,7 @@ def _at_most(photo: np.ndarray, side: int) -> np.ndarray:
     )
 
 
-_RESULTS: dict[str, type[Result]] = {cls.file: cls for cls in (Activations, Filters, Heatmap)}
+_RESULTS: dict[str, type[Result]] = {cls.file: cls for cls in (Activations, Filters, Heatmap, Concepts)}
 
 
 def load(directory: str | PathLike) -> Result:

@@ -37,6 +37,9 @@ class Backend(Protocol):
         `x` is a tensor or a tuple of them, and so is the gradient.
         """
 
+    def positive_gradient(self, x: Tensor) -> Tensor:
+        """`x`, through which only what is positive of a gradient comes back."""
+
     def value(self, variable: Any) -> Tensor:
         """The present value of a Keras variable, detached from any graph."""
 
@@ -90,6 +93,11 @@ class TensorFlowBackend:
 
         return differentiated
 
+    def positive_gradient(self, x: Tensor) -> Tensor:
+        """See `Backend.positive_gradient`."""
+        gated = self._tf.custom_gradient(lambda x: (self._tf.identity(x), self._tf.nn.relu))
+        return gated(x)
+
     def value(self, variable: Any) -> Tensor:
         """Reading shares the variable's buffer; nothing is copied."""
         return self._tf.convert_to_tensor(variable.value)
@@ -127,6 +135,10 @@ class JaxBackend:
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Backend.value_and_grad`."""
         return self._jax.value_and_grad(function, has_aux=True)
+
+    def positive_gradient(self, x: Tensor) -> Tensor:
+        """See `Backend.positive_gradient`."""
+        return self._jax.custom_gradient(lambda x: (x, self._jax.nn.relu))(x)
 
     def value(self, variable: Any) -> Tensor:
         """See `Backend.value`."""
@@ -170,22 +182,33 @@ class TorchBackend:
         self.compile(function)(values, *map(self.tensor, arrays))
 
     def value_and_grad(self, function: Callable) -> Callable:
-        """See `Backend.value_and_grad`."""
+        """See `Backend.value_and_grad`. Inside of another one the gradient can be differentiated too."""
         torch = self._torch
 
         def differentiated(x: Tensor) -> tuple:
             given = x if isinstance(x, tuple) else (x,)
             found: tuple = (None,) * len(given)
+            inside = torch.is_grad_enabled() and all(tensor.requires_grad for tensor in given)
             with torch.enable_grad():
-                given = tuple(tensor.detach().requires_grad_() for tensor in given)
+                if not inside:
+                    given = tuple(tensor.detach().requires_grad_() for tensor in given)
                 value, aux = function(given if isinstance(x, tuple) else given[0])
                 if value.requires_grad:
-                    found = torch.autograd.grad(value, given, allow_unused=True)
+                    found = torch.autograd.grad(value, given, allow_unused=True, create_graph=inside)
             gradients = tuple(torch.zeros_like(t) if g is None else g for t, g in zip(given, found, strict=True))
+            if inside:
+                return (value, aux), gradients if isinstance(x, tuple) else gradients[0]
             # What is handed out must not hold the graph, or a loop that keeps its scores keeps every step's.
             return _detached((value, aux)), gradients if isinstance(x, tuple) else gradients[0]
 
         return differentiated
+
+    def positive_gradient(self, x: Tensor) -> Tensor:
+        """See `Backend.positive_gradient`."""
+        x = x.view_as(x)  # the tensor itself may be needed elsewhere, with its whole gradient
+        if x.requires_grad:
+            x.register_hook(self._torch.relu)
+        return x
 
     def value(self, variable: Any) -> Tensor:
         """Detached: a parameter would keep a graph alive."""

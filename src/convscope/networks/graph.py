@@ -206,6 +206,7 @@ def _layer(path: str, call: Call, index: int, flow: Flow, names: dict[int, str],
         parameters=call.parameters if call.nth == 0 and index == 0 else 0,
         rectified=None if rectified is None else names[id(rectified)],
         on_path=on_path is None or id(call) in on_path,
+        activation=call.activation,
     )
 
 

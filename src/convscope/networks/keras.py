@@ -149,6 +149,10 @@ class KerasNetwork(Network):
         """See `Network.value_and_grad`."""
         return self._backend.value_and_grad(function)
 
+    def positive_gradient(self, x: Tensor) -> Tensor:
+        """See `Network.positive_gradient`."""
+        return self._backend.positive_gradient(x)
+
     def tensor(self, array: np.ndarray) -> Tensor:
         """See `Network.tensor`."""
         return self._backend.tensor(array)
@@ -166,6 +170,20 @@ class KerasNetwork(Network):
         """See `Network.unchanging`. Reading the weights takes a tenth of a small network's step."""
         before = self._held
         self._held = self._values()
+        try:
+            yield
+        finally:
+            self._held = before
+
+    @contextmanager
+    def replaced(self, weights: Sequence[np.ndarray]) -> Iterator[None]:
+        """See `Network.replaced`. The model's own variables are not touched: weights are arguments of each pass."""
+        before, values = self._held, self._values()
+        places = {id(variable): place for place, variable in enumerate(self._variables or [])}
+        held = list(values)
+        for variable, weight in zip(self.model.weights, weights, strict=True):
+            held[places[id(variable)]] = self._backend.tensor(weight)
+        self._held = held
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class Layer:
     parameters: int
     rectified: str | None = None
     on_path: bool = True
+    activation: str | None = None
 
     @property
     def spatial(self) -> bool:
@@ -260,8 +261,12 @@ class Network(ABC):
     def value_and_grad(self, function: Callable) -> Callable:
         """From `f(x) -> (scalar, aux)` the function `x -> ((scalar, aux), gradient)`, for use inside `compile`.
 
-        `x` is a tensor or a tuple of them, and so is the gradient.
+        `x` is a tensor or a tuple of them, and so is the gradient. Inside of itself it gives second derivatives.
         """
+
+    @abstractmethod
+    def positive_gradient(self, x: Tensor) -> Tensor:
+        """`x`, through which only what is positive of a gradient comes back; for use inside `compile`."""
 
     @abstractmethod
     def tensor(self, array: np.ndarray) -> Tensor:
@@ -278,6 +283,10 @@ class Network(ABC):
     @abstractmethod
     def weights(self) -> list[np.ndarray]:
         """Every weight, in a fixed order, for the hash."""
+
+    @abstractmethod
+    def replaced(self, weights: Sequence[np.ndarray]) -> AbstractContextManager[None]:
+        """For the length of a block the network computes with these `weights`, in the order of `weights()`."""
 
     @abstractmethod
     def can_linearise(self, path: str) -> bool:
@@ -318,13 +327,13 @@ class Network(ABC):
         """The layers that `spec` names, in the order of execution; see `select_layers`."""
         return select_layers(self.layers, spec)
 
-    def last_spatial_layer(self) -> Layer:
-        """The last layer that makes something of its own and whose map has h * w > 1.
+    def last_spatial_layer(self, before: int | None = None) -> Layer:
+        """The last layer that makes something of its own and whose map has h * w > 1; of the first `before` layers.
 
         Raises:
             UsageError: the network has none.
         """
-        for layer in reversed(self.layers):
+        for layer in reversed(self.layers[:before]):
             makes_its_own = layer.kind not in PASSING | {"model", "reshape"}
             if layer.on_path and makes_its_own and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
                 return layer
@@ -455,6 +464,25 @@ class Network(ABC):
                 "text": self.head.text,
             },
         }
+
+    @contextmanager
+    def scrambled(self, kernels: int, seed: int = 0) -> Iterator[None]:
+        """For the length of a block the values inside of each of the last weights have changed places.
+
+        Args:
+            kernels: how many arrays with two axes or more, counted from the output, with what lies between them.
+            seed: of the permutations.
+        """
+        weights = self.weights()
+        found = [index for index, weight in enumerate(weights) if weight.ndim > 1]
+        first = found[-kernels] if 0 < kernels <= len(found) else 0
+        random = np.random.default_rng(seed)
+        shuffled = [
+            weight if index < first else random.permutation(weight.ravel()).reshape(weight.shape)
+            for index, weight in enumerate(weights)
+        ]
+        with self.replaced(shuffled):
+            yield
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:

@@ -195,6 +195,24 @@ class TorchNetwork(Network):
         """See `Network.value_and_grad`."""
         return self._backend.value_and_grad(function)
 
+    def positive_gradient(self, x: Tensor) -> Tensor:
+        """See `Network.positive_gradient`."""
+        return self._backend.positive_gradient(x)
+
+    @contextmanager
+    def replaced(self, weights: Sequence[np.ndarray]) -> Iterator[None]:
+        """See `Network.replaced`. They are the module's own tensors for that long."""
+        with _ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+            tensors = self._tensors()
+            kept = [tensor.detach().clone() for tensor in tensors]
+            try:
+                for tensor, weight in zip(tensors, weights, strict=True):
+                    tensor.data.copy_(torch.as_tensor(np.array(weight)))
+                yield
+            finally:
+                for tensor, own in zip(tensors, kept, strict=True):
+                    tensor.data.copy_(own)
+
     def tensor(self, array: np.ndarray) -> Tensor:
         """See `Network.tensor`."""
         with torch.inference_mode(False):  # a tensor made inside the user's could not be differentiated

@@ -123,7 +123,8 @@ def filters(
     agreement = {} if seeds < 2 or interrupted else _agreement(plan, wanted, bounds, judge, courses, begin, seeds)
     rows = judge.rows([wanted[i] for i in done], [bounds[i] for i in done], [courses[i] for i in done])
     rows = [replace(row, agreement=agreement.get(index)) for index, row in zip(done, rows, strict=True)]
-    return _result(plan, wanted, bounds, [courses[i] for i in done], rows, judge, interrupted, seeds)
+    note = _cut_off(plan, bounds[0]) if size is not None else ""
+    return _result(plan, wanted, bounds, [courses[i] for i in done], rows, judge, interrupted, seeds, note)
 
 
 def first_that_climb(
@@ -251,6 +252,32 @@ def _size(
     # The photo keeps its proportions, its shorter side brought to the recipe's.
     scale = recipe.size / min(photo.pixels.shape[:2])
     return round(photo.pixels.shape[0] * scale), round(photo.pixels.shape[1] * scale)
+
+
+def _cut_off(plan: Plan, bound: Bound) -> str:
+    """What to say where a unit in the middle of the map sees both edges of the picture, and perhaps beyond; or ""."""
+    layer, network = bound.form.slots[0].layer, plan.network
+    if not layer.spatial:
+        return ""
+
+    def slope(run: Any, x: Any) -> Any:
+        def score(x: Any) -> tuple:
+            seen = run(x, record=(layer.path,), outputs=False).activations[layer.path]
+            middle = seen[:, seen.shape[1] // 2, seen.shape[2] // 2]
+            return network.ops.sum(network.ops.square(middle)), middle
+
+        return network.value_and_grad(score)(x)[1]
+
+    program = network.program(("sees", layer.path), lambda: network.compile(slope))
+    noise = plan.climb(bound).pictures(plan.climb(bound).start((-1,))[None])
+    seen = np.abs(network.numpy(program(network.tensor(noise)))[0]).sum(axis=-1) > 0
+    edges = [seen[0].any(), seen[-1].any(), seen[:, 0].any(), seen[:, -1].any()]
+    if not all(edges):
+        return ""
+    return (
+        f"a unit of {layer.path} sees all {plan.size[0]}x{plan.size[1]} pixels or more: what it looks for may be cut "
+        "off; a larger size shows the whole of it."
+    )
 
 
 def _check_layer(network: Network, path: str, size: tuple[int, int]) -> Layer:
@@ -532,6 +559,7 @@ def _result(
     judge: _Judge,
     interrupted: bool,
     seeds: int,
+    note: str,
 ) -> Filters:
     network, recipe = plan.network, plan.recipe
     first = bounds[0].form.slots[0].layer
@@ -548,6 +576,7 @@ def _result(
         "precision": plan.precision,
         "batch": plan.batch,
         "interrupted": interrupted,
+        "note": note,
         "frame_steps": kept_steps(recipe.steps, plan.frames),
     }
     most = max((len(course.frames) for course in courses), default=0)

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.imaging import resize_map
 from convscope.networks import Layer, Network, open_model
 from convscope.networks.network import check_finite
 from convscope.pictures import Picture, read_pictures
-from convscope.results import Heatmap, HeatmapRow, Progress, provenance
-from convscope.techniques.heatmaps.cam import METHODS, Method, method_named
-from convscope.techniques.heatmaps.perturbation import Replay
+from convscope.results import Check, Heatmap, HeatmapRow, Progress, provenance
+from convscope.techniques.heatmaps import cam, perturbation, pixels  # noqa: F401  they register their methods
+from convscope.techniques.heatmaps.evidence import Asked, Evidence, Single, look
+from convscope.techniques.heatmaps.faithfulness import better_layers
+from convscope.techniques.heatmaps.faithfulness import check as checked_map
+from convscope.techniques.heatmaps.methods import METHODS, Made, Method, method_named
+from convscope.techniques.heatmaps.targets import (
+    Channel,
+    ClassScore,
+    Custom,
+    Goal,
+    Likeness,
+    as_targets,
+    channel_target,
+    chosen,
+    goal_of,
+    likeness_target,
+)
 
-__all__ = ["METHODS", "as_targets", "heatmap", "maps_and_gradients"]
+__all__ = [
+    "METHODS",
+    "Channel",
+    "Custom",
+    "Likeness",
+    "as_targets",
+    "channel_target",
+    "heatmap",
+    "likeness_target",
+]
 
-TOP = -1  # stands for the class with the highest score of each picture
-RIVAL, NONE = -1, -2  # stand for the highest of the other classes, and for no class to set against
 BATCH = 8
 SATURATED = 1 - 1e-6
+SHIFT = 1 / 16  # of a side, by which smoothing moves a picture
+TRIED_LAYERS, TRIED_PHOTOS = 4, 4  # by layer="best"
+NOT_LOOKED_AT = ("model", "reshape", "padding", "dropout", "identity")
 
 
 def heatmap(
     network: Network | Any,
     images: Any,
-    target: int | str | Sequence[int | str] = "top",
-    layer: str = "auto",
+    target: Any = "top",
+    layer: str | Sequence[str] = "auto",
     *,
     against: int | str | Sequence[int | str] | None = None,
     method: str | Sequence[str] = "grad-cam",
+    smooth: bool = False,
+    budget: int | None = None,
+    check: bool = False,
+    seed: int = 0,
     batch: int = BATCH,
     progress: Progress = None,
 ) -> Heatmap:
@@ -39,122 +70,132 @@ def heatmap(
     Args:
         network: an opened network, or what `open_model` takes.
         images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
-        target: a class by number or name, or "top" for each picture's own best; or one for each picture.
-        layer: a path, or "auto" for the last layer whose map has more than one cell.
+        target: a class by number or name, or "top" for each picture's own best; or one for each picture. "top3": the
+            three best of each. "conv3:17" is a channel of a layer and "conv3:17@4,5" it at one place; of a network that
+            answers with a map, a number is the class where it is the highest. Or what `channel_target` and
+            `likeness_target` make, or a `Custom` function of the network's answers.
+        layer: a path, "auto" for the last layer whose map has more than one cell, or "best" for the one of the last
+            layers at each size of map that does best in insertion less deletion on a few of the pictures; or several,
+            whose maps are fused: positive parts, each over its highest value, their mean.
         against: a class whose logit is taken from the target's, so that the map shows what speaks for the one and not
             for the other: by number or name, or "rival" for each picture's best other class; or one for each picture.
             Of two classes under one softmax only this difference means anything.
         method: one of `METHODS`, several, or "all" for all that work on one pass. With several, each picture has a map
             for each method, one after another; of "all", a method that does not fit the network is left out and says
             why in the provenance.
+        smooth: the mean over the picture, moved a little in four directions, and the mirror images of these.
+        budget: passes that a sampling method may spend on a picture: channels of Score-CAM, masks of RISE, noisy copies
+            of SmoothGrad, steps of integrated gradients.
+        check: measure how far each map can be believed: see `faithfulness`.
+        seed: of what is drawn.
         batch: pictures at a time.
         progress: called as `progress(done, total, text)`.
 
     Returns:
-        raw signed maps `(n, h, w)` at the layer's size; a map in which nothing is to be seen has its reason.
+        raw signed maps, `(n, h, w)` at the layer's size, or at the picture's size where the method is one of pixels (of
+        several sizes, a tuple of them); a map in which nothing is to be seen has its reason.
 
     Raises:
         UsageError: no such class, layer or method, or a layer without a map; PictureError, ModelError.
     """
     network = open_model(network)
-    network.check_scores()
     photos = tuple(read_pictures(images))
-    chosen, skip = _methods(method), method == "all"
-    where = _layer(network, layer)
-    classes = _classes(network, target, len(photos), {"top": TOP})
-    rivals = np.full(len(photos), NONE, np.int32)
-    if against is not None:
-        rivals = _against(network, against, classes)
-    x = network.prepare(photos)
-    batch = max(1, min(batch, len(photos)))
+    methods, skip = _methods(method), method == "all"
+    if budget is not None and budget < 2:
+        raise UsageError(f"a budget must be at least 2 passes, found {budget}.")
+    goal = goal_of(network, target, against, len(photos), lambda: _ranked(network, photos, batch))
+    layers, rule = _layers(network, layer, goal, methods, photos)
+    batch = max(1, min(batch, len(goal.photos)))
+    work = _Work(network, layers, goal, methods, smooth, check, Asked(budget, seed), batch, {} if skip else None)
     maps, rows = [], []
-    left_out: dict[str, str] = {}
-    for start in range(0, len(photos), batch):
-        some = slice(start, min(start + batch, len(photos)))
-        seen = maps_and_gradients(network, where, x[some], classes[some], batch, rivals[some])
-        check_finite(network, seen[0])
-        for raw, row in _explained(network, where, chosen, photos[some], x[some], seen, left_out if skip else None):
+    for start in range(0, len(goal.photos), batch):
+        some = np.arange(start, min(start + batch, len(goal.photos)))
+        for raw, row in work.explain([photos[index] for index in goal.photos[some]], some):
             maps.append(np.where(np.isfinite(raw), raw, 0).astype(np.float32))
             rows.append(row)
         if progress:
-            progress(some.stop, len(photos), photos[some.stop - 1].name)
-    used = [one for one in chosen if one.name not in left_out]
+            progress(int(some[-1]) + 1, len(goal.photos), photos[goal.photos[some[-1]]].name)
+    used = [one for one in methods if not work.left_out or one.name not in work.left_out]
     parameters = {
         "target": as_targets(target),
         "against": None if against is None else as_targets(against),
         "output": network.output,
-        "layer": where.path,
-        "layer_rule": "the last layer whose map has more than one cell" if layer == "auto" else "given",
+        "layer": ", ".join(one.path for one in layers),
+        "layer_rule": rule,
         "method": ", ".join(one.name for one in used),
         "paper": "; ".join(one.paper for one in used),
-        "left_out": left_out,
-        "explained": network.head.text,
+        "left_out": work.left_out or {},
+        "explained": network.head.text if isinstance(goal.target, ClassScore) else goal.target.text,
+        "smooth": smooth,
+        "budget": budget,
+        "seed": seed,
     }
-    shown = tuple(photo for photo in photos for _ in used)
-    return Heatmap(provenance(network, "heatmap", photos, parameters), shown, np.stack(maps), tuple(rows))
+    shown = tuple(photos[index] for index in goal.photos for _ in used)
+    return Heatmap(provenance(network, "heatmap", photos, parameters), shown, _stacked(maps), tuple(rows))
 
 
-def _explained(
-    network: Network,
-    layer: Layer,
-    chosen: Sequence[Method],
-    photos: Sequence[Picture],
-    x: np.ndarray,
-    seen: tuple[np.ndarray, ...],
-    left_out: dict[str, str] | None,
-) -> Iterator[tuple[np.ndarray, HeatmapRow]]:
-    """The raw map `(h, w)` and the row of each photo and method, from what `maps_and_gradients` saw."""
-    logits, activations, gradients, explained, others = seen
-    made = _formulas([one for one in chosen if one.formula], activations, gradients, left_out)
-    replays = [
-        Replay(network, layer, x[index][None], activations[index], int(explained[index]), _rival(others[index]))
-        for index in range(len(photos))
-    ]
-    made += [(one, np.stack(list(map(one.replay, replays)))) for one in chosen if one.replay]
-    for index, photo in enumerate(photos):
-        target, rival = int(explained[index]), _rival(others[index])
-        for one, raw in made:
-            yield (
-                raw[index],
-                _row(network, photo, layer, one, logits[index], target, rival, raw[index], gradients[index]),
-            )
+def _stacked(maps: list[np.ndarray]) -> Any:
+    """One array where all maps have one size, else a tuple of them."""
+    return np.stack(maps) if len({one.shape for one in maps}) == 1 else tuple(maps)
 
 
-def _rival(number: int) -> int | None:
-    return None if number == NONE else int(number)
+def _ranked(network: Network, photos: Sequence[Picture], batch: int) -> np.ndarray:
+    """The classes of each picture `(n, classes)`, best first."""
+    parts = [network.predict(network.prepare(photos[at : at + batch])) for at in range(0, len(photos), batch)]
+    return np.argsort(-np.concatenate(parts), axis=1, kind="stable")
 
 
 def _methods(given: str | Sequence[str]) -> list[Method]:
     """Of "all" those that share one pass."""
     if given == "all":
-        return [one for one in METHODS.values() if one.formula]
+        return [one for one in METHODS.values() if one.one_pass]
     return [method_named(name) for name in ([given] if isinstance(given, str) else given)]
 
 
-def _formulas(
-    chosen: Sequence[Method], maps: np.ndarray, gradients: np.ndarray, left_out: dict[str, str] | None
-) -> list[tuple[Method, np.ndarray]]:
-    """Each method with its heatmaps `(n, h, w)`; into `left_out`, if it is there, go those that do not fit, and why."""
-    made = []
-    for one in chosen:
-        try:
-            if one.formula and (left_out is None or one.name not in left_out):
-                made.append((one, one.formula(maps, gradients)))
-        except UsageError as error:
-            if left_out is None:
-                raise
-            left_out[one.name] = str(error)
-    return made
+def _layers(
+    network: Network, given: str | Sequence[str], goal: Goal, methods: Sequence[Method], photos: Sequence[Picture]
+) -> tuple[list[Layer], str]:
+    """The layers that are looked at, none where every method is one of the picture's own places; and by which rule."""
+    if given == "auto" and all(one.at_picture for one in methods):
+        return [], "none: the method looks at the picture"
+    if given == "best":
+        return _best(network, goal, next((one for one in methods if not one.at_picture), None), photos)
+    rule = "the last layer whose map has more than one cell" if given == "auto" else "given"
+    return [_layer(network, path, goal) for path in ([given] if isinstance(given, str) else given)], rule
 
 
-def as_targets(target: Any) -> list[int | str]:
-    """One class or several as a list; NumPy's integers count as numbers."""
-    several = [target] if isinstance(target, str | int | np.integer) else target
-    return [one if isinstance(one, str) else int(one) for one in several]
+def _best(network: Network, goal: Goal, method: Method | None, photos: Sequence[Picture]) -> tuple[list[Layer], str]:
+    """The layer whose maps of the first pictures do best, and how all did."""
+    if method is None:
+        return [], "none: the method looks at the picture"
+    rows = np.arange(min(len(goal.photos), TRIED_PHOTOS))
+    x = network.prepare([photos[index] for index in goal.photos[rows]])
+    arguments = tuple(argument[rows] for argument in goal.arguments)
+    seen = [look(network, layer, goal.target, x, arguments, len(x)) for layer in _candidates(network, goal)]
+    maps = [(one.layer.path, [_raw(made) for made in method.explain(one)]) for one in seen if one.layer]
+    judged = better_layers(list(seen[0].singles()), maps)
+    how = ", ".join(f"{one.layer} {one.value:.3f}" for one in judged)
+    return [network.layer(judged[0].layer)], f"the best of {len(judged)} by insertion less deletion: {how}"
 
 
-def _layer(network: Network, path: str) -> Layer:
-    layer = network.last_spatial_layer() if path == "auto" else network.layer(path)
+def _candidates(network: Network, goal: Goal) -> list[Layer]:
+    """The last layer at each of the smallest sizes of map."""
+    last = _last_before(network, goal.target.record)
+    before = network.layers[: network.layers.index(last) + 1]
+    by_size = {la.shape[:2]: la for la in before if la.on_path and la.spatial and la.kind not in NOT_LOOKED_AT}
+    by_size[last.shape[:2]] = last
+    sizes = sorted((size for size in by_size if min(size) > 1), key=lambda size: size[0] * size[1])
+    return [by_size[size] for size in sizes[:TRIED_LAYERS]] or [last]
+
+
+def _raw(made: Made) -> np.ndarray:
+    return made[0] if isinstance(made, tuple) else made
+
+
+def _layer(network: Network, path: str, goal: Goal) -> Layer:
+    if path == "auto":
+        return _last_before(network, goal.target.record)
+    layer = network.layer(path)
     if not layer.spatial:
         auto = network.last_spatial_layer().path
         raise UsageError(
@@ -164,105 +205,152 @@ def _layer(network: Network, path: str) -> Layer:
     return layer
 
 
-def _classes(network: Network, target: Any, count: int, words: dict[str, int]) -> np.ndarray:
-    """The class of each picture `(n,)` int32, or what stands for one of `words`."""
-    given = as_targets(target)
-    if len(given) not in (1, count):
-        raise UsageError(f"expected one class, or one for each of the {count} pictures; found {len(given)}.")
-    numbers = [words[one] if one in words else network.class_index(one) for one in given]
-    return np.asarray(numbers * (count if len(numbers) == 1 else 1), np.int32)
+def _last_before(network: Network, record: Sequence[str]) -> Layer:
+    """The last layer with a map; before the first that the target reads, where it reads layers."""
+    if not record:
+        return network.last_spatial_layer()
+    names = [layer.path for layer in network.layers]
+    return network.last_spatial_layer(min(names.index(path) for path in record))
 
 
-def _against(network: Network, against: Any, classes: np.ndarray) -> np.ndarray:
-    """The class to set against that of each picture `(n,)`, or `RIVAL`."""
-    if network.head.classes < 2:
-        raise UsageError("the network has one output, so there is no other to set against it.")
-    rivals = _classes(network, against, len(classes), {"rival": RIVAL})
-    same = [int(one) for one, other in zip(classes, rivals, strict=True) if one == other >= 0]
-    if same:
-        raise UsageError(f"class {network.class_name(same[0])!r} can't be set against itself; choose another.")
-    return rivals
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What is the same for all pictures of one call; `left_out` takes the methods of "all" that do not fit, and why."""
+
+    network: Network
+    layers: Sequence[Layer]
+    goal: Goal
+    methods: Sequence[Method]
+    smooth: bool
+    checked: bool
+    asked: Asked
+    batch: int
+    left_out: dict[str, str] | None
+
+    def explain(self, photos: Sequence[Picture], rows: np.ndarray) -> Iterator[tuple[np.ndarray, HeatmapRow]]:
+        """The raw map `(h, w)` and the row of each photo and method."""
+        x = self.network.prepare(photos)
+        arguments = tuple(argument[rows] for argument in self.goal.arguments)
+        seen = [self._look(layer, x, arguments, self.batch) for layer in self._places]
+        if seen[0].logits is not None:
+            check_finite(self.network, seen[0].logits)
+        made = [(one, maps) for one in self.methods if (maps := self._made(one, seen)) is not None]
+        singles = list(seen[0].singles())
+        for index, photo in enumerate(photos):
+            for one, maps in made:
+                raw, note = found if isinstance(found := maps[index], tuple) else (found, "")
+                row = _row(seen[0], index, photo, one, raw, note, [layer.path for layer in self.layers])
+                if self.checked:
+                    row = replace(row, check=self._check(one, singles[index], raw))
+                yield raw, row
+
+    def _check(self, one: Method, single: Single, raw: np.ndarray) -> Check:
+        rows = tuple(argument[None] for argument in single.arguments)
+
+        def remake(x: np.ndarray) -> np.ndarray:
+            return _raw(self._of([self._look(layer, x, rows, 1, resolved=True) for layer in self._places], one)[0])
+
+        return checked_map(single, raw, remake, self.asked.seed)
+
+    @property
+    def _places(self) -> Sequence[Layer | None]:
+        return self.layers or [None]
+
+    def _look(
+        self, layer: Layer | None, x: np.ndarray, arguments: tuple[np.ndarray, ...], batch: int, resolved: bool = False
+    ) -> Evidence:
+        target = self.goal.target
+        return look(self.network, layer, target, x, arguments, batch, resolved=resolved, asked=self.asked)
+
+    def _made(self, one: Method, seen: Sequence[Evidence]) -> Sequence[Made] | None:
+        """The maps of one method for each picture; None where it does not fit and may be left out."""
+        if self.left_out and one.name in self.left_out:
+            return None
+        try:
+            return self._of(seen, one)
+        except UsageError as error:
+            if self.left_out is None:
+                raise
+            self.left_out[one.name] = str(error)
+            return None
+
+    def _of(self, seen: Sequence[Evidence], one: Method) -> Sequence[Made]:
+        """The maps of one method from the evidence at each layer."""
+        parts = [_smoothed(one, evidence) if self.smooth else one.explain(evidence) for evidence in seen]
+        return parts[0] if len(parts) == 1 or one.at_picture else [_fused(maps) for maps in zip(*parts, strict=True)]
 
 
-def maps_and_gradients(
-    network: Network,
-    layer: Layer,
-    x: np.ndarray,
-    classes: np.ndarray,
-    batch: int,
-    rivals: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What the formulas work on, for at most `batch` pictures.
+def _fused(maps: Sequence[Made]) -> np.ndarray:
+    """The mean of several layers' maps, the positive part of each over its highest value, at the largest one's size."""
+    raw = [np.maximum(_raw(one), 0) for one in maps]
+    size = max((one.shape for one in raw), key=lambda shape: shape[0] * shape[1])
+    return np.mean([resize_map(one, *size) / max(float(one.max()), 1e-12) for one in raw], axis=0)
 
-    Args:
-        network, layer: where.
-        x: prepared pictures `(n, h, w, c)`.
-        classes: `(n,)` int32, `TOP` for each picture's own best.
-        batch: the pictures are filled up to this number, so that one compiled program serves every chunk.
-        rivals: `(n,)` int32, classes whose logits are subtracted, `RIVAL` for the best other class, `NONE` for none.
 
-    Returns:
-        logits `(n, k)`; the layer's maps and the gradients of the explained logits with respect to them, both
-        `(n, h, w, c)`; the class explained and the one set against it `(n,)`.
+def _smoothed(one: Method, evidence: Evidence) -> list[Made]:
+    """The mean of a method's maps `(h, w)` over moved and mirrored pictures, each put back to where it belongs.
+
+    What is explained stays what it is of the picture as it is.
     """
-    program = network.program(("explain", layer.path), lambda: network.compile(_explaining(network, layer)))
-    rivals = np.full(len(x), NONE, np.int32) if rivals is None else rivals
-    filled = np.resize(x, (batch, *x.shape[1:]))
-    delta = np.zeros((batch, *layer.shape), np.float32)
-    numbers = np.resize(classes, batch), np.resize(rivals, batch)
-    found = program(*map(network.tensor, (filled, delta, *numbers)))
-    logits, maps, gradients, explained, others = (network.numpy(tensor)[: len(x)] for tensor in found)
-    return logits, maps, gradients, explained, others
+    size = evidence.x.shape[1:3]
+    step = max(1, round(size[0] * SHIFT)), max(1, round(size[1] * SHIFT))
+    total: list[np.ndarray] = [np.zeros(size) for _ in evidence.x]
+    moves = [(0, 0), (step[0], 0), (-step[0], 0), (0, step[1]), (0, -step[1])]
+    for rows, columns in moves:
+        for mirrored in (False, True):
+            x = _moved(evidence.x, rows, columns)[:, :, :: -1 if mirrored else 1]
+            seen = look(
+                *(evidence.network, evidence.layer, evidence.target, np.ascontiguousarray(x)),
+                *(evidence.arguments, evidence.batch),
+                resolved=True,
+                asked=evidence.asked,
+            )
+            for sum_, found in zip(total, one.explain(seen), strict=True):
+                raw = resize_map(_raw(found), *size)
+                sum_ += _moved(raw[None, :, :: -1 if mirrored else 1], -rows, -columns)[0]
+    return [one / (2 * len(moves)) for one in total]
 
 
-def _explaining(network: Network, layer: Layer) -> Callable:
-    ops = network.ops
+def _moved(pictures: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Pictures `(n, h, w, ...)` moved, the edge repeated where they leave something open."""
+    height, width = pictures.shape[1:3]
+    at_rows = np.clip(np.arange(height) - rows, 0, height - 1)
+    at_columns = np.clip(np.arange(width) - columns, 0, width - 1)
+    return pictures[:, at_rows][:, :, at_columns]
 
-    def explain(run: Callable, x: Any, delta: Any, classes: Any, rivals: Any) -> tuple:
-        def score(delta: Any) -> tuple:
-            seen = run(x, record=(layer.path,), rules={layer.path: lambda activation: activation + delta})
-            count = seen.logits.shape[-1]
-            best = ops.cast(ops.argmax(seen.logits, axis=-1), "int32")
-            chosen = ops.where(ops.less(classes, 0), best, classes)
-            mine = ops.one_hot(chosen, count, dtype="float32")
-            other = ops.cast(ops.argmax(seen.logits - 1e30 * mine, axis=-1), "int32")
-            rival = ops.where(ops.equal(rivals, RIVAL), other, rivals)
-            theirs = ops.one_hot(ops.maximum(rival, 0), count, dtype="float32")
-            theirs = theirs * ops.reshape(1 - ops.cast(ops.less(rival, 0), "float32"), (-1, 1))
-            return ops.sum(seen.logits * (mine - theirs)), (seen.logits, seen.activations[layer.path], chosen, rival)
 
-        (_, (logits, maps, chosen, rival)), gradient = network.value_and_grad(score)(delta)
-        return logits, maps, gradient, chosen, rival
-
-    return explain
+# -- what is said beside a map ---------------------------------------------------------------------------
 
 
 def _row(
-    network: Network,
-    photo: Picture,
-    layer: Layer,
-    method: Method,
-    logits: np.ndarray,
-    index: int,
-    rival: int | None,
-    raw: np.ndarray,
-    gradient: np.ndarray,
+    seen: Evidence, index: int, photo: Picture, method: Method, raw: np.ndarray, note: str, layers: Sequence[str]
 ) -> HeatmapRow:
-    explained = network.prediction(logits, index)
-    reason = _why_blank(raw, gradient, explained.probability, network.head.kind.endswith("_output"))
-    return HeatmapRow(
+    network, logits = seen.network, None if seen.logits is None else seen.logits[index]
+    row = HeatmapRow(
         image=photo.name,
-        class_index=index,
-        class_name=explained.name,
-        against=None if rival is None else network.class_name(rival),
-        score=explained.logit - (0.0 if rival is None else float(logits[rival])),
-        probability=explained.probability,
-        layer=layer.path,
+        class_index=None,
+        class_name=seen.target.text,
+        score=float(seen.scores[index]),
+        probability=None,
+        layer="" if method.at_picture else ", ".join(layers),
         method=method.name,
-        status="blank" if reason else "ok",
-        reason=reason,
-        predictions=tuple(network.predictions(logits)),
+        status="ok",
+        reason="",
+        predictions=() if logits is None else tuple(network.predictions(logits)),
+        note="; ".join(filter(None, (note, method.warning))),
     )
+    if isinstance(seen.target, ClassScore) and logits is not None:
+        target, rival = chosen(seen.arguments[0][index])
+        explained = network.prediction(logits, target)
+        row = replace(
+            row,
+            class_index=target,
+            class_name=explained.name,
+            probability=explained.probability,
+            against=None if rival is None else network.class_name(rival),
+        )
+    reason = _why_blank(raw, seen.gradients[index], row.probability, network.head.kind.endswith("_output"))
+    return replace(row, status="blank" if reason else "ok", reason=reason)
 
 
 def _why_blank(raw: np.ndarray, gradient: np.ndarray, probability: float | None, saturates: bool) -> str:

@@ -1,71 +1,17 @@
-"""Class-activation maps: pure functions from a layer's maps and gradients to a heatmap, in one registry.
+"""Class-activation maps: pure functions from a layer's maps and gradients to a heatmap.
 
-A new method is one decorated function. None needs a framework; all are raw and signed, before ReLU and scaling.
+None needs a framework; all are raw and signed, before ReLU and scaling. The last two ask for one derivative more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from convscope.errors import UsageError, nearest
-
-Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Replayed = Callable[[Any], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to make a heatmap.
-
-    Attributes:
-        name: as `--method` takes it.
-        paper: where it is defined.
-        formula: from maps and gradients, both `(n, h, w, c)`, to a heatmap `(n, h, w)`; None for methods that replay.
-        replay: from a `perturbation.Replay`, one picture at a time, to its heatmap `(h, w)`.
-    """
-
-    name: str
-    paper: str
-    formula: Formula | None = None
-    replay: Replayed | None = None
-
-
-METHODS: dict[str, Method] = {}
-
-
-def method(name: str, paper: str) -> Callable[[Formula], Formula]:
-    """Register a formula under `name`."""
-
-    def register(formula: Formula) -> Formula:
-        METHODS[name] = Method(name, paper, formula)
-        return formula
-
-    return register
-
-
-def replayed(name: str, paper: str) -> Callable[[Replayed], Replayed]:
-    """Register a method that replays the network under `name`."""
-
-    def register(function: Replayed) -> Replayed:
-        METHODS[name] = Method(name, paper, replay=function)
-        return function
-
-    return register
-
-
-def method_named(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in METHODS:
-        raise UsageError(f"no heatmap method {name!r}; {nearest(name, METHODS)}")
-    return METHODS[name]
+from convscope.errors import UsageError
+from convscope.techniques.heatmaps.evidence import Evidence, explains_a_class
+from convscope.techniques.heatmaps.methods import explained, method
 
 
 @method("grad-cam", "Selvaraju et al. 2017, Grad-CAM, arXiv:1610.02391, eq. 1 and 2 before the ReLU")
@@ -225,3 +171,49 @@ def _upright(heat: np.ndarray) -> np.ndarray:
 def _along(heat: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """With the sign in which it goes along with another map, about their means."""
     return -heat if ((heat - heat.mean()) * (direction - direction.mean())).sum() < 0 else heat
+
+
+# -- from a pass or a product more -----------------------------------------------------------------------
+
+SIMILAR = 3  # classes that FinerCAM sets against the explained one
+CONTRAST = 0.6  # how much of their scores it takes away
+
+
+@explained("finer-cam", "Zhang et al. 2025, Finer-CAM, arXiv:2501.11309, with 3 similar classes and a contrast of 0.6")
+def finer_cam(evidence: Evidence) -> Sequence[np.ndarray]:
+    """Grad-CAM of the class's score less 0.6 times those of the three classes whose scores are the nearest to it.
+
+    The three are weighted with their probabilities, or alike where there are none.
+
+    Raises:
+        UsageError: no class is explained, or there is no other one.
+    """
+    if not explains_a_class(evidence) or evidence.logits is None or evidence.logits.shape[-1] < 2:
+        raise UsageError(
+            "method 'finer-cam' sets a class against those like it; it needs a class and at least one more."
+        )
+    (weights,) = evidence.arguments
+    contrasted = np.stack([_contrasted(evidence, *pair) for pair in zip(evidence.logits, weights, strict=True)])
+    return list(grad_cam(evidence.maps, evidence.gradients_of((contrasted,))))
+
+
+def _contrasted(evidence: Evidence, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weights `(classes,)` of one picture's scores with the similar classes taken away."""
+    target = int(weights.argmax())
+    order = np.argsort(np.abs(logits - logits[target]), kind="stable")
+    similar = order[order != target][:SIMILAR]
+    probabilities = evidence.network.head.probabilities(logits[None])
+    shares = np.ones(len(similar)) if probabilities is None else probabilities[0, similar].astype(np.float64)
+    shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(similar), 1 / len(similar))
+    found = weights.astype(np.float32).copy()
+    found[similar] -= CONTRAST * shares
+    return found
+
+
+@explained("shapley-cam", "Cai 2025, ShapleyCAM, arXiv:2501.06261")
+def shapley_cam(evidence: Evidence) -> Sequence[np.ndarray]:
+    """Sum of the maps, weighted with the mean over space of g - H A / 2, H the Hessian of the score in the map A.
+
+    Where the score is piecewise linear in the map (ReLU networks, logits) H is zero and this is Grad-CAM.
+    """
+    return list(grad_cam(evidence.maps, evidence.gradients - evidence.curvature() / 2))

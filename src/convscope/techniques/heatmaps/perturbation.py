@@ -1,136 +1,202 @@
 """Heatmaps from replaying the network while parts of a layer's map, or of the picture, are taken away.
 
-Where the map is changed, one picture is passed and its map is repeated at the layer, each time with something else left
-of it: what comes before the layer runs once for many replays. Memory is bounded by the chunk and not by the number of
-channels.
+Memory is bounded by the chunk of `evidence` and not by the number of channels or masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
-
 import numpy as np
 
 from convscope.imaging import resize_map
-from convscope.networks import Layer, Network
-from convscope.techniques.heatmaps.cam import replayed
+from convscope.techniques.heatmaps.evidence import Single
+from convscope.techniques.heatmaps.methods import Made, replayed
 
-CHUNK = 128  # replays of a map at a time
-PICTURES = 16  # replays of a picture at a time
-# Layers at which a map can't be repeated alone, since what comes before them is joined again after them.
-WHOLE: WeakKeyDictionary[Network, set[str]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, eq=False)
-class Replay:
-    """One picture at one layer, and the score that is explained.
-
-    Attributes:
-        network, layer: where.
-        x: the prepared picture `(1, h, w, c)`.
-        maps: what the layer answers to it `(h, w, c)`.
-        target: the class; rival: the class whose logit is subtracted, None for none.
-    """
-
-    network: Network
-    layer: Layer
-    x: np.ndarray
-    maps: np.ndarray
-    target: int
-    rival: int | None = None
-
-    def score(self, logits: np.ndarray) -> np.ndarray:
-        """What is explained `(n,)` of logits `(n, classes)`."""
-        mine = logits[:, self.target].astype(np.float64)
-        return mine if self.rival is None else mine - logits[:, self.rival]
-
-    def scores(self, factors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
-        """The score `(count,)` of each replay.
-
-        Args:
-            factors: from numbers of replays `(n,)` to what the map's channels are multiplied by `(n, c)`.
-            count: how many.
-        """
-        return self._in_chunks(lambda numbers: self._logits(factors(numbers).astype(np.float32)), count, CHUNK)
-
-    def of_pictures(self, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
-        """The score `(count,)` of pictures `(n, h, w, c)`, which are made for some numbers `(n,)` at a time."""
-        return self._in_chunks(lambda n: self.network.predict(pictures(n).astype(np.float32)), count, PICTURES)
-
-    def _in_chunks(self, logits: Callable[[np.ndarray], np.ndarray], count: int, chunk: int) -> np.ndarray:
-        found = []
-        for start in range(0, count, chunk):
-            numbers = np.minimum(np.arange(start, start + min(chunk, count)), count - 1)  # one shape
-            found.append(self.score(logits(numbers)))
-        return np.concatenate(found)[:count]
-
-    def _logits(self, factors: np.ndarray) -> np.ndarray:
-        network, path = self.network, self.layer.path
-        program = network.program(("replay", path), lambda: network.compile(_replaying(path)))
-        shaped = factors[:, None, None, :]
-        whole = WHOLE.setdefault(network, set())
-        if path not in whole:
-            try:
-                return network.numpy(program(network.tensor(self.x), network.tensor(shaped)))
-            except Exception as error:
-                if network.out_of_memory(error):
-                    raise
-                whole.add(path)  # every framework has words of its own for shapes that do not go together
-        # What was computed before the layer is needed after it too, and has to be there as often: fewer at a time.
-        parts = [shaped[start : start + PICTURES] for start in range(0, len(shaped), PICTURES)]
-        passed = [program(*map(network.tensor, (np.repeat(self.x, len(part), axis=0), part))) for part in parts]
-        return np.concatenate([network.numpy(logits) for logits in passed])
-
-
-def _replaying(path: str) -> Callable:
-    def replay(run: Callable, x: Any, factors: Any) -> Any:
-        return run(x, rules={path: lambda activation: activation * factors}).logits
-
-    return replay
+CELLS = 8  # occlusion: patches of a side, half of which lies under the next one
+MASKS = 1000  # of RISE
+GRID, SHOWN = 7, 0.5  # of RISE: cells of a side, and the share that is seen
 
 
 @replayed("ablation-cam", "Desai and Ramaswamy 2020, Ablation-CAM, WACV 2020, eq. 3")
-def ablation_cam(replay: Replay) -> np.ndarray:
+def ablation_cam(single: Single) -> np.ndarray:
     """Sum of the maps, each weighted with what the score loses without it, as a share of the score's size.
 
     Returns:
         `(h, w)`, raw and signed: w_k = (y - y_k) / |y|, so that a negative score turns no sign round.
     """
-    channels = replay.maps.shape[-1]
+    channels = single.maps.shape[-1]
 
     def without(numbers: np.ndarray) -> np.ndarray:
         return 1.0 - np.eye(channels)[numbers]
 
-    whole = replay.scores(lambda numbers: np.ones((len(numbers), channels)), 1)[0]
-    drops = whole - replay.scores(without, channels)
-    return (replay.maps.astype(np.float64) @ (drops / max(abs(whole), 1e-12))).astype(np.float32)
+    drops = single.whole - single.scores(without, channels)
+    return (single.maps.astype(np.float64) @ (drops / max(abs(single.whole), 1e-12))).astype(np.float32)
 
 
 @replayed("score-cam", "Wang et al. 2020, Score-CAM, arXiv:1910.01279, eq. 6 to 8")
-def score_cam(replay: Replay) -> np.ndarray:
+def score_cam(single: Single) -> Made:
     """Sum of the maps, each weighted with what the score is of the picture seen through that map alone.
 
     Each map is brought to the picture's size and to 0..1, and the picture, as the network takes it, is multiplied by
     it. The weights are the softmax over channels of the scores; what an empty picture says, which the paper takes away
     from each, cancels in it. A map that is the same everywhere lets nothing through and weighs nothing.
 
+    With a budget only so many channels are passed, spread over what the maps show, and the scores of the others are
+    guessed from these (see `_guessed`).
+
     Returns:
-        `(h, w)`, raw: no weight is negative.
+        `(h, w)`, raw: no weight is negative; and with a budget, how well the guess does on channels it was not told.
     """
-    low, high = replay.maps.min(axis=(0, 1)), replay.maps.max(axis=(0, 1))
+    low, high = single.maps.min(axis=(0, 1)), single.maps.max(axis=(0, 1))
     told = np.flatnonzero(high > low)
     if not len(told):
-        return np.zeros(replay.maps.shape[:2], np.float32)
-    size = replay.x.shape[1:3]
+        return np.zeros(single.maps.shape[:2], np.float32)
+    size = single.x.shape[1:3]
 
-    def through(numbers: np.ndarray) -> np.ndarray:
-        channels = told[numbers]
-        masks = [(resize_map(replay.maps[..., k], *size) - low[k]) / (high[k] - low[k]) for k in channels]
-        return replay.x * np.stack(masks)[..., None]
+    def through(channels: np.ndarray) -> np.ndarray:
+        masks = [(resize_map(single.maps[..., k], *size) - low[k]) / (high[k] - low[k]) for k in channels]
+        return single.x * np.stack(masks)[..., None]
 
-    scores = replay.of_pictures(through, len(told))
+    maps, note, budget = single.maps[..., told].astype(np.float64), "", single.asked.budget
+    if budget is None or budget >= len(told):
+        scores = single.of_pictures(lambda numbers: through(told[numbers]), len(told))
+    else:
+        masks = ((maps - low[told]) / (high - low)[told]).reshape(-1, len(told)).T
+        passed = _spread(masks, budget)
+        scores, left_out = _guessed(
+            masks, passed, single.of_pictures(lambda numbers: through(told[passed[numbers]]), len(passed))
+        )
+        agreement = rank_correlation(
+            _weighted(maps[..., passed], left_out), _weighted(maps[..., passed], scores[passed])
+        )
+        note = f"{len(passed)} of {len(told)} channels; on those, guesses and passes agree by {agreement:.2f} in rank"
+    return _weighted(maps, scores).astype(np.float32), note
+
+
+def _weighted(maps: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The sum `(h, w)` of maps `(h, w, c)`, weighted with the softmax of their scores `(c,)`."""
     weights = np.exp(scores - scores.max())
-    return (replay.maps[..., told].astype(np.float64) @ (weights / weights.sum())).astype(np.float32)
+    return maps @ (weights / weights.sum())
+
+
+def _spread(masks: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of `count` of the masks `(c, places)`: each as far as can be from those that were chosen before it."""
+    chosen = [int(np.argmax(np.linalg.norm(masks - masks.mean(axis=0), axis=1)))]
+    nearest = np.full(len(masks), np.inf)
+    for _ in range(count - 1):
+        nearest = np.minimum(nearest, ((masks - masks[chosen[-1]]) ** 2).sum(axis=1))
+        chosen.append(int(np.argmax(nearest)))
+    return np.array(sorted(set(chosen)))
+
+
+def _guessed(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores `(c,)` of all masks `(c, places)`, by kernel ridge regression from those that were passed.
+
+    The kernel is exp(-d^2 / 2 s^2), s the median distance; its ridge is the one of a few that guesses best what it was
+    not told.
+
+    Returns:
+        the scores, as they are where they were passed; and for each of those the guess from all others.
+    """
+    squares = ((masks[:, None] - masks[None, passed]) ** 2).sum(axis=-1)
+    kernel = np.exp(-squares / max(2 * np.median(squares[passed]), 1e-12))
+    centre, best = scores.mean(), (np.inf, scores, scores)
+    for ridge in (1e-3, 1e-2, 1e-1, 1.0):
+        inverse = np.linalg.inv(kernel[passed] + ridge * np.eye(len(passed)))
+        weights = inverse @ (scores - centre)
+        # Leaving one out in closed form (Rasmussen and Williams 2006, eq. 5.12).
+        left_out = scores - weights / np.diag(inverse)
+        error = float(((left_out - scores) ** 2).mean())
+        if error < best[0]:
+            best = (error, centre + kernel @ weights, left_out)
+    guessed = best[1].copy()
+    guessed[passed] = scores
+    return guessed, best[2]
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation of two maps; 0 where one of them is the same everywhere."""
+    ranks = [_ranks(np.asarray(values, np.float64).ravel()) for values in (one, other)]
+    centred = [rank - rank.mean() for rank in ranks]
+    size = np.linalg.norm(centred[0]) * np.linalg.norm(centred[1])
+    return float(centred[0] @ centred[1] / size) if size > 0 else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value; equal ones share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[inverse]
+
+
+@replayed("occlusion", "Zeiler and Fergus 2013, Visualizing Convolutional Networks, arXiv:1311.2901", at_picture=True)
+def occlusion(single: Single) -> Made:
+    """What the score loses when a patch in the picture's mean colour covers it.
+
+    A patch is an eighth of a side, and moves by half of that. Where several patches cover a place, their mean.
+
+    Returns:
+        the picture's `(h, w)`, signed.
+    """
+    height, width = single.x.shape[1:3]
+    patch = max(1, round(height / CELLS)), max(1, round(width / CELLS))
+    rows, columns = (_starts(side, length) for side, length in zip((height, width), patch, strict=True))
+    corners = [(row, column) for row in rows for column in columns]
+    grey = single.x.mean(axis=(1, 2))[0]
+
+    def covered(numbers: np.ndarray) -> np.ndarray:
+        pictures = np.repeat(single.x, len(numbers), axis=0)
+        for picture, number in zip(pictures, numbers, strict=True):
+            row, column = corners[number]
+            picture[row : row + patch[0], column : column + patch[1]] = grey
+        return pictures
+
+    losses = single.whole - single.of_pictures(covered, len(corners))
+    total, times = np.zeros((height, width)), np.zeros((height, width))
+    for (row, column), loss in zip(corners, losses, strict=True):
+        area = slice(row, row + patch[0]), slice(column, column + patch[1])
+        total[area] += loss
+        times[area] += 1
+    return (total / times).astype(np.float32)
+
+
+def _starts(side: int, patch: int) -> list[int]:
+    """Where patches begin along a side, half of one apart, the last one at the end."""
+    last = side - patch
+    return sorted({*range(0, last + 1, max(1, patch // 2)), last})
+
+
+@replayed("rise", "Petsiuk et al. 2018, RISE, arXiv:1806.07421, eq. 6, with cells of a seventh", at_picture=True)
+def rise(single: Single) -> Made:
+    """The mean of random soft masks, each weighted with the score of the picture seen through it.
+
+    The picture, as the network takes it, is multiplied by a mask of 7x7 random cells, half of them seen, enlarged and
+    shifted. The score is the probability of the class where there is one.
+
+    Returns:
+        the picture's `(h, w)`, less what a mask of the mean score would give, and its standard error.
+    """
+    count = single.asked.budget or MASKS
+    size = single.x.shape[1:3]
+
+    def mask(number: int) -> np.ndarray:
+        random = np.random.default_rng((single.asked.seed, int(number)))
+        cells = (random.random((GRID + 1, GRID + 1)) < SHOWN).astype(np.float32)
+        cell = -(-size[0] // GRID), -(-size[1] // GRID)
+        large = resize_map(cells, (GRID + 1) * cell[0], (GRID + 1) * cell[1])
+        row, column = random.integers(cell[0]), random.integers(cell[1])
+        return large[row : row + size[0], column : column + size[1]]
+
+    def seen(numbers: np.ndarray) -> np.ndarray:
+        return single.x * np.stack([mask(number) for number in numbers])[..., None]
+
+    scores = single.chances(seen, count)
+    total, squares = np.zeros(size), np.zeros(size)
+    for number, score in enumerate(scores - scores.mean()):
+        part = score * mask(number) / SHOWN
+        total += part
+        squares += part**2
+    heat = total / count
+    error = np.sqrt(np.maximum(squares / count - heat**2, 0) / count).mean()
+    return heat.astype(
+        np.float32
+    ), f"{count} masks; standard error {error / max(float(heat.max()), 1e-12):.2f} of the highest"

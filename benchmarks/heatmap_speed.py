@@ -1,0 +1,184 @@
+"""How long heatmaps take beside other tools and beside a plain forward pass: ratios, in one run.
+
+    python -m benchmarks.heatmap_speed [--out docs/heatmaps-speed.md]
+
+The network is ResNet-50 in PyTorch with random weights: how long it takes does not depend on them. Tools take turns;
+the median of each is compared. Methods that replay the network are measured on one picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import convscope
+from benchmarks.ascents import _memory
+from benchmarks.filters import machine, write
+from benchmarks.heatmap_tools import pytorch_grad_cam
+from benchmarks.truth import Case
+from convscope.techniques.heatmaps.perturbation import rank_correlation
+
+SIDE, PICTURES, REPEATS = 224, 8, 5
+LAYER = "layer4"
+BUDGET = 160  # of 2048 channels
+
+
+def main() -> None:
+    """Print the tables, or write them to a file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", help="a Markdown file to write")
+    parser.add_argument("--quick", action="store_true", help="without what takes minutes")
+    options = parser.parse_args()
+    write(page(options.quick), options.out)
+
+
+def page(quick: bool = False) -> Iterator[str]:
+    """The page, line after line."""
+    yield "# How long heatmaps take\n"
+    yield f"Made by `python -m benchmarks.heatmap_speed`. {machine()}\n"
+    network, cases = _subject()
+    yield f"ResNet-50 in PyTorch, {SIDE} pixels. Seconds are medians of {REPEATS} turns after a first one.\n"
+    yield f"## {PICTURES} pictures, at the last convolution\n"
+    yield from one_pass(network, cases)
+    if not quick:
+        yield "## One picture, replayed\n"
+        yield from replayed(network, cases[:1])
+    yield "## Memory\n"
+    yield from memory(network, cases)
+
+
+def _subject() -> tuple[Any, list[Case]]:
+    import torch
+
+    from benchmarks.torch_networks import ResNet50
+
+    torch.manual_seed(0)
+    network = convscope.open_model(ResNet50().eval(), preprocess="-1..1", size=SIDE)
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (PICTURES, 14, 14, 3), dtype=np.uint8)
+    pixels = np.kron(small, np.ones((1, 16, 16, 1), np.uint8))
+    return network, [Case(one, number, np.ones((SIDE, SIDE), bool)) for number, one in enumerate(pixels)]
+
+
+def _turns(makers: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, taking turns, after one turn that is not counted; what fails has none."""
+    times: dict[str, list[float]] = {name: [] for name in makers}
+    for turn in range(repeats + 1):
+        for name, make in makers.items():
+            try:
+                begun = time.perf_counter()
+                make()
+            except Exception:  # whatever another tool raises where it is not installed
+                continue
+            if turn:
+                times[name].append(time.perf_counter() - begun)
+    return times
+
+
+def _ours(network: Any, cases: list[Case], method: Any, **options: Any) -> Callable[[], Any]:
+    pixels, targets = [case.pixels for case in cases], [case.target for case in cases]
+    return lambda: convscope.heatmap(network, pixels, targets, LAYER, method=method, **options)
+
+
+def _rows(times: dict[str, list[float]], beside: str) -> Iterator[str]:
+    yield f"| what | s | spread | beside {beside} |"
+    yield "| --- | --- | --- | --- |"
+    least = statistics.median(times[beside]) if times[beside] else np.nan
+    for name, found in times.items():
+        if not found:
+            yield f"| {name} | not measured: not installed | | |"
+            continue
+        middle = statistics.median(found)
+        yield f"| {name} | {middle:.3f} | {min(found):.3f} to {max(found):.3f} | {middle / least:.2f} |"
+    yield ""
+
+
+def one_pass(network: Any, cases: list[Case]) -> Iterator[str]:
+    """Grad-CAM, all methods of one pass, pytorch-grad-cam's, and forward passes."""
+    import torch
+
+    x = torch.tensor(network.prepare(convscope.pictures.read_pictures([case.pixels for case in cases])))
+    plain = x.permute(0, 3, 1, 2).contiguous()
+    last = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    def forward(pictures: Any) -> Callable[[], Any]:
+        def passed() -> None:
+            with torch.no_grad():
+                network.module(pictures)
+
+        return passed
+
+    theirs = pytorch_grad_cam("GradCAM")
+
+    def their_grad_cam() -> None:
+        # It reads the layer of convscope's choice; here that is the last one, layer4.
+        theirs(network, cases)
+
+    yield from _rows(
+        _turns(
+            {
+                "a plain forward pass": forward(plain),
+                "the same, channels last": forward(last),
+                "convscope grad-cam": _ours(network, cases, "grad-cam"),
+                "convscope, all methods of one pass": _ours(network, cases, "all"),
+                "pytorch-grad-cam GradCAM": their_grad_cam,
+            },
+            REPEATS,
+        ),
+        "a plain forward pass",
+    )
+
+
+def replayed(network: Any, cases: list[Case]) -> Iterator[str]:
+    """Ablation-CAM and Score-CAM, whole and with a budget, beside pytorch-grad-cam's: one turn each."""
+    found: dict[str, Any] = {}
+
+    def kept(name: str, make: Callable[[], Any]) -> Callable[[], Any]:
+        def made() -> None:
+            found[name] = make()
+
+        return made
+
+    makers = {
+        "convscope ablation-cam": kept("ablation", _ours(network, cases, "ablation-cam")),
+        "pytorch-grad-cam AblationCAM": lambda: pytorch_grad_cam("AblationCAM")(network, cases),
+        f"convscope score-cam, {BUDGET} channels": kept("some", _ours(network, cases, "score-cam", budget=BUDGET)),
+        "convscope score-cam": kept("all", _ours(network, cases, "score-cam")),
+        "pytorch-grad-cam ScoreCAM": lambda: pytorch_grad_cam("ScoreCAM")(network, cases),
+    }
+    times: dict[str, list[float]] = {}
+    _ours(network, cases, "grad-cam")()
+    for name, make in makers.items():
+        try:
+            begun = time.perf_counter()
+            make()
+            times[name] = [time.perf_counter() - begun]
+        except Exception:  # as in `_turns`
+            times[name] = []
+    yield from _rows(times, "convscope score-cam")
+    if "some" in found and "all" in found:
+        likeness = rank_correlation(found["some"].maps[0], found["all"].maps[0])
+        yield f"With {BUDGET} of its channels Score-CAM's map keeps a rank correlation of {likeness:.3f} with the whole"
+        yield f"one's. convscope says of it: {found['some'].rows[0].note}.\n"
+
+
+def memory(network: Any, cases: list[Case]) -> Iterator[str]:
+    """What a process holds after many calls, and at the most during Score-CAM."""
+    call = _ours(network, cases, "grad-cam")
+    call()
+    held = [_memory("VmRSS")]
+    for _ in range(4):
+        for _ in range(8):
+            call()
+        held.append(_memory("VmRSS"))
+    shown = ", ".join(f"{value / 2**20:.0f}" for value in held)
+    yield f"After 8, 72, 136, 200 and 264 pictures in a loop the process holds {shown} MiB.\n"
+
+
+if __name__ == "__main__":
+    main()

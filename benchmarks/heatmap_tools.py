@@ -1,0 +1,136 @@
+"""Heatmaps by other tools, as their users would ask for them: scaled as the tool scales them, at the picture's size.
+
+Each maker takes an opened network and cases, and gives a map for each; what is not installed raises when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ascents import _torchvision_without_operators
+from benchmarks.truth import Case, _pictures
+
+Maker = Callable[[Any, Sequence[Case]], list[np.ndarray]]
+TOGETHER = 8  # pictures in a batch, as for convscope
+
+
+def _prepared(network: Any, cases: Sequence[Case]) -> np.ndarray:
+    return network.prepare(_pictures([case.pixels for case in cases]))
+
+
+def _in_batches(network: Any, cases: Sequence[Case], explain: Callable) -> list[np.ndarray]:
+    """`explain(x (n, h, w, c), targets) -> maps (n, h', w')` on batches."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(cases), TOGETHER):
+        some = cases[start : start + TOGETHER]
+        found += list(explain(_prepared(network, some), [case.target for case in some]))
+    return found
+
+
+# -- pytorch-grad-cam ------------------------------------------------------------------------------------
+
+
+def pytorch_grad_cam(name: str) -> Maker:
+    """A class of pytorch-grad-cam, at the layer that convscope would take."""
+
+    def make(network: Any, cases: Sequence[Case]) -> list[np.ndarray]:
+        import torch
+
+        _torchvision_without_operators()
+        tool = importlib.import_module("pytorch_grad_cam")
+        wanted = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+        layer = network.module.get_submodule(network.last_spatial_layer().path)
+
+        def explain(x: np.ndarray, targets: list[int]) -> np.ndarray:
+            tensor = torch.tensor(x).permute(0, 3, 1, 2)
+            with getattr(tool, name)(model=network.module, target_layers=[layer]) as cam:
+                return cam(input_tensor=tensor, targets=[wanted(target) for target in targets])
+
+        return _in_batches(network, cases, explain)
+
+    return make
+
+
+# -- captum ----------------------------------------------------------------------------------------------
+
+
+def captum(attribute: Callable[[Any, Any, Any, Any, Any], Any]) -> Maker:
+    """`attribute(attr, module, layer, tensor, targets) -> (n, c, h, w)` of captum; the channels are summed."""
+
+    def make(network: Any, cases: Sequence[Case]) -> list[np.ndarray]:
+        import torch
+
+        attr = importlib.import_module("captum.attr")
+        layer = network.module.get_submodule(network.last_spatial_layer().path)
+
+        def explain(x: np.ndarray, targets: list[int]) -> np.ndarray:
+            tensor = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_(True)
+            found = attribute(attr, network.module, layer, tensor, torch.tensor(targets))
+            return found.detach().sum(dim=1).numpy()
+
+        return _in_batches(network, cases, explain)
+
+    return make
+
+
+CAPTUM: dict[str, Maker] = {
+    "LayerGradCam": captum(lambda attr, module, layer, x, t: attr.LayerGradCam(module, layer).attribute(x, target=t)),
+    "Saliency": captum(lambda attr, module, layer, x, t: attr.Saliency(module).attribute(x, target=t)),
+    "InputXGradient": captum(lambda attr, module, layer, x, t: attr.InputXGradient(module).attribute(x, target=t)),
+    "GuidedBackprop": captum(lambda attr, module, layer, x, t: attr.GuidedBackprop(module).attribute(x, target=t)),
+    "IntegratedGradients": captum(
+        lambda attr, module, layer, x, t: attr.IntegratedGradients(module).attribute(x, target=t, n_steps=64)
+    ),
+    "Occlusion": captum(
+        lambda attr, module, layer, x, t: attr.Occlusion(module).attribute(
+            x, sliding_window_shapes=(3, 28, 28), strides=(3, 14, 14), target=t
+        )
+    ),
+}
+
+
+# -- tf-keras-vis ----------------------------------------------------------------------------------------
+
+
+def tf_keras_vis(module: str, name: str) -> Maker:
+    """A class of tf-keras-vis with its own choice of layer, and its replacement of softmax."""
+
+    def make(network: Any, cases: Sequence[Case]) -> list[np.ndarray]:
+        tool = getattr(importlib.import_module(f"tf_keras_vis.{module}"), name)
+        scores = importlib.import_module("tf_keras_vis.utils.scores").CategoricalScore
+        linear = importlib.import_module("tf_keras_vis.utils.model_modifiers").ReplaceToLinear()
+        explainer = tool(network.model, model_modifier=linear, clone=True)
+
+        def explain(x: np.ndarray, targets: list[int]) -> np.ndarray:
+            return np.asarray(explainer(scores(targets), x))
+
+        return _in_batches(network, cases, explain)
+
+    return make
+
+
+PEERS: dict[str, dict[str, dict[str, Maker]]] = {
+    "SqueezeNet": {
+        "pytorch-grad-cam": {
+            name: pytorch_grad_cam(name)
+            for name in (
+                *("GradCAM", "HiResCAM", "LayerCAM", "XGradCAM", "GradCAMPlusPlus", "EigenCAM", "EigenGradCAM"),
+                *("KPCA_CAM", "FinerCAM", "ScoreCAM", "AblationCAM"),
+            )
+        },
+        "captum": CAPTUM,
+    },
+    "MobileNet": {
+        "tf-keras-vis": {
+            "Gradcam": tf_keras_vis("gradcam", "Gradcam"),
+            "GradcamPlusPlus": tf_keras_vis("gradcam_plus_plus", "GradcamPlusPlus"),
+            "Layercam": tf_keras_vis("layercam", "Layercam"),
+            "Saliency": tf_keras_vis("saliency", "Saliency"),
+            "Scorecam": tf_keras_vis("scorecam", "Scorecam"),
+        }
+    },
+}

@@ -1,0 +1,213 @@
+"""Do heatmaps lie on what they explain? convscope's methods and other tools', where the truth is known.
+
+    python -m benchmarks.heatmaps [--cases 48] [--few 8] [--out docs/heatmaps-truth.md]
+
+Three kinds of pictures: 2x2 mosaics of photos of known classes, mosaics of the shipped demo's classes, and small photos
+planted on others. Each method explains the same class of the same pictures; all maps are measured in one way. Methods
+that replay the network for every picture are given fewer of them (`--few`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import truth
+from benchmarks.ascents import NotMeasured, opened
+from benchmarks.filters import machine, write
+from benchmarks.heatmap_tools import PEERS
+from benchmarks.truth import Case
+from convscope import heatmap, open_model
+from convscope.techniques.heatmaps import faithfulness as faith
+from convscope.techniques.heatmaps.evidence import Single, look
+from convscope.techniques.heatmaps.methods import METHODS
+from convscope.techniques.heatmaps.targets import goal_of
+
+SLOW = ("score-cam", "rise", "occlusion", "ablation-cam", "smoothgrad", "integrated-gradients", "score", "ablation")
+CURVES = 16  # cases whose deletion and insertion are measured
+CHECKED = 4  # cases whose badge is measured
+Maker = Callable[[Sequence[Case]], list[np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A network with its cases."""
+
+    title: str
+    key: str
+    network: Any
+    cases: list[Case]
+
+
+def main() -> None:
+    """Print the tables, or write them to a file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=48)
+    parser.add_argument("--few", type=int, default=8)
+    parser.add_argument("--only", help="part of a table's title")
+    parser.add_argument("--out", help="a Markdown file to write")
+    options = parser.parse_args()
+    write(page(options.cases, options.few, options.only), options.out)
+
+
+def page(cases: int, few: int, only: str | None = None) -> Iterator[str]:
+    """The page, line after line."""
+    yield "# Where heatmaps lie\n"
+    yield f"Made by `python -m benchmarks.heatmaps --cases {cases} --few {few}`. {machine()}\n"
+    yield f"{cases} pictures of each kind; {few} for methods that replay the network.\n"
+    yield "- points: share of pictures whose highest place lies on the class (a constant map points nowhere)"
+    yield "- mass: share of the positive part that lies on it"
+    yield "- overlap: the best ratio of intersection to union with it over all thresholds"
+    yield "- deletion, insertion: area under the probability while the most important pixels go (less is better) or"
+    yield f"  come back (more is better); {CURVES} pictures at most"
+    yield f"- badge: the verdict on {CHECKED} pictures, likeness to maps of scrambled weights (less is better) and of"
+    yield "  noisy copies (more is better); see docs/heatmaps.md"
+    yield "- seconds: for a picture, in one batch, the second time\n"
+    for make in settings(cases):
+        try:
+            setting = make()
+        except NotMeasured as reason:
+            yield f"Not measured: {reason}\n"
+            continue
+        if only is None or only in setting.title:
+            yield from table(setting, few)
+
+
+def settings(count: int) -> list[Callable[[], Setting]]:
+    """What is measured, made when its turn comes."""
+
+    def of(name: str, kind: str, make: Callable) -> Callable[[], Setting]:
+        def made() -> Setting:
+            network = opened(name)
+            return Setting(f"{name}, {kind}", name, network, make(network, count))
+
+        return made
+
+    def demo() -> Setting:
+        from convscope.demo import CLASSES, MODEL
+
+        cases = truth.demo_mosaics(count)
+        network = open_model(str(MODEL), classes=CLASSES, size=cases[0].mask.shape)
+        return Setting("the demo's network, mosaics", "demo", network, cases)
+
+    networks = ("MobileNet", "SqueezeNet")
+    return [
+        *(of(name, "mosaics of photos", truth.photo_mosaics) for name in networks),
+        *(of(name, "planted photos", truth.planted) for name in networks),
+        demo,
+    ]
+
+
+def table(setting: Setting, few: int) -> Iterator[str]:
+    """One kind of pictures."""
+    yield f"## {setting.title}\n"
+    yield "| method | points | mass | overlap | deletion | insertion | badge | seconds | pictures |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for name, maps in truth.controls(setting.cases).items():
+        yield row(f"control: {name}", setting, maps, np.nan, control_badge(setting, name))
+    for name in METHODS:
+        yield measured(name, setting, few, ours(setting, name), badge)
+    for tool, makers in PEERS.get(setting.key, {}).items():
+        for name, make in makers.items():
+            yield measured(f"{tool}: {name}", setting, few, lambda cases, make=make: make(setting.network, cases))
+    yield ""
+
+
+def measured(name: str, setting: Setting, few: int, make: Maker, judge: Callable | None = None) -> str:
+    """A method's row."""
+    cases = setting.cases[:few] if any(slow in name.lower() for slow in SLOW) else setting.cases
+    try:
+        make(cases[:2])
+        begun = time.perf_counter()
+        maps = make(cases)
+    except Exception as reason:  # whatever another tool raises
+        lines = str(reason).strip().splitlines() or [type(reason).__name__]
+        return f"| {name} | not measured: {lines[0][:120]} | | | | | | | |"
+    seconds = (time.perf_counter() - begun) / len(cases)
+    return row(name, setting, maps, seconds, judge(setting, name) if judge else "")
+
+
+def ours(setting: Setting, name: str) -> Maker:
+    """A method of convscope."""
+
+    def make(cases: Sequence[Case]) -> list[np.ndarray]:
+        found = heatmap(setting.network, [case.pixels for case in cases], [case.target for case in cases], method=name)
+        return list(found.maps)
+
+    return make
+
+
+def row(name: str, setting: Setting, maps: Sequence[np.ndarray], seconds: float, badge: str) -> str:
+    """Means over the pictures that there are maps for."""
+    cases = setting.cases[: len(maps)]
+    pairs = list(zip(maps, cases, strict=True))
+    numbers = [
+        np.mean([measure(*pair) for pair in pairs]) for measure in (truth.pointed, truth.mass, truth.best_overlap)
+    ]
+    curves = np.mean([curve(setting, *pair) for pair in pairs[:CURVES]], axis=0)
+    time_ = "" if np.isnan(seconds) else f"{seconds:.3f}"
+    cells = " | ".join(f"{number:.2f}" for number in (*numbers, *curves))
+    return f"| {name} | {cells} | {badge} | {time_} | {len(cases)} |"
+
+
+def curve(setting: Setting, raw: np.ndarray, case: Case) -> tuple[float, float]:
+    """Deletion and insertion."""
+    one = single(setting, case)
+    places = faith.ranked(raw, one.x.shape[1:3], np.random.default_rng(0))
+    return faith.deletion(one, places), faith.insertion(one, places)
+
+
+def single(setting: Setting, case: Case) -> Single:
+    """The case's picture and score."""
+    network = setting.network
+    x = network.prepare(truth._pictures([case.pixels]))
+    goal = goal_of(network, case.target, None, 1, lambda: np.zeros((1, 1)))
+    return next(look(network, None, goal.target, x, goal.arguments, 1).singles())
+
+
+def badge(setting: Setting, name: str) -> str:
+    """The verdicts on the first few pictures, and the mean of their numbers."""
+    cases = setting.cases[:CHECKED]
+    found = heatmap(
+        setting.network,
+        [case.pixels for case in cases],
+        [case.target for case in cases],
+        method=name,
+        check=True,
+        budget=CHEAP.get(name),
+    )
+    return verdicts([entry.check for entry in found.rows if entry.check])
+
+
+CHEAP = {"score-cam": 32, "rise": 200, "smoothgrad": 16, "integrated-gradients": 16}  # budgets while checking
+
+
+def control_badge(setting: Setting, name: str) -> str:
+    """The same of a map that knows nothing of the network."""
+    found, random = [], np.random.default_rng(5)
+    makers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "random": lambda x: random.random((7, 7)),
+        "centre": lambda x: truth._centre(x.shape[1:3]),
+        "edges": lambda x: truth.edges(x[0]),
+    }
+    for case in setting.cases[:CHECKED]:
+        one = single(setting, case)
+        found.append(faith.check(one, makers[name](one.x), makers[name]))
+    return verdicts(found)
+
+
+def verdicts(checks: Sequence[Any]) -> str:
+    """ "pass 3, doubtful 1 (0.31; 0.92)": how many, mean likeness to scrambled maps, mean stability."""
+    names = [check.badge for check in checks]
+    told = ", ".join(f"{name} {names.count(name)}" for name in ("pass", "doubtful", "fail") if name in names)
+    scrambled, steady = (np.mean([getattr(c, key) for c in checks]) for key in ("randomisation", "stability"))
+    return f"{told} ({scrambled:.2f}; {steady:.2f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Deep Feature Factorisation: the regions that a layer tells apart, over all pictures, and what each speaks for.
+
+Collins et al. 2018, Deep Feature Factorization for Concept Discovery, arXiv:1806.10206.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from convscope.errors import UsageError
+from convscope.networks import Layer, Network, Prediction, open_model
+from convscope.pictures import read_pictures
+from convscope.results import Concept, Concepts, Progress, provenance
+
+BATCH = 8
+SWEEPS = 200
+EPSILON = 1e-12
+
+
+def concepts(
+    network: Network | Any,
+    images: Any,
+    count: int = 5,
+    layer: str = "auto",
+    *,
+    batch: int = BATCH,
+    progress: Progress = None,
+) -> Concepts:
+    """The regions of some pictures that look alike to a layer.
+
+    The positive part of the layer's maps of all pictures, a row for each place, is brought near a product of two
+    matrices without negative values: how much of each concept is at a place, and what a concept is made of.
+
+    Args:
+        network: an opened network, or what `open_model` takes.
+        images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
+        count: how many concepts.
+        layer: a path, or "auto" for the last layer whose map has more than one cell.
+        batch: pictures at a time.
+        progress: called as `progress(done, total, text)`.
+
+    Returns:
+        how much of each concept is at each place, and for each the classes that a map full of it speaks for.
+
+    Raises:
+        UsageError: no such layer, or one without a map; more concepts than channels or places; PictureError.
+    """
+    network = open_model(network)
+    photos = tuple(read_pictures(images))
+    where = network.last_spatial_layer() if layer == "auto" else network.layer(layer)
+    if not where.spatial:
+        raise UsageError(f"layer {where.path!r} has no map; its output has the shape {where.shape}.")
+    parts = []
+    for start in range(0, len(photos), batch):
+        x = network.prepare(photos[start : start + batch])
+        parts.append(network.forward(x, (where.path,))[1][where.path])
+        if progress:
+            progress(min(start + batch, len(photos)), len(photos), "maps")
+    maps = np.maximum(np.concatenate(parts).astype(np.float64), 0)
+    table = maps.reshape(-1, maps.shape[-1])
+    if not 1 <= count <= min(table.shape):
+        raise UsageError(f"expected 1 to {min(table.shape)} concepts of {where.path}, found {count}.")
+    if not table.any():
+        raise UsageError(f"nothing in {where.path} is positive for these pictures, so there is nothing to factorise.")
+    shares, vectors = factorised(table, count)
+    values = shares.reshape(*maps.shape[:3], count).astype(np.float32)
+    rows = _rows(network, where, table, shares, vectors)
+    parameters = {"layer": where.path, "count": count, "sweeps": SWEEPS, "paper": "Collins et al. 2018, 1806.10206"}
+    made = provenance(network, "concepts", photos, parameters)
+    return Concepts(made, photos, values, vectors.astype(np.float32), tuple(rows))
+
+
+def factorised(table: np.ndarray, count: int, sweeps: int = SWEEPS) -> tuple[np.ndarray, np.ndarray]:
+    """`table (m, c)` as nearly `shares (m, count) @ vectors (count, c)`, none negative, vectors of length 1.
+
+    Multiplicative updates for the squared error (Lee and Seung 2001), from the start that the singular vectors give
+    (Boutsidis and Gallopoulos 2008), so that the same table has the same factors. The strongest concept comes first.
+    """
+    shares, vectors = _start(table, count)
+    for _ in range(sweeps):
+        vectors *= (shares.T @ table) / np.maximum(shares.T @ shares @ vectors, EPSILON)
+        shares *= (table @ vectors.T) / np.maximum(shares @ (vectors @ vectors.T), EPSILON)
+    sizes = np.maximum(np.linalg.norm(vectors, axis=1), EPSILON)
+    shares, vectors = shares * sizes, vectors / sizes[:, None]
+    order = np.argsort(-(shares**2).sum(axis=0), kind="stable")
+    return shares[:, order], vectors[order]
+
+
+def _start(table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The positive parts of the first singular vectors; zeros get the table's mean, so that they can still grow."""
+    left, sizes, right = np.linalg.svd(table, full_matrices=False)
+    shares, vectors = np.zeros((len(table), count)), np.zeros((count, table.shape[1]))
+    for k in range(count):
+        sides = [(np.maximum(sign * left[:, k], 0), np.maximum(sign * right[k], 0)) for sign in (1, -1)]
+        one, other = max(sides, key=lambda pair: np.linalg.norm(pair[0]) * np.linalg.norm(pair[1]))
+        norms = np.linalg.norm(one), np.linalg.norm(other)
+        size = np.sqrt(sizes[k] * norms[0] * norms[1])
+        shares[:, k], vectors[k] = size * one / max(norms[0], EPSILON), size * other / max(norms[1], EPSILON)
+    mean = table.mean() / 100
+    return np.where(shares > 0, shares, mean), np.where(vectors > 0, vectors, mean)
+
+
+def _rows(network: Network, layer: Layer, table: np.ndarray, shares: np.ndarray, vectors: np.ndarray) -> list[Concept]:
+    total = float((table**2).sum())
+    classes = _classes(network, layer, shares, vectors)
+    rest = table - shares @ vectors
+    rows = []
+    for number in range(len(vectors)):
+        # What the error would grow by without it.
+        without = rest + np.outer(shares[:, number], vectors[number])
+        gained = (float((without**2).sum()) - float((rest**2).sum())) / total
+        rows.append(Concept(number, gained, classes[number]))
+    return rows
+
+
+def _classes(network: Network, layer: Layer, shares: np.ndarray, vectors: np.ndarray) -> list[tuple[Prediction, ...]]:
+    """The best classes of a map that is full of each concept, as strong as it is where it is the strongest."""
+    if network.head.kind == "maps":
+        return [()] * len(vectors)
+
+    def replay(run: Any, x: Any, fills: Any) -> Any:
+        return run(x, rules={layer.path: lambda activation: activation * 0 + fills}).logits
+
+    program = network.program(("concepts", layer.path), lambda: network.compile(replay))
+    strengths = np.percentile(shares, 99, axis=0)
+    fills = (strengths[:, None] * vectors).astype(np.float32)[:, None, None, :]
+    blank = np.zeros((len(vectors), *network.inputs.size, network.inputs.channels), np.float32)
+    logits = network.numpy(program(network.tensor(blank), network.tensor(fills)))
+    return [tuple(network.predictions(row, 3)) for row in logits]

@@ -1,0 +1,272 @@
+"""Is it true? Numbers about a heatmap that do not depend on how it looks.
+
+What is measured, and the limits of the badge, were fixed before any method was scored. A score is the probability of
+the class; where what is explained has none, the number itself, brought to 1 for the whole picture and 0 for what is
+left when everything is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convscope.imaging import resize_map
+from convscope.results import Check
+from convscope.techniques.heatmaps.evidence import Single
+from convscope.techniques.heatmaps.perturbation import rank_correlation
+
+STEPS = 16  # of the curves of deletion and insertion
+REMOVED = (0.2, 0.4, 0.6, 0.8)  # shares of the picture that ROAD removes
+NOISE, COPIES = 0.02, 4  # of the stability: standard deviation over the picture's range, and how many noisy copies
+BLUR = 16  # insertion begins with the picture at so many times fewer pixels a side
+# The badge: a map that hardly changes with the weights fails, and so does one that changes with everything.
+FAILS, DOUBTFUL = 0.75, 0.5  # rank correlation with the maps of scrambled weights, above which
+SHAKY, UNSTEADY = 0.25, 0.5  # rank correlation with the maps of noisy copies, below which it fails or is doubtful
+
+Remake = Callable[[np.ndarray], np.ndarray]
+
+
+def check(single: Single, raw: np.ndarray, remake: Remake, seed: int = 0) -> Check:
+    """All measures of one heatmap.
+
+    Args:
+        single: the picture and what is explained.
+        raw: the map `(h, w)`.
+        remake: makes the map of a prepared picture `(1, h, w, c)` for the same score, with the weights of the moment.
+        seed: of noise, ties and permutations.
+    """
+    random = np.random.default_rng(seed)
+    heat = ranked(raw, single.x.shape[1:3], random)
+    steady = stability(single.x, raw, remake, random)
+    scrambled = randomisation(single, raw, remake, seed)
+    badge, reason = verdict(raw, scrambled, steady)
+    return Check(
+        deletion=deletion(single, heat),
+        insertion=insertion(single, heat),
+        **drop_and_increase(single, raw),
+        road=road(single, heat, random),
+        stability=steady,
+        randomisation=scrambled,
+        badge=badge,
+        reason=reason,
+    )
+
+
+def verdict(raw: np.ndarray, scrambled: float, steady: float) -> tuple[str, str]:
+    """The badge, "pass", "doubtful" or "fail", and why."""
+    if not raw.max() > raw.min():
+        return "fail", "the map is the same everywhere: it tells nothing"
+    same = f"maps of scrambled weights are {scrambled:.2f} alike"
+    shaky = f"maps of noisy copies are {steady:.2f} alike"
+    if scrambled > FAILS:
+        return "fail", f"{same}: it hardly depends on what the network learned"
+    if steady < SHAKY:
+        return "fail", f"{shaky}: it changes with noise that nobody sees"
+    if scrambled > DOUBTFUL:
+        return "doubtful", f"{same}: part of it does not depend on what the network learned"
+    if steady < UNSTEADY:
+        return "doubtful", f"{shaky}: it changes with noise that nobody sees"
+    return "pass", f"{same}, {shaky}"
+
+
+# -- curves ----------------------------------------------------------------------------------------------
+
+
+def ranked(raw: np.ndarray, size: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    """The pixels' places in the order of the map, 0 for the most important `(h, w)`; ties are broken by chance."""
+    heat = resize_map(np.asarray(raw, np.float32), *size).astype(np.float64).ravel()
+    order = np.lexsort((random.random(heat.size), -heat))
+    places = np.empty(heat.size, np.int64)
+    places[order] = np.arange(heat.size)
+    return places.reshape(size)
+
+
+def deletion(single: Single, places: np.ndarray) -> float:
+    """Area under the score while the most important pixels give way to the mean colour (1806.07421); less is better."""
+    return _area(_curve(single, places, single.x[0], _grey(single.x)[0]))
+
+
+def insertion(single: Single, places: np.ndarray) -> float:
+    """Area under the score while the most important pixels come back into a blurred picture; more is better."""
+    return _area(_curve(single, places, _blurred(single.x[0]), single.x[0]))
+
+
+def _curve(single: Single, places: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The score `(STEPS + 1,)` while pixels of one picture give way to another's, by their places."""
+
+    def mixed(numbers: np.ndarray) -> np.ndarray:
+        limits = np.round(numbers / STEPS * places.size)
+        return np.where((places[None] < limits[:, None, None])[..., None], after, before)
+
+    return _chances(single, mixed, STEPS + 1)
+
+
+def _chances(single: Single, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+    """Probabilities of some pictures; without probabilities scores between that of grey, 0, and of the whole, 1."""
+    scores = single.chances(pictures, count)
+    if single.has_chances:
+        return scores
+    empty = single.chances(lambda numbers: np.repeat(_grey(single.x), len(numbers), axis=0), 1)[0]
+    span = single.whole - empty
+    return (scores - empty) / (span if abs(span) > 1e-12 else 1.0)
+
+
+def _area(curve: np.ndarray) -> float:
+    """By the trapezoidal rule over 0..1."""
+    return float((curve[:-1] + curve[1:]).mean() / 2)
+
+
+def _grey(x: np.ndarray) -> np.ndarray:
+    """A picture of the mean colour `(1, h, w, c)`."""
+    return np.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape)
+
+
+def _blurred(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    small = max(2, height // BLUR), max(2, width // BLUR)
+    channels = [resize_map(_halved(picture[..., k], small), height, width) for k in range(picture.shape[-1])]
+    return np.stack(channels, axis=-1)
+
+
+def _halved(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The means `size` of blocks of a channel."""
+    rows, columns = (np.array_split(np.arange(side), parts) for side, parts in zip(channel.shape, size, strict=True))
+    means = [[channel[block[0] : block[-1] + 1, part[0] : part[-1] + 1].mean() for part in columns] for block in rows]
+    return np.array(means, np.float32)
+
+
+# -- what the map lets through ---------------------------------------------------------------------------
+
+
+def drop_and_increase(single: Single, raw: np.ndarray) -> dict[str, float]:
+    """Average drop and increase (1710.11063, section 5): what the score loses seen through the map alone, as a share of
+    itself (0..1), and 1 if it rises instead.
+    """
+    heat = np.maximum(resize_map(np.asarray(raw, np.float32), *single.x.shape[1:3]), 0)
+    mask = (heat / max(float(heat.max()), 1e-12))[..., None]
+    grey = _grey(single.x)[0]
+    shown = [single.x[0], grey + mask * (single.x[0] - grey)]
+    whole, seen = _chances(single, lambda numbers: np.stack([shown[number] for number in numbers]), 2)
+    return {"drop": float(max(0.0, whole - seen) / max(abs(whole), 1e-12)), "increase": float(seen > whole)}
+
+
+# -- remove and debias -----------------------------------------------------------------------------------
+
+
+def road(single: Single, places: np.ndarray, random: np.random.Generator) -> float:
+    """ROAD (2202.00449): the mean, over shares removed, of the score without the least important pixels less the score
+    without the most important ones. What is removed is filled in from its neighbours, so that its outline tells
+    nothing; -1..1, more is better.
+    """
+    masks = [places < share * places.size for share in REMOVED]
+    masks += [places >= (1 - share) * places.size for share in REMOVED]
+    filled = [imputed(single.x[0], mask, random) for mask in masks]
+    scores = _chances(single, lambda numbers: np.stack([filled[number] for number in numbers]), len(filled))
+    return float((scores[len(REMOVED) :] - scores[: len(REMOVED)]).mean())
+
+
+NEIGHBOURS = [((r, c), 1 / 6 if 0 in (r, c) else 1 / 12) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
+SWEEPS = 24  # over each size, from the coarsest to the finest
+
+
+def imputed(picture: np.ndarray, removed: np.ndarray, random: np.random.Generator, noise: float = 0.01) -> np.ndarray:
+    """A picture `(h, w, c)` whose removed pixels `(h, w)` are each the weighted mean of their eight neighbours.
+
+    The weights are 1/6 beside and 1/12 across, over those inside of the picture (2202.00449, section 5.1), with noise
+    of a share of the picture's range. The equations are solved by sweeps over ever finer pictures: approximately, on
+    large holes.
+    """
+    filled = _solved(picture.astype(np.float64), removed)
+    scale = noise * float(picture.max() - picture.min())
+    return np.where(removed[..., None], filled + random.normal(0, scale, picture.shape), picture).astype(np.float32)
+
+
+def _solved(picture: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    height, width = removed.shape
+    start = np.broadcast_to(_mean_of_known(picture, removed), picture.shape)
+    if min(height, width) >= 8 and removed.any():
+        coarse = _solved(*_coarser(picture, removed))
+        start = np.repeat(np.repeat(coarse, 2, axis=0), 2, axis=1)[:height, :width]
+    filled = np.where(removed[..., None], start, picture)
+    weights = _around(np.ones((height, width, 1)))
+    for _ in range(SWEEPS):
+        filled = np.where(removed[..., None], _around(filled) / weights, picture)
+    return filled
+
+
+def _coarser(picture: np.ndarray, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Half the size: means of the known pixels of each block, removed where a block has none."""
+    pad = [(0, side % 2) for side in removed.shape]
+    known = np.pad(~removed, pad).astype(np.float64)[..., None]
+    padded = np.pad(picture, [*pad, (0, 0)])
+    height, width = known.shape[0] // 2, known.shape[1] // 2
+    counts = known.reshape(height, 2, width, 2, 1).sum(axis=(1, 3))
+    sums = (padded * known).reshape(height, 2, width, 2, -1).sum(axis=(1, 3))
+    return sums / np.maximum(counts, 1), counts[..., 0] == 0
+
+
+def _around(values: np.ndarray) -> np.ndarray:
+    """The weighted sum of each pixel's eight neighbours, nothing outside of the picture."""
+    padded = np.pad(values, [(1, 1), (1, 1), (0, 0)])
+    height, width = values.shape[:2]
+    parts = [w * padded[1 + r : 1 + r + height, 1 + c : 1 + c + width] for (r, c), w in NEIGHBOURS]
+    return np.sum(parts, axis=0)
+
+
+def _mean_of_known(picture: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    return picture[~removed].mean(axis=0) if not removed.all() else picture.mean(axis=(0, 1))
+
+
+# -- does it change with what it should ------------------------------------------------------------------
+
+
+def stability(x: np.ndarray, raw: np.ndarray, remake: Remake, random: np.random.Generator) -> float:
+    """Rank correlation of the map with those of copies under noise of 2 % of the picture's range, the mean; -1..1."""
+    scale = NOISE * float(x.max() - x.min())
+    copies = [(x + random.normal(0, scale, x.shape)).astype(np.float32) for _ in range(COPIES)]
+    return float(np.mean([rank_correlation(raw, np.nan_to_num(remake(copy))) for copy in copies]))
+
+
+def randomisation(single: Single, raw: np.ndarray, remake: Remake, seed: int = 0) -> float:
+    """The cascading randomisation check (1810.03292): how alike the map stays while weights are scrambled.
+
+    The values inside of each kernel change places, from the output down: the last kernel, a third of them, two thirds,
+    all. The number is the mean over these of the absolute rank correlation with the map, 0..1; less is better. A map
+    that does not use the weights has 1.
+    """
+    kernels = sum(weight.ndim > 1 for weight in single.network.weights())
+    found = []
+    for count in sorted({1, max(1, round(kernels / 3)), max(1, round(2 * kernels / 3)), max(1, kernels)}):
+        with single.network.scrambled(count, seed):
+            found.append(abs(rank_correlation(raw, np.nan_to_num(remake(single.x)))))
+    return float(np.mean(found))
+
+
+# -- which layer -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a layer's map did: insertion less deletion, the mean over pictures."""
+
+    layer: str
+    value: float
+
+
+def better_layers(singles: Sequence[Single], maps: Sequence[tuple[str, Sequence[np.ndarray]]]) -> list[Judged]:
+    """Layers by insertion less deletion, the best first.
+
+    Args:
+        singles: pictures and what is explained.
+        maps: for each layer its path and its map for each picture.
+    """
+    found = []
+    for path, made in maps:
+        gained = []
+        for single, raw in zip(singles, made, strict=True):
+            places = ranked(raw, single.x.shape[1:3], np.random.default_rng(0))
+            gained.append(insertion(single, places) - deletion(single, places))
+        found.append(Judged(path, float(np.mean(gained))))
+    return sorted(found, key=lambda judged: -judged.value)

@@ -1,0 +1,375 @@
+"""What a heatmap explains: a number for each picture, of the class scores or of any layer's answer.
+
+A target is frozen, and names what of the network it reads. What differs from picture to picture (the class, a mask, the
+photo to be like) are arguments with a row for each, so that one compiled program serves all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from convscope.errors import UsageError
+from convscope.networks import Layer, Network
+from convscope.pictures import read_pictures
+
+Tensor = Any
+Arguments = tuple[Any, ...]
+
+TOP = -1  # stands for the class with the highest score of each picture
+RIVAL, NONE = -1, -2  # stand for the highest of the other classes, and for no class to set against
+PLACE = re.compile(r"(?P<layer>.+):(?P<channel>\d+)(?:@(?P<row>\d+),(?P<column>\d+))?")
+
+
+class Target(Protocol):
+    """What is explained.
+
+    Attributes:
+        record: paths of the layers it reads.
+        scores: it reads the class scores.
+        text: in words.
+    """
+
+    @property
+    def record(self) -> tuple[str, ...]:
+        """Paths of the layers it reads."""
+
+    @property
+    def scores(self) -> bool:
+        """True if it reads the class scores."""
+
+    @property
+    def text(self) -> str:
+        """In words."""
+
+    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+        """The arguments with everything filled in that depends on the picture, such as its best class."""
+
+    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+        """The number `(n,)` that is explained; of resolved arguments."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A weighted sum of class scores: one class, one against another, one against those like it.
+
+    Arguments: classes `(n,)` and rivals `(n,)` int32, which may be `TOP`, `RIVAL` or `NONE`; resolved, the weights
+    `(n, classes)`.
+    """
+
+    record: tuple[str, ...] = ()
+    scores: bool = True
+    text: str = "class"
+
+    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+        """See `Target.resolve`."""
+        classes, rivals = arguments
+        count = logits.shape[-1]
+        best = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        mine = ops.one_hot(ops.where(ops.less(classes, 0), best, classes), count, dtype="float32")
+        other = ops.cast(ops.argmax(logits - 1e30 * mine, axis=-1), "int32")
+        rival = ops.where(ops.equal(rivals, RIVAL), other, rivals)
+        theirs = ops.one_hot(ops.maximum(rival, 0), count, dtype="float32")
+        theirs = theirs * ops.reshape(1 - ops.cast(ops.less(rival, 0), "float32"), (-1, 1))
+        return (mine - theirs,)
+
+    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+        """See `Target.score`."""
+        return ops.sum(logits * arguments[0], axis=-1)
+
+
+def chosen(weights: np.ndarray) -> tuple[int, int | None]:
+    """The class and the rival of one picture's resolved weights `(classes,)`."""
+    return int(weights.argmax()), int(weights.argmin()) if weights.min() < 0 else None
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The mean of one channel of a layer over some places.
+
+    Attributes:
+        layer, channel: which.
+        text: in words.
+        highest: over the places at which the channel is the highest of all, as for a class of a segmentation.
+        mask: `(h, w)`, over the places of a mask, whose sum is 1; None for all.
+
+    Arguments: masks `(n, h, w)`.
+    """
+
+    layer: str
+    channel: int
+    text: str
+    highest: bool = False
+    mask: np.ndarray | None = field(default=None, compare=False)
+    scores: bool = False
+
+    @property
+    def record(self) -> tuple[str, ...]:
+        """See `Target.record`."""
+        return (self.layer,)
+
+    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+        """See `Target.resolve`."""
+        if not self.highest:
+            return arguments
+        best = ops.cast(ops.argmax(self._maps(ops, activations), axis=-1), "float32")
+        own = ops.cast(ops.less(ops.square(best - self.channel), 0.5), "float32")
+        return (own / ops.maximum(ops.sum(own, axis=(1, 2), keepdims=True), 1.0),)
+
+    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+        """See `Target.score`."""
+        return ops.sum(self._maps(ops, activations)[..., self.channel] * arguments[0], axis=(1, 2))
+
+    def _maps(self, ops: Any, activations: Any) -> Tensor:
+        activation = activations[self.layer]
+        if len(activation.shape) == 2:
+            return ops.reshape(activation, (-1, 1, 1, activation.shape[-1]))
+        return activation
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The cosine between what a layer answers (the mean over its places) and what it answered to another photo.
+
+    Attributes:
+        layer, text: where, and in words.
+        other: its answer `(c,)`, of length 1.
+
+    Arguments: that answer `(n, c)`.
+    """
+
+    layer: str
+    text: str
+    other: np.ndarray = field(compare=False)
+    scores: bool = False
+
+    @property
+    def record(self) -> tuple[str, ...]:
+        """See `Target.record`."""
+        return (self.layer,)
+
+    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+        """See `Target.resolve`."""
+        return arguments
+
+    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+        """See `Target.score`."""
+        answer = activations[self.layer]
+        answer = ops.mean(answer, axis=(1, 2)) if len(answer.shape) == 4 else answer
+        size = ops.rsqrt(ops.maximum(ops.sum(ops.square(answer), axis=-1), 1e-12))
+        return ops.sum(answer * arguments[0], axis=-1) * size
+
+
+@dataclass(frozen=True)
+class Custom:
+    """Any scalar of the network's answers, such as the score of a detector's box.
+
+    Attributes:
+        function: from `(ops, logits, activations)` to a number for each picture `(n,)`, in the framework's own tensors:
+            `ops` has its operations under NumPy's names, `activations` those of `layers` by path, channels last.
+        layers: paths that it reads.
+        text: what it is, in words.
+    """
+
+    function: Callable[[Any, Tensor, Any], Tensor]
+    layers: tuple[str, ...] = ()
+    text: str = "a function"
+    scores: bool = True
+
+    @property
+    def record(self) -> tuple[str, ...]:
+        """See `Target.record`."""
+        return self.layers
+
+    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+        """See `Target.resolve`."""
+        return arguments
+
+    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+        """See `Target.score`."""
+        return self.function(ops, logits, activations)
+
+
+# -- from what the user says -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """A target with its arguments for each picture of one call.
+
+    Attributes:
+        target: what is explained.
+        arguments: arrays whose rows belong to the pictures.
+        photos: for each row the number of its picture: several rows may explain one picture.
+    """
+
+    target: Target
+    arguments: tuple[np.ndarray, ...]
+    photos: np.ndarray
+
+
+def as_targets(target: Any) -> list[int | str]:
+    """One class or several as a list; NumPy's integers count as numbers, and what is no class as its text."""
+    if isinstance(target, Channel | Likeness | Custom):
+        return [target.text]
+    several = [target] if isinstance(target, str | int | np.integer) else target
+    return [one if isinstance(one, str) else int(one) for one in several]
+
+
+def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Callable[[], np.ndarray]) -> Goal:
+    """What is to be explained for `count` pictures.
+
+    Args:
+        network: whose classes and layers.
+        target: a class by number or name, "top", "top3" for the three best, one for each picture, the text of a channel
+            or a unit ("conv3:17", "conv3:17@4,5"), or a `Target`.
+        against: a class to set against it, "rival", one for each picture, or None.
+        count: how many pictures.
+        ranked: gives each picture's classes, best first `(count, classes)`: for "top3".
+
+    Raises:
+        UsageError: no such class, channel or place; as many classes as neither 1 nor `count`; `against` something that
+            is no class.
+    """
+    everyone = np.arange(count)
+    found = target if isinstance(target, Channel | Likeness | Custom) else _channel(network, target)
+    if found is not None:
+        if against is not None:
+            raise UsageError(f"only a class can be set against another one; {found.text!r} is none.")
+        return Goal(found, _arguments_of(network, found, count), everyone)
+    network.check_scores()
+    if isinstance(target, str) and (top := re.fullmatch(r"top(\d+)", target)):
+        best = min(int(top[1]), network.head.classes)
+        if best < 1:
+            raise UsageError("expected top1 or more, found top0.")
+        classes, photos = ranked()[:, :best].reshape(-1).astype(np.int32), np.repeat(everyone, best)
+    else:
+        classes, photos = _classes(network, target, count, {"top": TOP}), everyone
+    rivals = np.full(len(classes), NONE, np.int32)
+    if against is not None:
+        rivals = _against(network, against, classes, count, photos)
+    return Goal(ClassScore(), (classes, rivals), photos)
+
+
+def channel_target(
+    network: Network, layer: str, channel: int, place: tuple[int, int] | None = None, mask: np.ndarray | None = None
+) -> Channel:
+    """One channel of a layer as a target: its mean over the map, its value at `place`, or its mean over `mask`.
+
+    Raises:
+        UsageError: no such layer, channel or place.
+    """
+    found = network.layer(layer)
+    if not 0 <= channel < found.channels:
+        raise UsageError(
+            f"channel {channel} is out of range: {found.path} has {found.channels} channels, numbered from 0 to "
+            f"{found.channels - 1}."
+        )
+    if mask is not None:
+        return Channel(found.path, channel, f"{found.path}:{channel} inside of a mask", mask=_shares(mask, found))
+    if place is None:
+        return Channel(found.path, channel, f"{found.path}:{channel}")
+    height, width = found.shape[:2] if found.spatial else (1, 1)
+    if not (0 <= place[0] < height and 0 <= place[1] < width):
+        raise UsageError(f"place {place[0]},{place[1]} is outside of {found.path}, whose map is {height}x{width}.")
+    point = np.zeros((height, width), np.float32)
+    point[place] = 1
+    return Channel(found.path, channel, f"{found.path}:{channel}@{place[0]},{place[1]}", mask=point)
+
+
+def likeness_target(network: Network, photo: Any, layer: str | None = None) -> Likeness:
+    """What makes a picture like another `photo` to a layer, the last one before the class scores where None.
+
+    Raises:
+        UsageError: no such layer; PictureError.
+    """
+    path = network.layer(layer).path if layer else _embedding(network).path
+    (other,) = read_pictures([photo])
+    answer = network.forward(network.prepare([other]), (path,))[1][path][0]
+    answer = answer.mean(axis=(0, 1)) if answer.ndim == 3 else answer
+    unit = (answer / max(float(np.linalg.norm(answer)), 1e-12)).astype(np.float32)
+    return Likeness(path, f"like {other.name} at {path}", unit)
+
+
+def _embedding(network: Network) -> Layer:
+    """The last layer on the way to the output that is not made of class scores."""
+    units = network.head.units
+    candidates = [
+        layer
+        for layer in network.layers
+        if layer.on_path and layer.kind not in ("model", "reshape") and layer.channels != units
+    ]
+    if not candidates:
+        raise UsageError(f"{network.name} has no layer before its scores to compare photos in; name one.")
+    return candidates[-1]
+
+
+def _channel(network: Network, target: Any) -> Channel | None:
+    """The channel that a text names, or that a class of a network with maps as its output is."""
+    if network.head.kind == "maps" and isinstance(target, str | int | np.integer):
+        number = str(target)
+        if number.isdigit():
+            return _class_of_maps(network, int(number))
+    found = PLACE.fullmatch(target) if isinstance(target, str) else None
+    if found is None or (network.class_names and target in network.class_names):
+        return None
+    place = None if found["row"] is None else (int(found["row"]), int(found["column"]))
+    return channel_target(network, found["layer"], int(found["channel"]), place)
+
+
+def _class_of_maps(network: Network, number: int) -> Channel:
+    """A class of a segmentation: the mean of its scores where it is the highest."""
+    last = next((layer for layer in reversed(network.layers) if layer.on_path and layer.spatial), None)
+    # Before a softmax, whose gradient dies where it is sure.
+    scores = [la for la in network.layers if last and la.on_path and la.shape == last.shape and la.kind != "activation"]
+    if last is None or not scores:
+        raise UsageError(f"{network.name} has no layer with a map to explain.")
+    found = channel_target(network, scores[-1].path, number)
+    name = network.class_names[number] if network.class_names and number < len(network.class_names) else number
+    return replace(found, text=f"class {name} where it is the highest", highest=True)
+
+
+def _arguments_of(network: Network, target: Target, count: int) -> tuple[np.ndarray, ...]:
+    """The arguments of a target that is the same for each of `count` pictures."""
+    if isinstance(target, Likeness):
+        return (np.repeat(target.other[None], count, axis=0),)
+    if not isinstance(target, Channel):
+        return ()
+    layer = network.layer(target.layer)
+    height, width = layer.shape[:2] if layer.spatial else (1, 1)
+    mask = np.full((height, width), 1 / (height * width), np.float32) if target.mask is None else target.mask
+    return (np.repeat(mask[None], count, axis=0),)
+
+
+def _shares(mask: np.ndarray, layer: Layer) -> np.ndarray:
+    wanted = layer.shape[:2] if layer.spatial else (1, 1)
+    if mask.shape != wanted:
+        raise UsageError(f"expected a mask of {wanted} for {layer.path}, found {mask.shape}.")
+    total = float(np.sum(mask))
+    if not total > 0:
+        raise UsageError("expected a mask with something in it, found none.")
+    return (np.asarray(mask, np.float64) / total).astype(np.float32)
+
+
+def _classes(network: Network, target: Any, count: int, words: dict[str, int]) -> np.ndarray:
+    """The class of each picture `(n,)` int32, or what stands for one of `words`."""
+    given = as_targets(target)
+    if len(given) not in (1, count):
+        raise UsageError(f"expected one class, or one for each of the {count} pictures; found {len(given)}.")
+    numbers = [words[one] if one in words else network.class_index(one) for one in given]
+    return np.asarray(numbers * (count if len(numbers) == 1 else 1), np.int32)
+
+
+def _against(network: Network, against: Any, classes: np.ndarray, count: int, photos: np.ndarray) -> np.ndarray:
+    """The class to set against that of each row `(n,)`, or `RIVAL`."""
+    if network.head.classes < 2:
+        raise UsageError("the network has one output, so there is no other to set against it.")
+    rivals = _classes(network, against, count, {"rival": RIVAL})[photos]
+    same = [int(one) for one, other in zip(classes, rivals, strict=True) if one == other >= 0]
+    if same:
+        raise UsageError(f"class {network.class_name(same[0])!r} can't be set against itself; choose another.")
+    return rivals
