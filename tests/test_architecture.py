@@ -102,6 +102,13 @@ def test_every_command_and_its_options_are_in_the_docs(page):
         assert f"convscope {name}" in text, f"{page} does not show `convscope {name}`"
 
 
+def test_every_heatmap_method_is_in_the_docs():
+    from convscope.techniques.heatmaps import METHODS
+
+    text = (ROOT / "docs" / "heatmaps.md").read_text(encoding="utf-8")
+    assert not [name for name in METHODS if f"| `{name}` |" not in text]
+
+
 def test_public_functions_have_docstrings():
     bare = [
         f"{name}: {node.name}"

@@ -262,6 +262,7 @@ class Paint:
         """The value of the full colour; 0 where there is nothing to draw."""
         if not np.isfinite(heatmap).all():
             return 0.0
+        heatmap = _cells(heatmap)
         own = float(np.abs(heatmap).max() if self.signed else heatmap.max())
         return own if self.peak is None or own <= 0 else self.peak
 
@@ -318,9 +319,21 @@ def _relevance(heatmap: np.ndarray, height: int, width: int, paint: Paint) -> np
     highest = paint.highest(heatmap)
     if not highest > 0:
         return np.zeros((height, width), np.float32)
-    kept = heatmap if paint.signed else np.maximum(heatmap, 0)
+    kept = _cells(heatmap) if paint.signed else np.maximum(_cells(heatmap), 0)
     shares = resize_map(np.asarray(kept, np.float64) / highest, height, width)
     return np.clip(shares, -1, 1)
+
+
+MOST_CELLS = 64  # of a side; a single pixel of a grainy map is not seen
+
+
+def _cells(heatmap: np.ndarray) -> np.ndarray:
+    """A map in means over cells, where it is finer than eyes are."""
+    scale = MOST_CELLS / max(heatmap.shape)
+    if scale >= 1:
+        return heatmap
+    height, width = (max(1, round(side * scale)) for side in heatmap.shape)
+    return resize_map(heatmap, height, width)
 
 
 def _with_contours(drawn: np.ndarray, heatmap: np.ndarray, paint: Paint) -> np.ndarray:
