@@ -199,20 +199,25 @@ def kpca() -> dict[str, object]:
 
 
 def score() -> dict[str, object]:
-    """Score-CAM: a softmax of probabilities
+    """Score-CAM of tf-keras-vis: a softmax of probabilities
 
-    The weights are the softmax over channels of the score seen through each. tf-keras-vis takes it of what the network
-    returns: where that has been through a softmax already, scores between 0 and 1 leave all weights nearly the same.
-    Three channels whose logits are 9, 5 and 1, so probabilities beside a class of 4 are .993, .731 and .047.
+    Its weight of a channel is the class's part of a softmax over what the network returns (its formula). Where that has
+    been through a softmax already the weights are nearly the same. A network of two classes that sees one class through
+    three maps with a probability of .99, .73 and .05.
     """
-    logits = np.array([9.0, 5.0, 1.0])
-    chances = 1 / (1 + np.exp(4 - logits))
-    return {"softmax of logits": _softmax(logits), "softmax of probabilities": _softmax(chances)}
+    chances = np.array([0.99, 0.73, 0.05])
+    again = np.exp(chances) / (np.exp(chances) + np.exp(1 - chances))
+    return {
+        "the probabilities": chances,
+        "what tf-keras-vis weighs with": again,
+        "of ten classes": _of_many(chances, 10),
+    }
 
 
-def _softmax(values: np.ndarray) -> np.ndarray:
-    weights = np.exp(values - values.max())
-    return weights / weights.sum()
+def _of_many(chances: np.ndarray, classes: int) -> np.ndarray:
+    """The same where the other classes share the rest."""
+    rest = np.exp((1 - chances) / (classes - 1)) * (classes - 1)
+    return np.exp(chances) / (np.exp(chances) + rest)
 
 
 def plus_plus_of_tf_keras_vis() -> dict[str, object]:

@@ -31,9 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--filters", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", default="", help="part of a layer's name: its tables alone")
     parser.add_argument("--out", help="a Markdown file to write")
     options = parser.parse_args()
-    write(page(options.filters, options.repeats), options.out)
+    write(page(options.filters, options.repeats, options.only), options.out)
 
 
 def write(page: Iterator[str], out: str | None) -> None:
@@ -46,18 +47,19 @@ def write(page: Iterator[str], out: str | None) -> None:
         Path(out).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def page(filters: int, repeats: int) -> Iterator[str]:
+def page(filters: int, repeats: int, only: str = "") -> Iterator[str]:
     """The page, line after line."""
     yield "# How long filters take\n"
     yield f"Made by `python -m benchmarks.filters --filters {filters} --repeats {repeats}`. {machine()}\n"
-    yield "## The classic workload\n"
     job = Job("plain", "ResNet50V2", "conv3_block4_out", tuple(range(filters)), 30, 180)
-    yield from equal_steps(job, repeats, work=flops(job))
+    if only in job.layer:
+        yield "## The classic workload\n"
+        yield from equal_steps(job, repeats, work=flops(job))
     yield "## Real networks, at equal steps\n"
     yield f"{filters} filters, 30 steps of the classic procedure, 224 pixels.\n"
     plain: dict[tuple[str, str], Made] = {}
     for name in ("MobileNet", "SqueezeNet"):
-        for layer in NETWORKS[name].layers:
+        for layer in (layer for layer in NETWORKS[name].layers if only in layer):
             job = Job("plain", name, layer, tuple(range(filters)), 30)
             yield f"### {name}, {layer}\n"
             yield from equal_steps(job, repeats, kept=plain)
@@ -65,8 +67,9 @@ def page(filters: int, repeats: int) -> Iterator[str]:
     yield "What the classic code reaches after its 30 steps, and when convscope's recipe `fast` is there. Clean: the"
     yield "mean of the channel on the picture as it is. Held: on the picture shifted, scaled and turned a little.\n"
     yield from to_activation(plain, filters)
-    yield "## Memory\n"
-    yield from memory()
+    if not only:
+        yield "## Memory\n"
+        yield from memory()
 
 
 # -- equal steps -----------------------------------------------------------------------------------------

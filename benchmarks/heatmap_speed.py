@@ -21,7 +21,7 @@ from benchmarks.ascents import _memory
 from benchmarks.filters import machine, write
 from benchmarks.heatmap_tools import pytorch_grad_cam
 from benchmarks.truth import Case
-from convscope.techniques.heatmaps.perturbation import rank_correlation
+from convscope.techniques.heatmaps.ranks import rank_correlation
 
 SIDE, PICTURES, REPEATS = 224, 8, 5
 LAYER = "layer4"
@@ -148,6 +148,7 @@ def replayed(network: Any, cases: list[Case]) -> Iterator[str]:
         "convscope ablation-cam": kept("ablation", _ours(network, cases, "ablation-cam")),
         "pytorch-grad-cam AblationCAM": lambda: pytorch_grad_cam("AblationCAM")(network, cases),
         f"convscope score-cam, {BUDGET} channels": kept("some", _ours(network, cases, "score-cam", budget=BUDGET)),
+        "convscope score-cam, bfloat16": kept("rough", _ours(network, cases, "score-cam", precision="bfloat16")),
         "convscope score-cam": kept("all", _ours(network, cases, "score-cam")),
         "pytorch-grad-cam ScoreCAM": lambda: pytorch_grad_cam("ScoreCAM")(network, cases),
     }
@@ -164,7 +165,10 @@ def replayed(network: Any, cases: list[Case]) -> Iterator[str]:
     if "some" in found and "all" in found:
         likeness = rank_correlation(found["some"].maps[0], found["all"].maps[0])
         yield f"With {BUDGET} of its channels Score-CAM's map keeps a rank correlation of {likeness:.3f} with the whole"
-        yield f"one's. convscope says of it: {found['some'].rows[0].note}.\n"
+        yield f"one's. convscope says of it: {found['some'].rows[0].note}."
+    if "rough" in found and "all" in found:
+        likeness = rank_correlation(found["rough"].maps[0], found["all"].maps[0])
+        yield f"In bfloat16 it keeps {likeness:.4f}.\n"
 
 
 def memory(network: Any, cases: list[Case]) -> Iterator[str]:

@@ -29,6 +29,9 @@ GROUPS = {
     "activations of 12 layers": "activation ",
     "logits": "logits",
     "gradients at 3 layers": "gradient ",
+    "curvature along the map at 2 layers": "curvature ",
+    "gradients at the pixels": "slopes",
+    "the same, guided": "guided ",
     "Grad-CAM at 3 layers": "heatmap ",
     "start pictures": "start",
     "one `classic` step from there": "step: ",
@@ -63,7 +66,8 @@ def page() -> Iterator[str]:
     yield from _table(*runtimes())
     yield "\n## Beside other tools, on the same network in the same process\n"
     yield "Maps are compared raw: before the other tool's ReLU, scaling and resizing.\n"
-    yield from _table(("convscope", "the other tool", "network", "difference"), [*cams(), *layer_activations()])
+    rows = [*cams(), *pixels(), *layer_activations()]
+    yield from _table(("convscope", "the other tool", "network", "difference"), rows)
     yield "\n## Keras' own sub-models\n"
     yield "`keras.Model(model.inputs, [layer.output, ...]).predict(pictures)`, every layer of the network above.\n"
     yield from _table(("backend", "difference"), list(sub_models()))
@@ -143,7 +147,7 @@ def _compared(tool: str, theirs: Callable | None, ours: np.ndarray, given: tuple
 
 def _pytorch_grad_cam() -> dict[str, Callable | None]:
     """Raw maps `(n, h, w)` of each method: what it computes before it scales."""
-    classes = {"grad-cam": "GradCAM", "hirescam": "HiResCAM", "layercam": "LayerCAM"}
+    classes = {"grad-cam": "GradCAM", "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgrad-cam": "XGradCAM"}
     try:
         _let_torchvision_import()
         tool = importlib.import_module("pytorch_grad_cam")
@@ -190,6 +194,62 @@ def _captum_grad_cam() -> Callable | None:
     def maps(module: Any, layer: Any, x: Any) -> np.ndarray:
         found = attr.LayerGradCam(module, layer).attribute(x, target=CLASS, relu_attributions=False)
         return found[:, 0].detach().numpy()
+
+    return maps
+
+
+def pixels() -> Iterator[Row]:
+    """Methods at the pixels against captum's, and the whole scaled map of pytorch-grad-cam."""
+    for name, (module, path, side) in _subjects().items():
+        network = convscope.open_model(module, preprocess="-1..1", size=side)
+        x = network.tensor(network.prepare(convscope.pictures.read_pictures(agreement.photos()))).permute(0, 3, 1, 2)
+        for method, theirs in _captum_pixels().items():
+            if method == "guided-backprop" and name == "the small network":
+                continue  # its ReLUs are functions, which captum passes over
+            ours = convscope.heatmap(network, agreement.photos(), CLASS, method=method).maps
+            yield method, *_compared("captum", theirs, ours, (module, x), name)
+        found = convscope.heatmap(network, agreement.photos(), CLASS, layer=path)
+        ours = np.stack([found.scaled(index, "pytorch-grad-cam") for index in range(len(found.rows))])
+        theirs = _pytorch_grad_cam_scaled()
+        yield "grad-cam, scaled", *_compared("pytorch-grad-cam", theirs, ours, (module, path, x), name)
+
+
+def _captum_pixels() -> dict[str, Callable | None]:
+    """Maps `(n, h, w)` of each method, brought to one number a pixel as convscope does."""
+    names = {
+        "saliency": ("Saliency", {"abs": True}, lambda found: found.amax(dim=1)),
+        "input-x-gradient": ("InputXGradient", {}, _summed),
+        "integrated-gradients": ("IntegratedGradients", {"n_steps": 64, "method": "riemann_middle"}, _summed),
+        "guided-backprop": ("GuidedBackprop", {}, lambda found: found.abs().amax(dim=1)),
+    }
+    try:
+        attr = importlib.import_module("captum.attr")
+    except ImportError:
+        return dict.fromkeys(names)
+
+    def maker(tool: str, options: dict[str, Any], one_number: Callable) -> Callable:
+        def maps(module: Any, x: Any) -> np.ndarray:
+            found = getattr(attr, tool)(module).attribute(x.clone().requires_grad_(True), target=CLASS, **options)
+            return one_number(found.detach()).numpy()
+
+        return maps
+
+    return {method: maker(*parts) for method, parts in names.items()}
+
+
+def _summed(found: Any) -> Any:
+    return found.sum(dim=1)
+
+
+def _pytorch_grad_cam_scaled() -> Callable | None:
+    if _pytorch_grad_cam()["grad-cam"] is None:
+        return None
+    tool = importlib.import_module("pytorch_grad_cam")
+    targets = importlib.import_module("pytorch_grad_cam.utils.model_targets")
+
+    def maps(module: Any, path: str, x: Any) -> np.ndarray:
+        with tool.GradCAM(model=module, target_layers=[module.get_submodule(path)]) as cam:
+            return cam(input_tensor=x, targets=[targets.ClassifierOutputTarget(CLASS)] * len(x))
 
     return maps
 

@@ -896,3 +896,48 @@ def test_heatmaps_by_several_methods(desk, tmp_path):
     assert "ablation-cam" in few.out
     wrong = run("heatmap", desk / "free.keras", desk / "cat.png", "--method", "grad-cma", "--out", tmp_path / "wrong")
     assert (wrong.code, "grad-cam" in wrong.err) == (2, True)
+
+
+def test_heatmaps_of_other_targets_with_their_checks(desk, tmp_path):
+    arguments = ("heatmap", desk / "nested.keras", desk / "cat.png", "--json")
+    found = run(*arguments, "--class", "top2", "--check", "--out", tmp_path / "checked")
+    assert found.code == 0
+    assert [row["check"]["badge"] in ("pass", "doubtful", "fail") for row in found.json["heatmaps"]] == [True, True]
+    check_report(found.json, tmp_path / "checked", "heatmaps.json")
+    like = run(*arguments, "--like", desk / "cat.png", "--layer", "best", "--out", tmp_path / "like")
+    assert like.code == 0
+    assert like.json["heatmaps"][0]["score"] == pytest.approx(1, abs=1e-4)
+    assert "the best of" in like.json["provenance"]["parameters"]["layer_rule"]
+    unit = run(*arguments, "--class", "deep:2@3,4", "--signed", "--contours", "--out", tmp_path / "unit")
+    assert (unit.code, unit.json["heatmaps"][0]["class"]) == (0, None)
+    rise = run(*arguments, "--method", "rise", "--budget", 20, "--fast", "--smooth", "--out", tmp_path / "rise")
+    assert (rise.code, rise.json["heatmaps"][0]["method"]) == (0, "rise")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--class", "deep:99"), "out of range"),
+        (("--class", "top0"), "top1"),
+        (("--like", "nowhere.png"), "nowhere.png"),
+        (("--like", "cat.png", "--against", "rival"), "only a class"),
+        (("--layer", "best,gone"), "no layer 'best'"),
+        (("--method", "finer-cam", "--class", "deep:1"), "finer-cam"),
+    ],
+)
+def test_targets_that_can_not_be_are_one_line(desk, tmp_path, options, said):
+    options = [desk / one if one == "cat.png" else one for one in options]
+    ran = run("heatmap", desk / "nested.keras", desk / "cat.png", "--out", tmp_path, *options)
+    assert ran.code in (1, 2)
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_concepts(desk, tmp_path):
+    ran = run("concepts", desk / "nested.keras", desk / "cat.png", "--count", 2, "--out", tmp_path, "--json")
+    assert ran.code == 0
+    check_report(ran.json, tmp_path, "concepts.json")
+    assert [row["number"] for row in ran.json["concepts"]] == [0, 1]
+    assert len(ran.json["concepts"][0]["predictions"]) == 3
+    wrong = run("concepts", desk / "nested.keras", desk / "cat.png", "--count", 99, "--out", tmp_path / "wrong")
+    assert (wrong.code, "1 to" in wrong.err) == (1, True)

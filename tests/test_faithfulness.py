@@ -14,7 +14,7 @@ import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.techniques.heatmaps import faithfulness as faith  # noqa: E402
 from convscope.techniques.heatmaps.evidence import look  # noqa: E402
-from convscope.techniques.heatmaps.perturbation import rank_correlation  # noqa: E402
+from convscope.techniques.heatmaps.ranks import rank_correlation  # noqa: E402
 from convscope.techniques.heatmaps.targets import goal_of  # noqa: E402
 
 
@@ -29,7 +29,7 @@ def random_picture(side=8, seed=0):
 
 
 def test_curves_of_a_weighted_sum_are_running_sums():
-    """f(x) = sum(w x): what is left of it while pixels give way to the mean colour, between grey, 0, and whole, 1."""
+    """f(x) = sum(w x): what is left of it while pixels give way to the mean colour, over what the whole has more."""
     network = linear_network((8, 8))
     weights = np.repeat(np.arange(64.0).reshape(8, 8, 1), 3, axis=2)
     kernel = np.stack([np.zeros_like(weights), weights], axis=-1)
@@ -45,7 +45,7 @@ def test_curves_of_a_weighted_sum_are_running_sums():
         mixed[order[: step * 4]] = grey.reshape(64, 3)[0]
         left = (mixed.reshape(x.shape) * weights).sum()
         none, whole = (grey * weights).sum(), (x * weights).sum()
-        assert curve[step] == pytest.approx((left - none) / (whole - none), rel=1e-3, abs=1e-3)
+        assert curve[step] == pytest.approx((left - none) / abs(whole - none), rel=1e-3, abs=1e-3)
 
 
 def test_deletion_and_insertion_know_what_counts():
@@ -181,10 +181,12 @@ def test_scrambled_weights_are_the_networks_for_a_block_only(photo):
     network = open_model(models.plain(), preprocess="0..1")
     x = network.prepare(convscope.pictures.read_pictures([photo]))
     before, weights, mark = network.predict(x), network.weights(), network.weights_sha256()
-    with network.scrambled(1):
+    assert len(network.stages()) == 3
+    assert len(network.stages(("conv_b",))) == 2
+    with network.scrambled(network.stages()[-1:]):
         head = network.predict(x)
         maps = network.forward(x, ("conv_b",))[1]["conv_b"]
-    with suppress(ZeroDivisionError), network.scrambled(99):
+    with suppress(ZeroDivisionError), network.scrambled(network.stages()):
         everything = network.predict(x)
         raise ZeroDivisionError
     assert not np.allclose(head, before)
@@ -215,7 +217,7 @@ def test_a_map_that_uses_all_weights_changes_with_them(photo):
         )[0]
 
     raw = remake(single.x)
-    with network.scrambled(1, 0):
+    with network.scrambled(network.stages()[-1:], 0):
         expected = abs(rank_correlation(raw, remake(single.x)))
     assert expected < 1
     assert faith.randomisation(single, raw, remake) < 1

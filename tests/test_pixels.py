@@ -13,7 +13,8 @@ from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.imaging import resize_map  # noqa: E402
 from convscope.techniques.heatmaps.methods import METHODS  # noqa: E402
-from convscope.techniques.heatmaps.perturbation import _guessed, _spread, rank_correlation  # noqa: E402
+from convscope.techniques.heatmaps.perturbation import _guessed, _spread  # noqa: E402
+from convscope.techniques.heatmaps.ranks import rank_correlation  # noqa: E402
 
 
 def linear_network(side=(12, 16)):
@@ -29,14 +30,15 @@ def weights_of(network, number=1):
 
 def test_of_a_linear_network_pixel_methods_are_its_weights(photo):
     network = linear_network()
-    names = ["saliency", "input-x-gradient", "smoothgrad", "integrated-gradients", "guided-backprop"]
+    names = ["saliency", "input-x-gradient", "smoothgrad", "integrated-gradients"]
     found = convscope.heatmap(network, photo, 1, method=names)
     x, w = network.prepare(found.photos[:1])[0], weights_of(network)
     share, size = (x * w).sum(-1), np.abs(w).max(-1)
-    for heat, expected in zip(found.maps, (size, share, size, share, size), strict=True):
+    for heat, expected in zip(found.maps, (size, share, size, share), strict=True):
         np.testing.assert_allclose(heat, expected, rtol=1e-3, atol=1e-6)
-    assert [row.layer for row in found.rows] == [""] * 5
-    assert "edges" in found.rows[4].note
+    assert [row.layer for row in found.rows] == [""] * 4
+    with pytest.raises(UsageError, match="ReLU"):
+        convscope.heatmap(network, photo, 1, method="guided-backprop")
     bias = keras.ops.convert_to_numpy(network.model.get_layer("out").bias)[1]
     assert found.maps[1].sum() == pytest.approx(found.rows[0].score - bias, rel=1e-3)
 
@@ -85,7 +87,9 @@ def test_guided_backprop_is_backpropagation_that_lets_only_what_is_positive_thro
         ]
     )
     network = open_model(models.seeded(model), preprocess="-1..1")
-    heat = convscope.heatmap(network, photo, 3, method="guided-backprop").maps[0]
+    found = convscope.heatmap(network, photo, 3, method="guided-backprop")
+    heat = found.maps[0]
+    assert "edges" in found.rows[0].note
     x = network.prepare(convscope.pictures.read_pictures([photo]))[0]
     values = {name: keras.ops.convert_to_numpy(model.get_layer(name).kernel) for name in ("first", "second", "out")}
     biases = {name: keras.ops.convert_to_numpy(model.get_layer(name).bias) for name in ("first", "second")}

@@ -257,6 +257,16 @@ def test_progress_speaks_of_each_part(made, photo, tmp_path):
     assert {text.split(":")[0] for text in said} == {"heatmaps", "layers", "filters of conv_a", "filters of conv_b"}
 
 
+def test_a_checked_report_has_a_badge_of_the_first_map(photo, tmp_path):
+    data = report(open_model(models.plain()), photo, tmp_path / "page.html", channels=0, check=True)
+    found = data["heatmaps"][0]["check"]
+    html = page_of(tmp_path / "page.html")
+    assert f'class="check {found["badge"]}"' in html
+    assert html.count('class="check ') == 1
+    with pytest.raises(UsageError, match="a report explains classes"):
+        report(open_model(models.plain()), photo, tmp_path / "page.html", target="top3")
+
+
 # --- pictures --------------------------------------------------------------------------------------------
 
 
@@ -389,6 +399,19 @@ def test_the_slider_works_by_keyboard(watch):
         assert opacity(page, 1) == pytest.approx(expected)
         assert page.locator("#photo-1 .choices output").text_content() == f"{round(100 * expected)} %"
     assert opacity(page, 2) == pytest.approx(0.7)
+
+
+def test_the_menu_shows_the_maps_of_one_method_at_a_time(watch):
+    page = watch().page
+    parts = page.locator("#photo-1 .stack [data-method]")
+    shown = lambda: {part for part in parts.all() if part.is_visible()}  # noqa: E731
+    methods = lambda: {part.get_attribute("data-method") for part in shown()}  # noqa: E731
+    assert methods() == {"grad-cam"}
+    page.get_by_label("Method").first.select_option("eigen-cam")
+    assert methods() == {"eigen-cam"}
+    assert "no class plays a part" in page.locator("#photo-1 [data-method=eigen-cam] .small").first.text_content()
+    other = page.locator("#photo-2 .stack [data-method=grad-cam]").first
+    assert other.is_visible()
 
 
 def test_everything_can_be_reached_by_keyboard(watch):

@@ -149,3 +149,41 @@ def test_replays_explain_the_same_target(network, photo):
     maps, kernel, _ = maps_and_head(network.model, network.prepare(found.photos))
     drops = 2 * kernel[:, 1] * maps[0].mean(axis=(0, 1)) / abs(found.rows[0].score)
     np.testing.assert_allclose(found.maps[0], maps[0] @ drops, rtol=1e-2, atol=1e-5)
+
+
+def test_a_class_can_not_be_set_against_itself_where_it_turns_out_to_be_the_best(network, photo):
+    best = convscope.heatmap(network, photo).rows[0].class_name
+    with pytest.raises(UsageError, match=f"{best}.*can't be set against itself"):
+        convscope.heatmap(network, photo, "top", against=best)
+
+
+def test_against_another_class_rise_weighs_with_the_difference(network, photo):
+    alone = convscope.heatmap(network, photo, 1, method="rise", budget=40)
+    found = convscope.heatmap(network, photo, 1, against=3, method="rise", budget=40)
+    assert not np.allclose(found.maps, alone.maps)
+
+
+def test_one_class_of_a_map_is_where_it_is_above_the_middle(photo):
+    picture = layers.Input((20, 24, 3))
+    x = layers.Conv2D(6, 5, activation="relu", name="conv")(picture)
+    model = models.seeded(keras.Model(picture, layers.Conv2D(1, 1, name="scores")(x)))
+    scores = maps_of(open_model(model, preprocess="0..1"), photo, "scores")[..., 0]
+    kernel, bias = model.get_layer("scores").get_weights()
+    model.get_layer("scores").set_weights([kernel, bias - np.median(scores)])
+    found = convscope.heatmap(open_model(model, preprocess="0..1"), photo, 0, "conv")
+    shifted = scores - np.median(scores)
+    assert found.rows[0].score == pytest.approx(shifted[shifted > 0].mean(), rel=1e-3)
+    model.get_layer("scores").set_weights([kernel, bias - 100])
+    nowhere = convscope.heatmap(open_model(model, preprocess="0..1"), photo, 0, "conv").rows[0]
+    assert (nowhere.status, "no place" in nowhere.reason) == ("blank", True)
+
+
+def test_targets_that_mean_nothing_are_said(network, photo):
+    with pytest.raises(UsageError, match="a target is"):
+        convscope.heatmap(network, photo, None)
+    with pytest.raises(UsageError, match="a number for each picture"):
+        convscope.heatmap(network, photo, Custom(lambda ops, logits, activations: logits))
+    with pytest.raises(UsageError, match="no layer 'typo'"):
+        convscope.heatmap(network, photo, Custom(lambda ops, logits, activations: logits[:, 0], ("typo",)))
+    with pytest.raises(UsageError, match="no layer with a map lies before"):
+        convscope.heatmap(network, photo, "conv:1")

@@ -943,3 +943,54 @@ def test_an_exception_is_known_for_the_memory(residual):
     )
     assert residual.out_of_memory(ValueError("RESOURCE_EXHAUSTED: out of memory while trying to allocate"))
     assert not residual.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_scrambling_takes_the_kernels_in_the_order_of_execution_and_gives_them_back():
+    """Of the last one alone nothing before it changes, no norm's statistics either."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("std", torch.ones(1, 3, 1, 1))
+            self.head = nn.Linear(5, 4)  # named before what comes before it
+            self.norm, self.conv = nn.BatchNorm2d(5), nn.Conv2d(3, 5, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.norm(self.conv(x / self.std))).mean(dim=(2, 3)))
+
+    torch.manual_seed(0)
+    module = Net().eval()
+    module.norm.running_mean.normal_()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    network = convscope.open_model(module, preprocess="0..1", size=12)
+    x = np.random.default_rng(0).random((2, 12, 12, 3)).astype(np.float32)
+    whole, maps = network.predict(x), network.forward(x, ("norm",))[1]["norm"]
+    assert len(network.stages()) == 2
+    with network.scrambled(network.stages()[-1:]):
+        assert not np.allclose(network.predict(x), whole)
+        np.testing.assert_array_equal(network.forward(x, ("norm",))[1]["norm"], maps)
+    with network.scrambled(network.stages()):
+        assert not np.allclose(network.forward(x, ("norm",))[1]["norm"], maps)
+    np.testing.assert_array_equal(network.predict(x), whole)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_network_that_remembers_how_many_pictures_it_was_given_is_replayed_whole():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x):
+            count = x.shape[0]
+            return self.head(torch.relu(self.conv(x)).sum(dim=(2, 3)).view(-1, 6).view(count, -1, 6).mean(dim=1))
+
+    torch.manual_seed(0)
+    network = convscope.open_model(Net().eval(), preprocess="0..1", size=12)
+    photo = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    found = convscope.heatmap(network, photo, 1, "conv", method="ablation-cam")
+    maps = network.forward(network.prepare(found.photos), ("conv",))[1]["conv"][0]
+    weight = network.module.head.weight[1].detach().numpy()
+    drops = weight * np.maximum(maps, 0).sum(axis=(0, 1)) / abs(found.rows[0].score)
+    np.testing.assert_allclose(found.maps[0], maps @ drops, rtol=1e-3, atol=1e-5)

@@ -170,6 +170,10 @@ def report(
     Raises:
         UsageError: no such class or layer; PictureError, ModelError; ConvscopeError: the page can't be written.
     """
+    if any(isinstance(one, str) and re.fullmatch(r"top\d+|.+:\d+(@\d+,\d+)?", one) for one in as_targets(target)):
+        raise UsageError(
+            f"a report explains classes, by number or name, or top; found {target!r}. See convscope heatmap."
+        )
     choices = Choices(target, layers, tuple(filter_layers), channels, check, seed)
     return write(study(network, images, choices, progress), path, title)
 

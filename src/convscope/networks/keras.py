@@ -178,16 +178,25 @@ class KerasNetwork(Network):
     @contextmanager
     def replaced(self, weights: Sequence[np.ndarray]) -> Iterator[None]:
         """See `Network.replaced`. The model's own variables are not touched: weights are arguments of each pass."""
-        before, values = self._held, self._values()
-        places = {id(variable): place for place, variable in enumerate(self._variables or [])}
-        held = list(values)
-        for variable, weight in zip(self.model.weights, weights, strict=True):
-            held[places[id(variable)]] = self._backend.tensor(weight)
-        self._held = held
-        try:
-            yield
-        finally:
-            self._held = before
+        with TRACING:  # nobody else may compute with these weights
+            before, held = self._held, list(self._values())
+            places = {id(variable): place for place, variable in enumerate(self._variables or [])}
+            for variable, weight in zip(self.model.weights, weights, strict=True):
+                held[places[id(variable)]] = self._backend.tensor(weight)
+            self._held = held
+            try:
+                yield
+            finally:
+                self._held = before
+
+    def _weight_places(self) -> dict[str, list[int]]:
+        """See `Network._weight_places`."""
+        numbers = {id(weight): number for number, weight in enumerate(self.model.weights)}
+        return {
+            path: [numbers[id(weight)] for weight in getattr(operation, "weights", ()) if id(weight) in numbers]
+            for path, operation in self._operations
+            if kind_of(operation) != "model"
+        }
 
     def _values(self) -> list[Tensor]:
         if self._held is not None:

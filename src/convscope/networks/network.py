@@ -1,6 +1,6 @@
 """What every opened model looks like to the techniques: a `Network` with `Layer`s, a `Head` and taps.
 
-Nothing here names a framework. A file for each framework (`keras.py`, later `pytorch.py`) fills in the few
+Nothing here names a framework. A file for each framework (`keras.py`, `pytorch.py`) fills in the few
 abstract methods; selection, preparation of pictures and the reading of outputs are the same for all.
 """
 
@@ -108,7 +108,7 @@ class Head:
     def text(self) -> str:
         """What was found out, as a sentence for people."""
         if self.kind == "maps":
-            return "a value for each place and not for each class, so there are no predictions and no heatmaps"
+            return "a value for each place and not for each class, so there are no predictions"
         if self.kind == "linear":
             one = self.units == 1
             return f"{self.units} linear output{'' if one else 's'}, explained as {'it is' if one else 'they are'}"
@@ -351,7 +351,8 @@ class Network(ABC):
         if self.head.kind == "maps":
             raise UsageError(
                 f"expected class scores (n, classes) from {self.name}, found an output with {self.head.text}. "
-                "Activations and filters work; if another output has classes, choose it with --output."
+                "Activations and filters work, and heatmaps of --class NUMBER (a channel of the output) or "
+                "LAYER:CHANNEL; if another output has classes, choose it with --output."
             )
 
     def prepare(self, sources: Sequence[pictures.Picture], size: tuple[int, int] | None = None) -> np.ndarray:
@@ -465,21 +466,41 @@ class Network(ABC):
             },
         }
 
-    @contextmanager
-    def scrambled(self, kernels: int, seed: int = 0) -> Iterator[None]:
-        """For the length of a block the values inside of each of the last weights have changed places.
+    def stages(self, before: Sequence[str] = ()) -> list[list[int]]:
+        """The weights in the order of execution, a stage for each kernel with the norms and biases that follow it.
 
         Args:
-            kernels: how many arrays with two axes or more, counted from the output, with what lies between them.
-            seed: of the permutations.
+            before: paths of layers; only what leads to them, to the output where there are none.
+
+        Returns:
+            for each kernel the numbers, in the order of `weights()`, of its own and the following arrays.
         """
-        weights = self.weights()
-        found = [index for index, weight in enumerate(weights) if weight.ndim > 1]
-        first = found[-kernels] if 0 < kernels <= len(found) else 0
+        weights, places = self.weights(), self._weight_places()
+        names = [layer.path for layer in self.layers]
+        last = max((names.index(path) for path in before), default=len(names) - 1)
+        found: list[list[int]] = []
+        known: set[int] = set()
+        for layer in self.layers[: last + 1]:
+            own = [index for index in places.get(_base(layer.path), ()) if index not in known] if layer.on_path else []
+            known.update(own)
+            if any(_is_kernel(weights[index]) for index in own):
+                found.append(own)
+            elif found:
+                found[-1] += own
+        return found
+
+    @abstractmethod
+    def _weight_places(self) -> Mapping[str, Sequence[int]]:
+        """For each layer, without marks for one of several calls, the numbers of its own arrays in `weights()`."""
+
+    @contextmanager
+    def scrambled(self, stages: Sequence[Sequence[int]], seed: int = 0) -> Iterator[None]:
+        """For the length of a block the values inside of each array of some `stages` have changed places."""
+        chosen = {index for stage in stages for index in stage}
         random = np.random.default_rng(seed)
         shuffled = [
-            weight if index < first else random.permutation(weight.ravel()).reshape(weight.shape)
-            for index, weight in enumerate(weights)
+            random.permutation(weight.ravel()).reshape(weight.shape) if index in chosen else weight
+            for index, weight in enumerate(self.weights())
         ]
         with self.replaced(shuffled):
             yield
@@ -502,6 +523,11 @@ class Network(ABC):
 
 
 _PROGRAMS_KEPT = 32
+
+
+def _is_kernel(weight: np.ndarray) -> bool:
+    """True for an array with two axes or more along which it has more than one value."""
+    return weight.dtype.kind == "f" and sum(side > 1 for side in weight.shape) > 1
 
 
 def _forward(record: tuple[str, ...]) -> Callable:

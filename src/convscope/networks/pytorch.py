@@ -213,6 +213,18 @@ class TorchNetwork(Network):
                 for tensor, own in zip(tensors, kept, strict=True):
                     tensor.data.copy_(own)
 
+    def _weight_places(self) -> dict[str, list[int]]:
+        """See `Network._weight_places`."""
+        numbers = {id(tensor): number for number, tensor in enumerate(self._tensors())}
+        return {
+            path: [
+                numbers[id(tensor)]
+                for tensor in (*child.parameters(recurse=False), *child.buffers(recurse=False))
+                if id(tensor) in numbers
+            ]
+            for child, path in self._paths.items()
+        }
+
     def tensor(self, array: np.ndarray) -> Tensor:
         """See `Network.tensor`."""
         with torch.inference_mode(False):  # a tensor made inside the user's could not be differentiated

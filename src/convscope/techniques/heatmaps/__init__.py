@@ -61,6 +61,7 @@ def heatmap(
     smooth: bool = False,
     budget: int | None = None,
     check: bool = False,
+    precision: str = "float32",
     seed: int = 0,
     batch: int = BATCH,
     progress: Progress = None,
@@ -87,13 +88,14 @@ def heatmap(
         budget: passes that a sampling method may spend on a picture: channels of Score-CAM, masks of RISE, noisy copies
             of SmoothGrad, steps of integrated gradients.
         check: measure how far each map can be believed: see `faithfulness`.
+        precision: "bfloat16", or "auto" where the machine gains by it, of the passes of Score-CAM and RISE.
         seed: of what is drawn.
         batch: pictures at a time.
         progress: called as `progress(done, total, text)`.
 
     Returns:
-        raw signed maps, `(n, h, w)` at the layer's size, or at the picture's size where the method is one of pixels (of
-        several sizes, a tuple of them); a map in which nothing is to be seen has its reason.
+        raw signed maps, `(n, h, w)` at the layer's size, or at the picture's size where they are smoothed or the method
+        is one of pixels (of several sizes, a tuple of them); a map in which nothing is to be seen has its reason.
 
     Raises:
         UsageError: no such class, layer or method, or a layer without a map; PictureError, ModelError.
@@ -104,13 +106,15 @@ def heatmap(
     if budget is not None and budget < 2:
         raise UsageError(f"a budget must be at least 2 passes, found {budget}.")
     goal = goal_of(network, target, against, len(photos), lambda: _ranked(network, photos, batch))
-    layers, rule = _layers(network, layer, goal, methods, photos)
+    asked = Asked(budget, seed, _precision(network, precision))
+    layers, rule = _layers(network, layer, goal, methods, photos, asked)
     batch = max(1, min(batch, len(goal.photos)))
-    work = _Work(network, layers, goal, methods, smooth, check, Asked(budget, seed), batch, {} if skip else None)
-    maps, rows = [], []
+    work = _Work(network, layers, goal, methods, smooth, check, asked, batch, {} if skip else None)
+    shown, maps, rows = [], [], []
     for start in range(0, len(goal.photos), batch):
         some = np.arange(start, min(start + batch, len(goal.photos)))
-        for raw, row in work.explain([photos[index] for index in goal.photos[some]], some):
+        for photo, raw, row in work.explain([photos[index] for index in goal.photos[some]], some):
+            shown.append(photo)
             maps.append(np.where(np.isfinite(raw), raw, 0).astype(np.float32))
             rows.append(row)
         if progress:
@@ -128,10 +132,16 @@ def heatmap(
         "explained": network.head.text if isinstance(goal.target, ClassScore) else goal.target.text,
         "smooth": smooth,
         "budget": budget,
+        "precision": asked.precision,
         "seed": seed,
     }
-    shown = tuple(photos[index] for index in goal.photos for _ in used)
-    return Heatmap(provenance(network, "heatmap", photos, parameters), shown, _stacked(maps), tuple(rows))
+    return Heatmap(provenance(network, "heatmap", photos, parameters), tuple(shown), _stacked(maps), tuple(rows))
+
+
+def _precision(network: Network, precision: str) -> str:
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"precision {precision!r} is not known; expected auto, float32 or bfloat16.")
+    return network.precision_for_ascent() if precision == "auto" else precision
 
 
 def _stacked(maps: list[np.ndarray]) -> Any:
@@ -153,27 +163,41 @@ def _methods(given: str | Sequence[str]) -> list[Method]:
 
 
 def _layers(
-    network: Network, given: str | Sequence[str], goal: Goal, methods: Sequence[Method], photos: Sequence[Picture]
+    network: Network,
+    given: str | Sequence[str],
+    goal: Goal,
+    methods: Sequence[Method],
+    photos: Sequence[Picture],
+    asked: Asked,
 ) -> tuple[list[Layer], str]:
     """The layers that are looked at, none where every method is one of the picture's own places; and by which rule."""
     if given == "auto" and all(one.at_picture for one in methods):
         return [], "none: the method looks at the picture"
     if given == "best":
-        return _best(network, goal, next((one for one in methods if not one.at_picture), None), photos)
+        return _best(network, goal, next((one for one in methods if not one.at_picture), None), photos, asked)
     rule = "the last layer whose map has more than one cell" if given == "auto" else "given"
     return [_layer(network, path, goal) for path in ([given] if isinstance(given, str) else given)], rule
 
 
-def _best(network: Network, goal: Goal, method: Method | None, photos: Sequence[Picture]) -> tuple[list[Layer], str]:
+def _best(
+    network: Network, goal: Goal, method: Method | None, photos: Sequence[Picture], asked: Asked
+) -> tuple[list[Layer], str]:
     """The layer whose maps of the first pictures do best, and how all did."""
     if method is None:
         return [], "none: the method looks at the picture"
     rows = np.arange(min(len(goal.photos), TRIED_PHOTOS))
     x = network.prepare([photos[index] for index in goal.photos[rows]])
     arguments = tuple(argument[rows] for argument in goal.arguments)
-    seen = [look(network, layer, goal.target, x, arguments, len(x)) for layer in _candidates(network, goal)]
-    maps = [(one.layer.path, [_raw(made) for made in method.explain(one)]) for one in seen if one.layer]
-    judged = better_layers(list(seen[0].singles()), maps)
+    maps, refused = [], ""
+    for layer in _candidates(network, goal):
+        seen = look(network, layer, goal.target, x, arguments, len(x), asked=asked)
+        try:
+            maps.append((layer.path, [_raw(made) for made in method.explain(seen)]))
+        except UsageError as error:  # the method may fit another layer
+            refused = str(error)
+    if not maps:
+        raise UsageError(refused)
+    judged = better_layers(list(seen.singles()), maps)
     how = ", ".join(f"{one.layer} {one.value:.3f}" for one in judged)
     return [network.layer(judged[0].layer)], f"the best of {len(judged)} by insertion less deletion: {how}"
 
@@ -190,6 +214,10 @@ def _candidates(network: Network, goal: Goal) -> list[Layer]:
 
 def _raw(made: Made) -> np.ndarray:
     return made[0] if isinstance(made, tuple) else made
+
+
+def _note(made: Made) -> str:
+    return made[1] if isinstance(made, tuple) else ""
 
 
 def _layer(network: Network, path: str, goal: Goal) -> Layer:
@@ -210,7 +238,13 @@ def _last_before(network: Network, record: Sequence[str]) -> Layer:
     if not record:
         return network.last_spatial_layer()
     names = [layer.path for layer in network.layers]
-    return network.last_spatial_layer(min(names.index(path) for path in record))
+    first = min(names.index(path) for path in record)
+    if not any(layer.spatial for layer in network.layers[:first]):
+        raise UsageError(
+            f"no layer with a map lies before {names[first]}, which is explained; give that layer itself with --layer, "
+            "or a method that looks at the picture, such as saliency or occlusion."
+        )
+    return network.last_spatial_layer(first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,22 +261,33 @@ class _Work:
     batch: int
     left_out: dict[str, str] | None
 
-    def explain(self, photos: Sequence[Picture], rows: np.ndarray) -> Iterator[tuple[np.ndarray, HeatmapRow]]:
-        """The raw map `(h, w)` and the row of each photo and method."""
+    def explain(self, photos: Sequence[Picture], rows: np.ndarray) -> Iterator[tuple[Picture, np.ndarray, HeatmapRow]]:
+        """For each photo and method the photo, the raw map `(h, w)` and the row."""
         x = self.network.prepare(photos)
         arguments = tuple(argument[rows] for argument in self.goal.arguments)
         seen = [self._look(layer, x, arguments, self.batch) for layer in self._places]
         if seen[0].logits is not None:
             check_finite(self.network, seen[0].logits)
+        self._check_rivals(seen[0], photos)
         made = [(one, maps) for one in self.methods if (maps := self._made(one, seen)) is not None]
         singles = list(seen[0].singles())
         for index, photo in enumerate(photos):
             for one, maps in made:
-                raw, note = found if isinstance(found := maps[index], tuple) else (found, "")
-                row = _row(seen[0], index, photo, one, raw, note, [layer.path for layer in self.layers])
+                raw = _raw(maps[index])
+                row = _row(seen[0], index, photo, one, raw, _note(maps[index]), [layer.path for layer in self.layers])
                 if self.checked:
                     row = replace(row, check=self._check(one, singles[index], raw))
-                yield raw, row
+                yield photo, raw, row
+
+    def _check_rivals(self, seen: Evidence, photos: Sequence[Picture]) -> None:
+        """A picture's own best class may turn out to be the one that was to be set against it."""
+        for index, photo in enumerate(photos if isinstance(seen.target, ClassScore) else ()):
+            if not seen.arguments[0][index].any():
+                best = self.network.class_name(int(np.argmax(seen.logits[index]))) if seen.logits is not None else ""
+                raise UsageError(
+                    f"class {best!r} is the best one of {photo.name}, so it can't be set against itself; say which "
+                    "class it is to be set against, or rival for the next best."
+                )
 
     def _check(self, one: Method, single: Single, raw: np.ndarray) -> Check:
         rows = tuple(argument[None] for argument in single.arguments)
@@ -280,11 +325,15 @@ class _Work:
         return parts[0] if len(parts) == 1 or one.at_picture else [_fused(maps) for maps in zip(*parts, strict=True)]
 
 
-def _fused(maps: Sequence[Made]) -> np.ndarray:
-    """The mean of several layers' maps, the positive part of each over its highest value, at the largest one's size."""
-    raw = [np.maximum(_raw(one), 0) for one in maps]
+def _fused(maps: Sequence[Made]) -> Made:
+    """The mean of several layers' maps, the positive part of each over its highest value, at the largest one's size.
+
+    Where none has a positive part it is the mean of the maps, each over its size.
+    """
+    raw, note = [_raw(one) for one in maps], "; ".join(_note(one) for one in maps if _note(one))
+    kept = [np.maximum(one, 0) for one in raw] if any(one.max() > 0 for one in raw) else raw
     size = max((one.shape for one in raw), key=lambda shape: shape[0] * shape[1])
-    return np.mean([resize_map(one, *size) / max(float(one.max()), 1e-12) for one in raw], axis=0)
+    return np.mean([resize_map(one, *size) / max(float(np.abs(one).max()), 1e-12) for one in kept], axis=0), note
 
 
 def _smoothed(one: Method, evidence: Evidence) -> list[Made]:
@@ -295,6 +344,7 @@ def _smoothed(one: Method, evidence: Evidence) -> list[Made]:
     size = evidence.x.shape[1:3]
     step = max(1, round(size[0] * SHIFT)), max(1, round(size[1] * SHIFT))
     total: list[np.ndarray] = [np.zeros(size) for _ in evidence.x]
+    notes = [""] * len(evidence.x)
     moves = [(0, 0), (step[0], 0), (-step[0], 0), (0, step[1]), (0, -step[1])]
     for rows, columns in moves:
         for mirrored in (False, True):
@@ -305,10 +355,11 @@ def _smoothed(one: Method, evidence: Evidence) -> list[Made]:
                 resolved=True,
                 asked=evidence.asked,
             )
-            for sum_, found in zip(total, one.explain(seen), strict=True):
+            for index, found in enumerate(one.explain(seen)):
                 raw = resize_map(_raw(found), *size)
-                sum_ += _moved(raw[None, :, :: -1 if mirrored else 1], -rows, -columns)[0]
-    return [one / (2 * len(moves)) for one in total]
+                total[index] += _moved(raw[None, :, :: -1 if mirrored else 1], -rows, -columns)[0]
+                notes[index] = notes[index] or _note(found)  # of the picture as it is, which comes first
+    return [(one / (2 * len(moves)), note) for one, note in zip(total, notes, strict=True)]
 
 
 def _moved(pictures: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -350,6 +401,8 @@ def _row(
             against=None if rival is None else network.class_name(rival),
         )
     reason = _why_blank(raw, seen.gradients[index], row.probability, network.head.kind.endswith("_output"))
+    if isinstance(seen.target, Channel) and not seen.arguments[0][index].any():
+        reason = f"there is no place with {seen.target.text}"
     return replace(row, status="blank" if reason else "ok", reason=reason)
 
 

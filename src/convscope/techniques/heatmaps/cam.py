@@ -13,6 +13,8 @@ from convscope.errors import UsageError
 from convscope.techniques.heatmaps.evidence import Evidence, explains_a_class
 from convscope.techniques.heatmaps.methods import explained, method
 
+CLASSLESS = "no class plays a part in it"
+
 
 @method("grad-cam", "Selvaraju et al. 2017, Grad-CAM, arXiv:1610.02391, eq. 1 and 2 before the ReLU")
 def grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
@@ -91,7 +93,7 @@ def grad_cam_plus_plus(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return np.einsum("nhwc,nc->nhw", maps, weights).astype(np.float32)
 
 
-@method("eigen-cam", "Muhammad and Yeasin 2020, Eigen-CAM, arXiv:2008.00299, eq. 3: not centred")
+@method("eigen-cam", "Muhammad and Yeasin 2020, Eigen-CAM, arXiv:2008.00299, eq. 3: not centred", warning=CLASSLESS)
 def eigen_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """The maps' first principal component, whatever the class: no gradient is used; else as `grad_cam`.
 
@@ -101,7 +103,11 @@ def eigen_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return np.stack([_upright(_component(one)) for one in maps]).astype(np.float32)
 
 
-@method("eigen-cam-centred", "Muhammad and Yeasin 2020, Eigen-CAM, with each channel's mean taken away first")
+@method(
+    "eigen-cam-centred",
+    "Muhammad and Yeasin 2020, Eigen-CAM, with each channel's mean taken away first",
+    warning=CLASSLESS,
+)
 def eigen_cam_centred(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """As `eigen_cam` of maps less their mean over space, which is how several tools compute it.
 
@@ -123,7 +129,7 @@ def eigen_grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
 MOST_PLACES = 4096  # of a map, for a matrix of all pairs of them
 
 
-@method("kpca-cam", "Karmani et al. 2024, KPCA-CAM, arXiv:2410.00267, with a sigmoid kernel")
+@method("kpca-cam", "Karmani et al. 2024, KPCA-CAM, arXiv:2410.00267, with a sigmoid kernel", warning=CLASSLESS)
 def kpca_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """The first kernel principal component of the places of the centred maps, kernel tanh(x y / c + 1).
 

@@ -90,7 +90,10 @@ def factorised(table: np.ndarray, count: int, sweeps: int = SWEEPS) -> tuple[np.
 
 def _start(table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The positive parts of the first singular vectors; zeros get the table's mean, so that they can still grow."""
-    left, sizes, right = np.linalg.svd(table, full_matrices=False)
+    squares, vectors_ = np.linalg.eigh(table.T @ table)
+    sizes = np.sqrt(np.maximum(squares[::-1], 0))
+    right = vectors_.T[::-1]
+    left = table @ right[:count].T / np.maximum(sizes[:count], EPSILON)
     shares, vectors = np.zeros((len(table), count)), np.zeros((count, table.shape[1]))
     for k in range(count):
         sides = [(np.maximum(sign * left[:, k], 0), np.maximum(sign * right[k], 0)) for sign in (1, -1)]
@@ -108,16 +111,19 @@ def _rows(network: Network, layer: Layer, table: np.ndarray, shares: np.ndarray,
     rest = table - shares @ vectors
     rows = []
     for number in range(len(vectors)):
-        # What the error would grow by without it.
-        without = rest + np.outer(shares[:, number], vectors[number])
-        gained = (float((without**2).sum()) - float((rest**2).sum())) / total
+        # What the squared error would grow by without it: |rest + s v|^2 - |rest|^2.
+        share, vector = shares[:, number], vectors[number]
+        gained = float(2 * share @ (rest @ vector) + (share @ share) * (vector @ vector)) / total
         rows.append(Concept(number, gained, classes[number]))
     return rows
 
 
 def _classes(network: Network, layer: Layer, shares: np.ndarray, vectors: np.ndarray) -> list[tuple[Prediction, ...]]:
-    """The best classes of a map that is full of each concept, as strong as it is where it is the strongest."""
-    if network.head.kind == "maps":
+    """The best classes of a map that is full of each concept, as strong as it is where it is the strongest.
+
+    What passes the layer by (the shortcut of a residual block) is that of a picture of zeros.
+    """
+    if network.head.kind == "maps" or not layer.on_path:
         return [()] * len(vectors)
 
     def replay(run: Any, x: Any, fills: Any) -> Any:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from convscope.errors import UsageError
 from convscope.networks import Layer, Network
 from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
 
@@ -31,10 +32,12 @@ class Asked:
     Attributes:
         budget: passes that a sampling method may spend on a picture; None for its own number.
         seed: of what is drawn.
+        precision: "float32" or "bfloat16", of passes that only score pictures.
     """
 
     budget: int | None = None
     seed: int = 0
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +74,11 @@ class Evidence:
 
     def gradients_of(self, arguments: tuple[np.ndarray, ...]) -> np.ndarray:
         """The layer's gradients `(n, h, w, c)` of the same target with other resolved arguments."""
-        return _passed(self, ("explain", False), _explaining, arguments)[2]
+        return _passed(self, _explaining, arguments)[2]
 
     def curvature(self) -> np.ndarray:
         """The product of the score's Hessian at the layer with the layer's own maps `(n, h, w, c)`."""
-        return _passed(self, ("curvature",), _curving, self.arguments, self.maps)[0]
+        return _passed(self, _curving, self.arguments, self.maps)[0]
 
     def singles(self) -> Iterator[Single]:
         """The pictures one by one."""
@@ -116,7 +119,8 @@ def look(
     blank = Evidence(
         network, layer, target, x, arguments, np.zeros(0), None, x, x, batch, Asked() if asked is None else asked
     )
-    scores, maps, gradients, logits, *settled = _passed(blank, ("explain", not resolved), _explaining, arguments)
+    make = _explaining if resolved else _settling
+    scores, maps, gradients, logits, *settled = _passed(blank, make, arguments)
     return replace(
         blank,
         scores=scores,
@@ -128,13 +132,13 @@ def look(
 
 
 def _passed(
-    evidence: Evidence, key: tuple, make: Callable[..., Callable], arguments: Sequence[np.ndarray], *more: np.ndarray
+    evidence: Evidence, make: Callable[..., Callable], arguments: Sequence[np.ndarray], *more: np.ndarray
 ) -> list[np.ndarray]:
-    """Run a program on pictures that are filled up to the batch; arrays with a row for each picture come back."""
+    """Run the program that `make` makes, on pictures filled up to the batch; a row for each picture comes back."""
     network, layer, count = evidence.network, evidence.layer, len(evidence.x)
     path = None if layer is None else layer.path
     program = network.program(
-        (*key, path, evidence.target), lambda: network.compile(make(network, layer, evidence.target, key[-1]))
+        ("passed", make, path, evidence.target), lambda: network.compile(make(network, layer, evidence.target))
     )
     at = evidence.x.shape[1:] if layer is None else layer.shape
     given = [evidence.x, np.zeros((count, *at), np.float32), *more, *arguments]
@@ -156,7 +160,12 @@ def _whole(network: Network, target: Target) -> bool:
     return target.scores or network.head.kind != "maps"
 
 
-def _explaining(network: Network, layer: Layer | None, target: Target, settle: bool) -> Callable:
+def _settling(network: Network, layer: Layer | None, target: Target) -> Callable:
+    """As `_explaining`, with arguments that are resolved in the same pass."""
+    return _explaining(network, layer, target, settle=True)
+
+
+def _explaining(network: Network, layer: Layer | None, target: Target, settle: bool = False) -> Callable:
     ops = network.ops
 
     def explain(run: Callable, x: Any, delta: Any, *arguments: Any) -> list:
@@ -173,7 +182,7 @@ def _explaining(network: Network, layer: Layer | None, target: Target, settle: b
     return explain
 
 
-def _curving(network: Network, layer: Layer | None, target: Target, _: Any) -> Callable:
+def _curving(network: Network, layer: Layer | None, target: Target) -> Callable:
     ops = network.ops
 
     def curve(run: Callable, x: Any, delta: Any, direction: Any, *arguments: Any) -> list:
@@ -204,13 +213,18 @@ def slopes(
     Args:
         network, target: whose score; x: prepared pictures `(n, h, w, c)`; arguments: resolved, a row for each.
         batch: pictures at a time.
-        guided: through each non-linearity only what is positive comes back (guided backpropagation).
+        guided: through each ReLU only what is positive comes back (guided backpropagation).
+
+    Raises:
+        UsageError: guided, and there is no ReLU.
     """
     found: list[list[np.ndarray]] = []
-    program = network.program(
-        ("slopes", guided, target),
-        lambda: network.compile(_sloping(network, target, _gates(network) if guided else ())),
-    )
+    gates = _gates(network) if guided else ()
+    if guided and not gates:
+        raise UsageError(
+            f"guided backpropagation changes how gradients pass a ReLU, and {network.name} has none; use saliency."
+        )
+    program = network.program(("slopes", gates, target), lambda: network.compile(_sloping(network, target, gates)))
     for start in range(0, len(x), batch):
         some = np.minimum(np.arange(start, start + batch), len(x) - 1)  # one shape
         given = [x[some].astype(np.float32), *(argument[some] for argument in arguments)]
@@ -276,32 +290,39 @@ class Single:
         """
         return self._in_chunks(lambda numbers: self._replayed(factors(numbers).astype(np.float32)), count, CHUNK)
 
-    def of_pictures(self, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+    def of_pictures(
+        self, pictures: Callable[[np.ndarray], np.ndarray], count: int, precision: str = "float32"
+    ) -> np.ndarray:
         """The score `(count,)` of pictures `(n, h, w, c)`, which are made for some numbers `(n,)` at a time."""
-        return self.answers(pictures, count)[0]
+        return np.concatenate([scores for scores, _ in self._scored(pictures, count, precision)])[:count]
 
-    def answers(self, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The scores `(count,)` of pictures and their logits `(count, classes)`, None where there are none."""
-        whole = _whole(self.network, self.target)
-        scores, logits = [], []
+    def _scored(
+        self, pictures: Callable[[np.ndarray], np.ndarray], count: int, precision: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The scores `(n,)` of some pictures at a time, and their logits `(n, classes)` where the target reads them."""
+        program = self.network.program(("score", self.target, precision), lambda: self._compiled(_scoring, precision))
         for numbers in _chunks(count, PICTURES):
             x = self.network.tensor(pictures(numbers).astype(np.float32))
-            program = self.network.program(("score", self.target), lambda: self._compiled(_scoring))
-            values, answer = program(x, *self._rows(len(numbers)))
-            scores.append(self.network.numpy(values))
-            logits.append(self.network.numpy(answer))
-        return np.concatenate(scores)[:count].astype(np.float64), np.concatenate(logits)[:count] if whole else None
+            scores, logits = map(self.network.numpy, program(x, *self._rows(len(numbers))))
+            yield scores.astype(np.float64), logits
 
     @property
     def has_chances(self) -> bool:
-        """True if what is explained has a probability."""
-        return isinstance(self.target, ClassScore) and self.network.head.kind != "linear"
+        """True if what is explained has a probability: a class, or one against the only other one."""
+        if not isinstance(self.target, ClassScore) or self.network.head.kind == "linear":
+            return False
+        return bool(self.arguments[0].min() >= 0) or self.network.head.paired
 
-    def chances(self, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+    def chances(
+        self, pictures: Callable[[np.ndarray], np.ndarray], count: int, precision: str = "float32"
+    ) -> np.ndarray:
         """The probability `(count,)` of the class, or the score where what is explained has none."""
-        scores, logits = self.answers(pictures, count)
-        probabilities = self.network.head.probabilities(logits) if self.has_chances and logits is not None else None
-        return scores if probabilities is None else probabilities[:, chosen(self.arguments[0])[0]].astype(np.float64)
+        if not self.has_chances:
+            return self.of_pictures(pictures, count, precision)
+        found = [logits for _, logits in self._scored(pictures, count, precision)]
+        probabilities = self.network.head.probabilities(np.concatenate(found)[:count])
+        assert probabilities is not None, "a head that is not linear has probabilities"
+        return probabilities[:, chosen(self.arguments[0])[0]].astype(np.float64)
 
     def slopes(
         self, pictures: Callable[[np.ndarray], np.ndarray], count: int, guided: bool = False
@@ -316,8 +337,8 @@ class Single:
         found = [scores(numbers) for numbers in _chunks(count, chunk)]
         return np.concatenate(found)[:count].astype(np.float64)
 
-    def _compiled(self, make: Callable[..., Callable]) -> Callable:
-        return self.network.compile(make(self.network, self.layer, self.target))
+    def _compiled(self, make: Callable[..., Callable], *more: Any) -> Callable:
+        return self.network.compile(make(self.network, self.layer, self.target, *more))
 
     def _rows(self, count: int) -> list[Any]:
         return [self.network.tensor(np.repeat(argument[None], count, axis=0)) for argument in self.arguments]
@@ -330,16 +351,16 @@ class Single:
         if path not in whole:
             try:
                 return network.numpy(program(*map(network.tensor, (self.x, shaped)), *self._rows(len(shaped))))
-            except Exception as error:
+            except Exception as error:  # every framework has words of its own for shapes that do not go together
                 if network.out_of_memory(error):
                     raise
-                whole.add(path)  # every framework has words of its own for shapes that do not go together
         # What was computed before the layer is needed after it too, and has to be there as often: fewer at a time.
         found = []
         for start in range(0, len(shaped), PICTURES):
             part = shaped[start : start + PICTURES]
             given = map(network.tensor, (np.repeat(self.x, len(part), axis=0), part))
             found.append(network.numpy(program(*given, *self._rows(len(part)))))
+        whole.add(path)
         return np.concatenate(found)
 
 
@@ -353,16 +374,20 @@ def _replaying(network: Network, layer: Layer, target: Target) -> Callable:
     def replay(run: Callable, x: Any, factors: Any, *arguments: Any) -> Any:
         rules = {layer.path: lambda activation: activation * factors}
         seen = run(x, record=target.record, rules=rules, outputs=target.scores)
+        answers = [seen.activations[path] for path in target.record] + ([seen.logits] if target.scores else [])
+        if any(answer.shape[0] != factors.shape[0] for answer in answers):
+            raise ValueError("the network remembers how many pictures it was given")  # `Single._replayed` takes over
         return target.score(network.ops, seen.logits, seen.activations, arguments)
 
     return replay
 
 
-def _scoring(network: Network, layer: Layer | None, target: Target) -> Callable:
+def _scoring(network: Network, layer: Layer | None, target: Target, precision: str) -> Callable:
     def score(run: Callable, x: Any, *arguments: Any) -> tuple:
-        seen = run(x, record=target.record, outputs=_whole(network, target))
+        seen = run(x, record=target.record, outputs=target.scores, precision=precision)
         values = target.score(network.ops, seen.logits, seen.activations, arguments)
-        return values, values if seen.logits is None else seen.logits
+        # A map as long as the picture would have to be kept for each of many replays.
+        return values, values if network.head.kind == "maps" or seen.logits is None else seen.logits
 
     return score
 

@@ -1,8 +1,8 @@
 """Is it true? Numbers about a heatmap that do not depend on how it looks.
 
 What is measured, and the limits of the badge, were fixed before any method was scored. A score is the probability of
-the class; where what is explained has none, the number itself, brought to 1 for the whole picture and 0 for what is
-left when everything is removed.
+the class; where what is explained has none, the number itself over what the whole picture has more or less than a
+picture of its mean colour, which then scores 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from convscope.imaging import resize_map
 from convscope.results import Check
 from convscope.techniques.heatmaps.evidence import Single
-from convscope.techniques.heatmaps.perturbation import rank_correlation
+from convscope.techniques.heatmaps.ranks import rank_correlation
 
 STEPS = 16  # of the curves of deletion and insertion
 REMOVED = (0.2, 0.4, 0.6, 0.8)  # shares of the picture that ROAD removes
@@ -54,12 +54,14 @@ def check(single: Single, raw: np.ndarray, remake: Remake, seed: int = 0) -> Che
     )
 
 
-def verdict(raw: np.ndarray, scrambled: float, steady: float) -> tuple[str, str]:
-    """The badge, "pass", "doubtful" or "fail", and why."""
+def verdict(raw: np.ndarray, scrambled: float | None, steady: float) -> tuple[str, str]:
+    """The badge, "pass", "doubtful" or "fail", and why; `scrambled` is None where no weights could be scrambled."""
     if not raw.max() > raw.min():
         return "fail", "the map is the same everywhere: it tells nothing"
-    same = f"maps of scrambled weights are {scrambled:.2f} alike"
     shaky = f"maps of noisy copies are {steady:.2f} alike"
+    if scrambled is None:
+        return "doubtful", f"no weights were found to scramble, so that is not measured; {shaky}"
+    same = f"maps of scrambled weights are {scrambled:.2f} alike"
     if scrambled > FAILS:
         return "fail", f"{same}: it hardly depends on what the network learned"
     if steady < SHAKY:
@@ -104,13 +106,16 @@ def _curve(single: Single, places: np.ndarray, before: np.ndarray, after: np.nda
 
 
 def _chances(single: Single, pictures: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
-    """Probabilities of some pictures; without probabilities scores between that of grey, 0, and of the whole, 1."""
+    """Probabilities of some pictures; without them scores over the size of the whole one's, from that of grey on.
+
+    Not a number where the whole picture scores as grey does: there is nothing to lose then.
+    """
     scores = single.chances(pictures, count)
     if single.has_chances:
         return scores
     empty = single.chances(lambda numbers: np.repeat(_grey(single.x), len(numbers), axis=0), 1)[0]
-    span = single.whole - empty
-    return (scores - empty) / (span if abs(span) > 1e-12 else 1.0)
+    span = abs(single.whole - empty)
+    return (scores - empty) / (span if span > 1e-3 * max(abs(single.whole), abs(empty)) else np.nan)
 
 
 def _area(curve: np.ndarray) -> float:
@@ -229,19 +234,20 @@ def stability(x: np.ndarray, raw: np.ndarray, remake: Remake, random: np.random.
     return float(np.mean([rank_correlation(raw, np.nan_to_num(remake(copy))) for copy in copies]))
 
 
-def randomisation(single: Single, raw: np.ndarray, remake: Remake, seed: int = 0) -> float:
+def randomisation(single: Single, raw: np.ndarray, remake: Remake, seed: int = 0) -> float | None:
     """The cascading randomisation check (1810.03292): how alike the map stays while weights are scrambled.
 
-    The values inside of each kernel change places, from the output down: the last kernel, a third of them, two thirds,
-    all. The number is the mean over these of the absolute rank correlation with the map, 0..1; less is better. A map
-    that does not use the weights has 1.
+    The values inside of each kernel, and of the norms and biases after it, change places: of the last one on the way to
+    what is explained, of a third of them, two thirds, all. The number is the mean over these of the absolute rank
+    correlation with the map, 0..1; less is better. A map that does not use the weights has 1. None where there is no
+    kernel to scramble (weights that are constants of a program).
     """
-    kernels = sum(weight.ndim > 1 for weight in single.network.weights())
-    found = []
-    for count in sorted({1, max(1, round(kernels / 3)), max(1, round(2 * kernels / 3)), max(1, kernels)}):
-        with single.network.scrambled(count, seed):
+    stages = single.network.stages(single.target.record)
+    count, found = len(stages), []
+    for last in sorted({round(share * count) or 1 for share in (0, 1 / 3, 2 / 3, 1)}) if count else ():
+        with single.network.scrambled(stages[-last:], seed):
             found.append(abs(rank_correlation(raw, np.nan_to_num(remake(single.x)))))
-    return float(np.mean(found))
+    return float(np.mean(found)) if found else None
 
 
 # -- which layer -----------------------------------------------------------------------------------------

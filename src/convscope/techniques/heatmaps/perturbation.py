@@ -10,6 +10,7 @@ import numpy as np
 from convscope.imaging import resize_map
 from convscope.techniques.heatmaps.evidence import Single
 from convscope.techniques.heatmaps.methods import Made, replayed
+from convscope.techniques.heatmaps.ranks import rank_correlation
 
 CELLS = 8  # occlusion: patches of a side, half of which lies under the next one
 MASKS = 1000  # of RISE
@@ -58,17 +59,17 @@ def score_cam(single: Single) -> Made:
 
     maps, note, budget = single.maps[..., told].astype(np.float64), "", single.asked.budget
     if budget is None or budget >= len(told):
-        scores = single.of_pictures(lambda numbers: through(told[numbers]), len(told))
+        scores = single.of_pictures(lambda numbers: through(told[numbers]), len(told), single.asked.precision)
     else:
         masks = ((maps - low[told]) / (high - low)[told]).reshape(-1, len(told)).T
         passed = _spread(masks, budget)
-        scores, left_out = _guessed(
-            masks, passed, single.of_pictures(lambda numbers: through(told[passed[numbers]]), len(passed))
+        known = single.of_pictures(lambda numbers: through(told[passed[numbers]]), len(passed), single.asked.precision)
+        scores, left_out = _guessed(masks, passed, known)
+        agreement = rank_correlation(left_out, known)
+        note = (
+            f"{len(passed)} of {len(told)} channels; the scores of those, guessed from each other, agree by "
+            f"{agreement:.2f} in rank with what they are"
         )
-        agreement = rank_correlation(
-            _weighted(maps[..., passed], left_out), _weighted(maps[..., passed], scores[passed])
-        )
-        note = f"{len(passed)} of {len(told)} channels; on those, guesses and passes agree by {agreement:.2f} in rank"
     return _weighted(maps, scores).astype(np.float32), note
 
 
@@ -97,7 +98,8 @@ def _guessed(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple
     Returns:
         the scores, as they are where they were passed; and for each of those the guess from all others.
     """
-    squares = ((masks[:, None] - masks[None, passed]) ** 2).sum(axis=-1)
+    lengths = (masks**2).sum(axis=1)
+    squares = np.maximum(lengths[:, None] + lengths[None, passed] - 2 * masks @ masks[passed].T, 0)
     kernel = np.exp(-squares / max(2 * np.median(squares[passed]), 1e-12))
     centre, best = scores.mean(), (np.inf, scores, scores)
     for ridge in (1e-3, 1e-2, 1e-1, 1.0):
@@ -111,21 +113,6 @@ def _guessed(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple
     guessed = best[1].copy()
     guessed[passed] = scores
     return guessed, best[2]
-
-
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation of two maps; 0 where one of them is the same everywhere."""
-    ranks = [_ranks(np.asarray(values, np.float64).ravel()) for values in (one, other)]
-    centred = [rank - rank.mean() for rank in ranks]
-    size = np.linalg.norm(centred[0]) * np.linalg.norm(centred[1])
-    return float(centred[0] @ centred[1] / size) if size > 0 else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """The rank of each value; equal ones share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse]
 
 
 @replayed("occlusion", "Zeiler and Fergus 2013, Visualizing Convolutional Networks, arXiv:1311.2901", at_picture=True)
@@ -189,7 +176,7 @@ def rise(single: Single) -> Made:
     def seen(numbers: np.ndarray) -> np.ndarray:
         return single.x * np.stack([mask(number) for number in numbers])[..., None]
 
-    scores = single.chances(seen, count)
+    scores = single.chances(seen, count, single.asked.precision)
     total, squares = np.zeros(size), np.zeros(size)
     for number, score in enumerate(scores - scores.mean()):
         part = score * mask(number) / SHOWN
@@ -197,6 +184,5 @@ def rise(single: Single) -> Made:
         squares += part**2
     heat = total / count
     error = np.sqrt(np.maximum(squares / count - heat**2, 0) / count).mean()
-    return heat.astype(
-        np.float32
-    ), f"{count} masks; standard error {error / max(float(heat.max()), 1e-12):.2f} of the highest"
+    share = f"{error / np.abs(heat).max():.2f}" if heat.any() else "0"
+    return heat.astype(np.float32), f"{count} masks; standard error {share} of the largest value"

@@ -88,6 +88,10 @@ def integrated_gradients(single: Single) -> Made:
     warning="guided backpropagation hardly depends on the class or on the weights: it shows edges",
 )
 def guided_backprop(single: Single) -> Made:
-    """`saliency` of the gradient that comes back through each non-linearity only where it is positive."""
+    """`saliency` of the gradient that comes back through each ReLU only where it is positive.
+
+    Raises:
+        UsageError: the network has none.
+    """
     ((gradients, _),) = single.slopes(lambda numbers: single.x[numbers], 1, guided=True)
     return np.abs(gradients[0]).max(axis=-1).astype(np.float32)

@@ -94,7 +94,8 @@ class Channel:
     Attributes:
         layer, channel: which.
         text: in words.
-        highest: over the places at which the channel is the highest of all, as for a class of a segmentation.
+        highest: over the places at which the channel is the highest of all, as for a class of a segmentation; of a
+            single channel, where it is above `middle`.
         mask: `(h, w)`, over the places of a mask, whose sum is 1; None for all.
 
     Arguments: masks `(n, h, w)`.
@@ -104,6 +105,7 @@ class Channel:
     channel: int
     text: str
     highest: bool = False
+    middle: float = 0.0
     mask: np.ndarray | None = field(default=None, compare=False)
     scores: bool = False
 
@@ -116,8 +118,12 @@ class Channel:
         """See `Target.resolve`."""
         if not self.highest:
             return arguments
-        best = ops.cast(ops.argmax(self._maps(ops, activations), axis=-1), "float32")
-        own = ops.cast(ops.less(ops.square(best - self.channel), 0.5), "float32")
+        maps = self._maps(ops, activations)
+        if maps.shape[-1] == 1:  # of two classes: above the middle of a logit or a probability
+            own = ops.cast(ops.less(self.middle, maps[..., 0]), "float32")
+        else:
+            best = ops.cast(ops.argmax(maps, axis=-1), "float32")
+            own = ops.cast(ops.less(ops.square(best - self.channel), 0.5), "float32")
         return (own / ops.maximum(ops.sum(own, axis=(1, 2), keepdims=True), 1.0),)
 
     def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
@@ -191,7 +197,13 @@ class Custom:
 
     def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
         """See `Target.score`."""
-        return self.function(ops, logits, activations)
+        found = self.function(ops, logits, activations)
+        if len(getattr(found, "shape", (0, 0))) != 1:
+            raise UsageError(
+                f"expected a number for each picture (n,) from {self.text}, found the shape "
+                f"{tuple(getattr(found, 'shape', ())) or 'of a single number'}."
+            )
+        return found
 
 
 # -- from what the user says -----------------------------------------------------------------------------
@@ -217,7 +229,13 @@ def as_targets(target: Any) -> list[int | str]:
     if isinstance(target, Channel | Likeness | Custom):
         return [target.text]
     several = [target] if isinstance(target, str | int | np.integer) else target
-    return [one if isinstance(one, str) else int(one) for one in several]
+    try:
+        return [one if isinstance(one, str) else int(one) for one in several]
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"a target is a class by number or name, one for each picture, the text of a channel, or what "
+            f"channel_target, likeness_target and Custom make; found {type(target).__name__}."
+        ) from None
 
 
 def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Callable[[], np.ndarray]) -> Goal:
@@ -237,6 +255,8 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
     """
     everyone = np.arange(count)
     found = target if isinstance(target, Channel | Likeness | Custom) else _channel(network, target)
+    if isinstance(found, Custom):
+        found = replace(found, layers=tuple(network.layer(path).path for path in found.layers))
     if found is not None:
         if against is not None:
             raise UsageError(f"only a class can be set against another one; {found.text!r} is none.")
@@ -263,7 +283,7 @@ def channel_target(
     Raises:
         UsageError: no such layer, channel or place.
     """
-    found = network.layer(layer)
+    found = _with_channels(network, layer)
     if not 0 <= channel < found.channels:
         raise UsageError(
             f"channel {channel} is out of range: {found.path} has {found.channels} channels, numbered from 0 to "
@@ -281,13 +301,21 @@ def channel_target(
     return Channel(found.path, channel, f"{found.path}:{channel}@{place[0]},{place[1]}", mask=point)
 
 
+def _with_channels(network: Network, path: str) -> Layer:
+    """The layer at `path`, whose output is a map or a vector."""
+    found = network.layer(path)
+    if len(found.shape) not in (1, 3):
+        raise UsageError(f"layer {found.path!r} has no channels to explain; its output has the shape {found.shape}.")
+    return found
+
+
 def likeness_target(network: Network, photo: Any, layer: str | None = None) -> Likeness:
     """What makes a picture like another `photo` to a layer, the last one before the class scores where None.
 
     Raises:
         UsageError: no such layer; PictureError.
     """
-    path = network.layer(layer).path if layer else _embedding(network).path
+    path = _with_channels(network, layer).path if layer else _embedding(network).path
     (other,) = read_pictures([photo])
     answer = network.forward(network.prepare([other]), (path,))[1][path][0]
     answer = answer.mean(axis=(0, 1)) if answer.ndim == 3 else answer
@@ -301,7 +329,10 @@ def _embedding(network: Network) -> Layer:
     candidates = [
         layer
         for layer in network.layers
-        if layer.on_path and layer.kind not in ("model", "reshape") and layer.channels != units
+        if layer.on_path
+        and len(layer.shape) in (1, 3)
+        and layer.kind not in ("model", "reshape")
+        and layer.channels != units
     ]
     if not candidates:
         raise UsageError(f"{network.name} has no layer before its scores to compare photos in; name one.")
@@ -322,15 +353,26 @@ def _channel(network: Network, target: Any) -> Channel | None:
 
 
 def _class_of_maps(network: Network, number: int) -> Channel:
-    """A class of a segmentation: the mean of its scores where it is the highest."""
-    last = next((layer for layer in reversed(network.layers) if layer.on_path and layer.spatial), None)
-    # Before a softmax, whose gradient dies where it is sure.
-    scores = [la for la in network.layers if last and la.on_path and la.shape == last.shape and la.kind != "activation"]
-    if last is None or not scores:
-        raise UsageError(f"{network.name} has no layer with a map to explain.")
-    found = channel_target(network, scores[-1].path, number)
+    """A class of a segmentation: the mean of its scores where it is the highest.
+
+    The scores are taken before a softmax or sigmoid that is a layer of its own, whose gradient dies where it is sure.
+    """
+    last = next((layer for layer in reversed(network.layers) if layer.on_path and layer.kind != "model"), None)
+    if last is None or not last.spatial or int(np.prod(last.shape)) != network.head.units:
+        raise UsageError(
+            f"the output of {network.name} is no map of classes (height, width, classes) that convscope can tell; "
+            "explain a channel, as --class LAYER:CHANNEL, or a Custom function of the answers."
+        )
+    alike = [
+        la for la in network.layers if la.on_path and la.shape == last.shape and la.kind not in ("model", "reshape")
+    ]
+    scores = next((layer for layer in reversed(alike) if layer.kind != "activation"), last)
+    found = channel_target(network, scores.path, number)
     name = network.class_names[number] if network.class_names and number < len(network.class_names) else number
-    return replace(found, text=f"class {name} where it is the highest", highest=True)
+    where = "above the middle" if scores.channels == 1 else "the highest"
+    after = f", after its {scores.activation}" if scores.activation else ""
+    middle = 0.5 if scores.activation else 0.0
+    return replace(found, text=f"class {name} where it is {where}{after}", highest=True, middle=middle)
 
 
 def _arguments_of(network: Network, target: Target, count: int) -> tuple[np.ndarray, ...]:
