@@ -65,19 +65,29 @@ def _subject() -> tuple[Any, list[Case]]:
     return network, [Case(one, number, np.ones((SIDE, SIDE), bool)) for number, one in enumerate(pixels)]
 
 
-def _turns(makers: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, taking turns, after one turn that is not counted; what fails has none."""
-    times: dict[str, list[float]] = {name: [] for name in makers}
+Times = dict[str, list[float] | str]
+
+
+def _turns(makers: dict[str, Callable[[], Any]], repeats: int) -> Times:
+    """Seconds of each, taking turns, after one turn that is not counted; of what fails the reason."""
+    times: Times = {name: [] for name in makers}
     for turn in range(repeats + 1):
         for name, make in makers.items():
-            try:
-                begun = time.perf_counter()
-                make()
-            except Exception:  # whatever another tool raises where it is not installed
-                continue
-            if turn:
-                times[name].append(time.perf_counter() - begun)
+            seconds, found = _timed(make), times[name]
+            if isinstance(seconds, str):
+                times[name] = seconds
+            elif turn and isinstance(found, list):
+                found.append(seconds)
     return times
+
+
+def _timed(make: Callable[[], Any]) -> float | str:
+    try:
+        begun = time.perf_counter()
+        make()
+    except Exception as error:  # whatever another tool raises
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return time.perf_counter() - begun
 
 
 def _ours(network: Any, cases: list[Case], method: Any, **options: Any) -> Callable[[], Any]:
@@ -85,13 +95,14 @@ def _ours(network: Any, cases: list[Case], method: Any, **options: Any) -> Calla
     return lambda: convscope.heatmap(network, pixels, targets, LAYER, method=method, **options)
 
 
-def _rows(times: dict[str, list[float]], beside: str) -> Iterator[str]:
+def _rows(times: Times, beside: str) -> Iterator[str]:
     yield f"| what | s | spread | beside {beside} |"
     yield "| --- | --- | --- | --- |"
-    least = statistics.median(times[beside]) if times[beside] else np.nan
+    base = times[beside]
+    least = np.nan if isinstance(base, str) else statistics.median(base)
     for name, found in times.items():
-        if not found:
-            yield f"| {name} | not measured: not installed | | |"
+        if isinstance(found, str):
+            yield f"| {name} | not measured: {found} | | |"
             continue
         middle = statistics.median(found)
         yield f"| {name} | {middle:.3f} | {min(found):.3f} to {max(found):.3f} | {middle / least:.2f} |"
@@ -113,12 +124,7 @@ def one_pass(network: Any, cases: list[Case]) -> Iterator[str]:
 
         return passed
 
-    theirs = pytorch_grad_cam("GradCAM")
-
-    def their_grad_cam() -> None:
-        # It reads the layer of convscope's choice; here that is the last one, layer4.
-        theirs(network, cases)
-
+    theirs = pytorch_grad_cam("GradCAM", LAYER)
     yield from _rows(
         _turns(
             {
@@ -126,7 +132,7 @@ def one_pass(network: Any, cases: list[Case]) -> Iterator[str]:
                 "the same, channels last": forward(last),
                 "convscope grad-cam": _ours(network, cases, "grad-cam"),
                 "convscope, all methods of one pass": _ours(network, cases, "all"),
-                "pytorch-grad-cam GradCAM": their_grad_cam,
+                "pytorch-grad-cam GradCAM": lambda: theirs(network, cases),
             },
             REPEATS,
         ),
@@ -146,21 +152,17 @@ def replayed(network: Any, cases: list[Case]) -> Iterator[str]:
 
     makers = {
         "convscope ablation-cam": kept("ablation", _ours(network, cases, "ablation-cam")),
-        "pytorch-grad-cam AblationCAM": lambda: pytorch_grad_cam("AblationCAM")(network, cases),
+        "pytorch-grad-cam AblationCAM": lambda: pytorch_grad_cam("AblationCAM", LAYER)(network, cases),
         f"convscope score-cam, {BUDGET} channels": kept("some", _ours(network, cases, "score-cam", budget=BUDGET)),
         "convscope score-cam, bfloat16": kept("rough", _ours(network, cases, "score-cam", precision="bfloat16")),
         "convscope score-cam": kept("all", _ours(network, cases, "score-cam")),
-        "pytorch-grad-cam ScoreCAM": lambda: pytorch_grad_cam("ScoreCAM")(network, cases),
+        "pytorch-grad-cam ScoreCAM": lambda: pytorch_grad_cam("ScoreCAM", LAYER)(network, cases),
     }
-    times: dict[str, list[float]] = {}
+    times: Times = {}
     _ours(network, cases, "grad-cam")()
     for name, make in makers.items():
-        try:
-            begun = time.perf_counter()
-            make()
-            times[name] = [time.perf_counter() - begun]
-        except Exception:  # as in `_turns`
-            times[name] = []
+        seconds = _timed(make)
+        times[name] = seconds if isinstance(seconds, str) else [seconds]
     yield from _rows(times, "convscope score-cam")
     if "some" in found and "all" in found:
         likeness = rank_correlation(found["some"].maps[0], found["all"].maps[0])

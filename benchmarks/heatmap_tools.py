@@ -34,8 +34,8 @@ def _in_batches(network: Any, cases: Sequence[Case], explain: Callable) -> list[
 # -- pytorch-grad-cam ------------------------------------------------------------------------------------
 
 
-def pytorch_grad_cam(name: str) -> Maker:
-    """A class of pytorch-grad-cam, at the layer that convscope would take."""
+def pytorch_grad_cam(name: str, path: str | None = None) -> Maker:
+    """A class of pytorch-grad-cam, at a layer; at the one that convscope would take where None."""
 
     def make(network: Any, cases: Sequence[Case]) -> list[np.ndarray]:
         import torch
@@ -43,7 +43,7 @@ def pytorch_grad_cam(name: str) -> Maker:
         _torchvision_without_operators()
         tool = importlib.import_module("pytorch_grad_cam")
         wanted = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
-        layer = network.module.get_submodule(network.last_spatial_layer().path)
+        layer = network.module.get_submodule(path or network.last_spatial_layer().path)
 
         def explain(x: np.ndarray, targets: list[int]) -> np.ndarray:
             tensor = torch.tensor(x).permute(0, 3, 1, 2)
