@@ -37,12 +37,12 @@ def test_curves_of_a_weighted_sum_are_running_sums():
     single = single_of(network, random_picture())
     x = single.x[0].astype(np.float64)
     grey = np.broadcast_to(x.mean(axis=(0, 1)), x.shape)
-    light = x.sum(axis=-1)
-    curve = faith._curve(single, faith.ranked(light, (8, 8), np.random.default_rng(0)), single.x[0], grey)
-    order = np.argsort(-light.ravel())
-    for step in range(17):
+    heat = np.random.default_rng(1).permutation(64).reshape(8, 8)
+    curve = faith._curve(single, faith.ranked(heat, (8, 8), np.random.default_rng(0)), single.x[0], grey)
+    order = np.argsort(-heat.ravel())
+    for step in range(16):
         mixed = x.reshape(64, 3).copy()
-        mixed[order[: step * 4]] = grey.reshape(64, 3)[0]
+        mixed[order[: round(step / 15 * 64)]] = grey.reshape(64, 3)[0]
         left = (mixed.reshape(x.shape) * weights).sum()
         none, whole = (grey * weights).sum(), (x * weights).sum()
         assert curve[step] == pytest.approx((left - none) / abs(whole - none), rel=1e-3, abs=1e-3)
@@ -60,8 +60,8 @@ def test_deletion_and_insertion_know_what_counts():
     right, wrong = np.zeros((8, 8)), np.zeros((8, 8))
     right[:, :4], wrong[:, 4:] = 1, 1
     found = [faith.deletion(single, faith.ranked(one, (8, 8), np.random.default_rng(0))) for one in (right, wrong)]
-    # From 1 to 0 in the first half of the steps, or in the second: areas 1/4 and 3/4.
-    assert found == pytest.approx([0.25, 0.75], abs=1e-5)
+    # From 1 to 0 in the first half of the steps, or in the second: areas 1/4 and 3/4, but for the trapezoid at half.
+    assert found == pytest.approx([0.25, 0.75], abs=5e-3)
     gained = [faith.insertion(single, faith.ranked(one, (8, 8), np.random.default_rng(0))) for one in (right, wrong)]
     assert gained[0] > gained[1] + 0.1
 
