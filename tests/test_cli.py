@@ -940,4 +940,4 @@ def test_concepts(desk, tmp_path):
     assert [row["number"] for row in ran.json["concepts"]] == [0, 1]
     assert len(ran.json["concepts"][0]["predictions"]) == 3
     wrong = run("concepts", desk / "nested.keras", desk / "cat.png", "--count", 99, "--out", tmp_path / "wrong")
-    assert (wrong.code, "1 to" in wrong.err) == (1, True)
+    assert (wrong.code, "1 to" in wrong.err) == (2, True)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, UInt8, jaxtyped
 
 from convscope import imaging, pictures
 from convscope.networks.preprocessing import PRESETS, Preprocessing
-from convscope.techniques.heatmaps.cam import METHODS
+from convscope.techniques.heatmaps.methods import METHODS
 
 
 def random(*shape):

@@ -847,13 +847,15 @@ class Check:
     """How far a heatmap can be believed; see `heatmaps.faithfulness` for what each is.
 
     Attributes:
-        deletion: area under the score while the most important pixels go, 0..1; less is better.
-        insertion: area under the score while they come back, 0..1; more is better.
+        deletion: area under the probability while the most important pixels go, 0..1; less is better. Where what is
+            explained has no probability, of the score over the size of the whole picture's, from that of grey on.
+        insertion: the same while they come back; more is better.
         drop: share of the score that is lost seen through the map alone, 0..1.
         increase: 1 if the score rises instead, else 0.
         road: score without the least important pixels less that without the most important ones, -1..1.
         stability: rank correlation with the maps of noisy copies, -1..1.
-        randomisation: rank correlation with the maps of scrambled weights, 0..1; less is better.
+        randomisation: rank correlation with the maps of scrambled weights, 0..1; less is better; None where there are
+            no weights to scramble.
         badge: "pass", "doubtful" or "fail"; reason: why.
     """
 
@@ -863,7 +865,7 @@ class Check:
     increase: float
     road: float
     stability: float
-    randomisation: float
+    randomisation: float | None
     badge: str
     reason: str
 

@@ -269,8 +269,9 @@ def _cut_off(plan: Plan, bound: Bound) -> str:
         return network.value_and_grad(score)(x)[1]
 
     program = network.program(("sees", layer.path), lambda: network.compile(slope))
-    noise = plan.climb(bound).pictures(plan.climb(bound).start((-1,))[None])
-    seen = np.abs(network.numpy(program(network.tensor(noise)))[0]).sum(axis=-1) > 0
+    black, white = network.preprocessing.range(network.inputs.channels)
+    noise = black + np.random.default_rng(plan.seed).random((1, *plan.size, len(black))) * (white - black)
+    seen = np.abs(network.numpy(program(network.tensor(noise.astype(np.float32))))[0]).sum(axis=-1) > 0
     edges = [seen[0].any(), seen[-1].any(), seen[:, 0].any(), seen[:, -1].any()]
     if not all(edges):
         return ""
