@@ -5,6 +5,8 @@ Memory is bounded by the chunk of `evidence` and not by the number of channels o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from convscope.imaging import resize_map
@@ -41,8 +43,8 @@ def score_cam(single: Single) -> Made:
     it. The weights are the softmax over channels of the scores; what an empty picture says, which the paper takes away
     from each, cancels in it. A map that is the same everywhere lets nothing through and weighs nothing.
 
-    With a budget only so many channels are passed, spread over what the maps show, and the scores of the others are
-    guessed from these (see `_guessed`).
+    With a budget only so many channels are passed (see `_sampled`), and the scores of the others are guessed from these
+    (see `_guessed`).
 
     Returns:
         `(h, w)`, raw: no weight is negative; and with a budget, how well the guess does on channels it was not told.
@@ -62,8 +64,11 @@ def score_cam(single: Single) -> Made:
         scores = single.of_pictures(lambda numbers: through(told[numbers]), len(told), single.asked.precision)
     else:
         masks = ((maps - low[told]) / (high - low)[told]).reshape(-1, len(told)).T
-        passed = _spread(masks, budget)
-        known = single.of_pictures(lambda numbers: through(told[passed[numbers]]), len(passed), single.asked.precision)
+        passed, known = _sampled(
+            masks,
+            budget,
+            lambda some: single.of_pictures(lambda n: through(told[some[n]]), len(some), single.asked.precision),
+        )
         scores, left_out = _guessed(masks, passed, known)
         agreement = rank_correlation(left_out, known)
         note = (
@@ -87,6 +92,20 @@ def _spread(masks: np.ndarray, count: int) -> np.ndarray:
         nearest = np.minimum(nearest, ((masks - masks[chosen[-1]]) ** 2).sum(axis=1))
         chosen.append(int(np.argmax(nearest)))
     return np.array(sorted(set(chosen)))
+
+
+def _sampled(
+    masks: np.ndarray, budget: int, score: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the masks `(c, places)` are passed, and their scores: half of the budget spread over what they show,
+    half on those that are guessed to score the highest, which weigh the most in a softmax.
+    """
+    first = _spread(masks, -(-budget // 2))
+    known = score(first)
+    guessed = _guessed(masks, first, known)[0]
+    guessed[first] = -np.inf
+    second = np.argsort(-guessed, kind="stable")[: budget - len(first)]
+    return np.concatenate([first, second]), np.concatenate([known, score(second)])
 
 
 def _guessed(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
