@@ -345,7 +345,7 @@ class TestBlankMaps:
         network = open_model(gap_network(head=None), preprocess="0..1")
         kernel, bias = network.model.get_layer("out").get_weights()
         network.model.get_layer("out").set_weights([np.full_like(kernel, np.nan), bias])
-        with pytest.raises(convscope.ConvscopeError, match="not finite"):
+        with pytest.raises(convscope.ConvscopeError, match=r"not finite.*layer 'out'"):
             convscope.heatmap(network, photo)
 
 

@@ -636,13 +636,33 @@ def _answers(layer: Layer, name: str) -> bool:
 
 
 def check_finite(network: Network, logits: np.ndarray) -> None:
-    """Refuse outputs that are not numbers.
+    """Refuse outputs that are not numbers, and name the layer whose weights are none.
 
     Raises:
         ModelError: the network returned NaN or infinite values.
     """
-    if not np.isfinite(logits).all():
+    if np.isfinite(logits).all():
+        return
+    damaged = _not_finite(network)
+    if damaged:
         raise ModelError(
-            f"{network.name} returned values that are not finite numbers; its weights may be damaged, or the "
-            f"picture's scaling ({network.preprocessing.name}) is not the one it was trained with: try --preprocess."
+            f"{network.name} returned values that are not finite numbers, since weights of {damaged} are none; "
+            "the file is damaged, or its training went wrong there."
         )
+    raise ModelError(
+        f"{network.name} returned values that are not finite numbers, though its weights are; the picture's scaling "
+        f"({network.preprocessing.name}) may not be the one it was trained with: try --preprocess."
+    )
+
+
+def _not_finite(network: Network) -> str:
+    """The first layer with a weight that is no finite number, or ""."""
+    weights = network.weights()
+    wrong = {
+        index for index, weight in enumerate(weights) if weight.dtype.kind == "f" and not np.isfinite(weight).all()
+    }
+    places = network._weight_places()
+    for layer in network.layers:
+        if wrong & set(places.get(_base(layer.path), ())):
+            return f"layer {layer.path!r}"
+    return "some layer" if wrong else ""
