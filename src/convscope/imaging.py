@@ -201,8 +201,8 @@ def scaled_map(raw: np.ndarray, height: int, width: int, compat: str = "convscop
     """A map (h, w) scaled and resized to (height, width) float32 as a tool does it, for those who compare.
 
     convscope: positive part over its highest value, bilinear. pytorch-grad-cam 1.5: positive part, less its lowest
-    value, over its highest value and 1e-7, bilinear. tf-keras-vis 0.8: positive part, bilinear with the corners kept in
-    place, brought to 0..1. captum 0.9: as it is, signed, each cell a square.
+    value, over its highest value and 1e-7, bilinear, and so once more. tf-keras-vis 0.8: positive part, bilinear with
+    the corners kept in place, brought to 0..1. captum 0.9: as it is, signed, each cell a square.
 
     Raises:
         UsageError: no such tool.
@@ -215,12 +215,17 @@ def scaled_map(raw: np.ndarray, height: int, width: int, compat: str = "convscop
         return raw[rows][:, columns]
     positive = np.maximum(raw, 0)
     if compat == "pytorch-grad-cam":
-        low = positive - positive.min()
-        return np.clip(resize_map(low / (1e-7 + low.max()), height, width), 0, 1)
+        return _between(resize_map(_between(positive), height, width))
     if compat == "tf-keras-vis":
         large = _with_corners(positive, height, width)
         return (large - large.min()) / max(float(np.ptp(large)), 1e-12)
     return np.clip(resize_map(positive / max(float(positive.max()), 1e-30), height, width), 0, 1)
+
+
+def _between(values: np.ndarray) -> np.ndarray:
+    """From 0 to (nearly) 1."""
+    low = values - values.min()
+    return low / (1e-7 + low.max())
 
 
 def _with_corners(values: np.ndarray, height: int, width: int) -> np.ndarray:
