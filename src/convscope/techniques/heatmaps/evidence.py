@@ -70,6 +70,8 @@ class Evidence:
     @cached_property
     def slopes(self) -> np.ndarray:
         """The gradient of each picture's score at its own pixels `(n, h, w, c)`."""
+        if self.layer is None:  # the pass that was made first gave them already
+            return self.gradients
         return slopes(self.network, self.target, self.x, self.arguments, self.batch)[0]
 
     def gradients_of(self, arguments: tuple[np.ndarray, ...]) -> np.ndarray:
