@@ -32,6 +32,7 @@ GROUPS = {
     "curvature along the map at 2 layers": "curvature ",
     "gradients at the pixels": "slopes",
     "the same, guided": "guided ",
+    "FullGrad": "full gradient",
     "Grad-CAM at 3 layers": "heatmap ",
     "start pictures": "start",
     "one `classic` step from there": "step: ",

@@ -193,6 +193,7 @@ def answers(runtime):
         found[f"heatmap {name}"] = convscope.heatmap(net, photos(), 2, layer=paths[name]).maps
     found["slopes"] = seen_at.slopes
     found["guided slopes"] = slopes(net, seen_at.target, x, seen_at.arguments, len(x), guided=True)[0]
+    found["full gradient"] = convscope.heatmap(net, photos(), 2, method="full-grad").maps
     layer = net.layer(paths["elu"])
     begun, value, norm, moved, _ = one_step(net, layer.path, CLASSIC)
     found |= {"start": begun, "step: objective": value, "step: gradient norm": norm, "step: update": moved - begun}

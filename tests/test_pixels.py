@@ -6,7 +6,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 from keras import layers  # noqa: E402
-from test_heatmaps import branching, gap_network  # noqa: E402
+from test_heatmaps import branching, gap_network, maps_and_head  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
@@ -73,6 +73,62 @@ def test_integrated_gradients_are_complete(photo):
     gained = network.predict(x)[0, 1] - network.predict(np.zeros_like(x))[0, 1]
     assert found.maps[0].sum() == pytest.approx(gained, rel=0.02)
     assert f"{gained:.3g}"[:4] in found.rows[0].note
+
+
+def over_range(sizes):
+    return (sizes - sizes.min()) / (sizes.max() - sizes.min())
+
+
+def test_full_grad_is_the_slow_loop(photo):
+    """Pixels and biases of conv -> ReLU -> mean -> dense: the gradient by hand, place by place."""
+    network = open_model(gap_network(), preprocess="0..1")
+    found = convscope.heatmap(network, photo, 2, method="full-grad")
+    x = network.prepare(found.photos)
+    maps, head, offset = maps_and_head(network.model, x)
+    kernel, bias = map(keras.ops.convert_to_numpy, network.model.get_layer("conv").weights)
+    before = (maps[0] > 0) * head[:, 2] / maps[0, ..., 0].size
+    at_pixels = np.zeros_like(x[0])
+    for row in range(before.shape[0]):
+        for column in range(before.shape[1]):
+            at_pixels[2 * row : 2 * row + 5, 2 * column : 2 * column + 5] += kernel @ before[row, column]
+    shares, biases = x[0] * at_pixels, before * bias
+    expected = over_range(np.abs(shares)).sum(-1) + resize_map(over_range(np.abs(biases)).sum(-1), *x.shape[1:3])
+    np.testing.assert_allclose(found.maps[0], expected, rtol=1e-4, atol=1e-4)
+    score = network.predict(x)[0, 2]
+    assert shares.sum() + biases.sum() + offset[2] == pytest.approx(score, rel=1e-4)
+    assert found.rows[0].note == f"sums up to {score:.4g} of {score:.4g}: 0.0 % off"
+
+
+@pytest.mark.parametrize("make", [lambda: branching("add"), lambda: branching("concatenate"), models.plain])
+@pytest.mark.parametrize("against", [None, 3])
+def test_full_grad_accounts_for_the_whole_score_of_relus(photo, make, against):
+    network = open_model(make(), preprocess="-1..1")
+    row = convscope.heatmap(network, photo, 1, against=against, method="full-grad").rows[0]
+    assert row.note == f"sums up to {row.score:.4g} of {row.score:.4g}: 0.0 % off"
+
+
+def test_full_grad_of_other_nonlinearities_says_what_is_missing(photo):
+    """What comes before each is seen whether it is a layer of its own or not; of a tanh the sum is not the score."""
+    maps = []
+    for own in (True, False):
+        bend = {"activation": "tanh"} if own else {}
+        model = keras.Sequential([layers.Input((16, 16, 3)), layers.Conv2D(4, 3, **bend, name="conv")])
+        if not own:
+            model.add(layers.Activation("tanh"))
+        model.add(layers.GlobalAveragePooling2D())
+        model.add(layers.Dense(3, activation="softmax"))
+        found = convscope.heatmap(open_model(models.seeded(model), preprocess="0..1"), photo, 1, method="full-grad")
+        assert not found.rows[0].note.endswith(" 0.0 % off")
+        maps.append(found.maps[0])
+    np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-4)
+
+
+def test_full_grad_of_a_channel_goes_no_further(photo):
+    """A norm's bias is what it answers to zeros; the layers after the channel have no part in it."""
+    network = open_model(models.plain(), preprocess="0..1")
+    path = next(layer.path for layer in network.layers if layer.kind == "norm")
+    row = convscope.heatmap(network, photo, f"{path}:1", method="full-grad").rows[0]
+    assert row.note == f"sums up to {row.score:.4g} of {row.score:.4g}: 0.0 % off"
 
 
 def test_guided_backprop_is_backpropagation_that_lets_only_what_is_positive_through(photo):
@@ -287,5 +343,5 @@ def test_smoothing_treats_a_picture_and_its_mirror_image_alike(photo):
 def test_every_method_has_a_paper_and_its_one_pass_or_more():
     assert {name for name, one in METHODS.items() if one.at_picture} == {
         *("saliency", "input-x-gradient", "smoothgrad", "integrated-gradients", "guided-backprop"),
-        *("occlusion", "rise"),
+        *("occlusion", "rise", "full-grad"),
     }

@@ -36,4 +36,4 @@ def test_the_comparison_would_notice(answers):
     assert np.abs(found["gradient conv"]).max() > 1e-3
     assert np.abs(found["step: update"]).max() > 1e-2
     assert all(np.isfinite(values).all() for values in found.values())
-    assert len(found) == len(agreement.LAYERS) - 1 + 1 + 6 + 4 + 4 + 4 + 1
+    assert len(found) == len(agreement.LAYERS) - 1 + 1 + 6 + 4 + 5 + 4 + 1

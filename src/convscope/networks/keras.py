@@ -214,6 +214,7 @@ class KerasNetwork(Network):
         outputs: bool = True,
         undone: bool = True,
         linear: Sequence[str] = (),
+        before: Mapping[str, Rule] | None = None,
         precision: str = "float32",
         folded: bool = False,
     ) -> Record:
@@ -227,6 +228,8 @@ class KerasNetwork(Network):
                 stack.enter_context(patched(*self._head_patch))
             for path in linear:
                 stack.enter_context(patched(*_linear_patch(calls[path][0].operation)))
+            for path, rule in (before or {}).items():
+                stack.enter_context(patched(*_early_patch(calls[path][0], rule)))
             if precision == "bfloat16":
                 stack.enter_context(_in_bfloat16([self.model, *(op for _, op in self._operations)]))
             if folded:
@@ -563,3 +566,14 @@ def _told_by_statistics(conv: Any, norm: Any) -> pp.Preprocessing | None:
     bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)
     seen = pp.seen_by_batch_norm(kernel, bias, mean, variance)
     return pp.guess_from_statistics(*seen) if seen else None
+
+
+def _early_patch(call: Call, rule: Rule) -> tuple[Any, str, Any]:
+    """What to patch so that an operation's activation is given what `rule` makes of its argument."""
+    original, first = call.operation.activation, bool(call.channels_first)
+
+    def activation(x: Tensor) -> Tensor:
+        changed = rule(_channels_last(x, first))
+        return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
+
+    return call.operation, "activation", activation

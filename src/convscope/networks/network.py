@@ -252,9 +252,9 @@ class Network(ABC):
         the pass stops once every tap has spoken; with `undone` the softmax or sigmoid of the head is taken away.
 
         Further options of `run`: `linear`, paths whose non-linearity is left out (see `can_linearise`), so that what is
-        recorded there is what comes before it; `precision` "bfloat16", that the pass computes in (recorded and returned
-        are float32 all the same); `folded`, that frozen batch norms may be one multiplication and addition, which is
-        exact up to rounding.
+        recorded there is what comes before it; `before`, rules for what comes before the non-linearity that a layer
+        has of its own; `precision` "bfloat16", that the pass computes in (recorded and returned are float32 all the
+        same); `folded`, that frozen batch norms may be one multiplication and addition, which is exact up to rounding.
         """
 
     @abstractmethod

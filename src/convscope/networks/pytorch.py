@@ -287,12 +287,14 @@ class TorchNetwork(Network):
         outputs: bool = True,
         undone: bool = True,
         linear: Sequence[str] = (),
+        before: Mapping[str, Rule] | None = None,
         precision: str | None = None,
         folded: bool = False,
     ) -> Record:
         """One pass of pictures `x` `(n, h, w, c)` with taps; see `Network.compile`.
 
-        Batch norms stay as they are with `folded` too: PyTorch computes them in one step already.
+        Batch norms stay as they are with `folded` too: PyTorch computes them in one step already. No layer has a
+        non-linearity of its own, so there is nothing that `before` could change.
         """
         size = (int(x.shape[1]), int(x.shape[2]))
         undo = {self._undo} if self._undo and undone and (outputs or self._undo in record) else set()

@@ -14,7 +14,12 @@ from convscope.networks import Layer, Network, open_model
 from convscope.networks.network import check_finite
 from convscope.pictures import Picture, read_pictures
 from convscope.results import Check, Heatmap, HeatmapRow, Progress, provenance
-from convscope.techniques.heatmaps import cam, perturbation, pixels  # noqa: F401  they register their methods
+from convscope.techniques.heatmaps import (  # noqa: F401  they register their methods
+    cam,
+    full_gradient,
+    perturbation,
+    pixels,
+)
 from convscope.techniques.heatmaps.evidence import Asked, Evidence, Single, look
 from convscope.techniques.heatmaps.faithfulness import better_layers
 from convscope.techniques.heatmaps.faithfulness import check as checked_map
