@@ -257,6 +257,20 @@ def test_progress_speaks_of_each_part(made, photo, tmp_path):
     assert {text.split(":")[0] for text in said} == {"heatmaps", "layers", "filters of conv_a", "filters of conv_b"}
 
 
+def test_a_report_makes_heatmaps_where_it_is_told_and_says_why_there(photo, tmp_path):
+    network = open_model(models.plain())
+    data = report(network, photo, tmp_path / "page.html", heatmap_layer="best", channels=0, check=True)
+    parameters = data["provenance"]["parameters"]["heatmaps"]
+    assert "by insertion less deletion" in parameters[0]["layer_rule"]
+    assert {one["layer"] for one in parameters} == {data["heatmaps"][0]["layer"]}
+    assert parameters[0]["layer_rule"] in page_of(tmp_path / "page.html")
+    path = network.layers[0].path
+    given = report(network, photo, tmp_path / "other.html", heatmap_layer=path, channels=0, check=True)
+    assert {one["layer"] for one in given["heatmaps"]} == {path}
+    with pytest.raises(UsageError, match="no layer 'nowhere'"):
+        report(network, photo, tmp_path / "none.html", heatmap_layer="nowhere", channels=0)
+
+
 def test_a_checked_report_has_a_badge_of_the_first_map(photo, tmp_path):
     data = report(open_model(models.plain()), photo, tmp_path / "page.html", channels=0, check=True)
     found = data["heatmaps"][0]["check"]

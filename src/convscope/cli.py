@@ -724,6 +724,14 @@ def concepts(
     help="Layers whose filters are shown; three over the depth if left out.",
 )
 @click.option(
+    "--heatmaps-of",
+    "heatmap_layer",
+    default="auto",
+    show_default=True,
+    metavar="L",
+    help="Layer at which heatmaps are made: its path, auto, or best.",
+)
+@click.option(
     "--channels",
     type=click.IntRange(min=0),
     default=16,

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from os import PathLike, fspath
 from typing import Any, TypeVar
@@ -54,6 +54,7 @@ class Choices:
         target: class to explain, by number or name; "top" for each photo's own best; or one for each photo.
         layers: whose sheets are shown (see `Network.select`); a choice over the depth where None.
         filter_layers: paths of layers whose filters are shown; three over the depth where there is none.
+        heatmap_layer: where heatmaps are made: a path, "auto", or "best" (see `heatmap`).
         channels: filters of each of them; 0 leaves the filters out.
         check: measure how far the first heatmap of each photo can be believed.
         seed: for the pictures that filters start from.
@@ -62,6 +63,7 @@ class Choices:
     target: int | str | Sequence[int | str] = "top"
     layers: str | Sequence[str] | None = None
     filter_layers: Sequence[str] = ()
+    heatmap_layer: str = "auto"
     channels: int = 16
     check: bool = False
     seed: int = 0
@@ -148,6 +150,7 @@ def report(
     target: int | str | Sequence[int | str] = "top",
     layers: str | Sequence[str] | None = None,
     filter_layers: Sequence[str] = (),
+    heatmap_layer: str = "auto",
     channels: int = 16,
     check: bool = False,
     seed: int = 0,
@@ -160,7 +163,7 @@ def report(
         network: an opened network, or what `open_model` takes.
         images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
         path: of the page; it needs no other file and no connection.
-        target, layers, filter_layers, channels, check, seed: see `Choices`.
+        target, layers, filter_layers, heatmap_layer, channels, check, seed: see `Choices`.
         title: of the page.
         progress: called as `progress(done, total, text)`.
 
@@ -174,7 +177,7 @@ def report(
         raise UsageError(
             f"a report explains classes, by number or name, or top; found {target!r}. See convscope heatmap."
         )
-    choices = Choices(target, layers, tuple(filter_layers), channels, check, seed)
+    choices = Choices(target, layers, tuple(filter_layers), heatmap_layer, channels, check, seed)
     return write(study(network, images, choices, progress), path, title)
 
 
@@ -256,10 +259,11 @@ def _heatmaps(
         return {}, {"heatmaps": str(reason)}
     against = "rival" if network.head.paired else None
 
-    def explained(target: Any, **options: Any) -> Heatmap:
-        return heatmap(network, photos, target, against=against, progress=progress, **options)
+    def explained(target: Any, layer: str = "", **options: Any) -> Heatmap:
+        at = layer or first.provenance["parameters"]["layer"]  # "best" is looked for only once
+        return heatmap(network, photos, target, at, against=against, progress=progress, **options)
 
-    first = explained(choices.target, method=METHODS_SHOWN)
+    first = explained(choices.target, choices.heatmap_layer, method=METHODS_SHOWN)
     rows = first.only(METHODS_SHOWN[0]).rows
     rivals = [_rivals(row) for row in rows]
     results = [first]
@@ -271,8 +275,9 @@ def _heatmaps(
         results.append(explained(classes, method=METHODS_SHOWN))
     found = {name: tuple(result.only(name) for result in results) for name in METHODS_SHOWN}
     if choices.check:
+        asked, *others = found[METHODS_SHOWN[0]]
         checked = explained(choices.target, method=METHODS_SHOWN[0], check=True)
-        found[METHODS_SHOWN[0]] = (checked, *found[METHODS_SHOWN[0]][1:])
+        found[METHODS_SHOWN[0]] = (replace(asked, rows=checked.rows), *others)
     return found, {}
 
 
@@ -502,6 +507,7 @@ def _photo(study: Study, index: int) -> dict[str, Any]:
             }
             for place, (_, row, raw) in enumerate(study.maps(index))
         ],
+        "layer_rule": study.heatmaps[0].provenance["parameters"]["layer_rule"] if study.heatmaps else "",
         "sheets": [_sheet(study.activations, path, index) for path in study.sheets],
         "depth": _depth([row for row in study.activations.statistics if row.image == photo.name]),
         "of": len(study.activations.layers),

@@ -124,21 +124,11 @@ def heatmap(
             rows.append(row)
         if progress:
             progress(int(some[-1]) + 1, len(goal.photos), photos[goal.photos[some[-1]]].name)
-    used = [one for one in methods if not work.left_out or one.name not in work.left_out]
     parameters = {
         "target": as_targets(target),
         "against": None if against is None else as_targets(against),
-        "output": network.output,
-        "layer": ", ".join(one.path for one in layers),
         "layer_rule": rule,
-        "method": ", ".join(one.name for one in used),
-        "paper": "; ".join(one.paper for one in used),
-        "left_out": work.left_out or {},
-        "explained": network.head.text if isinstance(goal.target, ClassScore) else goal.target.text,
-        "smooth": smooth,
-        "budget": budget,
-        "precision": asked.precision,
-        "seed": seed,
+        **work.parameters(),
     }
     return Heatmap(provenance(network, "heatmap", photos, parameters), tuple(shown), _stacked(maps), tuple(rows))
 
@@ -284,6 +274,23 @@ class _Work:
                     row = replace(row, check=self._check(one, singles[index], raw))
                 yield photo, raw, row
 
+    def parameters(self) -> dict[str, Any]:
+        """What was asked for, for provenance; once it is done."""
+        used = [one for one in self.methods if one.name not in (self.left_out or {})]
+        target = self.goal.target
+        return {
+            "output": self.network.output,
+            "layer": ", ".join(one.path for one in self.layers),
+            "method": ", ".join(one.name for one in used),
+            "paper": "; ".join(one.paper for one in used),
+            "left_out": self.left_out or {},
+            "explained": self.network.head.text if isinstance(target, ClassScore) else target.text,
+            "smooth": self.smooth,
+            "budget": self.asked.budget,
+            "precision": self.asked.precision,
+            "seed": self.asked.seed,
+        }
+
     def _check_rivals(self, seen: Evidence, photos: Sequence[Picture]) -> None:
         """A picture's own best class may turn out to be the one that was to be set against it."""
         for index, photo in enumerate(photos if isinstance(seen.target, ClassScore) else ()):
@@ -354,13 +361,7 @@ def _smoothed(one: Method, evidence: Evidence) -> list[Made]:
     for rows, columns in moves:
         for mirrored in (False, True):
             x = _moved(evidence.x, rows, columns)[:, :, :: -1 if mirrored else 1]
-            seen = look(
-                *(evidence.network, evidence.layer, evidence.target, np.ascontiguousarray(x)),
-                *(evidence.arguments, evidence.batch),
-                resolved=True,
-                asked=evidence.asked,
-            )
-            for index, found in enumerate(one.explain(seen)):
+            for index, found in enumerate(one.explain(evidence.again(np.ascontiguousarray(x)))):
                 raw = resize_map(_raw(found), *size)
                 total[index] += _moved(raw[None, :, :: -1 if mirrored else 1], -rows, -columns)[0]
                 notes[index] = notes[index] or _note(found)  # of the picture as it is, which comes first

@@ -82,6 +82,12 @@ class Evidence:
         """The product of the score's Hessian at the layer with the layer's own maps `(n, h, w, c)`."""
         return _passed(self, _curving, self.arguments, self.maps)[0]
 
+    def again(self, x: np.ndarray) -> Evidence:
+        """The evidence about other pictures `x` `(n, h, w, c)`, for what is explained of these: its arguments stay."""
+        return look(
+            *(self.network, self.layer, self.target, x, self.arguments, self.batch), resolved=True, asked=self.asked
+        )
+
     def singles(self) -> Iterator[Single]:
         """The pictures one by one."""
         for index in range(len(self.x)):
