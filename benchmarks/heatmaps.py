@@ -68,6 +68,7 @@ def page(cases: int, few: int, only: str | None = None) -> Iterator[str]:
     yield f"- badge: the verdict on {CHECKED} mosaics, likeness to maps of scrambled weights (less is better) and of"
     yield "  noisy copies (more is better); see docs/heatmaps.md"
     yield "- seconds: for a picture, in one batch, the second time\n"
+    rows: list[str] = []
     for make in settings(cases):
         try:
             setting = make()
@@ -75,7 +76,28 @@ def page(cases: int, few: int, only: str | None = None) -> Iterator[str]:
             yield f"Not measured: {reason}\n"
             continue
         if only is None or only in setting.title:
-            yield from table(setting, few)
+            for line in table(setting, few):
+                rows.append(line)
+                yield line
+    yield from in_short(rows)
+
+
+def in_short(lines: Sequence[str]) -> Iterator[str]:
+    """Of tables that were printed, for each method that is in all of them the means of its places."""
+    found: dict[str, list[list[float]]] = {}
+    for line in lines:
+        name, *cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if len(cells) > 2 and cells[0].replace(".", "").isdigit():
+            found.setdefault(name, []).append([float(cell) for cell in (*cells[:3], cells[-1])])
+    tables = max(map(len, found.values()), default=0)
+    means = {name: np.mean(rows, axis=0) for name, rows in found.items() if len(rows) == tables}
+    yield f"## In short: means over {tables} tables\n"
+    yield "| method | points | mass | overlap | mean of the three | pictures of each kind |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for name, mean in sorted(means.items(), key=lambda item: -item[1][:3].mean()):
+        numbers = " | ".join(f"{number:.2f}" for number in (*mean[:3], mean[:3].mean()))
+        yield f"| {name} | {numbers} | {mean[3]:.0f} |"
+    yield ""
 
 
 def settings(count: int) -> list[Callable[[], Setting]]:
