@@ -48,6 +48,9 @@ def pytorch_grad_cam(name: str, path: str | None = None) -> Maker:
         def explain(x: np.ndarray, targets: list[int]) -> np.ndarray:
             tensor = torch.tensor(x).permute(0, 3, 1, 2)
             with getattr(tool, name)(model=network.module, target_layers=[layer]) as cam:
+                if name == "FinerCAM":  # with `targets` it sets no class against others
+                    maps = [cam(tensor[at : at + 1], target_idx=target) for at, target in enumerate(targets)]
+                    return np.concatenate(maps)
                 return cam(input_tensor=tensor, targets=[wanted(target) for target in targets])
 
         return _in_batches(network, cases, explain)
@@ -96,17 +99,18 @@ CAPTUM: dict[str, Maker] = {
 # -- tf-keras-vis ----------------------------------------------------------------------------------------
 
 
-def tf_keras_vis(module: str, name: str) -> Maker:
-    """A class of tf-keras-vis with its own choice of layer, and its replacement of softmax."""
+def tf_keras_vis(module: str, name: str, told: bool = False) -> Maker:
+    """A class of tf-keras-vis with its own choice of layer, or convscope's, and its replacement of softmax."""
 
     def make(network: Any, cases: Sequence[Case]) -> list[np.ndarray]:
         tool = getattr(importlib.import_module(f"tf_keras_vis.{module}"), name)
         scores = importlib.import_module("tf_keras_vis.utils.scores").CategoricalScore
         linear = importlib.import_module("tf_keras_vis.utils.model_modifiers").ReplaceToLinear()
         explainer = tool(network.model, model_modifier=linear, clone=True)
+        where = {"penultimate_layer": network.last_spatial_layer().path} if told else {}
 
         def explain(x: np.ndarray, targets: list[int]) -> np.ndarray:
-            return np.asarray(explainer(scores(targets), x))
+            return np.asarray(explainer(scores(targets), x, **where))
 
         return _in_batches(network, cases, explain)
 
@@ -131,6 +135,10 @@ PEERS: dict[str, dict[str, dict[str, Maker]]] = {
             "Layercam": tf_keras_vis("layercam", "Layercam"),
             "Saliency": tf_keras_vis("saliency", "Saliency"),
             "Scorecam": tf_keras_vis("scorecam", "Scorecam"),
+            "Gradcam, told the layer": tf_keras_vis("gradcam", "Gradcam", told=True),
+            "GradcamPlusPlus, told the layer": tf_keras_vis("gradcam_plus_plus", "GradcamPlusPlus", told=True),
+            "Layercam, told the layer": tf_keras_vis("layercam", "Layercam", told=True),
+            "Scorecam, told the layer": tf_keras_vis("scorecam", "Scorecam", told=True),
         }
     },
 }
