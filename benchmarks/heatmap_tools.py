@@ -107,7 +107,8 @@ def tf_keras_vis(module: str, name: str, told: bool = False) -> Maker:
         scores = importlib.import_module("tf_keras_vis.utils.scores").CategoricalScore
         linear = importlib.import_module("tf_keras_vis.utils.model_modifiers").ReplaceToLinear()
         explainer = tool(network.model, model_modifier=linear, clone=True)
-        where = {"penultimate_layer": network.last_spatial_layer().path} if told else {}
+        path = network.last_spatial_layer().path  # else it takes the last convolution before it
+        where = {"penultimate_layer": path, "seek_penultimate_conv_layer": False} if told else {}
 
         def explain(x: np.ndarray, targets: list[int]) -> np.ndarray:
             return np.asarray(explainer(scores(targets), x, **where))

@@ -469,6 +469,7 @@ class FilterRow:
         variant: which of several pictures of one objective.
         tries: starts that were tried.
         steps: updates that the picture took; 0 where that is not known.
+        begun: the name of the photo that the picture was begun with, where noise did not move the filter; else empty.
     """
 
     channel: int | None
@@ -485,6 +486,7 @@ class FilterRow:
     variant: int = 0
     tries: int = 1
     steps: int = 0
+    begun: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -759,6 +761,7 @@ class Filters(Result):
         lines = [row.compared]
         lines += [] if row.holds is None else [f"holds {100 * row.holds:.0f} %"]
         lines += [] if row.agreement is None else [f"seeds agree {row.agreement:.2f}"]
+        lines += ["from a photo"] if row.begun else []
         return imaging.Label(self.name(index), _digits(row.activation), tuple(lines), flag)
 
     @property
@@ -785,6 +788,8 @@ class Filters(Result):
             words.append("noise: what 99 % of noise pictures stay below")
         if any(row.holds is not None for row in self.rows):
             words.append("holds: what stays when the picture is moved")
+        if any(row.begun for row in self.rows):
+            words.append("from a photo: noise does not move it")
         return " · ".join(words)
 
     def _film(self, index: int, count: int) -> list[np.ndarray]:

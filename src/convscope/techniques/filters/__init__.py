@@ -14,7 +14,7 @@ from convscope.networks import Layer, Network, open_model
 from convscope.pictures import Picture, read_pictures
 from convscope.results import FilterRow, Filters, Progress, provenance
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, kept_steps, look_at
-from convscope.techniques.filters.courses import BATCH, Goal, Plan, pursue
+from convscope.techniques.filters.courses import BATCH, FROM_PHOTO, Goal, Plan, pursue
 from convscope.techniques.filters.objectives import (
     BESIDE,
     LOGITS,
@@ -502,6 +502,7 @@ class _Judge:
             threshold = max(threshold, float(np.percentile(natural, PERCENTILE)))
         status, reason = _verdict(activation, threshold, course, natural)
         best = int(np.argmax(natural)) if len(natural) else None
+        photo = "" if best is None else self.photos[best].name
         return FilterRow(
             channel=bound.channel,
             activation=activation,
@@ -512,10 +513,11 @@ class _Judge:
             name=_name(bound),
             transformed=held,
             natural=None if best is None else float(natural[best]),
-            natural_photo="" if best is None else self.photos[best].name,
+            natural_photo=photo,
             variant=wanted.variant,
             tries=course.tries,
             steps=len(course.activations),
+            begun=photo if course.note == FROM_PHOTO else "",
         )
 
 

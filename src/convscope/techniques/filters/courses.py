@@ -14,6 +14,7 @@ from convscope.techniques.filters.ascent import Climb, Course, Task, ascend, lif
 from convscope.techniques.filters.objectives import Bound, Objective, bind
 from convscope.techniques.filters.recipes import Recipe
 
+FROM_PHOTO = "from a photo"
 TRIES = 3  # starts of a filter that has no gradient
 LIFTED_STEPS = 16  # before its own non-linearity, as lucid lets gradients through for 16 steps
 BATCH = 16
@@ -222,7 +223,7 @@ def _free(plan: Plan, climb: Climb, goals: Sequence[Goal], courses: list[Course]
     left = [index for index, course in enumerate(courses) if course.stuck and goals[index].hint is not None]
     if left:
         hints = [goals[index].hint for index in left]
-        _again(plan, climb, [goals[i] for i in left], [courses[i] for i in left], hints, TRIES + 2, "from a photo")
+        _again(plan, climb, [goals[i] for i in left], [courses[i] for i in left], hints, TRIES + 2, FROM_PHOTO)
     left = [index for index, course in enumerate(courses) if course.stuck]
     if left and liftable:
         _raise_what_is_before(plan, climb, [goals[i] for i in left], [courses[i] for i in left], path or "")
