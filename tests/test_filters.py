@@ -12,8 +12,8 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import demo, open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
-from convscope.pictures import read_pictures  # noqa: E402
-from convscope.techniques.filters import parse_channels  # noqa: E402
+from convscope.pictures import Picture, read_pictures  # noqa: E402
+from convscope.techniques.filters import NOISE_PICTURES, parse_channels  # noqa: E402
 from convscope.techniques.filters.ascent import settled, step_of  # noqa: E402
 from convscope.techniques.filters.courses import Plan  # noqa: E402
 from convscope.techniques.filters.objectives import channel, likeness  # noqa: E402
@@ -212,13 +212,33 @@ def test_dead_weak_and_alive():
     assert "photos" in few.rows[0].reason
 
 
-def test_the_threshold_is_the_99th_percentile_of_256_noise_pictures():
+def test_what_was_begun_with_a_photo_says_so():
+    """Nothing but white excites the first channel, and there is nothing before its threshold to raise."""
+
+    class Threshold(keras.layers.Layer):
+        def call(self, x):
+            return keras.ops.relu(x - keras.ops.convert_to_tensor([0.99, 0.0, 0.0]))
+
+    gate = Threshold(name="gate")
+    model = keras.Sequential([layers.Input((12, 12, 3)), gate, layers.Flatten(), layers.Dense(2)])
+    network = open_model(models.seeded(model), preprocess="0..1")
+    white, black = (np.full((12, 12, 3), value, np.uint8) for value in (255, 0))
+    photos = [Picture("black", black), Picture("white", white)]
+    result = filters(network, "gate", [0, 1], steps=3, photos=photos)
+    assert [row.begun for row in result.rows] == ["white", ""]
+    assert "found from a photo" in result.rows[0].reason
+    assert "from a photo" in result._label(0).lines
+    assert "from a photo" not in result._label(1).lines
+
+
+def test_the_threshold_is_the_99th_percentile_of_the_noise_pictures():
     network = open_model(classic_model())
     row = filters(network, "conv2", [1], size=24, steps=1, seed=5).rows[0]
-    noise = classic_starts(network, (24, 24), 5, range(-256, 0))
+    noise = classic_starts(network, (24, 24), 5, range(-NOISE_PICTURES, 0))
     maps = network.forward(noise, ["conv2"])[1]["conv2"]
     answers = sorted(maps[:, 2:-2, 2:-2, 1].mean(axis=(1, 2)))
-    low, high = answers[int(0.99 * 255)], answers[int(0.99 * 255) + 1]
+    below = int(0.99 * (NOISE_PICTURES - 1))
+    low, high = answers[below], answers[below + 1]
     assert low <= row.threshold <= high
 
 
