@@ -758,6 +758,22 @@ def test_a_pass_without_a_non_linearity_records_what_comes_before_it():
     assert found.min() < 0
     lifted = passed(network, x, ("inner/relu2",), linear=("inner/relu2",))["inner/relu2"]
     np.testing.assert_allclose(lifted, before["inner/norm2"], rtol=1e-5, atol=1e-6)
-    can = {path: network.can_linearise(path) for path in ("conv1", "norm1", "inner/relu2", "conv2")}
-    assert can == {"conv1": False, "norm1": False, "inner/relu2": True, "conv2": True}
+    can = {path: network.linearisable(path) for path in ("conv1", "norm1", "inner/relu2", "conv2")}
+    assert can == {"conv1": (), "norm1": (), "inner/relu2": ("inner/relu2",), "conv2": ("conv2",)}
     assert passed(network, x, ("conv2",))["conv2"].min() == 0
+
+
+def test_what_joins_and_pools_nonlinearities_is_seen_before_them():
+    picture = layers.Input((8, 8, 3))
+    one = layers.Conv2D(4, 3, activation="relu", name="one")(picture)
+    other = layers.ReLU(name="relu")(layers.Conv2D(4, 3, name="other")(picture))
+    joined = layers.Concatenate(name="joined")([one, other])
+    pooled = layers.MaxPooling2D(name="pooled")(layers.Dropout(0.5)(joined))
+    last = layers.Conv2D(2, 1, name="last")(pooled)
+    network = open_model(models.seeded(keras.Model(picture, layers.Flatten()(last))))
+    assert network.linearisable("pooled") == network.linearisable("joined") == ("one", "relu")
+    assert network.linearisable("last") == ()
+    x = pictures(network)
+    before = passed(network, x, ("joined", "other"), linear=network.linearisable("joined"))
+    assert before["joined"][..., :4].min() < 0
+    np.testing.assert_allclose(before["joined"][..., 4:], before["other"], rtol=1e-6)

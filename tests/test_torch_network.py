@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+import torch_models  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -929,9 +930,12 @@ def test_a_pass_without_a_non_linearity_records_what_comes_before_it(residual):
     summed = passed(residual, x, (function,), linear=(function,))[function]
     np.testing.assert_allclose(summed, before["1.conv2"] + before["0"], atol=1e-4)
     assert summed.min() < 0
-    assert residual.can_linearise("1.relu")
-    assert residual.can_linearise(function)
-    assert not residual.can_linearise("1.bn")
+    assert residual.linearisable("1.relu") == ("1.relu",)
+    assert residual.linearisable(function) == (function,)
+    assert not residual.linearisable("1.bn")
+    squeeze = torch_models.squeezenet()
+    fire = convscope.open_model(squeeze, size=64)
+    assert fire.linearisable("features.4") == tuple(f"features.4.expand{k}x{k}_activation" for k in (1, 3))
     assert passed(residual, x, ("1.relu",))["1.relu"].min() == 0
 
 

@@ -124,6 +124,19 @@ class Flow:
                 needed.update(value.key for value in call.inputs)
         return after & before
 
+    def bends(self, call: Call) -> list[Call]:
+        """The calls of whose non-linearities `call` is made: its own, or those of what it joins, pools or hands on."""
+        if call.kind == "model":
+            makers = [made for _, value in call.outputs if (made := self.maker(value)) is not None]
+        elif call.activation is not None or call.kind == "activation":
+            return [call]
+        elif call.kind == "merge" or call.kind in _HANDING_ON:
+            makers = [made for value in call.inputs if (made := self.maker(value)) is not None]
+        else:
+            return []
+        found = [bent for made in makers if made is not call for bent in self.bends(made)]
+        return list({id(bent): bent for bent in found}.values())
+
     def first_steps(self, picture: Value) -> list[Call]:
         """The calls that the picture passes one after the other, up to the first convolution or dense layer."""
         steps: list[Call] = []
@@ -183,6 +196,13 @@ def paths_of(calls: Sequence[Call]) -> dict[str, tuple[Call, int]]:
         for call in calls
         for index, (mark, _) in enumerate(call.outputs)
     }
+
+
+def bends_at(paths: Mapping[str, tuple[Call, int]], path: str) -> list[str]:
+    """The paths of `Flow.bends` at `path`."""
+    calls = list({id(call): call for call, _ in paths.values()}.values())
+    names = {id(call): name for name, (call, _) in paths.items()}
+    return [names[id(call)] for call in Flow(calls).bends(paths[path][0])]
 
 
 def layers_of(paths: Mapping[str, tuple[Call, int]], flow: Flow, on_path: set[int] | None) -> tuple[Layer, ...]:

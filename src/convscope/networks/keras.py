@@ -25,6 +25,7 @@ from convscope.networks.graph import (
     Call,
     Flow,
     Value,
+    bends_at,
     flat_outputs,
     layers_of,
     linear_by_graph,
@@ -357,9 +358,13 @@ class KerasNetwork(Network):
         once = found is not None and sum(call.operation is found[1].operation for call in seen.calls) == 1
         return found if once else None
 
-    def can_linearise(self, path: str) -> bool:
-        """See `Network.can_linearise`. Patching an operation reaches all of its calls, so it must have only one."""
+    def linearisable(self, path: str) -> tuple[str, ...]:
+        """See `Network.linearisable`. Patching an operation reaches all of its calls, so it must have only one."""
         calls = self._taps_at(self.inputs.size)
+        bends = bends_at(calls, path)
+        return tuple(bends) if all(self._can_linearise(bend, calls) for bend in bends) else ()
+
+    def _can_linearise(self, path: str, calls: dict[str, tuple[Call, int]]) -> bool:
         operation = calls[path][0].operation
         once = sum(call.operation is operation for call in {id(call): call for call, _ in calls.values()}.values()) == 1
         return once and (_has_activation(operation) or (kind_of(operation) == "activation"))

@@ -251,7 +251,7 @@ class Network(ABC):
         `record` is a mapping; an activation at a path in `rules` is replaced by `rule(activation)`. Without `outputs`
         the pass stops once every tap has spoken; with `undone` the softmax or sigmoid of the head is taken away.
 
-        Further options of `run`: `linear`, paths whose non-linearity is left out (see `can_linearise`), so that what is
+        Further options of `run`: `linear`, paths whose non-linearity is left out (see `linearisable`), so that what is
         recorded there is what comes before it; `before`, rules for what comes before the non-linearity that a layer
         has of its own; `precision` "bfloat16", that the pass computes in (recorded and returned are float32 all the
         same); `folded`, that frozen batch norms may be one multiplication and addition, which is exact up to rounding.
@@ -289,8 +289,12 @@ class Network(ABC):
         """For the length of a block the network computes with these `weights`, in the order of `weights()`."""
 
     @abstractmethod
-    def can_linearise(self, path: str) -> bool:
-        """True if a pass can be made without the non-linearity at `path`, by `linear` of `compile`'s `run`."""
+    def linearisable(self, path: str) -> tuple[str, ...]:
+        """The paths that make of what is recorded at `path` what comes before its non-linearity, as `linear` of a pass.
+
+        Its own; or those of what it joins, pools or hands on (a concatenation of ReLUs). Empty where there is none, or
+        where one of them can't be left out.
+        """
 
     def precision_for_ascent(self) -> str:
         """ "bfloat16" where this machine computes faster in it on this runtime, else "float32"."""

@@ -27,6 +27,7 @@ from convscope.networks.graph import (
     Call,
     Flow,
     Value,
+    bends_at,
     first_norm,
     flat_outputs,
     layers_of,
@@ -260,9 +261,9 @@ class TorchNetwork(Network):
         """Number of weights; the running statistics of norms are buffers and don't count, as in PyTorch."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
-    def can_linearise(self, path: str) -> bool:
-        """See `Network.can_linearise`."""
-        return next(layer.kind for layer in self.layers if layer.path == path) == "activation"
+    def linearisable(self, path: str) -> tuple[str, ...]:
+        """See `Network.linearisable`."""
+        return tuple(bends_at(self._taps_at(self.inputs.size), path))
 
     def precision_for_ascent(self) -> str:
         """See `Network.precision_for_ascent`. What the network was opened with, or has weights in, it keeps."""

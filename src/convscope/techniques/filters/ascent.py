@@ -446,7 +446,7 @@ class _Lanes:
         return self.climb.network.numpy(tensor)
 
 
-def lifted(climb: Climb, path: str, steps: int) -> Climb:
-    """The climb on what comes before the non-linearity at `path`."""
-    form = replace(climb.form, linear=(path,))
+def lifted(climb: Climb, linear: tuple[str, ...], steps: int) -> Climb:
+    """The climb on what comes before the non-linearities at the paths `linear`."""
+    form = replace(climb.form, linear=linear)
     return replace(climb, form=form, recipe=replace(climb.recipe, steps=steps))

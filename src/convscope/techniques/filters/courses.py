@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -210,30 +210,34 @@ def _free(plan: Plan, climb: Climb, goals: Sequence[Goal], courses: list[Course]
 
     Where all fail and there is something before the non-linearity, the picture is what raises that.
     """
-    path = climb.form.paths[0] if len(climb.form.paths) == 1 else None
-    liftable = path is not None and plan.network.can_linearise(path)
-    ways: list[Callable[[Goal, int], Goal]] = [lambda goal, n: replace(goal, key=(*goal.key, n)) if n else goal]
+    linear = plan.network.linearisable(climb.form.paths[0]) if len(climb.form.paths) == 1 else ()
     for attempt in range(TRIES):
         left = [index for index, course in enumerate(courses) if course.stuck]
         if not left:
             return
-        part = [ways[0](goals[index], attempt) for index in left]
-        starts = _lifted_starts(plan, climb, part, path or "", LIFTED_STEPS * 2**attempt) if liftable else None
+        part = [_of_another_seed(goals[index], attempt) for index in left]
+        starts = _lifted_starts(plan, climb, part, linear, LIFTED_STEPS * 2**attempt) if linear else None
         _again(plan, climb, part, [courses[index] for index in left], starts, attempt + 2)
     left = [index for index, course in enumerate(courses) if course.stuck and goals[index].hint is not None]
     if left:
         hints = [goals[index].hint for index in left]
         _again(plan, climb, [goals[i] for i in left], [courses[i] for i in left], hints, TRIES + 2, FROM_PHOTO)
     left = [index for index, course in enumerate(courses) if course.stuck]
-    if left and liftable:
-        _raise_what_is_before(plan, climb, [goals[i] for i in left], [courses[i] for i in left], path or "")
+    if left and linear:
+        _raise_what_is_before(plan, climb, [goals[i] for i in left], [courses[i] for i in left], linear)
 
 
-def _lifted_starts(plan: Plan, climb: Climb, goals: Sequence[Goal], path: str, steps: int) -> list[np.ndarray | None]:
+def _of_another_seed(goal: Goal, attempt: int) -> Goal:
+    return replace(goal, key=(*goal.key, attempt)) if attempt else goal
+
+
+def _lifted_starts(
+    plan: Plan, climb: Climb, goals: Sequence[Goal], linear: tuple[str, ...], steps: int
+) -> list[np.ndarray | None]:
     """Pictures that some steps on the pre-activation lead to."""
     courses = [Course() for _ in goals]
     lower = replace(plan, frames=0)
-    _ascend(lower, lifted(climb, path, steps), [_task(plan, goal, goal.start) for goal in goals], courses)
+    _ascend(lower, lifted(climb, linear, steps), [_task(plan, goal, goal.start) for goal in goals], courses)
     return [course.picture for course in courses]
 
 
@@ -259,9 +263,11 @@ def _again(
         course.tries = tries
 
 
-def _raise_what_is_before(plan: Plan, climb: Climb, goals: Sequence[Goal], courses: list[Course], path: str) -> None:
+def _raise_what_is_before(
+    plan: Plan, climb: Climb, goals: Sequence[Goal], courses: list[Course], linear: tuple[str, ...]
+) -> None:
     fresh = [Course() for _ in goals]
-    _ascend(plan, lifted(climb, path, plan.recipe.steps), [_task(plan, goal, goal.start) for goal in goals], fresh)
+    _ascend(plan, lifted(climb, linear, plan.recipe.steps), [_task(plan, goal, goal.start) for goal in goals], fresh)
     for course, new in zip(courses, fresh, strict=True):
         if not new.stuck:
             course.picture, course.parameters, course.heat = new.picture, new.parameters, new.heat

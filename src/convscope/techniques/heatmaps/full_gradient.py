@@ -68,7 +68,7 @@ def _biased(network: Network, target: Target) -> list[Layer]:
     names = [layer.path for layer in network.layers]
     last = max((names.index(path) for path in target.record), default=len(names) - 1)
     affine = [layer for layer in network.layers[: last + 1] if layer.on_path and layer.kind in AFFINE]
-    return [layer for layer in affine if not _bent(network, layer) or network.can_linearise(layer.path)]
+    return [layer for layer in affine if not _bent(network, layer) or network.linearisable(layer.path)]
 
 
 def _bent(network: Network, layer: Layer) -> bool:
