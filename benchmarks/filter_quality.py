@@ -41,12 +41,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--only", default="", help="part of a layer's name: its tables alone")
     parser.add_argument("--out", help="a Markdown file to write")
     options = parser.parse_args()
-    write(page(options.channels, options.steps), options.out)
+    write(page(options.channels, options.steps, options.only), options.out)
 
 
-def page(channels: int, steps: int) -> Iterator[str]:
+def page(channels: int, steps: int, only: str = "") -> Iterator[str]:
     """The page, line after line."""
     yield "# How good the pictures of filters are\n"
     yield f"Made by `python -m benchmarks.filter_quality --channels {channels} --steps {steps}`. {machine()}"
@@ -60,7 +61,7 @@ def page(channels: int, steps: int) -> Iterator[str]:
     yield f"- seeds: the cosine between what pictures of two seeds say to the whole layer; {few} channels"
     yield "- seconds: of the whole call, for each picture\n"
     for name in ("MobileNet", "SqueezeNet"):
-        for layer in NETWORKS[name].layers:
+        for layer in (layer for layer in NETWORKS[name].layers if only in layer):
             yield f"## {name}, {layer}\n"
             yield from table(name, layer, tuple(range(channels)), steps)
 
