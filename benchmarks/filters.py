@@ -56,7 +56,7 @@ def page(filters: int, repeats: int, only: str = "") -> Iterator[str]:
         yield "## The classic workload\n"
         yield from equal_steps(job, repeats, work=flops(job))
     yield "## Real networks, at equal steps\n"
-    yield f"{filters} filters, 30 steps of the classic procedure, 224 pixels. They are the first that have a gradient at"
+    yield f"{filters} filters, 30 steps of the classic procedure, 224 pixels: the first that have a gradient at"
     yield "their start: the plain loop leaves the others as noise, convscope frees them with further steps.\n"
     plain: dict[tuple[str, str], Made] = {}
     for name in ("MobileNet", "SqueezeNet"):
