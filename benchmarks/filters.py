@@ -78,10 +78,17 @@ def page(filters: int, repeats: int, only: str = "") -> Iterator[str]:
 
 
 def climbing(name: str, layer: str, count: int) -> tuple[int, ...]:
-    """The first channels of a layer that have a gradient at the start of the classic procedure."""
+    """The first channels of a layer that have a gradient at the start of the classic procedure.
+
+    Raises:
+        NotMeasured: too few have.
+    """
     from convscope.techniques.filters import first_that_climb
 
-    return tuple(first_that_climb(opened(name), layer, count, recipe="classic")[0])
+    channels, looked_at, stuck = first_that_climb(opened(name), layer, count, recipe="classic")
+    if looked_at - stuck < count:
+        raise NotMeasured(f"only {looked_at - stuck} of {looked_at} channels have a gradient at their start")
+    return tuple(channels)
 
 
 # -- equal steps -----------------------------------------------------------------------------------------

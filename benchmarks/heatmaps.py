@@ -87,16 +87,20 @@ def in_short(lines: Sequence[str]) -> Iterator[str]:
     found: dict[str, list[list[float]]] = {}
     for line in lines:
         name, *cells = [cell.strip() for cell in line.strip("| ").split("|")]
-        if len(cells) > 2 and cells[0].replace(".", "").isdigit():
+        if len(cells) > 2 and not cells[0].startswith(("not measured", "points", "---")):
             found.setdefault(name, []).append([float(cell) for cell in (*cells[:3], cells[-1])])
     tables = max(map(len, found.values()), default=0)
     means = {name: np.mean(rows, axis=0) for name, rows in found.items() if len(rows) == tables}
+    if tables < 2:
+        return
     yield f"## In short: means over {tables} tables\n"
     yield "| method | points | mass | overlap | mean of the three | pictures of each kind |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, mean in sorted(means.items(), key=lambda item: -item[1][:3].mean()):
         numbers = " | ".join(f"{number:.2f}" for number in (*mean[:3], mean[:3].mean()))
         yield f"| {name} | {numbers} | {mean[3]:.0f} |"
+    left_out = [name for name in found if name not in means]
+    yield f"\nNot in all of the tables: {', '.join(left_out) or 'none'}. Of the slower methods fewer pictures."
     yield ""
 
 

@@ -763,6 +763,18 @@ def test_a_pass_without_a_non_linearity_records_what_comes_before_it():
     assert passed(network, x, ("conv2",))["conv2"].min() == 0
 
 
+def test_what_is_made_from_another_non_linearity_is_not_seen_before_both():
+    """Without the first the second would be another; and a sum or a product is no join."""
+    picture = layers.Input((8, 8, 3))
+    early = layers.Conv2D(4, 3, padding="same", activation="relu", name="early")(picture)
+    late = layers.Conv2D(4, 3, padding="same", activation="relu", name="late")(early)
+    joined = layers.Concatenate(name="joined")([early, late])
+    product = layers.Multiply(name="product")([early, late])
+    model = keras.Model(picture, layers.Flatten()(layers.Add(name="sum")([product, layers.Conv2D(4, 1)(joined)])))
+    network = open_model(models.seeded(model))
+    assert [network.linearisable(path) for path in ("joined", "product", "sum", "late")] == [(), (), (), ("late",)]
+
+
 def test_what_joins_and_pools_nonlinearities_is_seen_before_them():
     picture = layers.Input((8, 8, 3))
     one = layers.Conv2D(4, 3, activation="relu", name="one")(picture)

@@ -123,6 +123,16 @@ def test_full_grad_of_other_nonlinearities_says_what_is_missing(photo):
     np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-4)
 
 
+def test_full_grad_says_which_biases_it_has_not(photo):
+    """A layer with a ReLU of its own that is called twice can't be seen before it at one call."""
+    shared = layers.Conv2D(3, 3, padding="same", activation="relu")
+    picture = layers.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(shared(shared(picture)))
+    network = open_model(models.seeded(keras.Model(picture, layers.Dense(3)(x))), preprocess="0..1")
+    note = convscope.heatmap(network, photo, 1, method="full-grad").rows[0].note
+    assert note.endswith("without the biases of 2 layers that are called more than once")
+
+
 def test_full_grad_of_a_channel_goes_no_further(photo):
     """A norm's bias is what it answers to zeros; the layers after the channel have no part in it."""
     network = open_model(models.plain(), preprocess="0..1")

@@ -6,7 +6,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 from keras import layers  # noqa: E402
-from test_heatmaps import NAMES, gap_network, maps_and_head  # noqa: E402
+from test_heatmaps import NAMES, branching, gap_network, maps_and_head  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
@@ -187,3 +187,16 @@ def test_targets_that_mean_nothing_are_said(network, photo):
         convscope.heatmap(network, photo, Custom(lambda ops, logits, activations: logits[:, 0], ("typo",)))
     with pytest.raises(UsageError, match="no layer with a map lies before"):
         convscope.heatmap(network, photo, "conv:1")
+
+
+def test_a_layer_after_what_is_explained_is_refused(photo):
+    network = open_model(branching("add"), preprocess="0..1")
+    with pytest.raises(UsageError, match=r"'late' comes after .*early"):
+        convscope.heatmap(network, photo, "early:1", "late")
+    assert convscope.heatmap(network, photo, "late:1", "early").rows[0].layer == "early"
+
+
+def test_a_likeness_is_shown_where_it_is_measured(photo):
+    network = open_model(branching("concatenate"), preprocess="0..1")
+    found = convscope.heatmap(network, photo, likeness_target(network, photo[::-1].copy(), "late"))
+    assert found.rows[0].layer == "late"

@@ -421,7 +421,7 @@ def _activation_table(shell: Shell, result: Any, out: str) -> None:
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of the ascent; the numbers are measured in float32.",
+    help="Of the ascent; final activations are measured in float32.",
 )
 @click.option(
     "--labels/--no-labels",
@@ -656,8 +656,11 @@ def _heatmap_table(shell: Shell, result: Any, out: str, method: str) -> None:
     said = [f"{row.image}, {row.method}: {row.note}" if several else f"{row.method}: {row.note}" for row in result.rows]
     for text in dict.fromkeys(text for text, row in zip(said, result.rows, strict=True) if row.note):
         click.echo(text)
-    for name, reason in result.provenance["parameters"]["left_out"].items():
+    parameters = result.provenance["parameters"]
+    for name, reason in parameters["left_out"].items():
         click.echo(f"without {name}: {reason}")
+    if "best of" in parameters["layer_rule"]:
+        click.echo(f"layer {parameters['layer']}: {parameters['layer_rule']}")
     click.echo(f"overlays and raw maps in {out}")
 
 

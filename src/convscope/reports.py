@@ -249,6 +249,8 @@ def _heatmaps(
     network: Network, photos: Sequence[Picture], choices: Choices, progress: Progress
 ) -> tuple[dict[str, tuple[Heatmap, ...]], dict[str, str]]:
     """By each method a result for the class that is asked for and one for each further rank; or why there is none."""
+    if choices.heatmap_layer not in ("auto", "best"):
+        network.layer(choices.heatmap_layer)
     try:
         network.check_scores()
         network.last_spatial_layer()
@@ -259,11 +261,11 @@ def _heatmaps(
         return {}, {"heatmaps": str(reason)}
     against = "rival" if network.head.paired else None
 
-    def explained(target: Any, layer: str = "", **options: Any) -> Heatmap:
-        at = layer or first.provenance["parameters"]["layer"]  # "best" is looked for only once
-        return heatmap(network, photos, target, at, against=against, progress=progress, **options)
+    def explained(target: Any, layer: str, **options: Any) -> Heatmap:
+        return heatmap(network, photos, target, layer, against=against, progress=progress, **options)
 
     first = explained(choices.target, choices.heatmap_layer, method=METHODS_SHOWN)
+    layer = first.provenance["parameters"]["layer"]  # "best" is looked for only once
     rows = first.only(METHODS_SHOWN[0]).rows
     rivals = [_rivals(row) for row in rows]
     results = [first]
@@ -272,11 +274,11 @@ def _heatmaps(
         classes = [
             rival[rank].index if rank < len(rival) else row.class_index for row, rival in zip(rows, rivals, strict=True)
         ]
-        results.append(explained(classes, method=METHODS_SHOWN))
+        results.append(explained(classes, layer, method=METHODS_SHOWN))
     found = {name: tuple(result.only(name) for result in results) for name in METHODS_SHOWN}
     if choices.check:
         asked, *others = found[METHODS_SHOWN[0]]
-        checked = explained(choices.target, method=METHODS_SHOWN[0], check=True)
+        checked = explained(choices.target, layer, method=METHODS_SHOWN[0], check=True)
         found[METHODS_SHOWN[0]] = (replace(asked, rows=checked.rows), *others)
     return found, {}
 

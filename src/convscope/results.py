@@ -250,7 +250,11 @@ class Activations(Result):
     file: ClassVar[str] = "activations.json"
 
     def __getitem__(self, layer: str) -> np.ndarray:
-        """The raw values of one layer: `(n, h, w, c)` or `(n, c)`."""
+        """The raw values of one layer: `(n, h, w, c)` or `(n, c)`.
+
+        Raises:
+            UsageError: it was not looked at, or there is no such layer.
+        """
         return self.arrays[self._layer(layer).path]
 
     def channel(self, layer: str, channel: int, picture: int = 0) -> np.ndarray:
@@ -403,7 +407,12 @@ class Activations(Result):
         return self.statistics[picture * len(self.layers) : (picture + 1) * len(self.layers)]
 
     def _layer(self, path: str) -> Layer:
-        return find_layer(self.layers, path)
+        try:
+            return find_layer(self.layers, path)
+        except UsageError as error:
+            raise UsageError(
+                f"{error} These are the {len(self.layers)} layers that were looked at; ask for others with layers=."
+            ) from None
 
 
 def _drawable(layer: Layer) -> bool:
@@ -657,12 +666,13 @@ class Filters(Result):
             yield imaging.safe_name(self.name(index)), self.picture(index)
 
     def plot(self, ax: Any = None) -> Any:
-        """The activation at each step, a line for each filter; returns the matplotlib axes."""
+        """The activation at each step as the ascent saw it, a line for each filter, and a dot for the final one."""
         ax = ax or _axes(7, 4)
         colours = {"alive": "#2c6fbb", "weak": "#e08a1e", "dead": "#999999"}
         for row in self.rows:
-            ax.plot([*row.activations, row.activation], color=colours[row.status], alpha=0.6, linewidth=1)
-        ax.set_xlabel("step")
+            ax.plot(row.activations, color=colours[row.status], alpha=0.6, linewidth=1)
+            ax.plot(len(row.activations), row.activation, ".", color=colours[row.status], alpha=0.6, markersize=3)
+        ax.set_xlabel("step (dots: the finished picture as it is, not moved)")
         ax.set_ylabel("activation")
         _entitle(ax, f"{self._where} · {self.summary}")
         ax.grid(alpha=0.3)

@@ -125,17 +125,40 @@ class Flow:
         return after & before
 
     def bends(self, call: Call) -> list[Call]:
-        """The calls of whose non-linearities `call` is made: its own, or those of what it joins, pools or hands on."""
-        if call.kind == "model":
-            makers = [made for _, value in call.outputs if (made := self.maker(value)) is not None]
-        elif call.activation is not None or call.kind == "activation":
-            return [call]
-        elif call.kind == "merge" or call.kind in _HANDING_ON:
-            makers = [made for value in call.inputs if (made := self.maker(value)) is not None]
-        else:
+        """The calls of whose non-linearities `call` is made: its own, or those of what it concatenates or hands on.
+
+        Empty where there is none, and where one is made from another: leaving out the first would change the second.
+        """
+        found: dict[int, Call] = {}
+        waiting, seen = [call], set[int]()
+        while waiting:
+            here = waiting.pop()
+            if id(here) in seen:
+                continue
+            seen.add(id(here))
+            if here.kind != "model" and (here.activation is not None or here.kind == "activation"):
+                found[id(here)] = here
+            elif here.kind == "model":
+                waiting += self._makers([value for _, value in here.outputs])
+            elif here.kind in _HANDING_ON or _concatenates(here):
+                waiting += self._makers(here.inputs)
+        if any(self._upstream(bent) & set(found) for bent in found.values()):
             return []
-        found = [bent for made in makers if made is not call for bent in self.bends(made)]
-        return list({id(bent): bent for bent in found}.values())
+        return list(reversed(found.values()))
+
+    def _makers(self, values: Sequence[Value]) -> list[Call]:
+        return [made for value in values if (made := self.maker(value)) is not None]
+
+    def _upstream(self, call: Call) -> set[int]:
+        """Ids of all calls that `call` is made from."""
+        found: set[int] = set()
+        waiting = self._makers(call.inputs)
+        while waiting:
+            here = waiting.pop()
+            if id(here) not in found:
+                found.add(id(here))
+                waiting += self._makers(here.inputs)
+        return found
 
     def first_steps(self, picture: Value) -> list[Call]:
         """The calls that the picture passes one after the other, up to the first convolution or dense layer."""
@@ -181,6 +204,11 @@ def _keeps_channels(call: Call) -> bool:
     return call.kind in PASSING | {"norm"} or (call.kind == "merge" and len({value.key for value in call.inputs}) == 1)
 
 
+def _concatenates(call: Call) -> bool:
+    """True for a join that changes nothing; a sum or a product of what non-linearities made is not one of them."""
+    return call.kind == "merge" and call.class_name.lower().startswith(("concat", "cat", "depthconcat"))
+
+
 def _hands_on(call: Call) -> bool:
     given = {value.key for value in call.inputs}
     return any(value.key in given for _, value in call.outputs)
@@ -201,7 +229,9 @@ def paths_of(calls: Sequence[Call]) -> dict[str, tuple[Call, int]]:
 def bends_at(paths: Mapping[str, tuple[Call, int]], path: str) -> list[str]:
     """The paths of `Flow.bends` at `path`."""
     calls = list({id(call): call for call, _ in paths.values()}.values())
-    names = {id(call): name for name, (call, _) in paths.items()}
+    names: dict[int, str] = {}
+    for name, (call, _) in paths.items():
+        names.setdefault(id(call), name)
     return [names[id(call)] for call in Flow(calls).bends(paths[path][0])]
 
 

@@ -9,7 +9,7 @@ layer that draws random numbers would leak its tracer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from textwrap import shorten
@@ -223,14 +223,15 @@ class KerasNetwork(Network):
         size = (int(x.shape[1]), int(x.shape[2]))
         calls = self._taps_at(size)
         taps = _Taps(calls, record, rules or {}, stop=not outputs)
+        early = dict(before or {})
         returned = None
         with self._stateless(values, size) as scope, ExitStack() as stack:
             if undone and self._head_patch is not None:
                 stack.enter_context(patched(*self._head_patch))
             for path in linear:
                 stack.enter_context(patched(*_linear_patch(calls[path][0].operation)))
-            for path, rule in (before or {}).items():
-                stack.enter_context(patched(*_early_patch(calls[path][0], rule)))
+            for path in tuple(early):
+                stack.enter_context(patched(*_early_patch(path, calls[path][0], early)))
             if precision == "bfloat16":
                 stack.enter_context(_in_bfloat16([self.model, *(op for _, op in self._operations)]))
             if folded:
@@ -242,7 +243,7 @@ class KerasNetwork(Network):
             stack.enter_context(taps.placed())
             with suppress(_Enough):
                 returned = self.model(self._entry.feed(x), training=False)
-        taps.check_fired()
+        taps.check_fired(early)
         logits = None if returned is None else self._logits(returned)
         return Record(logits, taps.recorded)
 
@@ -446,11 +447,12 @@ class _Taps:
                 stack.enter_context(patched(operation, method, self._tapped(operation, method, taps)))
             yield
 
-    def check_fired(self) -> None:
-        """A tap that did not fire would show an old picture or none: say so loudly."""
-        if self._left:
+    def check_fired(self, early: Iterable[str] = ()) -> None:
+        """A tap that did not fire would show an old picture or none: say so loudly. `early` are rules that are left."""
+        left = {*self._left, *early}
+        if left:
             raise ModelError(
-                f"the layer{'s' if len(self._left) > 1 else ''} {', '.join(sorted(self._left))} did not run when the "
+                f"the layer{'s' if len(left) > 1 else ''} {', '.join(sorted(left))} did not run when the "
                 "model was called, so there is nothing to show. Expected the calls seen when the model was opened; "
                 "a model whose path depends on its input can't be tapped there."
             )
@@ -573,12 +575,12 @@ def _told_by_statistics(conv: Any, norm: Any) -> pp.Preprocessing | None:
     return pp.guess_from_statistics(*seen) if seen else None
 
 
-def _early_patch(call: Call, rule: Rule) -> tuple[Any, str, Any]:
-    """What to patch so that an operation's activation is given what `rule` makes of its argument."""
+def _early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, str, Any]:
+    """What to patch so that an operation's activation is given what its rule makes of its argument; it fires once."""
     original, first = call.operation.activation, bool(call.channels_first)
 
     def activation(x: Tensor) -> Tensor:
-        changed = rule(_channels_last(x, first))
+        changed = early.pop(path)(_channels_last(x, first))
         return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
 
     return call.operation, "activation", activation

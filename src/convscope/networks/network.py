@@ -292,8 +292,8 @@ class Network(ABC):
     def linearisable(self, path: str) -> tuple[str, ...]:
         """The paths that make of what is recorded at `path` what comes before its non-linearity, as `linear` of a pass.
 
-        Its own; or those of what it joins, pools or hands on (a concatenation of ReLUs). Empty where there is none, or
-        where one of them can't be left out.
+        Its own; or those of what it concatenates, pools or hands on. Empty where there is none, where one is made from
+        another, or where one can't be left out.
         """
 
     def precision_for_ascent(self) -> str:
@@ -415,7 +415,7 @@ class Network(ABC):
         if not self.class_names:
             raise UsageError(
                 f"class {target!r} can't be looked up: the network's {self.head.classes} classes have no names here. "
-                f"Give a number from 0 to {self.head.classes - 1}, or the names with --classes FILE."
+                f"Give a number from 0 to {self.head.classes - 1}, or the names with classes= (--classes FILE)."
             )
         plain = [_plain(name) for name in self.class_names]
         if plain.count(_plain(str(target))) > 1:

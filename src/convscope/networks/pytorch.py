@@ -295,8 +295,12 @@ class TorchNetwork(Network):
         """One pass of pictures `x` `(n, h, w, c)` with taps; see `Network.compile`.
 
         Batch norms stay as they are with `folded` too: PyTorch computes them in one step already. No layer has a
-        non-linearity of its own, so there is nothing that `before` could change.
+        non-linearity of its own, so `before` has to be empty.
         """
+        if before:
+            raise ModelError(
+                f"{', '.join(before)}: no module ends in a non-linearity of its own, so nothing is before it."
+            )
         size = (int(x.shape[1]), int(x.shape[2]))
         undo = {self._undo} if self._undo and undone and (outputs or self._undo in record) else set()
         taps = _Taps(self._taps_at(size), self._paths, record, rules or {}, undo | {*linear}, stop=not outputs)

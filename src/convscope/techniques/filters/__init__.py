@@ -544,7 +544,8 @@ def _silent(course: Course, natural: np.ndarray) -> tuple[str, str]:
     excited = len(natural) > 0 and natural.max() > 0
     if course.lifted is not None:
         first, last = course.lifted
-        reason += f"; the picture raises what is before its non-linearity, from {first:.3g} to {last:.3g}"
+        does = "the picture raises" if last > first else "nothing raises"
+        reason += f"; {does} what is before its non-linearity, from {first:.3g} to {last:.3g}"
     if excited:
         return "weak", f"{reason}; yet the photos reach {natural.max():.3g}"
     return "dead", reason + (f"; none of {len(natural)} photos excites it" if len(natural) else "")

@@ -211,7 +211,8 @@ def _free(plan: Plan, climb: Climb, goals: Sequence[Goal], courses: list[Course]
     Where all fail and there is something before the non-linearity, the picture is what raises that.
     """
     linear = plan.network.linearisable(climb.form.paths[0]) if len(climb.form.paths) == 1 else ()
-    for attempt in range(TRIES):
+    # From the same seed again only where something before the non-linearity can be raised first.
+    for attempt in range(TRIES) if linear else range(1, TRIES):
         left = [index for index, course in enumerate(courses) if course.stuck]
         if not left:
             return

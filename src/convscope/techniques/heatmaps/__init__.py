@@ -194,12 +194,14 @@ def _best(
         raise UsageError(refused)
     judged = better_layers(list(seen.singles()), maps)
     how = ", ".join(f"{one.layer} {one.value:.3f}" for one in judged)
-    return [network.layer(judged[0].layer)], f"the best of {len(judged)} by insertion less deletion: {how}"
+    return [
+        network.layer(judged[0].layer)
+    ], f"the best of {len(judged)} by insertion less deletion of the first {len(x)}: {how}"
 
 
 def _candidates(network: Network, goal: Goal) -> list[Layer]:
     """The last layer at each of the smallest sizes of map."""
-    last = _last_before(network, goal.target.record)
+    last = _last_before(network, goal)
     before = network.layers[: network.layers.index(last) + 1]
     by_size = {la.shape[:2]: la for la in before if la.on_path and la.spatial and la.kind not in NOT_LOOKED_AT}
     by_size[last.shape[:2]] = last
@@ -217,8 +219,13 @@ def _note(made: Made) -> str:
 
 def _layer(network: Network, path: str, goal: Goal) -> Layer:
     if path == "auto":
-        return _last_before(network, goal.target.record)
+        return _last_before(network, goal)
     layer = network.layer(path)
+    names = [one.path for one in network.layers]
+    if goal.target.record and names.index(layer.path) > max(map(names.index, goal.target.record)):
+        raise UsageError(
+            f"layer {layer.path!r} comes after {goal.target.text}, which is explained; give a layer before it, or auto."
+        )
     if not layer.spatial:
         auto = network.last_spatial_layer().path
         raise UsageError(
@@ -228,12 +235,16 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
     return layer
 
 
-def _last_before(network: Network, record: Sequence[str]) -> Layer:
-    """The last layer with a map; before the first that the target reads, where it reads layers."""
+def _last_before(network: Network, goal: Goal) -> Layer:
+    """The last layer with a map; before the first that the target reads, where it reads layers.
+
+    A likeness is one of means over places, so the layer in which it is measured has a map of its own to show.
+    """
+    record = goal.target.record
     if not record:
         return network.last_spatial_layer()
     names = [layer.path for layer in network.layers]
-    first = min(names.index(path) for path in record)
+    first = min(names.index(path) for path in record) + isinstance(goal.target, Likeness)
     if not any(layer.spatial for layer in network.layers[:first]):
         raise UsageError(
             f"no layer with a map lies before {names[first]}, which is explained; give that layer itself with --layer, "

@@ -6,7 +6,7 @@ gradient over all pixels and of bias times gradient over all biases. No other ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import add
 from typing import Any
@@ -20,7 +20,7 @@ from convscope.techniques.heatmaps.methods import Made, replayed
 from convscope.techniques.heatmaps.targets import Target
 
 # Kinds of layers that are affine, so that what they answer to zeros is their bias.
-AFFINE = frozenset({"conv", "dense", "norm", "rescaling", "merge"})
+AFFINE = frozenset({"conv", "dense", "norm", "rescaling", "merge", "padding"})
 
 
 @replayed("full-grad", "Srinivas and Fleuret 2019, Full-Gradient Representation, arXiv:1905.00780", at_picture=True)
@@ -32,7 +32,9 @@ def full_grad(single: Single) -> Made:
     Returns:
         `(h, w)`, not negative, and how far all contributions, signed, are from the score (0 in a network of ReLUs).
     """
-    contributions = _contributions(single)
+    affine = _affine(single.network, single.target)
+    layers = [one for one in affine if not _bent(single.network, one) or single.network.linearisable(one.path)]
+    contributions = _contributions(single, layers)
     size = single.x.shape[1:3]
     heat = np.zeros(size)
     for one in contributions:
@@ -40,7 +42,10 @@ def full_grad(single: Single) -> Made:
             heat += resize_map(_over_range(np.abs(one)).sum(axis=-1), *size)
     total = sum(float(one.sum(dtype=np.float64)) for one in contributions)
     missing = abs(total - single.whole) / max(abs(single.whole), 1e-12)
-    return heat.astype(np.float32), f"sums up to {total:.4g} of {single.whole:.4g}: {100 * missing:.1f} % off"
+    note = f"sums up to {total:.4g} of {single.whole:.4g}: {100 * missing:.1f} % off"
+    if len(layers) < len(affine):
+        note += f", without the biases of {len(affine) - len(layers)} layers that are called more than once"
+    return heat.astype(np.float32), note
 
 
 def _over_range(sizes: np.ndarray) -> np.ndarray:
@@ -48,27 +53,27 @@ def _over_range(sizes: np.ndarray) -> np.ndarray:
     return (sizes - low) / (high - low) if high > low else np.zeros_like(sizes)
 
 
-def _contributions(single: Single) -> list[np.ndarray]:
-    """What the pixels `(h, w, c)` and each layer's biases, `(h, w, c)` or `(c,)`, add to the score."""
+def _contributions(single: Single, layers: Sequence[Layer]) -> list[np.ndarray]:
+    """What the pixels `(h, w, c)` and the biases of each of `layers`, `(h, w, c)` or `(c,)`, add to the score."""
     network, target = single.network, single.target
-    layers = _biased(network, target)
     key = (target, single.x.shape)
     answering = network.program(("biases", *key), lambda: network.compile(_answering_zeros(network, layers)))
     sloping = network.program(("full gradient", *key), lambda: network.compile(_sloping(network, target, layers)))
     x = network.tensor(single.x)
     zeros = tuple(network.tensor(np.zeros((1, *layer.shape), np.float32)) for layer in layers)
     at_pixels, *gradients = sloping(x, zeros, *(network.tensor(argument[None]) for argument in single.arguments))
-    biased = zip(answering(x), gradients, strict=True)
-    products = [network.numpy(bias)[0] * network.numpy(gradient)[0] for bias, gradient in biased]
-    return [single.x[0] * network.numpy(at_pixels)[0], *products]
+    found = [single.x[0] * network.numpy(at_pixels)[0]]
+    for bias, gradient in zip(answering(x), gradients, strict=True):
+        # 0 / 0, where one thing that comes from the picture is divided by another, is no bias.
+        found.append(np.nan_to_num(network.numpy(bias)[0], nan=0, posinf=0, neginf=0) * network.numpy(gradient)[0])
+    return found
 
 
-def _biased(network: Network, target: Target) -> list[Layer]:
-    """The affine layers on the way to what is explained, as far as they can be seen before their non-linearity."""
+def _affine(network: Network, target: Target) -> list[Layer]:
+    """The affine layers on the way to what is explained."""
     names = [layer.path for layer in network.layers]
     last = max((names.index(path) for path in target.record), default=len(names) - 1)
-    affine = [layer for layer in network.layers[: last + 1] if layer.on_path and layer.kind in AFFINE]
-    return [layer for layer in affine if not _bent(network, layer) or network.linearisable(layer.path)]
+    return [layer for layer in network.layers[: last + 1] if layer.on_path and layer.kind in AFFINE]
 
 
 def _bent(network: Network, layer: Layer) -> bool:
@@ -77,32 +82,33 @@ def _bent(network: Network, layer: Layer) -> bool:
 
 
 def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
-    """From pictures what each of `layers` answers where all that comes from the picture is zero."""
+    """From pictures what each of `layers` answers, before its own non-linearity, where all before it is zero."""
     silenced = [layer.path for layer in network.layers if layer.on_path and layer.kind != "model"]
+    bent = tuple(layer.path for layer in layers if _bent(network, layer))
 
     def answer(run: Callable, x: Any) -> list:
         found: dict[str, Any] = {}
 
         def silence(path: str, activation: Any) -> Any:
-            found.setdefault(path, activation)  # where a layer is seen twice, what comes before its non-linearity
+            found[path] = activation
             return network.ops.zeros(activation.shape)
 
         rules = {path: partial(silence, path) for path in silenced}
-        run(network.ops.zeros(x.shape), rules=rules, before=_bent_ones(network, layers, rules))
+        run(network.ops.zeros(x.shape), rules=rules, linear=bent)
         return [found[layer.path] for layer in layers]
 
     return answer
 
 
 def _sloping(network: Network, target: Target, layers: Sequence[Layer]) -> Callable:
-    """From pictures the gradient at their pixels, and at what each of `layers` answers."""
+    """From pictures the gradient at their pixels, and at what each of `layers` answers before its non-linearity."""
 
     def slope(run: Callable, x: Any, zeros: tuple, *arguments: Any) -> list:
         def score(changed: tuple) -> tuple:
             pixels, *deltas = changed
-            rules = {layer.path: partial(add, delta) for layer, delta in zip(layers, deltas, strict=True)}
-            before = _bent_ones(network, layers, rules)
-            after = {path: rule for path, rule in rules.items() if path not in before}
+            rules = {layer: partial(add, delta) for layer, delta in zip(layers, deltas, strict=True)}
+            before = {layer.path: rule for layer, rule in rules.items() if _bent(network, layer)}
+            after = {layer.path: rule for layer, rule in rules.items() if layer.path not in before}
             seen = run(pixels, record=target.record, rules=after, before=before, outputs=target.scores)
             values = target.score(network.ops, seen.logits, seen.activations, arguments)
             return network.ops.sum(values), values
@@ -110,8 +116,3 @@ def _sloping(network: Network, target: Target, layers: Sequence[Layer]) -> Calla
         return list(network.value_and_grad(score)((x, *zeros))[1])
 
     return slope
-
-
-def _bent_ones(network: Network, layers: Sequence[Layer], rules: Mapping[str, Callable]) -> dict[str, Callable]:
-    """The rules of those layers that end in a non-linearity of their own."""
-    return {layer.path: rules[layer.path] for layer in layers if _bent(network, layer)}

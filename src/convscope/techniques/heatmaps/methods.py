@@ -1,4 +1,4 @@
-"""The registry of heatmap methods: a new one is one decorated function in `cam`, `pixels` or `perturbation`."""
+"""The registry of heatmap methods: a new one is one decorated function in a file that `__init__` imports."""
 
 from __future__ import annotations
 

@@ -320,7 +320,7 @@ def likeness_target(network: Network, photo: Any, layer: str | None = None) -> L
     answer = network.forward(network.prepare([other]), (path,))[1][path][0]
     answer = answer.mean(axis=(0, 1)) if answer.ndim == 3 else answer
     unit = (answer / max(float(np.linalg.norm(answer)), 1e-12)).astype(np.float32)
-    return Likeness(path, f"like {other.name} at {path}", unit)
+    return Likeness(path, f"likeness to {other.name} ({path})", unit)
 
 
 def _embedding(network: Network) -> Layer:
