@@ -1,7 +1,8 @@
 """FullGrad: what the pixels and the biases of a network add up to.
 
 A network of affine layers and ReLUs is, around one picture, a linear function, whose value is the sum of pixel times
-gradient over all pixels and of bias times gradient over all biases. No other map accounts for the whole score.
+gradient over all pixels and of bias times gradient over all biases. Integrated gradients account for the difference of
+two scores, this for the whole of one.
 """
 
 from __future__ import annotations
