@@ -666,7 +666,11 @@ class Filters(Result):
             yield imaging.safe_name(self.name(index)), self.picture(index)
 
     def plot(self, ax: Any = None) -> Any:
-        """The activation at each step as the ascent saw it, a line for each filter, and a dot for the final one."""
+        """A line for each filter, its activation at each step as the ascent saw it, and a dot for the final one.
+
+        Returns:
+            the matplotlib axes; new ones where `ax` is None.
+        """
         ax = ax or _axes(7, 4)
         colours = {"alive": "#2c6fbb", "weak": "#e08a1e", "dead": "#999999"}
         for row in self.rows:

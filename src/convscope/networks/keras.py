@@ -508,6 +508,17 @@ def _linear_patch(operation: Any) -> tuple[Any, str, Any]:
     return operation, call_method(operation), lambda x, *_, **__: x
 
 
+def _early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, str, Any]:
+    """What to patch so that an operation's activation is given what its rule makes of its argument; it fires once."""
+    original, first = call.operation.activation, bool(call.channels_first)
+
+    def activation(x: Tensor) -> Tensor:
+        changed = early.pop(path)(_channels_last(x, first))
+        return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
+
+    return call.operation, "activation", activation
+
+
 @contextmanager
 def _in_bfloat16(operations: Sequence[Any]) -> Iterator[None]:
     """Layers that compute in float32 compute in bfloat16; their weights stay as they are."""
@@ -573,14 +584,3 @@ def _told_by_statistics(conv: Any, norm: Any) -> pp.Preprocessing | None:
     bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)
     seen = pp.seen_by_batch_norm(kernel, bias, mean, variance)
     return pp.guess_from_statistics(*seen) if seen else None
-
-
-def _early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, str, Any]:
-    """What to patch so that an operation's activation is given what its rule makes of its argument; it fires once."""
-    original, first = call.operation.activation, bool(call.channels_first)
-
-    def activation(x: Tensor) -> Tensor:
-        changed = early.pop(path)(_channels_last(x, first))
-        return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
-
-    return call.operation, "activation", activation

@@ -212,17 +212,18 @@ def _free(plan: Plan, climb: Climb, goals: Sequence[Goal], courses: list[Course]
     """
     linear = plan.network.linearisable(climb.form.paths[0]) if len(climb.form.paths) == 1 else ()
     # From the same seed again only where something before the non-linearity can be raised first.
-    for attempt in range(TRIES) if linear else range(1, TRIES):
+    attempts = range(TRIES) if linear else range(1, TRIES)
+    for tries, attempt in enumerate(attempts, start=2):
         left = [index for index, course in enumerate(courses) if course.stuck]
         if not left:
             return
         part = [_of_another_seed(goals[index], attempt) for index in left]
         starts = _lifted_starts(plan, climb, part, linear, LIFTED_STEPS * 2**attempt) if linear else None
-        _again(plan, climb, part, [courses[index] for index in left], starts, attempt + 2)
+        _again(plan, climb, part, [courses[index] for index in left], starts, tries)
     left = [index for index, course in enumerate(courses) if course.stuck and goals[index].hint is not None]
     if left:
         hints = [goals[index].hint for index in left]
-        _again(plan, climb, [goals[i] for i in left], [courses[i] for i in left], hints, TRIES + 2, FROM_PHOTO)
+        _again(plan, climb, [goals[i] for i in left], [courses[i] for i in left], hints, len(attempts) + 2, FROM_PHOTO)
     left = [index for index, course in enumerate(courses) if course.stuck]
     if left and linear:
         _raise_what_is_before(plan, climb, [goals[i] for i in left], [courses[i] for i in left], linear)

@@ -194,9 +194,8 @@ def _best(
         raise UsageError(refused)
     judged = better_layers(list(seen.singles()), maps)
     how = ", ".join(f"{one.layer} {one.value:.3f}" for one in judged)
-    return [
-        network.layer(judged[0].layer)
-    ], f"the best of {len(judged)} by insertion less deletion of the first {len(x)}: {how}"
+    rule = f"the best of {len(judged)} by insertion less deletion of the first {len(x)}: {how}"
+    return [network.layer(judged[0].layer)], rule
 
 
 def _candidates(network: Network, goal: Goal) -> list[Layer]:
@@ -244,13 +243,14 @@ def _last_before(network: Network, goal: Goal) -> Layer:
     if not record:
         return network.last_spatial_layer()
     names = [layer.path for layer in network.layers]
-    first = min(names.index(path) for path in record) + isinstance(goal.target, Likeness)
-    if not any(layer.spatial for layer in network.layers[:first]):
+    first = min(map(names.index, record))
+    end = first + 1 if isinstance(goal.target, Likeness) else first
+    if not any(layer.spatial for layer in network.layers[:end]):
         raise UsageError(
             f"no layer with a map lies before {names[first]}, which is explained; give that layer itself with --layer, "
             "or a method that looks at the picture, such as saliency or occlusion."
         )
-    return network.last_spatial_layer(first)
+    return network.last_spatial_layer(end)
 
 
 @dataclass(frozen=True, eq=False)
