@@ -1,0 +1,120 @@
+"""Declared limits of what a file may take: checked before anything is unpacked, allocated or waited for.
+
+`current()` gives the limits in force. They come from `using(...)`, else from the environment variable
+`CONVSCOPE_LIMITS` (`"seconds=300,weights=32GiB"`), else from the defaults of `Limits`. The command line has
+`--limit NAME=VALUE`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from convscope.errors import UsageError, nearest
+
+_MIB, _GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may take.
+
+    Attributes:
+        pixels: width x height of an image.
+        weights: bytes of all the arrays that one model file holds or declares, unpacked.
+        text: bytes of one configuration, class list or other text, unpacked.
+        entries: members of an archive, objects of an HDF5 file, or tensors of a checkpoint.
+        nodes: operations of a graph, after its functions are expanded.
+        depth: levels of nesting, of groups, functions or JSON.
+        seconds: time that one file may take to read in the reader process.
+    """
+
+    pixels: int = 178_000_000
+    weights: int = 8 * _GIB
+    text: int = 64 * _MIB
+    entries: int = 200_000
+    nodes: int = 200_000
+    depth: int = 100
+    seconds: float = 60
+
+
+_NAMES = tuple(field.name for field in fields(Limits))
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": _MIB, "gib": _GIB}
+_current: ContextVar[Limits | None] = ContextVar("limits", default=None)
+
+
+def current() -> Limits:
+    """The limits in force.
+
+    Raises:
+        UsageError: `CONVSCOPE_LIMITS` can't be read.
+    """
+    chosen = _current.get()
+    if chosen is not None:
+        return chosen
+    text = os.environ.get("CONVSCOPE_LIMITS", "")
+    return _changed(Limits(), parse(part for part in text.split(",") if part.strip()))
+
+
+@contextmanager
+def using(**changes: float) -> Iterator[Limits]:
+    """Other limits for the length of a block: `with limits.using(seconds=300): open_model(...)`.
+
+    Raises:
+        UsageError: there is no such limit, or it is not positive.
+    """
+    token = _current.set(_changed(current(), changes))
+    try:
+        yield current()
+    finally:
+        _current.reset(token)
+
+
+def parse(texts: Iterable[str]) -> dict[str, float]:
+    """The limits that `NAME=VALUE` texts name; a value may have a unit: `weights=32GiB`, `pixels=400M`.
+
+    Raises:
+        UsageError: a text has another form, or there is no such limit.
+    """
+    found = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.lower())
+        if match is None or match[2] not in _UNITS:
+            raise UsageError(
+                f"a limit has to be NAME=VALUE, such as weights=32GiB or seconds=300, but this is {text!r}."
+            )
+        found[name] = _checked(name, float(match[1]) * _UNITS[match[2]])
+    return found
+
+
+def _changed(limits: Limits, changes: Mapping[str, float]) -> Limits:
+    checked: dict[str, Any] = {name: _checked(name, value) for name, value in changes.items()}
+    return replace(limits, **checked)
+
+
+def _checked(name: str, value: float) -> float:
+    if name not in _NAMES:
+        raise UsageError(f"there is no limit {name!r}; {nearest(name, _NAMES)}")
+    if not value > 0:
+        raise UsageError(f"the limit {name} has to be positive, but it is {value}.")
+    return value if name == "seconds" else int(value)
+
+
+def how_to_raise(name: str) -> str:
+    """What a message says of the limit that stopped it."""
+    value = getattr(current(), name)
+    return f"limit {name}={shown(name, value)}; to raise it, set CONVSCOPE_LIMITS={name}=VALUE"
+
+
+def shown(name: str, value: float) -> str:
+    """A limit's value as people write it."""
+    if name in ("weights", "text"):
+        unit, size = ("GiB", _GIB) if value >= _GIB else ("MiB", _MIB)
+        return f"{value / size:.3g}{unit}"
+    return f"{value:g}" if name == "seconds" else str(int(value))
