@@ -18,6 +18,7 @@ FLOORS = (
     ("errors",),
     ("limits",),
     ("isolation",),
+    ("reading",),
     ("imaging", "pictures"),
     ("networks",),
     ("results",),

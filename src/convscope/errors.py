@@ -31,6 +31,18 @@ class ModelError(ConvscopeError):
     """A model can't be opened or can't be run."""
 
 
+class Unreadable(ConvscopeError):
+    """A file can't be read; the text is the reason alone, for whoever asked for the file to make a message of.
+
+    Attributes:
+        missing: there is no such file.
+    """
+
+    def __init__(self, reason: str, missing: bool = False) -> None:
+        super().__init__(reason)
+        self.missing = missing
+
+
 class BackendError(ConvscopeError):
     """A framework is missing, or another one is already in use in this process."""
 

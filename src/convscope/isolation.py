@@ -1,9 +1,11 @@
-"""Reading files in a process of its own, so that no file can stop, fill or end the user's.
+"""One function in another process: for files that can hang, crash or fill the memory of the library that reads them.
 
-A damaged file can make a C library loop, allocate without end or crash, and none of them answers to Ctrl-C. `call`
-runs one named function of convscope's in a child, the reader, with a limit on time and memory. The child is started
-once, does one call after another, and is killed when a call takes too long or the caller is interrupted; the next call
-starts another. What it returns comes over a pipe as JSON and raw arrays, never as a pickle.
+`call("convscope.reading:json_of", path)` runs a function in a child, the reader, with a limit on time and memory. The
+child is started once, does one call after another, and is killed when a call takes too long or the caller is
+interrupted; the next call starts another. What it returns comes over a pipe as JSON and raw arrays, never as a pickle.
+
+What holds where: time is limited everywhere. Memory is limited on Linux alone (macOS does not enforce such limits and
+Windows has none), so the sizes that a file declares are checked before anything is allocated, everywhere.
 """
 
 from __future__ import annotations
@@ -19,9 +21,8 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO, Any
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from convscope import errors, limits
 
@@ -40,10 +41,11 @@ class ReaderError(Exception):
 
 
 def call(function: str, *arguments: Any, memory: int | None = None, seconds: float | None = None) -> Any:
-    """What a function of convscope's returns, computed in the reader.
+    """What a function returns, computed in the reader.
 
     Args:
-        function: "convscope.images:decode". It has to lie in convscope.
+        function: "convscope.pictures:decode_file", a function of any module that can be imported. The caller's code
+            names it; no file ever does.
         arguments: None, bool, int, float, str, bytes, arrays, and lists and dicts (keys are str) of these; what comes
             back is of these too (a tuple comes back as a list).
         memory: bytes that the call may add to the reader's address space; no limit where None.
@@ -51,23 +53,43 @@ def call(function: str, *arguments: Any, memory: int | None = None, seconds: flo
 
     Raises:
         ReaderError: it took too long, ran out of memory or crashed, or raised an error that is none of convscope's.
-        ConvscopeError: the function raised it.
+        ConvscopeError: the function raised it, or no process can be started here.
     """
-    if not function.startswith("convscope."):
-        raise ValueError(f"only functions of convscope are called in the reader, not {function}")
+    return _THE_READER.ask(_request(function, arguments, memory, seconds))
+
+
+def each(function: str, many: Sequence[Sequence[Any]], *, memory: int | None = None) -> list[Any]:
+    """`call(function, *arguments)` for each of `many`: what it returns, or the error that it raises.
+
+    The reader gets the next call while the answer to the last one is fetched, so many small files take less time.
+    Arguments have to be small (paths).
+    """
+    return _THE_READER.ask_each([_request(function, arguments, memory, None) for arguments in many])
+
+
+def start(*modules: str) -> None:
+    """Start the reader now, beside what is imported meanwhile: the first call then waits less.
+
+    Args:
+        modules: what it imports at once, such as "convscope.pictures".
+
+    Raises:
+        ConvscopeError: no process can be started here.
+    """
+    _THE_READER.start(modules)
+
+
+def _request(function: str, arguments: Sequence[Any], memory: int | None, seconds: float | None) -> dict[str, Any]:
     limit = limits.current()
-    asked = {"function": function, "limits": vars(limit), "memory": memory, "seconds": seconds or limit.seconds}
-    return _THE_READER.ask(asked, list(arguments))
-
-
-def start() -> None:
-    """Start the reader now, beside what is imported meanwhile: the first call then waits less."""
-    _THE_READER.start()
+    seconds = limit.seconds if seconds is None else seconds
+    about = {"function": function, "limits": vars(limit), "memory": memory, "seconds": seconds}
+    return {**about, "arguments": list(arguments)}
 
 
 # -- the caller's side -----------------------------------------------------------------------------------
 
-_CHILD = "import sys; sys.path[:] = {path!r}; from convscope.isolation import serve; serve()"
+_GREETING = "here"
+_CHILD = "import sys; sys.path[:] = {path!r}; from convscope.isolation import serve; serve({modules!r})"
 
 
 class _Reader:
@@ -76,83 +98,155 @@ class _Reader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        self._clean = True  # no call is half done: a second interrupt can come while the first one is handled
+        self._greeted = False  # the child has said that it is there
 
-    def start(self) -> None:
+    def start(self, modules: Sequence[str]) -> None:
         with self._lock:
-            self._started()
+            self._started(modules)
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._owner != os.getpid():
-            self._child = None  # after a fork it is the other process's
-        if self._child is None or self._child.poll() is not None:
-            self._owner = os.getpid()
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _CHILD.format(path=sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=os.name == "posix",  # Ctrl-C in a terminal goes to the caller alone
-            )
-            _widen(self._child.stdout)
+    def _started(self, modules: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        if not self._clean or (self._child is not None and self._child.poll() is not None):
+            self.stop()
+        if self._child is None:
+            self._child, self._greeted = _launched(modules), False
+        self._clean = True
         return self._child
 
-    def ask(self, asked: dict[str, Any], arguments: list[Any]) -> Any:
-        with self._lock:
-            whole = False
-            try:
-                child = self._started()
-                assert child.stdin is not None
-                assert child.stdout is not None
-                pipe = _Timed(child.stdout, asked["seconds"])
-                try:
-                    _send(child.stdin, {**asked, "arguments": arguments})
-                    answer = _receive(pipe)
-                except (EOFError, BrokenPipeError) as error:
-                    raise self._ended(child, asked["seconds"]) from error
-                whole = True
-            finally:
-                if not whole:  # too late, interrupted, or dead: its state is not known any more
-                    self.stop()
-        if "error" in answer:
-            raise _raised(answer)
-        return answer["returned"]
+    def ask(self, asked: dict[str, Any]) -> Any:
+        (answer,) = self.ask_each([asked])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    def _ended(self, child: subprocess.Popen[bytes], seconds: float) -> ReaderError:
+    def ask_each(self, many: Sequence[dict[str, Any]]) -> list[Any]:
+        answers: list[Any] = []
+        with self._lock:
+            while len(answers) < len(many):
+                self._converse(many[len(answers) :], answers)
+        return answers
+
+    def _converse(self, many: Sequence[dict[str, Any]], answers: list[Any]) -> None:
+        """Ask one call after another, until the child has to be ended: the call that it then did has failed."""
+        child = self._asked(many[0])
+        try:
+            if not self._greeted:
+                self._greeted = _receive(_Timed(child, many[0]["seconds"])) == _GREETING
+            for asked, following in zip(many, [*many[1:], None], strict=True):
+                if following is not None:
+                    _post(child, following)
+                answers.append(_result(_receive(_Timed(child, asked["seconds"]))))
+            self._clean = True
+        except (EOFError, BrokenPipeError):
+            answers.append(self._ended(child))
+        except ReaderError as error:  # too late
+            answers.append(error)
+        finally:
+            if not self._clean:  # too late, interrupted, or dead: its state is not known any more
+                self.stop()
+
+    def _asked(self, asked: dict[str, Any]) -> subprocess.Popen[bytes]:
+        """A child that has been sent a call: another one where the first one has died since its last call."""
+        for last in (False, True):
+            child = self._started()
+            self._clean = False
+            try:
+                _post(child, asked)
+                return child
+            except BrokenPipeError:
+                if last:
+                    raise self._ended(child) from None
+        raise AssertionError("unreachable")
+
+    def _ended(self, child: subprocess.Popen[bytes]) -> Exception:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(5)
         code = child.returncode
         if code is not None and -code == _ALARM:
-            return _too_late(seconds)
+            return _too_late()
+        if not self._greeted:
+            return _not_startable(f"it ends at once, with exit status {code}")
         return ReaderError("crash", f"reading it ended the reader process (exit status {code})")
 
     def stop(self) -> None:
         """End the child, whatever it does."""
-        child, self._child = self._child, None
-        if child is None or self._owner != os.getpid():
+        child = self._child
+        if child is None:
             return
         child.kill()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        _close(child)
         child.wait()
+        self._child = None
+
+    def forget(self) -> None:
+        """After a fork: the child is the other process's, and so is the thread that may hold the lock."""
+        self._lock, child, self._child, self._clean = threading.Lock(), self._child, None, True
+        if child is not None:
+            child.returncode = 0  # not ours to wait for
+            _close(child)
 
 
-def _widen(pipe: IO[bytes] | None) -> None:
+def _launched(modules: Sequence[str]) -> subprocess.Popen[bytes]:
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise _not_startable("this program tells of no Python interpreter")
+    path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    environment = {**os.environ, **_FEW_THREADS}
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", _CHILD.format(path=path, modules=tuple(modules))],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=os.name == "posix",  # Ctrl-C in a terminal goes to the caller alone
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except (OSError, ValueError) as error:
+        raise _not_startable(getattr(error, "strerror", None) or str(error)) from error
+    _widen(child)
+    return child
+
+
+# Each thread of a library costs address space, on which there is a limit; one file has work for few of them.
+_FEW_THREADS = {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _not_startable(reason: str) -> errors.ConvscopeError:
+    return errors.ConvscopeError(
+        f"files are read in a Python process of their own, but {sys.executable or 'none'!r} can't be started "
+        f"({reason}): run convscope with a whole Python, whose interpreter sys.executable names."
+    )
+
+
+def _widen(child: subprocess.Popen[bytes]) -> None:
     """Arrays come in pieces as large as the pipe's buffer: Linux lets it have 1 MiB instead of 64 KiB."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    if os.name == "posix":
+        os.set_blocking(child.stdin.fileno(), False)
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 
-        assert pipe is not None
-        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, 2**20)
+        fcntl.fcntl(child.stdout.fileno(), fcntl.F_SETPIPE_SZ, 2**20)
+
+
+def _close(child: subprocess.Popen[bytes]) -> None:
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 _ALARM = 14  # SIGALRM, which the child asks for as its own limit
 
 
-def _too_late(seconds: float) -> ReaderError:
-    return ReaderError("time", f"reading it took longer than {seconds:g} s ({limits.how_to_raise('seconds')})")
+def _too_late() -> ReaderError:
+    return ReaderError("time", f"reading it took too long ({limits.how_to_raise('seconds')})")
+
+
+def _result(answer: dict[str, Any]) -> Any:
+    return _raised(answer) if "error" in answer else answer["returned"]
 
 
 def _raised(answer: dict[str, Any]) -> Exception:
@@ -166,118 +260,183 @@ def _raised(answer: dict[str, Any]) -> Exception:
 
 
 class _Timed:
-    """A pipe that gives up at a time."""
+    """The pipes of a child, which give up at a time."""
 
-    def __init__(self, pipe: IO[bytes], seconds: float) -> None:
-        self._pipe, self._seconds, self._end = pipe, seconds, time.monotonic() + seconds
+    def __init__(self, child: subprocess.Popen[bytes], seconds: float) -> None:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        self._in, self._out = child.stdin.fileno(), child.stdout.fileno()
+        self._end = time.monotonic() + seconds
 
     def readinto(self, buffer: memoryview) -> int:
-        left = self._end - time.monotonic()
-        if left <= 0 or not _readable(self._pipe, left):
-            raise _too_late(self._seconds)
-        return os.readv(self._pipe.fileno(), [buffer]) if hasattr(os, "readv") else self._pipe.readinto(buffer)  # type: ignore[attr-defined]
+        self._wait(self._out, writing=False)
+        if hasattr(os, "readv"):
+            return os.readv(self._out, [buffer])
+        got = os.read(self._out, min(len(buffer), 2**20))
+        buffer[: len(got)] = got
+        return len(got)
+
+    def write(self, view: memoryview) -> int:
+        while True:
+            self._wait(self._in, writing=True)
+            with contextlib.suppress(BlockingIOError):
+                return os.write(self._in, view[: 2**20])
+
+    def _wait(self, pipe: int, writing: bool) -> None:
+        while (left := self._end - time.monotonic()) > 0:
+            if _ready(pipe, writing, min(left, 60)):
+                return
+        raise _too_late()
 
 
-def _readable(pipe: IO[bytes], seconds: float) -> bool:
-    if os.name != "posix":  # pipes can't be waited for there: the child's own alarm has to do
-        return True
+def _ready(pipe: int, writing: bool, seconds: float) -> bool:
+    if os.name != "posix":
+        return writing or _filled(pipe)  # the child reads what it is sent before it does anything
     if hasattr(select, "poll"):  # select refuses descriptors over 1023
         poll = select.poll()
-        poll.register(pipe, select.POLLIN | select.POLLHUP)
+        poll.register(pipe, select.POLLOUT if writing else select.POLLIN)
         return bool(poll.poll(1000 * seconds))
-    return bool(select.select([pipe], [], [], seconds)[0])
+    lists = ([], [pipe]) if writing else ([pipe], [])
+    return any(select.select(*lists, [], seconds))
+
+
+def _filled(pipe: int) -> bool:
+    """Whether a pipe of Windows holds something; asked again and again, for one can't wait for it and for Ctrl-C."""
+    import _winapi  # type: ignore[import-not-found, unused-ignore]
+    import msvcrt  # type: ignore[import-not-found, unused-ignore]
+
+    held = _winapi.PeekNamedPipe(msvcrt.get_osfhandle(pipe), 0)[0]  # type: ignore[attr-defined, unused-ignore]
+    if not held:
+        time.sleep(0.002)
+    return bool(held)
 
 
 _THE_READER = _Reader()
 atexit.register(_THE_READER.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_THE_READER.forget)
 
 
 # -- the child's side ------------------------------------------------------------------------------------
 
+_IN_THE_READER = False
 
-def serve() -> None:
+
+def serve(modules: Sequence[str] = ()) -> None:
     """Answer calls from standard input until it ends. Runs in the child."""
-    import signal
+    global _IN_THE_READER
+    _IN_THE_READER = True
+    source, target = _own_pipes()
+    _harmless_end()
+    for part in _message(_GREETING):
+        _write(target, part)
+    for module in modules:
+        with contextlib.suppress(Exception):  # who needs it hears of it
+            importlib.import_module(module)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            asked = _receive(source)
+            with bounded(asked["memory"], asked["seconds"] + 5):  # the caller gives up before that, if it lives
+                parts = _answer(asked)
+            for part in parts:
+                _write(target, part)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+def _own_pipes() -> tuple[Any, Any]:
+    """The pipes to the caller, out of reach of what a library reads or prints."""
     source, target = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    os.dup2(null, 1)  # what a library prints doesn't get into the answers
-    while True:
-        try:
-            asked = _receive(source)
-        except EOFError:
-            return
-        with _alarm(asked["seconds"]), _memory(asked["memory"]):
-            answer = _answer(asked)
-        try:
-            _send(target, answer)
-        except BrokenPipeError:
-            return
+    os.dup2(null, 1)
+    return source, target
 
 
-def _answer(asked: dict[str, Any]) -> dict[str, Any]:
+def _harmless_end() -> None:
+    """A crash leaves no core file, and where memory is short this process goes before the caller does."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("900")
+
+
+def _answer(asked: dict[str, Any]) -> list[Any]:
+    """The parts of the message that goes back."""
     module, _, name = asked["function"].partition(":")
     try:
         with limits.using(**asked["limits"]):
-            return {"returned": getattr(importlib.import_module(module), name)(*asked["arguments"])}
+            return _message({"returned": getattr(importlib.import_module(module), name)(*asked["arguments"])})
     except BaseException as error:
         text = errors.one_line(error) if isinstance(error, Exception) else ""
-        return {"error": type(error).__name__, "text": text}
+        return _message({"error": type(error).__name__, "text": text})
 
 
 @contextlib.contextmanager
-def _alarm(seconds: float):  # type: ignore[no-untyped-def]
-    """The kernel ends this process some time after the caller gave up: also where the caller is dead by then."""
+def bounded(memory: int | None = None, seconds: float | None = None) -> Iterator[None]:
+    """Limits for a part of a call, set by the function that runs in the reader; elsewhere it does nothing.
+
+    Args:
+        memory: bytes that may be allocated beyond what the process has now; MemoryError where it does not suffice.
+        seconds: after which the kernel ends the process, also where the caller is dead by then.
+    """
+    if not _IN_THE_READER:
+        yield
+        return
+    with contextlib.ExitStack() as undo:
+        if seconds is not None:
+            undo.callback(_alarm(seconds))
+        if memory is not None:
+            undo.callback(_ceiling(memory))
+        yield
+
+
+def _alarm(seconds: float) -> Callable[[], object]:
     import signal
 
     if not hasattr(signal, "setitimer"):
-        yield
-        return
+        return lambda: None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds + 5)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    before = signal.setitimer(signal.ITIMER_REAL, min(seconds, 10**8))[0]
+    return lambda: signal.setitimer(signal.ITIMER_REAL, before)
 
 
-@contextlib.contextmanager
-def _memory(more: int | None):  # type: ignore[no-untyped-def]
-    """A limit on what is allocated beyond what the process has now."""
+def _ceiling(more: int) -> Callable[[], object]:
     try:
         import resource
 
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
     except (ImportError, OSError):  # not Linux: the declared sizes are checked all the same
-        more = None
-    if more is None:
-        yield
-        return
+        return lambda: None
     before = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = now + int(more)
-    ceiling = before[1]
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if ceiling < 0 else min(wanted, ceiling), ceiling))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+    wanted, hard = now + int(more), before[1]
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 # -- messages: the length of a JSON text, the text, then the bytes of the arrays in it ----------------------
 
 
-def _send(pipe: IO[bytes], message: Any) -> None:
+def _post(child: subprocess.Popen[bytes], asked: dict[str, Any]) -> None:
+    pipe = _Timed(child, asked["seconds"])
+    for part in _message(asked):
+        _write(pipe, part)
+
+
+def _write(pipe: Any, part: Any) -> None:
+    view = memoryview(part).cast("B")
+    while len(view):
+        view = view[pipe.write(view) :]
+
+
+def _message(value: Any) -> list[Any]:
     buffers: list[Any] = []
-    text = json.dumps(_packed(message, buffers)).encode()
-    for part in (struct.pack("<Q", len(text)), text, *buffers):
-        view = memoryview(part).cast("B")
-        while len(view):
-            view = view[pipe.write(view) :]
-        if hasattr(pipe, "flush"):
-            pipe.flush()
+    text = json.dumps(_packed(value, buffers)).encode()
+    return [struct.pack("<Q", len(text)) + text, *buffers]
 
 
 def _receive(pipe: Any) -> Any:
@@ -302,9 +461,12 @@ def _read_into(pipe: Any, view: memoryview) -> None:
 
 def _packed(value: Any, buffers: list[Any]) -> Any:
     """JSON of a value; arrays and bytes are put aside in `buffers`, in the order in which `_unpacked` meets them."""
-    if isinstance(value, np.generic):
+    if isinstance(value, str | int | float | None):
+        return value
+    np = sys.modules.get("numpy")  # what nobody has imported, nobody has made an array of
+    if np is not None and isinstance(value, np.generic):
         value = np.asarray(value)
-    if isinstance(value, np.ndarray):
+    if np is not None and isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             raise TypeError("an array of objects can't be sent")
         buffers.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.size else b"")
@@ -331,7 +493,9 @@ def _unpacked(value: Any, pipe: Any) -> Any:
     return _array(value, pipe)
 
 
-def _array(about: dict[str, Any], pipe: Any) -> np.ndarray:
+def _array(about: dict[str, Any], pipe: Any) -> Any:
+    import numpy as np
+
     descr = about["dtype"]
     if isinstance(descr, list):  # JSON made lists of the tuples of a structured type
         descr = [tuple(field) for field in descr]

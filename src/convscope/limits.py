@@ -26,6 +26,7 @@ class Limits:
 
     Attributes:
         pixels: width x height of an image.
+        file: bytes of one image file, or of one array that an input is fed with.
         weights: bytes of all the arrays that one model file holds or declares, unpacked.
         text: bytes of one configuration, class list or other text, unpacked.
         entries: members of an archive, objects of an HDF5 file, or tensors of a checkpoint.
@@ -35,6 +36,7 @@ class Limits:
     """
 
     pixels: int = 178_000_000
+    file: int = _GIB
     weights: int = 8 * _GIB
     text: int = 64 * _MIB
     entries: int = 200_000
@@ -45,6 +47,7 @@ class Limits:
 
 _NAMES = tuple(field.name for field in fields(Limits))
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": _MIB, "gib": _GIB}
+_SIZES = (("GiB", _GIB), ("MiB", _MIB), ("KiB", 2**10), ("", 1))
 _current: ContextVar[Limits | None] = ContextVar("limits", default=None)
 
 
@@ -101,20 +104,24 @@ def _changed(limits: Limits, changes: Mapping[str, float]) -> Limits:
 def _checked(name: str, value: float) -> float:
     if name not in _NAMES:
         raise UsageError(f"there is no limit {name!r}; {nearest(name, _NAMES)}")
-    if not value > 0:
-        raise UsageError(f"the limit {name} has to be positive, but it is {value}.")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"the limit {name} has to be a number, but it is a {type(value).__name__}.")
+    least = 0.001 if name == "seconds" else 1
+    if not least <= value < 2**62:
+        raise UsageError(f"the limit {name} has to be a number from {least} to 2**62, but it is {value:g}.")
     return value if name == "seconds" else int(value)
 
 
 def how_to_raise(name: str) -> str:
-    """What a message says of the limit that stopped it."""
+    """What a message says of the limit that stopped it: its value, and how to have five times as much."""
     value = getattr(current(), name)
-    return f"limit {name}={shown(name, value)}; to raise it, set CONVSCOPE_LIMITS={name}=VALUE"
+    more = f"{name}={shown(name, 5 * value)}"
+    return f"limit {name}={shown(name, value)}; to raise it: --limit {more}, or CONVSCOPE_LIMITS={more}"
 
 
 def shown(name: str, value: float) -> str:
     """A limit's value as people write it."""
-    if name in ("weights", "text"):
-        unit, size = ("GiB", _GIB) if value >= _GIB else ("MiB", _MIB)
-        return f"{value / size:.3g}{unit}"
+    if name in ("weights", "text", "file"):
+        unit, size = next((unit, size) for unit, size in _SIZES if value >= size)
+        return f"{value / size:.4g}{unit}"
     return f"{value:g}" if name == "seconds" else str(int(value))

@@ -1,0 +1,238 @@
+"""Small files of the user's: text, JSON and arrays, within declared limits.
+
+Every function raises `Unreadable` with a reason in words and nothing else; whoever asked for the file makes of it the
+message that says what was expected and what to do. The functions that take a library to read (`json_of`, `array_of`)
+do it in the reader process.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import stat
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from io import BufferedReader
+from typing import IO, Any, NoReturn
+
+from convscope import isolation, limits
+from convscope.errors import ConvscopeError, Unreadable, one_line
+
+FOLDER, NO_FILE = "it is a folder", "it is a device or a pipe"  # what is at a path instead of a file
+_MIB = 2**20
+
+
+def opened(path: str) -> BufferedReader:
+    """An ordinary file, opened. What is opened is what is looked at, so nothing can take its place in between.
+
+    Raises:
+        Unreadable: there is none, or it is a folder, a pipe or a device (for which nothing ever waits).
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        if os.path.isdir(path):  # Windows does not open folders at all
+            raise Unreadable(FOLDER)
+        handle = os.open(path, flags)
+    except FileNotFoundError:
+        raise Unreadable("there is no such file", missing=True) from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(str(getattr(error, "strerror", None) or error)) from error
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            raise Unreadable(FOLDER if stat.S_ISDIR(mode) else NO_FILE)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def bytes_of(path: str, limit: str) -> bytes:
+    """All bytes of an ordinary file.
+
+    Args:
+        path: where it lies.
+        limit: the name of the limit that they have to keep: "text" or "file".
+
+    Raises:
+        Unreadable: it can't be opened, or is larger.
+    """
+    most = getattr(limits.current(), limit)
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise Unreadable(f"it holds {limits.shown(limit, size)} ({limits.how_to_raise(limit)})")
+        try:
+            data = file.read(most + 1)
+        except OSError as error:
+            raise Unreadable(str(error.strerror or error)) from error
+    if len(data) > most:  # it grew, or is one of those that tell no size (/proc)
+        raise Unreadable(f"it holds more than {limits.shown(limit, most)} ({limits.how_to_raise(limit)})")
+    return data
+
+
+def text_of(path: str) -> str:
+    """The text of a file in UTF-8, with or without a mark at its start.
+
+    Raises:
+        Unreadable: it can't be opened, is too large, or no text.
+    """
+    return decoded(bytes_of(path, "text"))
+
+
+def decoded(data: bytes) -> str:
+    """Bytes as text, which they have to be.
+
+    Raises:
+        Unreadable: they are not.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Unreadable("it is UTF-16 text, and not UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unreadable("it is not UTF-8 text") from None
+    if "\0" in text:
+        raise Unreadable("it is not text, for it holds zero bytes")
+    return text
+
+
+def json_of(text: str) -> Any:
+    """The value of a JSON text, by the letter of the standard: no NaN, no key twice.
+
+    Raises:
+        Unreadable: it is no JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_without_doubles)
+    except RecursionError:
+        raise Unreadable(f"it is JSON of too many levels ({limits.how_to_raise('depth')})") from None
+    except ValueError as error:
+        raise Unreadable(f"it is no JSON: {error}") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {double!r} is there twice")
+    return value
+
+
+# -- arrays ----------------------------------------------------------------------------------------------
+
+
+def array_of(path: str) -> Any:
+    """The array of numbers in a `.npy` file, or the only one in a `.npz` file: read in the reader process.
+
+    Raises:
+        Unreadable: it is neither, holds something else than numbers, or less than its header says.
+    """
+    most = limits.current().file
+    where = os.path.realpath(path)
+    try:
+        return isolation.call("convscope.reading:_array_here", where, memory=most + 256 * _MIB)
+    except isolation.ReaderError as error:
+        raise Unreadable(str(error)) from error
+    except ConvscopeError as error:
+        raise (error if type(error) is not ConvscopeError else Unreadable(str(error))) from None
+
+
+def _array_here(path: str) -> Any:
+    try:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if file.peek(4)[:4] == b"PK\x03\x04":
+                return _only_array(file)
+            return _array(file, size)
+    except (ConvscopeError, MemoryError):
+        raise
+    except Exception as error:  # what zipfile and NumPy raise for damaged files is of many classes
+        raise Unreadable(f"it is damaged: {one_line(error)}") from None
+
+
+def _only_array(file: IO[bytes]) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if len(members) != 1:
+            raise Unreadable(f"it holds {len(members)} arrays where there should be one")
+        with archive.open(members[0]) as member:
+            return _array(member, members[0].file_size)
+
+
+def _array(file: IO[bytes], size: int) -> Any:
+    import numpy as np
+
+    header = _header(file)
+    dtype, shape = _numbers(header["descr"]), header["shape"]
+    wanted, most = math.prod(shape) * dtype.itemsize, limits.current().file
+    if wanted > most:
+        declared = f"its header declares {limits.shown('file', wanted)}"
+        raise Unreadable(f"{declared} ({limits.how_to_raise('file')})")
+    if wanted > size:
+        raise Unreadable(f"it is cut short: its header declares {wanted} bytes, but it holds {size}")
+    data = bytearray(wanted)
+    got = _filled(file, memoryview(data))
+    if got < wanted:
+        raise Unreadable(f"it is cut short: its header declares {wanted} bytes, but {got} follow")
+    flat = np.frombuffer(data, dtype)
+    return flat.reshape(shape, order="F" if header["fortran_order"] else "C")
+
+
+def _filled(file: IO[bytes], view: memoryview) -> int:
+    count = 0
+    while count < len(view):
+        part = file.read(min(len(view) - count, _MIB))
+        if not part:
+            break
+        view[count : count + len(part)] = part
+        count += len(part)
+    return count
+
+
+_HEADER_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "descr": lambda value: isinstance(value, str),
+    "fortran_order": lambda value: isinstance(value, bool),
+    "shape": lambda value: (
+        isinstance(value, tuple) and len(value) <= 32 and all(type(n) is int and n >= 0 for n in value)
+    ),
+}
+
+
+def _header(file: IO[bytes]) -> dict[str, Any]:
+    """The three entries of a `.npy` header, of the forms that numbers have (structured types are no text)."""
+    start = file.read(8)
+    if start[:6] != b"\x93NUMPY":
+        raise Unreadable("it is no .npy or .npz file")
+    wide = start[6:7] != b"\x01"
+    (length,) = struct.unpack("<I" if wide else "<H", file.read(4 if wide else 2))
+    if length > 10_000:
+        raise Unreadable(f"its header has {length} bytes, and those of arrays of numbers have about 100")
+    header = ast.literal_eval(file.read(length).decode("latin-1").strip())
+    if not isinstance(header, dict) or set(header) != set(_HEADER_CHECKS):
+        raise Unreadable("its header is not that of an array")
+    if isinstance(header["descr"], list):
+        raise Unreadable("it holds a table with named columns, and not numbers")
+    wrong = [name for name, check in _HEADER_CHECKS.items() if not check(header[name])]
+    if wrong:
+        raise Unreadable(f"its header has no {wrong[0]} of an array of numbers")
+    return header
+
+
+def _numbers(descr: str) -> Any:
+    import numpy as np
+
+    dtype = np.dtype(descr)
+    if dtype.hasobject:
+        raise Unreadable("it holds Python objects, which are never loaded: that would run code")
+    if dtype.kind not in "biuf" or dtype.shape or dtype.itemsize > 8:
+        raise Unreadable(f"it holds {dtype} and not real numbers")
+    return dtype
