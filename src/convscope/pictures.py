@@ -404,6 +404,9 @@ def _orientation(image: Image.Image) -> int:
 def _upright(image: Image.Image, to_rgb: Callable[[Image.Image], Image.Image], orientation: int) -> np.ndarray:
     """All strips converted, each turned and put where it belongs."""
     turn, height = _TURNS.get(orientation), image.height
+    if image.width * height <= _STRIP:  # no copy
+        rgb = to_rgb(image)
+        return np.asarray(rgb if turn is None else rgb.transpose(turn))
     out = np.empty((image.width, height, 3) if orientation in _LYING else (height, image.width, 3), np.uint8)
     for start, strip in _strips(image):
         rgb = to_rgb(strip)
@@ -417,9 +420,6 @@ def _upright(image: Image.Image, to_rgb: Callable[[Image.Image], Image.Image], o
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """Parts of full width from top to bottom, with their first rows."""
     rows = max(1, _STRIP // image.width)
-    if rows >= image.height:
-        yield 0, image
-        return
     for start in range(0, image.height, rows):
         yield start, image.crop((0, start, image.width, min(start + rows, image.height)))
 

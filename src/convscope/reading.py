@@ -15,7 +15,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
-from io import BufferedReader
+from io import FileIO
 from typing import IO, Any, NoReturn
 
 from convscope import isolation, limits
@@ -25,7 +25,7 @@ FOLDER, NO_FILE = "it is a folder", "it is a device or a pipe"  # what is at a p
 _MIB = 2**20
 
 
-def opened(path: str) -> BufferedReader:
+def opened(path: str) -> FileIO:
     """An ordinary file, opened. What is opened is what is looked at, so nothing can take its place in between.
 
     Raises:
@@ -44,7 +44,7 @@ def opened(path: str) -> BufferedReader:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
             raise Unreadable(FOLDER if stat.S_ISDIR(mode) else NO_FILE)
-        return os.fdopen(handle, "rb")
+        return os.fdopen(handle, "rb", 0)
     except BaseException:
         os.close(handle)
         raise
@@ -61,15 +61,17 @@ def bytes_of(path: str, limit: str) -> bytes:
         Unreadable: it can't be opened, or is larger.
     """
     most = getattr(limits.current(), limit)
-    with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise Unreadable(f"it holds {limits.shown(limit, size)} ({limits.how_to_raise(limit)})")
-        try:
-            data = file.read(most + 1)
-        except OSError as error:
-            raise Unreadable(str(error.strerror or error)) from error
-    if len(data) > most:  # it grew, or is one of those that tell no size (/proc)
+    try:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise Unreadable(f"it holds {limits.shown(limit, size)} ({limits.how_to_raise(limit)})")
+            data = file.read(size + 1)
+            while 0 < len(data) <= most and (more := file.read(_MIB)):  # it grew, or tells no size, as those of /proc
+                data += more
+    except OSError as error:
+        raise Unreadable(str(error.strerror or error)) from error
+    if len(data) > most:
         raise Unreadable(f"it holds more than {limits.shown(limit, most)} ({limits.how_to_raise(limit)})")
     return data
 
@@ -150,7 +152,9 @@ def _array_here(path: str) -> Any:
     try:
         with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
-            if file.peek(4)[:4] == b"PK\x03\x04":
+            start = file.read(4)
+            file.seek(0)
+            if start == b"PK\x03\x04":
                 return _only_array(file)
             return _array(file, size)
     except (ConvscopeError, MemoryError):
