@@ -25,6 +25,7 @@ FLOORS = (
     ("techniques.activations", "techniques.filters", "techniques.heatmaps"),
     ("reports", "diagnosis"),
     ("demo",),
+    ("terminal",),
     ("cli",),
     ("__main__",),
 )

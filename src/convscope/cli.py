@@ -12,19 +12,20 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from convscope.errors import BackendError, ConvscopeError, UsageError
+from convscope import limits, terminal
+from convscope.errors import BackendError, ConvscopeError, Unreadable, UsageError
 
 if TYPE_CHECKING:
     from convscope.networks import Network
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
 
 
 class Shell:
@@ -37,39 +38,73 @@ class Shell:
 
     def __init__(self, quiet: bool, as_json: bool) -> None:
         self.quiet, self.as_json = quiet, as_json
-        self._stdout = sys.stdout
+        self._stdout, self._stderr = sys.stdout, terminal.Lenient(sys.stderr)
 
-    def others(self) -> Any:
-        """A context in which what other code prints on stdout (Keras while it downloads) can't mix with results."""
-        return redirect_stdout(io.StringIO() if self.quiet else sys.stderr)
+    @contextmanager
+    def others(self) -> Iterator[None]:
+        """What other code prints (Keras while it downloads) can't mix with results, nor steer the terminal."""
+        stderr = terminal.Guarded(self._stderr)
+        with redirect_stdout(io.StringIO() if self.quiet else stderr), redirect_stderr(stderr):
+            yield
 
     def say(self, text: str) -> None:
         """A line for people."""
         if not self.quiet:
-            self._console().print(text, highlight=False, markup=False, soft_wrap=True)
+            text = terminal.safe(text)
+            self._console().print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def print(self, text: str) -> None:
+        """A line of the result."""
+        click.echo(terminal.safe(text), file=self._stdout)
 
     def result(self, data: dict[str, Any], text: Callable[[], None], essential: bool = False) -> None:
         """The outcome: `data` with --json, else what `text` prints; an `essential` text also where it is quiet."""
+        if not self.as_json and self.quiet and not essential:
+            return
+        if self._stdout is None:
+            if self.as_json or essential:
+                raise ConvscopeError("the result should be printed on stdout, but stdout is closed: open it.")
+            return
+        try:
+            if self.as_json:
+                self._json(data)
+            else:
+                text()
+            self._stdout.flush()
+        except BrokenPipeError:  # whoever reads it has read enough
+            sys.exit(NOBODY_READS)
+        except OSError as error:
+            raise ConvscopeError(
+                f"the result can't be printed on stdout ({error.strerror or error}): send it to another place."
+            ) from error
+
+    def _json(self, data: dict[str, Any]) -> None:
         from convscope.results import dump
 
-        with redirect_stdout(self._stdout):
-            if self.as_json:
-                click.echo(dump(data).encode(), nl=False)  # bytes: JSON is UTF-8, whatever the terminal is
-            elif essential or not self.quiet:
-                text()
+        # Bytes: JSON is UTF-8, whatever the terminal is.
+        click.echo(terminal.safe_json(dump(data)).encode(), nl=False, file=self._stdout)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[int, int, str], None] | None]:
         """A bar on stderr, for work that takes long; none where nobody would see it."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not self._stderr.isatty():
             yield None
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self._console(), transient=True) as bar:
             task = bar.add_task("", total=None)
-            yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+            # The bar prints above itself what other code prints.
+            with redirect_stderr(terminal.Guarded(sys.stderr)), redirect_stdout(terminal.Guarded(sys.stdout)):
+                yield lambda done, total, text: bar.update(
+                    task, completed=done, total=total, description=terminal.safe(text)
+                )
 
     def table(self, title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> None:
         """A table on stdout."""
@@ -78,6 +113,7 @@ class Shell:
         from rich.table import Table
 
         table = Table(box=SIMPLE)
+        rows = [[terminal.safe(cell) for cell in row] for row in rows]
         for number, column in enumerate(columns):
             table.add_column(column, justify="right" if number in right else "left", overflow="fold")
         for row in rows:
@@ -85,38 +121,54 @@ class Shell:
         # Where stdout is a file there is no width to fit: let no cell be cut.
         width = (
             None
-            if sys.stdout.isatty()
+            if self._stdout.isatty()
             else max(100, max((sum(map(len, row)) + 4 * len(row) for row in rows), default=0))
         )
-        console = Console(width=width, markup=False, highlight=False)
-        console.print(title, style="bold", soft_wrap=True)
+        console = Console(file=self._stdout, width=width, markup=False, highlight=False, emoji=False)
+        console.print(terminal.safe(title), style="bold", soft_wrap=True)
         console.print(table)
 
-    @staticmethod
-    def _console() -> Any:
+    def _console(self) -> Any:
         from rich.console import Console
 
-        return Console(stderr=True)
+        return Console(file=self._stderr)  # type: ignore[arg-type]
 
 
 # -- options that commands share -------------------------------------------------------------------------
 
 
 def _common(command: Callable) -> Callable:
-    """The options that all commands take, and a `Shell` in place of `quiet` and `json`."""
+    """The options that all commands take, and a `Shell` in place of `quiet` and `json`; `limit` holds meanwhile."""
 
     @click.option("--quiet", "-q", is_flag=True, help="Print errors only, and JSON or the table of layers.")
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
     @click.option(
+        "--limit",
+        "limited",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What one file may take: pixels, file, weights, text, entries, nodes, depth or seconds (weights=32GiB).",
+    )
+    @click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the whole traceback of an error."
     )  # see `main`
     @wraps(command)
-    def with_shell(*args: Any, quiet: bool, as_json: bool, **options: Any) -> Any:
+    def with_shell(*args: Any, quiet: bool, as_json: bool, limited: tuple[str, ...], **options: Any) -> Any:
         shell = Shell(quiet, as_json)
-        with shell.others():
+        with shell.others(), limits.using(**limits.parse(limited)):
+            _start_reader(options)
             return command(shell, *args, **options)
 
     return with_shell
+
+
+def _start_reader(options: dict[str, Any]) -> None:
+    """Start the process that reads files while this one imports what it needs."""
+    from convscope import isolation
+
+    images = any(options.get(name) for name in ("images", "image", "photos", "photo", "like"))
+    with suppress(ConvscopeError):  # said by whoever needs it
+        isolation.start(*(("convscope.pictures",) if images else ()))
 
 
 def _model_options(command: Callable, precision: bool = True) -> Callable:
@@ -199,17 +251,16 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _fed(pairs: tuple[str, ...]) -> dict[str, Any]:
-    import numpy as np
+    from convscope import reading
 
     fed = {}
     for pair in pairs:
         name, _, file = pair.partition("=")
         try:
-            fed[name] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            reason = f"{file!r}: {getattr(error, 'strerror', None) or error}"
+            fed[name] = reading.array_of(file)
+        except Unreadable as error:
             raise UsageError(
-                f"--feed {pair!r} is not understood ({reason}); expected NAME=FILE.npy with an array (1, ...)."
+                f"--feed {pair!r} is not understood ({file!r}: {error}); expected NAME=FILE.npy with an array (1, ...)."
             ) from None
     return fed
 
@@ -364,7 +415,7 @@ def _check_channel(shell: Shell, chosen: Any, channel: int | None) -> None:
 def _activation_table(shell: Shell, result: Any, out: str) -> None:
     rows = [row.cells for row in result.statistics]
     shell.table("activations", ["image", "layer", "shape", "max", "zeros", "empty"], rows, right=(3, 4, 5))
-    click.echo(f"sheets and numbers in {out}")
+    shell.print(f"sheets and numbers in {out}")
 
 
 @app.command()
@@ -488,7 +539,7 @@ def filters(
         shell.say(f"  {note}")
     shell.result(_written(out, result.file), lambda: _filter_table(shell, result, out, sort))
     if interrupted:
-        click.echo(f"interrupted; what was finished is in {out}", err=True)
+        shell.say(f"interrupted; what was finished is in {out}")
         sys.exit(INTERRUPTED)
 
 
@@ -536,7 +587,7 @@ def _filter_table(shell: Shell, result: Any, out: str, sort: str | None) -> None
     if not any(row[4] for row in rows):
         columns, rows = columns[:4] + columns[5:], [row[:4] + row[5:] for row in rows]
     shell.table(f"filters of {where}", columns, rows, right=(1, 3))
-    click.echo(f"{result.summary}; sheet.png and single pictures in {out}")
+    shell.print(f"{result.summary}; sheet.png and single pictures in {out}")
 
 
 @app.command()
@@ -655,13 +706,13 @@ def _heatmap_table(shell: Shell, result: Any, out: str, method: str) -> None:
     several = len({row.image for row in result.rows}) > 1
     said = [f"{row.image}, {row.method}: {row.note}" if several else f"{row.method}: {row.note}" for row in result.rows]
     for text in dict.fromkeys(text for text, row in zip(said, result.rows, strict=True) if row.note):
-        click.echo(text)
+        shell.print(text)
     parameters = result.provenance["parameters"]
     for name, reason in parameters["left_out"].items():
-        click.echo(f"without {name}: {reason}")
+        shell.print(f"without {name}: {reason}")
     if "best of" in parameters["layer_rule"]:
-        click.echo(f"layer {parameters['layer']}: {parameters['layer_rule']}")
-    click.echo(f"overlays and raw maps in {out}")
+        shell.print(f"layer {parameters['layer']}: {parameters['layer_rule']}")
+    shell.print(f"overlays and raw maps in {out}")
 
 
 @app.command()
@@ -695,7 +746,7 @@ def concepts(
         ]
         where = result.provenance["parameters"]["layer"]
         shell.table(f"concepts of {where}", ["concept", "share", "speaks for"], rows, right=(0, 1))
-        click.echo(f"regions in {out}")
+        shell.print(f"regions in {out}")
 
     shell.result(_written(out, result.file), table)
 
@@ -758,7 +809,7 @@ def report(
     network = _open(shell, model, opening)
     with shell.progress() as progress:
         data = technique(network, photos, page, progress=progress, **choices)
-    shell.result(data, lambda: click.echo(f"report in {page}"))
+    shell.result(data, lambda: shell.print(f"report in {page}"))
 
 
 @app.command()
@@ -782,7 +833,7 @@ def demo(shell: Shell, out: str, seed: int, opening: dict[str, Any]) -> None:
     network = _open(shell, str(MODEL), {**opening, "classes": opening["classes"] or CLASSES})
     with shell.progress() as progress:
         data = run(network, out, seed=seed, progress=progress)
-    shell.result(data, lambda: click.echo(f"the demo's report is {Path(out) / 'report.html'}"))
+    shell.result(data, lambda: shell.print(f"the demo's report is {Path(out) / 'report.html'}"))
 
 
 def _written(out: str, name: str) -> dict[str, Any]:
@@ -814,7 +865,7 @@ def _diagnosis(shell: Shell, found: Any) -> None:
     facts = _diagnosed(found)
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name:>{width}}  {value}")
+        shell.print(f"{name:>{width}}  {value}")
     rows = [
         [
             trial.name,
@@ -827,9 +878,9 @@ def _diagnosis(shell: Shell, found: Any) -> None:
     ]
     shell.table("dry run", ["step", "", "time", "process's peak", "found"], rows, right=(2, 3))
     for doubt in found.doubts:
-        click.echo(f"not sure: {doubt}")
+        shell.print(f"not sure: {doubt}")
     for problem in found.problems:
-        click.echo(f"does not work: {problem}")
+        shell.print(f"does not work: {problem}")
 
 
 def _diagnosed(found: Any) -> dict[str, str]:
@@ -858,8 +909,9 @@ def _diagnosed(found: Any) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted, 141 nobody reads stdout."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    terminal.fill_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
     interrupts = _Interrupts()
@@ -868,6 +920,8 @@ def main(arguments: list[str] | None = None) -> None:
             app.main(args=arguments, prog_name="convscope", standalone_mode=False)
     except BaseException as error:
         _explain(KeyboardInterrupt() if interrupts.seen else error, debug)
+    finally:
+        terminal.let_go()
 
 
 class _Interrupts:
@@ -910,13 +964,14 @@ def _explain(problem: BaseException, debug: bool) -> None:
     except ConvscopeError as error:
         _leave(error, str(error), error.exit_code, debug)
     except click.ClickException as error:
-        error.show()
+        with redirect_stderr(terminal.Guarded(sys.stderr)):
+            error.show(file=sys.stderr)
         sys.exit(USAGE if isinstance(error, click.UsageError) else FAILED)
     except (KeyboardInterrupt, click.Abort) as error:
         # click makes an Abort of an interrupt, and also of the end of a file that somebody reads.
         if isinstance(error.__cause__, EOFError):
             _leave(error.__cause__, _unexpected(error.__cause__), FAILED, debug)
-        click.echo("interrupted; files already written are whole", err=True)
+        _tell("interrupted; files already written are whole")
         sys.exit(INTERRUPTED)
     except OSError as error:
         _leave(error, str(error), FAILED, debug)
@@ -937,11 +992,15 @@ def _unexpected(error: BaseException) -> str:
 
 
 def _leave(error: BaseException, text: str, code: int, debug: bool) -> None:
-    if debug:
-        traceback.print_exception(error)
-    else:
-        click.echo(f"Error: {text}", err=True)
+    _tell("".join(traceback.format_exception(error)) if debug else f"Error: {text}")
     sys.exit(code)
+
+
+def _tell(text: str) -> None:
+    """Lines on stderr; the first begins at the margin alone, so that no name with a line break looks like another."""
+    first, *others = text.splitlines() or [""]
+    others = [line if line.startswith(" ") else f"  {line}" for line in others]
+    print("\n".join([first, *others]), file=terminal.Guarded(sys.stderr), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convscope.errors import BackendError, ModelError, UsageError, one_line
+from convscope import limits, reading
+from convscope.errors import BackendError, ModelError, Unreadable, UsageError, one_line
 from convscope.networks import preprocessing as pp
 from convscope.networks.modules import OpenedModule
 from convscope.networks.network import Head, Inputs, Layer, Network, Prediction, Record, Source
@@ -339,29 +341,72 @@ def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple
     if classes is None:
         return None
     if not isinstance(classes, str | os.PathLike):
-        return tuple(str(name) for name in classes)
+        return _names_given(classes)
+    path = os.fsdecode(classes)
     try:
-        text = Path(classes).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        text = reading.text_of(path)
+        if text.lstrip()[:1] not in ("[", "{"):
+            return _names_from_lines(text)
+        return _names_from_json(reading.json_of(_of_few_entries(text)))
+    except Unreadable as error:
         raise UsageError(
-            f"the class names at {classes} can't be read: {reason}. Expected text, a name a line, or JSON."
+            f"the class names at {path!r} can't be read: {error}. Expected text in UTF-8, a name a line, or JSON."
         ) from None
-    if text.lstrip()[:1] not in ("[", "{"):
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    except ValueError as error:
+        raise UsageError(f"the class names at {path!r} are not understood: {error}. {_JSON_NAMES}") from None
+
+
+_JSON_NAMES = 'Expected JSON such as ["cat", "dog"], {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}, with every number from 0 on.'
+
+
+def _names_given(classes: Any) -> tuple[str, ...]:
+    """Names that the caller holds."""
     try:
-        return _names_from_json(json.loads(text))
-    except (ValueError, TypeError, IndexError, KeyError):
-        raise UsageError(
-            f'the class names at {classes} are not understood. Expected JSON such as ["cat", "dog"], '
-            '{"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}, with every number from 0 on.'
-        ) from None
+        return _names_from_json(dict(classes)) if isinstance(classes, Mapping) else tuple(map(str, classes))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the class names are not understood: {error}. Expected a list of names.") from None
+
+
+def _of_few_entries(text: str) -> str:
+    """The text, if it can't hold more values than the limit allows: each but the first has one of these before it."""
+    if sum(map(text.count, "[{,")) > limits.current().entries:
+        raise Unreadable(f"it holds too many entries ({limits.how_to_raise('entries')})")
+    return text
+
+
+def _names_from_lines(text: str) -> tuple[str, ...]:
+    most = limits.current().entries
+    names = tuple(islice(filter(None, map(str.strip, io.StringIO(text, newline=None))), most + 1))
+    if not names:
+        raise Unreadable("it is empty")
+    if len(names) > most:
+        raise Unreadable(f"it holds too many names ({limits.how_to_raise('entries')})")
+    return names
 
 
 def _names_from_json(data: Any) -> tuple[str, ...]:
-    if isinstance(data, dict) and all(isinstance(value, int) for value in data.values()):
+    if isinstance(data, dict) and data and all(type(value) is int for value in data.values()):
         if sorted(data.values()) != list(range(len(data))):
             raise ValueError("a number is missing, or there twice")
         data = sorted(data, key=lambda name: data[name])
-    names = data if isinstance(data, list) else [data[str(number)] for number in range(len(data))]
-    return tuple(str(name[-1]) if isinstance(name, list) else str(name) for name in names)
+    if isinstance(data, dict):
+        data = [data[str(number)] if str(number) in data else data[number] for number in _from_zero(data)]
+    if not data:
+        raise ValueError("there are none")
+    return tuple(map(_name, data))
+
+
+def _from_zero(data: dict[Any, Any]) -> range:
+    missing = {str(number) for number in range(len(data))} - set(map(str, data))
+    if missing:
+        raise ValueError(f"there is no number {min(missing, key=int)}")
+    return range(len(data))
+
+
+def _name(entry: Any) -> str:
+    """A name from a list: text, the last text of a pair (id, name), or a number, which some data sets have."""
+    if isinstance(entry, list) and entry:
+        entry = entry[-1]
+    if not isinstance(entry, str) and type(entry) is not int:
+        raise ValueError(f"a name has to be text, but this is {str(entry)[:40]!r}")
+    return str(entry)
