@@ -821,6 +821,7 @@ _WRITE_ADVICE = {
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
+_LONGEST_NAME = 255  # bytes, on the usual file systems
 _DEVICE_NAMES = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
 
 
@@ -831,10 +832,21 @@ def safe_name(text: str) -> str:
     digest of the whole, so that long texts which differ at their ends stay apart.
     """
     text = unicodedata.normalize("NFC", text).replace("/", ".")
-    name = "".join(char if char.isalnum() or char in "-._" else "_" for char in text).strip(".") or "_"
+    name = "".join(char if _is_safe(char) else "_" for char in text).strip(".") or "_"
     if name.split(".")[0].lower() in _DEVICE_NAMES:
         name = "_" + name
     encoded = name.encode()
     if len(encoded) <= 150:
         return name
     return encoded[:140].decode(errors="ignore") + "-" + hashlib.sha256(encoded).hexdigest()[:8]
+
+
+def is_safe_name(name: str) -> bool:
+    """True for a name of which `safe_name` would leave every character as it is."""
+    device = name.split(".")[0].lower() in _DEVICE_NAMES
+    plain = bool(name) and all(map(_is_safe, name)) and name.strip(".") == name
+    return plain and not device and len(name.encode()) <= _LONGEST_NAME
+
+
+def _is_safe(char: str) -> bool:
+    return char.isalnum() or char in "-._"
