@@ -12,12 +12,12 @@ import json
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
@@ -61,6 +61,9 @@ def provenance(
 class Folder:
     """A folder that results are written to; within a run nothing in it is overwritten.
 
+    Each file is written whole or not at all, and the JSON that names the others comes last. The JSON of an earlier
+    result is removed before the first of its files is replaced: it would name files of two results.
+
     Args:
         path: made when the first file is written.
     """
@@ -69,13 +72,16 @@ class Folder:
         self.path = Path(path)
         self.files: list[str] = []
         self._taken: set[str] = set()
+        self._outdated: list[Path] = []
+
+    def begin(self, name: str) -> int:
+        """A result begins, whose JSON will be called `name`; returns how many files there are before it."""
+        self._outdated = [self.path / self._next(name)]
+        return len(self.files)
 
     def write(self, name: str, data: bytes | str) -> str:
         """Write `data` under the relative name `name`, with a suffix if it is taken; returns the name used."""
-        free = self._free(name)
-        imaging.write_file(self.path / free, data)
-        self.files.append(free)
-        return free
+        return self._write(name, data)
 
     def picture(self, name: str, picture: np.ndarray) -> str:
         """Write a picture (h, w, 3) uint8 as PNG."""
@@ -83,20 +89,37 @@ class Folder:
 
     def array(self, name: str, array: np.ndarray) -> str:
         """Write an array as NumPy's `.npy`."""
-        free = self._free(name)
         # Straight to the disk: an array that is memory-mapped need not fit into memory.
-        imaging.write_file(self.path / free, lambda file: np.lib.format.write_array(file, np.asarray(array)))
-        self.files.append(free)
-        return free
+        return self._write(name, lambda file: _write_array(file, np.asarray(array)))
 
     def json(self, name: str, report: Mapping[str, Any], since: int = 0) -> list[str]:
         """Write `report` with the files written since there were `since` of them, itself included; returns these."""
         free = self._free(name)
         self.files.append(free)
         imaging.write_file(self.path / free, dump({**report, "files": self.files[since:]}))
+        self._outdated = []
         return self.files[since:]
 
+    def _write(self, name: str, data: Any) -> str:
+        free = self._free(name)
+        imaging.write_file(self.path / free, data, self._before(self.path / free))
+        self.files.append(free)
+        return free
+
+    def _before(self, path: Path) -> Callable[[], None]:
+        def before() -> None:
+            if path.exists():
+                while self._outdated:
+                    self._outdated.pop().unlink(missing_ok=True)
+
+        return before
+
     def _free(self, name: str) -> str:
+        free = self._next(name)
+        self._taken.add(free.casefold())
+        return free
+
+    def _next(self, name: str) -> str:
         folder, _, file = name.rpartition("/")
         stem, dot, suffix = file.rpartition(".")
         free, again = name, 1
@@ -104,8 +127,18 @@ class Folder:
         while free.casefold() in self._taken:
             again += 1
             free = f"{folder}{'/' if folder else ''}{stem}-{again}{dot}{suffix}"
-        self._taken.add(free.casefold())
         return free
+
+
+class _Sink:
+    """A file that NumPy takes for none, and so writes in pieces with `write`, which says why the disk refuses one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
+
+
+def _write_array(file: BinaryIO, array: np.ndarray) -> None:
+    np.lib.format.write_array(_Sink(file), array, allow_pickle=False)
 
 
 def dump(data: Any) -> str:
@@ -349,7 +382,7 @@ class Activations(Result):
             progress: called after each picture.
         """
         folder = _folder(directory)
-        report, since = self.to_json(), len(folder.files)
+        report, since = self.to_json(), folder.begin(self.file)
         drawn = 0
         for index, photo in enumerate(self.photos):
             stem = imaging.safe_name(photo.name)
@@ -725,7 +758,7 @@ class Filters(Result):
             gif: write the film as GIF too, for programs that show no WebP.
         """
         folder = _folder(directory)
-        report, since = self.to_json(), len(folder.files)
+        report, since = self.to_json(), folder.begin(self.file)
         report["sheet"] = folder.picture("sheet.png", self.sheet(columns, labels, sort))
         for index, entry in enumerate(report["filters"]):
             stem = imaging.safe_name(self.name(index))
@@ -1095,7 +1128,7 @@ class Heatmap(Result):
         for row in self.rows:
             classes = {other.explained for other in self.rows if other.image == row.image}
             parts = [row.image, *([row.explained] if len(classes) > 1 else []), *([row.method] if methods else [])]
-            found.append(".".join(imaging.safe_name(part) for part in parts))
+            found.append(imaging.safe_name(".".join(imaging.safe_name(part) for part in parts)))
         return found
 
     def plot(self, ax: Any = None, index: int = 0, paint: imaging.Paint | float = 0.7) -> Any:
@@ -1116,7 +1149,7 @@ class Heatmap(Result):
         Where a picture has several maps, a panel compares them: of methods each on its own scale, of classes on one.
         """
         folder = _folder(directory)
-        report, since = self.to_json(), len(folder.files)
+        report, since = self.to_json(), folder.begin(self.file)
         for image in dict.fromkeys(row.image for row in self.rows):
             rows = [row for row in self.rows if row.image == image]
             methods = len({row.method for row in rows}) > 1
@@ -1214,7 +1247,7 @@ class Concepts(Result):
     def save(self, directory: str | PathLike | Folder) -> list[str]:
         """Write the panels, what is where and what of as `.npy`, the photos and the numbers."""
         folder = _folder(directory)
-        report, since = self.to_json(), len(folder.files)
+        report, since = self.to_json(), folder.begin(self.file)
         for name, picture in self.pictures():
             folder.picture(f"{name}.png", picture)
         report["values"] = folder.array("values.npy", self.values)
