@@ -35,6 +35,7 @@ from convscope.techniques.heatmaps.targets import (
     channel_target,
     chosen,
     goal_of,
+    is_target,
     likeness_target,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "as_targets",
     "channel_target",
     "heatmap",
+    "is_target",
     "likeness_target",
 ]
 

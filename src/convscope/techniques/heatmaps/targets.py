@@ -250,9 +250,9 @@ class Own:
             UsageError: it is not a number for each picture.
         """
         found = self.target.score(ops, logits, self._named(activations), arguments)
-        shape = getattr(found, "shape", None)
+        shape = None if getattr(found, "shape", None) is None else tuple(found.shape)
         if shape is None or len(shape) != 1:
-            what = f"the shape {tuple(shape)}" if shape else "a single number" if shape == () else type(found).__name__
+            what = f"the shape {shape}" if shape else type(found).__name__ if shape is None else "a single number"
             raise UsageError(f"expected a number for each picture (n,) from {self.text}, found {what}.")
         return found
 
@@ -274,9 +274,7 @@ def own(network: Network, target: Any) -> Own:
     record, scores = getattr(target, "record", ()), getattr(target, "scores", True)
     text = getattr(target, "text", type(target).__name__)
     if not isinstance(text, str) or not isinstance(scores, bool):
-        raise UsageError(
-            f"expected a target whose text is a str and whose scores is a bool, found {text!r}, {scores!r}."
-        )
+        raise UsageError(f"expected a target with a str as text and a bool as scores, found {text!r} and {scores!r}.")
     if not isinstance(record, tuple | list) or not all(isinstance(path, str) for path in record):
         raise UsageError(f"expected the paths of the layers that {text} reads as a tuple, found {record!r}.")
     names = tuple((path, network.layer(path).path) for path in record)
