@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,10 +41,7 @@ def make(name: str, file: str, command: str) -> None:
         )
         kept = ROOT / "docs" / "images" / f"{name}.webp"
         found = Path(folder) / file
-        if found.suffix == ".webp":
-            shutil.copy(found, kept)
-        else:
-            kept.write_bytes(webp(found))
+        imaging.write_file(kept, found.read_bytes() if found.suffix == ".webp" else webp(found))
         print(f"{kept.relative_to(ROOT)}: {kept.stat().st_size / 1000:.0f} kB")
 
 

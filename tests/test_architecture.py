@@ -16,10 +16,12 @@ FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "onnx", "tf_keras"}
 # From the ground up. A room may use what stands in a floor below it; rooms of one floor don't know each other.
 FLOORS = (
     ("errors",),
-    ("limits",),
+    ("limits", "schema"),
     ("isolation",),
     ("reading",),
+    ("arrays",),
     ("imaging", "pictures"),
+    ("saved",),
     ("networks",),
     ("results",),
     ("techniques.activations", "techniques.filters", "techniques.heatmaps"),

@@ -12,10 +12,12 @@ import hashlib
 import io
 import math
 import os
+import re
 import secrets
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,11 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from convscope.errors import ConvscopeError, UsageError, nearest
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _WHITE = 255
 _INK, _FAINT_INK = (32, 32, 32), (110, 110, 110)
@@ -782,31 +789,90 @@ def data_uri(data: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def write_file(path: str | os.PathLike[str], data: bytes | str | Callable[[BinaryIO], object]) -> None:
+def write_file(
+    path: str | os.PathLike[str],
+    data: bytes | str | Callable[[BinaryIO], object],
+    before: Callable[[], object] | None = None,
+) -> None:
     """Write a whole file or nothing: written aside in the same folder, then renamed.
 
     `data` may be a function that writes to the open file, for what should not be in memory as a whole. Folders on
-    the way are made, text is UTF-8, and a link is followed.
+    the way are made, text is UTF-8, and a link is followed. What is written aside is named `.convscope-*.part`; what a
+    process that was killed left of it is removed when the next one writes to the folder. The file is not forced to
+    the disk: a process may end at any moment, but if the computer itself stops, its last files may be lost.
+
+    Args:
+        path: of the file.
+        data: what is written.
+        before: called when all is written aside, before the file gets its name.
 
     Raises:
         ConvscopeError: the file can't be written; says why and what to do.
     """
     goal = Path(os.path.realpath(path))  # renaming would put a file in the place of a link
-    aside = goal.with_name(f".{secrets.token_hex(8)}.part")  # not tempfile: its files are for their owner alone
     try:
         if goal.exists() and not goal.is_file():
             raise IsADirectoryError(errno.EISDIR, "it is a folder or a device")
         goal.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("wb") as file:
-                data(file) if callable(data) else file.write(data.encode() if isinstance(data, str) else data)
-            os.replace(aside, goal)
-        except BaseException:  # also when interrupted
-            aside.unlink(missing_ok=True)
-            raise
+        _tidy(str(goal.parent))
+        _write_aside(goal, data, before or (lambda: None))
     except OSError as error:
         advice = _WRITE_ADVICE.get(error.errno or 0, "choose another place")
-        raise ConvscopeError(f"{os.fspath(path)!r} can't be written ({error.strerror}): {advice}") from error
+        raise ConvscopeError(f"{os.fspath(path)!r} can't be written ({error.strerror or error}): {advice}") from error
+
+
+def _write_aside(goal: Path, data: bytes | str | Callable[[BinaryIO], object], before: Callable[[], object]) -> None:
+    held, aside = _created(goal)
+    try:
+        with os.fdopen(os.dup(held), "wb") as file:
+            data(file) if callable(data) else file.write(data.encode() if isinstance(data, str) else data)
+        before()
+        if fcntl is None:  # Windows renames no open file
+            os.close(held)
+        os.replace(aside, goal)
+    except BaseException:  # also when interrupted
+        aside.unlink(missing_ok=True)
+        raise
+    finally:
+        if fcntl is not None:
+            os.close(held)
+
+
+def _created(goal: Path) -> tuple[int, Path]:
+    """A new file beside `goal`, locked for as long as it is open: so other processes know that it is in use."""
+    while True:
+        aside = goal.with_name(f".convscope-{secrets.token_hex(8)}.part")  # not tempfile: its files are private
+        held = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        if fcntl is not None:
+            with suppress(OSError):  # some network folders have no locks
+                fcntl.flock(held, fcntl.LOCK_EX)
+        if aside.exists():  # else another process took it for one that was left, before it was locked
+            return held, aside
+        os.close(held)
+
+
+_ASIDE = re.compile(r"\.convscope-[0-9a-f]{16}\.part")
+
+
+@cache  # once for each folder
+def _tidy(folder: str) -> None:
+    """Remove what processes that were killed left of files that they were writing."""
+    with suppress(OSError):
+        for name in filter(_ASIDE.fullmatch, os.listdir(folder)):
+            with suppress(OSError):
+                _remove_if_left(os.path.join(folder, name))
+
+
+def _remove_if_left(path: str) -> None:
+    if fcntl is None:
+        os.unlink(path)  # Windows removes no open file
+        return
+    held = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error where it is in use, or nobody knows
+        os.unlink(path)
+    finally:
+        os.close(held)
 
 
 _WRITE_ADVICE = {
@@ -815,12 +881,14 @@ _WRITE_ADVICE = {
     errno.EPERM: "choose a folder where you may write",
     errno.EROFS: "choose a folder where you may write",
     errno.ENOSPC: "free some space or choose another disk",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) or choose another disk",
     errno.EDQUOT: "free some space or choose another disk",
     errno.ENOTDIR: "a part of the path is a file, so choose another folder",
     errno.EEXIST: "a part of the path is a file, so choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
+_LONGEST_NAME = 255  # bytes, on the usual file systems
 _DEVICE_NAMES = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
 
 
@@ -831,10 +899,21 @@ def safe_name(text: str) -> str:
     digest of the whole, so that long texts which differ at their ends stay apart.
     """
     text = unicodedata.normalize("NFC", text).replace("/", ".")
-    name = "".join(char if char.isalnum() or char in "-._" else "_" for char in text).strip(".") or "_"
+    name = "".join(char if _is_safe(char) else "_" for char in text).strip(".") or "_"
     if name.split(".")[0].lower() in _DEVICE_NAMES:
         name = "_" + name
     encoded = name.encode()
     if len(encoded) <= 150:
         return name
     return encoded[:140].decode(errors="ignore") + "-" + hashlib.sha256(encoded).hexdigest()[:8]
+
+
+def is_safe_name(name: str) -> bool:
+    """True for a name of which `safe_name` would leave every character as it is."""
+    device = name.split(".")[0].lower() in _DEVICE_NAMES
+    plain = bool(name) and all(map(_is_safe, name)) and name.strip(".") == name
+    return plain and not device and len(name.encode()) <= _LONGEST_NAME
+
+
+def _is_safe(char: str) -> bool:
+    return char.isalnum() or char in "-._"

@@ -30,7 +30,7 @@ from convscope.pictures import Picture, read_pictures
 from convscope.results import Activations, Filters, Heatmap, HeatmapRow, LayerStatistics, Progress, dump, provenance
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters, first_that_climb
-from convscope.techniques.heatmaps import as_targets, heatmap
+from convscope.techniques.heatmaps import as_targets, heatmap, is_target
 
 __all__ = ["Choices", "Study", "report", "study", "write"]
 
@@ -173,7 +173,9 @@ def report(
     Raises:
         UsageError: no such class or layer; PictureError, ModelError; ConvscopeError: the page can't be written.
     """
-    if any(isinstance(one, str) and re.fullmatch(r"top\d+|.+:\d+(@\d+,\d+)?", one) for one in as_targets(target)):
+    if is_target(target) or any(
+        isinstance(one, str) and re.fullmatch(r"top\d+|.+:\d+(@\d+,\d+)?", one) for one in as_targets(target)
+    ):
         raise UsageError(
             f"a report explains classes, by number or name, or top; found {target!r}. See convscope heatmap."
         )

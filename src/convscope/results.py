@@ -12,20 +12,21 @@ import json
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
-from convscope import imaging
+from convscope import imaging, limits, saved, schema
 from convscope.errors import ConvscopeError, UsageError, nearest
 from convscope.networks.network import Layer, Network, Prediction, find_layer
-from convscope.networks.preprocessing import Preprocessing
+from convscope.networks.preprocessing import FOUND, GUESS, SET, Preprocessing
 from convscope.pictures import Picture
+from convscope.saved import PHOTO, PROVENANCE, Shelf, check
 
 Progress = Any  # called as progress(done, total, text); see cli.py
 CLASSIC_GAP = 5
@@ -60,6 +61,9 @@ def provenance(
 class Folder:
     """A folder that results are written to; within a run nothing in it is overwritten.
 
+    Each file is written whole or not at all, and the JSON that names the others comes last. The JSON of an earlier
+    result is removed before the first of its files is replaced: it would name files of two results.
+
     Args:
         path: made when the first file is written.
     """
@@ -68,13 +72,16 @@ class Folder:
         self.path = Path(path)
         self.files: list[str] = []
         self._taken: set[str] = set()
+        self._outdated: list[Path] = []
+
+    def begin(self, name: str) -> int:
+        """A result begins, whose JSON will be called `name`; returns how many files there are before it."""
+        self._outdated = [self.path / self._next(name)]
+        return len(self.files)
 
     def write(self, name: str, data: bytes | str) -> str:
         """Write `data` under the relative name `name`, with a suffix if it is taken; returns the name used."""
-        free = self._free(name)
-        imaging.write_file(self.path / free, data)
-        self.files.append(free)
-        return free
+        return self._write(name, data)
 
     def picture(self, name: str, picture: np.ndarray) -> str:
         """Write a picture (h, w, 3) uint8 as PNG."""
@@ -82,20 +89,37 @@ class Folder:
 
     def array(self, name: str, array: np.ndarray) -> str:
         """Write an array as NumPy's `.npy`."""
-        free = self._free(name)
         # Straight to the disk: an array that is memory-mapped need not fit into memory.
-        imaging.write_file(self.path / free, lambda file: np.lib.format.write_array(file, np.asarray(array)))
-        self.files.append(free)
-        return free
+        return self._write(name, lambda file: _write_array(file, np.asarray(array)))
 
     def json(self, name: str, report: Mapping[str, Any], since: int = 0) -> list[str]:
         """Write `report` with the files written since there were `since` of them, itself included; returns these."""
         free = self._free(name)
         self.files.append(free)
         imaging.write_file(self.path / free, dump({**report, "files": self.files[since:]}))
+        self._outdated = []
         return self.files[since:]
 
+    def _write(self, name: str, data: Any) -> str:
+        free = self._free(name)
+        imaging.write_file(self.path / free, data, self._before(self.path / free))
+        self.files.append(free)
+        return free
+
+    def _before(self, path: Path) -> Callable[[], None]:
+        def before() -> None:
+            if path.exists():
+                while self._outdated:
+                    self._outdated.pop().unlink(missing_ok=True)
+
+        return before
+
     def _free(self, name: str) -> str:
+        free = self._next(name)
+        self._taken.add(free.casefold())
+        return free
+
+    def _next(self, name: str) -> str:
         folder, _, file = name.rpartition("/")
         stem, dot, suffix = file.rpartition(".")
         free, again = name, 1
@@ -103,8 +127,18 @@ class Folder:
         while free.casefold() in self._taken:
             again += 1
             free = f"{folder}{'/' if folder else ''}{stem}-{again}{dot}{suffix}"
-        self._taken.add(free.casefold())
         return free
+
+
+class _Sink:
+    """A file that NumPy takes for none, and so writes in pieces with `write`, which says why the disk refuses one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
+
+
+def _write_array(file: BinaryIO, array: np.ndarray) -> None:
+    np.lib.format.write_array(_Sink(file), array, allow_pickle=False)
 
 
 def dump(data: Any) -> str:
@@ -128,14 +162,6 @@ def _plain(data: Any) -> Any:
     return data
 
 
-def _read(directory: str | PathLike, name: str) -> dict[str, Any]:
-    path = Path(directory) / name
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConvscopeError(f"expected a saved result with {name} in {directory}: {error}.") from None
-
-
 def _save_photos(folder: Folder, photos: Sequence[Picture]) -> list[dict[str, Any]]:
     files: dict[int, str] = {}  # a photo that is there several times is written once
     for photo in photos:
@@ -149,23 +175,26 @@ def asdict_picture(photo: Picture) -> dict[str, Any]:
     return {"name": photo.name, "source": photo.source, "notes": list(photo.notes), "sha256": photo.sha256}
 
 
-def _load_photos(directory: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[Picture, ...]:
-    from convscope.pictures import read_picture
-
-    return tuple(
-        Picture(
-            row["name"], read_picture(directory / row["file"]).pixels, row["source"], tuple(row["notes"]), row["sha256"]
-        )
-        for row in rows
-    )
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What all results share: pictures by name, JSON, and a face in a notebook."""
 
     provenance: dict[str, Any]
     file: ClassVar[str] = ""
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> Self:
+        """A saved result of this kind; arguments and errors as in `load` below."""
+        return load(path, cls.file.removesuffix(".json"))  # type: ignore[return-value]
+
+    @classmethod
+    def read(cls, report: Mapping[str, Any], shelf: Shelf) -> Result:
+        """The result that `save` wrote as `report`, with the files beside it.
+
+        Raises:
+            Misfit: an entry or a file is not what `save` writes.
+        """
+        raise NotImplementedError
 
     def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every picture of the result: its relative file name without suffix, and (h, w, 3) uint8."""
@@ -353,7 +382,7 @@ class Activations(Result):
             progress: called after each picture.
         """
         folder = _folder(directory)
-        report, since = self.to_json(), len(folder.files)
+        report, since = self.to_json(), folder.begin(self.file)
         drawn = 0
         for index, photo in enumerate(self.photos):
             stem = imaging.safe_name(photo.name)
@@ -376,20 +405,42 @@ class Activations(Result):
         return folder.json(self.file, report, since)
 
     @classmethod
-    def load(cls, directory: str | PathLike) -> Activations:
-        """A saved result; the arrays are memory-mapped."""
-        report, root = _read(directory, cls.file), Path(directory)
+    def read(cls, report: Mapping[str, Any], shelf: Shelf) -> Activations:
+        """See `Result.read`; the arrays are memory-mapped."""
         if "arrays" not in report:
             raise ConvscopeError(
-                f"{directory} holds pictures and numbers but no raw arrays; save with raw=True (--raw)."
+                f"{str(shelf.root)!r} holds pictures and numbers but no raw arrays; save with raw=True (--raw)."
             )
-        rows = [{key: value for key, value in row.items() if key != "file"} for row in report["activations"]]
+        shape = schema.sequence(schema.whole(0), 1, 8)
+        known = schema.entries({
+            "activations": schema.sequence(
+                schema.record(LayerStatistics, shape=shape, empty_channels=schema.optional(schema.whole(0)))
+            ),
+            "arrays": schema.mapping(schema.text),
+            "layers": schema.sequence(schema.record(Layer, shape=shape, parameters=schema.whole(0, 2**62)), 1),
+            **_WITH_PHOTOS,
+        })(report, "")  # fmt: skip
+        layers, photos, rows = known["layers"], known["photos"], known["activations"]
+        wanted = [(photo["name"], layer.path) for photo in photos for layer in layers]
+        check(
+            [(row.image, row.layer) for row in rows] == wanted,
+            "activations",
+            f"a row for each of {len(photos)} photos and {len(layers)} layers, in their order",
+            f"{len(rows)} others",
+        )
+        check(known["arrays"].keys() == {la.path for la in layers}, "arrays", "an array for each layer", "others")
+        arrays = {}
+        for layer in layers:
+            where = f"arrays.{layer.path}"
+            array = shelf.array(known["arrays"][layer.path], where, "arrays", mapped=True)
+            check_shape(array, (len(photos), *layer.shape), where)
+            arrays[layer.path] = array
         return cls(
             provenance=report["provenance"],
-            photos=_load_photos(root, report["photos"]),
-            layers=tuple(Layer(**{**row, "shape": tuple(row["shape"])}) for row in report["layers"]),
-            arrays={path: np.load(root / file, mmap_mode="r") for path, file in report["arrays"].items()},
-            statistics=tuple(LayerStatistics(**{**row, "shape": tuple(row["shape"])}) for row in rows),
+            photos=shelf.photos(photos, report["provenance"]),
+            layers=layers,
+            arrays=arrays,
+            statistics=rows,
         )
 
     def _write(
@@ -707,7 +758,7 @@ class Filters(Result):
             gif: write the film as GIF too, for programs that show no WebP.
         """
         folder = _folder(directory)
-        report, since = self.to_json(), len(folder.files)
+        report, since = self.to_json(), folder.begin(self.file)
         report["sheet"] = folder.picture("sheet.png", self.sheet(columns, labels, sort))
         for index, entry in enumerate(report["filters"]):
             stem = imaging.safe_name(self.name(index))
@@ -726,21 +777,51 @@ class Filters(Result):
         return folder.json(self.file, report, since)
 
     @classmethod
-    def load(cls, directory: str | PathLike) -> Filters:
-        """A saved result."""
-        report, root = _read(directory, cls.file), Path(directory)
-        affine, layer = report["preprocessing"], report["layer"]
-        extra = {name: np.load(root / report[name]) for name in ("alpha", "frames") if name in report}
-        return cls(
+    def read(cls, report: Mapping[str, Any], shelf: Shelf) -> Filters:
+        """See `Result.read`."""
+        shape = schema.sequence(schema.whole(1), 1, 8)
+        known = schema.entries(
+            {
+                "filters": schema.sequence(_FILTER_ROW, 1),
+                "provenance": PROVENANCE,
+                "raw": schema.text,
+                "layer": schema.optional(schema.record(Layer, shape=shape, parameters=schema.whole(0, 2**62))),
+                "preprocessing": _PREPROCESSING,
+                "crop": schema.whole(0),
+            },
+            {"look": schema.one_of("classic", "plain", "clipped"), "alpha": schema.text, "frames": schema.text},
+        )(report, "")
+        extra = {name: shelf.array(known[name], name) for name in ("alpha", "frames") if name in known}
+        found = cls(
             provenance=report["provenance"],
-            layer=Layer(**{**layer, "shape": tuple(layer["shape"])}) if layer else None,
-            values=np.load(root / report["raw"]),
-            rows=tuple(_filter_row(row) for row in report["filters"]),
-            preprocessing=Preprocessing(**{**affine, "mean": tuple(affine["mean"]), "std": tuple(affine["std"])}),
-            crop=report["crop"],
-            look=report.get("look", "classic"),
+            layer=known["layer"],
+            values=shelf.array(known["raw"], "raw"),
+            rows=known["filters"],
+            preprocessing=known["preprocessing"],
+            crop=known["crop"],
+            look=known.get("look", "classic"),
             **extra,
         )
+        found._check_shapes()
+        return found
+
+    def _check_shapes(self) -> None:
+        """What was loaded has to fit together."""
+        values, affine = self.values, self.preprocessing
+        expected = f"{len(self.rows)} canvases (n, h, w, c), of which a crop of {self.crop} leaves something"
+        fits = values.ndim == 4 and len(values) == len(self.rows) and min(values.shape[1:3]) > 2 * self.crop
+        check(fits and (values.shape[3] == 1 or values.shape[3] >= 3), "raw", expected, f"the shape {values.shape}")
+        check(
+            {len(affine.mean), len(affine.std)} <= {1, values.shape[3]},
+            "preprocessing",
+            f"a mean and a deviation, or one for each of {values.shape[3]} channels",
+            f"{len(affine.mean)} and {len(affine.std)}",
+        )
+        if self.alpha is not None:
+            check_shape(self.alpha, values.shape[:3], "alpha")
+        if self.frames is not None:
+            check(self.frames.ndim == 5, "frames", "an array (n, f, h, w, c)", f"the shape {self.frames.shape}")
+            check_shape(self.frames, (len(values), self.frames.shape[1], *values.shape[1:]), "frames")
 
     def _cropped(self, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]
@@ -827,15 +908,14 @@ class Filters(Result):
         return [f"{number} of {count}" for number in range(1, count + 1)]
 
 
-def _filter_row(entry: Mapping[str, Any]) -> FilterRow:
-    """A row as JSON holds it, where null stands for a value that was not finite."""
-    row = {known.name: entry[known.name] for known in fields(FilterRow) if known.name in entry}
-    row |= {name: _number(row[name]) for name in ("activation", "threshold", "transformed") if name in row}
-    return FilterRow(**{**row, "activations": tuple(_number(value) for value in row["activations"])})
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+_FILTER_ROW = schema.record(
+    FilterRow,
+    channel=schema.optional(schema.whole(0)),
+    status=schema.one_of(*STATUSES),
+    variant=schema.whole(0),
+    tries=schema.whole(0),
+    steps=schema.whole(0),
+)
 
 
 def _digits(value: float) -> str:
@@ -1048,7 +1128,7 @@ class Heatmap(Result):
         for row in self.rows:
             classes = {other.explained for other in self.rows if other.image == row.image}
             parts = [row.image, *([row.explained] if len(classes) > 1 else []), *([row.method] if methods else [])]
-            found.append(".".join(imaging.safe_name(part) for part in parts))
+            found.append(imaging.safe_name(".".join(imaging.safe_name(part) for part in parts)))
         return found
 
     def plot(self, ax: Any = None, index: int = 0, paint: imaging.Paint | float = 0.7) -> Any:
@@ -1069,7 +1149,7 @@ class Heatmap(Result):
         Where a picture has several maps, a panel compares them: of methods each on its own scale, of classes on one.
         """
         folder = _folder(directory)
-        report, since = self.to_json(), len(folder.files)
+        report, since = self.to_json(), folder.begin(self.file)
         for image in dict.fromkeys(row.image for row in self.rows):
             rows = [row for row in self.rows if row.image == image]
             methods = len({row.method for row in rows}) > 1
@@ -1083,15 +1163,27 @@ class Heatmap(Result):
         return folder.json(self.file, report, since)
 
     @classmethod
-    def load(cls, directory: str | PathLike) -> Heatmap:
-        """A saved result."""
-        report, root = _read(directory, cls.file), Path(directory)
-        maps = [np.load(root / entry["raw"]) for entry in report["heatmaps"]]
+    def read(cls, report: Mapping[str, Any], shelf: Shelf) -> Heatmap:
+        """See `Result.read`."""
+        named = schema.sequence(schema.entries({"raw": schema.text}), 1)(report.get("heatmaps"), "heatmaps")
+        known = schema.entries({"heatmaps": schema.sequence(_HEATMAP_ROW), **_WITH_PHOTOS})(report, "")
+        rows, photos = known["heatmaps"], known["photos"]
+        check(
+            [row.image for row in rows] == [photo["name"] for photo in photos],
+            "photos",
+            f"the photo of each of {len(rows)} maps",
+            f"{len(photos)} others",
+        )
+        maps = [shelf.array(row["raw"], f"heatmaps[{index}].raw") for index, row in enumerate(named)]
+        most = limits.current().pixels
+        for index, one in enumerate(maps):
+            fits = one.ndim == 2 and 0 < one.size <= most
+            check(fits, f"heatmaps[{index}].raw", "a map (h, w)", f"the shape {one.shape}")
         return cls(
             provenance=report["provenance"],
-            photos=_load_photos(root, report["photos"]),
+            photos=shelf.photos(photos, report["provenance"]),
             maps=np.stack(maps) if len({one.shape for one in maps}) == 1 else tuple(maps),
-            rows=tuple(_heatmap_row(entry) for entry in report["heatmaps"]),
+            rows=rows,
         )
 
 
@@ -1155,7 +1247,7 @@ class Concepts(Result):
     def save(self, directory: str | PathLike | Folder) -> list[str]:
         """Write the panels, what is where and what of as `.npy`, the photos and the numbers."""
         folder = _folder(directory)
-        report, since = self.to_json(), len(folder.files)
+        report, since = self.to_json(), folder.begin(self.file)
         for name, picture in self.pictures():
             folder.picture(f"{name}.png", picture)
         report["values"] = folder.array("values.npy", self.values)
@@ -1164,27 +1256,55 @@ class Concepts(Result):
         return folder.json(self.file, report, since)
 
     @classmethod
-    def load(cls, directory: str | PathLike) -> Concepts:
-        """A saved result."""
-        report, root = _read(directory, cls.file), Path(directory)
-        rows = tuple(
-            Concept(**{**row, "predictions": tuple(Prediction(**one) for one in row["predictions"])})
-            for row in report["concepts"]
-        )
-        values, vectors = (np.load(root / report[name]) for name in ("values", "vectors"))
-        return cls(report["provenance"], _load_photos(root, report["photos"]), values, vectors, rows)
+    def read(cls, report: Mapping[str, Any], shelf: Shelf) -> Concepts:
+        """See `Result.read`."""
+        row = schema.record(Concept, number=schema.whole(0), predictions=schema.sequence(_PREDICTION))
+        known = schema.entries({
+            "concepts": schema.sequence(row, 1),
+            "values": schema.text,
+            "vectors": schema.text,
+            **_WITH_PHOTOS,
+        })(report, "")  # fmt: skip
+        schema.entries({"layer": schema.text})(report["provenance"]["parameters"], "provenance.parameters")
+        values, vectors = (shelf.array(known[name], name) for name in ("values", "vectors"))
+        count, photos = len(known["concepts"]), known["photos"]
+        expected = f"how much of {count} concepts is where in {len(photos)} photos (n, h, w, k)"
+        check(values.ndim == 4 and values.size > 0, "values", expected, f"the shape {values.shape}")
+        check_shape(values, (len(photos), *values.shape[1:3], count), "values")
+        check(vectors.ndim == 2 and len(vectors) == count, "vectors", f"{count} vectors", f"the shape {vectors.shape}")
+        numbers = [row.number for row in known["concepts"]]
+        check(numbers == list(range(count)), "concepts", f"the numbers from 0 to {count - 1}", numbers[:8])
+        return cls(report["provenance"], shelf.photos(photos, report["provenance"]), values, vectors, known["concepts"])
 
 
 def _heatmap_entry(row: HeatmapRow) -> dict[str, Any]:
     return {"class" if key == "class_index" else key: value for key, value in asdict(row).items()}
 
 
-def _heatmap_row(entry: Mapping[str, Any]) -> HeatmapRow:
-    own = ("file", "raw", "class", "predictions", "check")
-    known = {key: value for key, value in entry.items() if key not in own}
-    predictions = tuple(Prediction(**row) for row in entry["predictions"])
-    check = Check(**entry["check"]) if entry.get("check") else None
-    return HeatmapRow(class_index=entry["class"], predictions=predictions, check=check, **known)
+_PREDICTION = schema.record(Prediction, index=schema.whole(0))
+_HEATMAP_ROW = schema.record(
+    HeatmapRow,
+    {"class_index": "class"},
+    class_index=schema.optional(schema.whole(0)),
+    status=schema.one_of("ok", "blank"),
+    predictions=schema.sequence(_PREDICTION),
+)
+_PREPROCESSING = schema.record(
+    Preprocessing,
+    mean=schema.sequence(schema.number, 1),
+    std=schema.sequence(schema.number, 1),
+    certainty=schema.one_of(FOUND, GUESS, SET),
+)
+_WITH_PHOTOS: dict[str, schema.Reader] = {"photos": schema.sequence(PHOTO), "provenance": PROVENANCE}
+
+
+def check_shape(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:
+    """An array that was loaded has to have the shape that the JSON says.
+
+    Raises:
+        Misfit: it has another.
+    """
+    check(array.shape == shape, where, f"an array of the shape {shape}", array.shape)
 
 
 def _at_most(photo: np.ndarray, side: int) -> np.ndarray:
@@ -1198,16 +1318,41 @@ def _at_most(photo: np.ndarray, side: int) -> np.ndarray:
     )
 
 
-_RESULTS: dict[str, type[Result]] = {cls.file: cls for cls in (Activations, Filters, Heatmap, Concepts)}
+_KINDS: dict[str, type[Result]] = {
+    cls.file.removesuffix(".json"): cls for cls in (Activations, Filters, Heatmap, Concepts)
+}
 
 
-def load(directory: str | PathLike) -> Result:
-    """Load a saved result of any technique.
+def found(folder: str | PathLike) -> list[Path]:
+    """The JSON files of all results in a folder, each of which `load` takes: `heatmaps.json`, `heatmaps-2.json`, ...
 
     Raises:
-        ConvscopeError: the folder holds none.
+        ConvscopeError: there is no such folder.
     """
-    for name, cls in _RESULTS.items():
-        if (Path(directory) / name).exists():
-            return cls.load(directory)  # type: ignore[attr-defined]
-    raise ConvscopeError(f"expected a folder with {', '.join(_RESULTS)}, found none of them in {directory}.")
+    return saved.found(folder, _KINDS)
+
+
+def load(path: str | PathLike, kind: str | None = None) -> Result:
+    """Load a saved result of any technique.
+
+    The folder may come from anybody: only regular files inside of it are read, and their sizes are held against the
+    limits (see `convscope.limits`).
+
+    Args:
+        path: a folder with one result, or the JSON file of a result, such as "out/heatmaps-2.json".
+        kind: "activations", "filters", "heatmaps" or "concepts", where a folder holds several results.
+
+    Raises:
+        UsageError: the folder holds several results, or there is no such kind.
+        ConvscopeError: there is no result, or it is damaged.
+    """
+    return saved.checked(saved.chosen(path, tuple(_KINDS), kind), lambda file: _loaded(file, kind))
+
+
+def _loaded(file: Path, kind: str | None) -> Result:
+    report = saved.read_json(file)
+    kinds = [one for one in _KINDS if one in report]
+    check(len(kinds) == 1, "the top", f"one entry of {', '.join(_KINDS)}", ", ".join(kinds) or "none of them")
+    if kind not in (None, *kinds):
+        raise UsageError(f"{str(file)!r} holds {kinds[0]}, not {kind}: leave kind out, or give another file.")
+    return _KINDS[kinds[0]].read(report, Shelf(file.parent))

@@ -46,6 +46,7 @@ from convscope.networks.keras_graph import (
 )
 from convscope.networks.keras_inputs import Entry
 from convscope.networks.network import Head, Inputs, Layer, Network, Record, Recording, Rule, Source, as_recording
+from convscope.networks.ops import namespace
 
 
 class _Enough(BaseException):
@@ -104,7 +105,7 @@ class KerasNetwork(Network):
         self.model = model
         self.name = model.name
         self.source = source
-        self.ops = keras.ops
+        self.ops = namespace(keras.ops, _own_operations())
         self._backend = backend_named(keras.backend.backend())
         self.framework = f"keras {keras.__version__}"
         self.backend = f"{self._backend.name} {self._backend.version}"
@@ -270,7 +271,7 @@ class KerasNetwork(Network):
 
     def _logits(self, returned: Any) -> Tensor:
         outputs = keras.ops.cast(_named_outputs(self.model, returned)[self.output], "float32")
-        return self.head.logits(keras.ops, keras.ops.reshape(outputs, (-1, int(np.prod(outputs.shape[1:])))))
+        return self.head.logits(self.ops, keras.ops.reshape(outputs, (-1, int(np.prod(outputs.shape[1:])))))
 
     # a first look ----------------------------------------------------------------------------------
 
@@ -483,6 +484,27 @@ class _Taps:
         if path in self._record:
             self.recorded[path] = self._record[path](activation)
         return result
+
+
+def _own_operations() -> dict[str, Any]:
+    """What is not NumPy's in `keras.ops` on one of its backends."""
+    kept = {name: _kept(getattr(keras.ops, name)) for name in ("sum", "max", "min", "prod")}
+    return {**kept, "count_nonzero": _count_nonzero}
+
+
+def _kept(reduction: Any) -> Any:
+    """Of everything Keras on torch keeps no axes, whatever `keepdims` says."""
+
+    def reduced(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+        everything = axis is None and keepdims
+        return reduction(x, axis=tuple(range(len(x.shape))) if everything else axis, keepdims=keepdims)
+
+    return reduced
+
+
+def _count_nonzero(x: Tensor, axis: Any = None) -> Tensor:
+    """Keras' own turns axes round on torch."""
+    return keras.ops.sum(keras.ops.cast(keras.ops.not_equal(x, 0), "int32"), axis=axis)
 
 
 def _channels_last(tensor: Tensor, channels_first: bool) -> Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 
 from convscope import pictures
 from convscope.errors import ModelError, UsageError, nearest
+from convscope.networks.ops import Operations
 from convscope.networks.preprocessing import Preprocessing
 
 Tensor = Any
@@ -129,7 +130,7 @@ class Head:
         names = {"linear": "value", "softmax_output": "log p", "sigmoid_output": "log p/(1-p)"}
         return names.get(self.kind, "logit")
 
-    def logits(self, ops: Any, outputs: Tensor) -> Tensor:
+    def logits(self, ops: Operations, outputs: Tensor) -> Tensor:
         """Scores `(n, classes)` to explain, from what the network returned with its head undone `(n, units)`."""
         if self.kind == "softmax_output":
             outputs = ops.log(ops.maximum(outputs, 1e-30))
@@ -221,7 +222,7 @@ class Network(ABC):
         layers: every node in the order of execution.
         head: how its outputs relate to classes.
         preprocessing: what is done to pixels before they enter.
-        ops: the framework's array operations under NumPy's names, for objectives and targets.
+        ops: the framework's array operations under NumPy's names, for objectives and targets: see `Operations`.
     """
 
     name: str
@@ -235,7 +236,7 @@ class Network(ABC):
     head: Head
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
-    ops: Any
+    ops: Operations
 
     def __init__(self) -> None:
         self._programs: dict[tuple, Callable] = {}
@@ -309,6 +310,13 @@ class Network(ABC):
         return bool(names & {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}) or any(
             words in str(error) for words in said
         )
+
+    def shapes_clash(self, error: BaseException) -> bool:
+        """True if an exception may say that the shapes of tensors do not go together, as any framework says it."""
+        if self.out_of_memory(error):
+            return False
+        kinds = {type(error).__name__, type(error.__cause__).__name__}
+        return bool(kinds & _SHAPE_ERRORS)
 
     def count_nonzero(self, x: Tensor, axis: tuple[int, ...]) -> Tensor:
         """How many values along `axis` are not zero, as float32 (Keras' own count turns axes round on torch)."""
@@ -527,6 +535,8 @@ class Network(ABC):
 
 
 _PROGRAMS_KEPT = 32
+# By their own names: a class of the user's that is derived from one of these says something else.
+_SHAPE_ERRORS = {"ValueError", "TypeError", "RuntimeError", "IndexError", "AssertionError", "InvalidArgumentError"}
 
 
 def _is_kernel(weight: np.ndarray) -> bool:

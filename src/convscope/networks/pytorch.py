@@ -146,10 +146,10 @@ class TorchNetwork(Network):
         self.module = unwrapped(module)
         self.source = source
         self.name = name or class_name(self.module)
-        self.ops = torch_ops
         self.output, self.outputs = output or "", ()
         weight = next((tensor for tensor in self._tensors() if tensor.is_floating_point()), torch.zeros(()))
         self.device, self._dtype, self._precision = weight.device, weight.dtype, precision
+        self.ops = torch_ops.on(self.device)
         self._backend = TorchBackend(self.device)
         self.framework = f"torch {torch.__version__}"
         self.backend = str(self.device) + ("" if precision == "float32" else f", {precision}")
@@ -237,7 +237,7 @@ class TorchNetwork(Network):
 
     def count_nonzero(self, x: Tensor, axis: tuple[int, ...]) -> Tensor:
         """See `Network.count_nonzero`."""
-        return torch_ops.count_nonzero(x, axis)
+        return torch_ops.counts_of_nonzero(x, axis)
 
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`."""
@@ -376,7 +376,7 @@ class TorchNetwork(Network):
 
     def _logits(self, returned: Any) -> Tensor:
         outputs = _named_outputs(self.module, returned)[self.output].float()
-        return self.head.logits(torch_ops, outputs.reshape(len(outputs), -1))
+        return self.head.logits(self.ops, outputs.reshape(len(outputs), -1))
 
     # a first look ----------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import UsageError
+from convscope.errors import ConvscopeError, UsageError
 from convscope.networks import Layer, Network, open_model
 from convscope.pictures import Picture, read_pictures
 from convscope.results import Activations, LayerStatistics, Progress, provenance
@@ -169,7 +171,28 @@ class _Keep:
         if self.folder is None:
             return np.empty(shape, np.float32)
         path = Path(self.folder.name) / f"{self._number[layer.path]}.npy"
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        _reserve(path)
+        return mapped
+
+
+def _reserve(path: Path) -> None:
+    """Take the room on the disk now: a process that writes to a mapped file when the disk is full is killed.
+
+    Raises:
+        ConvscopeError: there is not enough.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ConvscopeError(
+                f"the arrays don't fit on the disk of {str(path.parent)!r} ({error.strerror}): free some space, or "
+                "choose another folder with scratch=, fewer layers, or fewer pictures."
+            ) from error
 
 
 def _folder(scratch: str | PathLike | None) -> str | None:

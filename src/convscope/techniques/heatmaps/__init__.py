@@ -23,17 +23,19 @@ from convscope.techniques.heatmaps import (  # noqa: F401  they register their m
 from convscope.techniques.heatmaps.evidence import Asked, Evidence, Single, look
 from convscope.techniques.heatmaps.faithfulness import better_layers
 from convscope.techniques.heatmaps.faithfulness import check as checked_map
-from convscope.techniques.heatmaps.methods import METHODS, Made, Method, method_named
+from convscope.techniques.heatmaps.methods import METHODS, Made, Method, Unfit, method_named
 from convscope.techniques.heatmaps.targets import (
     Channel,
     ClassScore,
     Custom,
     Goal,
     Likeness,
+    Target,
     as_targets,
     channel_target,
     chosen,
     goal_of,
+    is_target,
     likeness_target,
 )
 
@@ -42,9 +44,11 @@ __all__ = [
     "Channel",
     "Custom",
     "Likeness",
+    "Target",
     "as_targets",
     "channel_target",
     "heatmap",
+    "is_target",
     "likeness_target",
 ]
 
@@ -79,7 +83,7 @@ def heatmap(
         target: a class by number or name, or "top" for each picture's own best; or one for each picture. "top3": the
             three best of each. "conv3:17" is a channel of a layer and "conv3:17@4,5" it at one place; of a network that
             answers with a map, a number is the class where it is the highest. Or what `channel_target` and
-            `likeness_target` make, or a `Custom` function of the network's answers.
+            `likeness_target` make, a `Custom` function of the network's answers, or a `Target` of your own.
         layer: a path, "auto" for the last layer whose map has more than one cell, or "best" for the one of the last
             layers at each size of map that does best in insertion less deletion on a few of the pictures; or several,
             whose maps are fused: positive parts, each over its highest value, their mean.
@@ -188,7 +192,7 @@ def _best(
         seen = look(network, layer, goal.target, x, arguments, len(x), asked=asked)
         try:
             maps.append((layer.path, [_raw(made) for made in method.explain(seen)]))
-        except UsageError as error:  # the method may fit another layer
+        except Unfit as error:  # the method may fit another layer
             refused = str(error)
     if not maps:
         raise UsageError(refused)
@@ -336,7 +340,7 @@ class _Work:
             return None
         try:
             return self._of(seen, one)
-        except UsageError as error:
+        except Unfit as error:
             if self.left_out is None:
                 raise
             self.left_out[one.name] = str(error)

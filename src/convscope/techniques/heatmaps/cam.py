@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convscope.errors import UsageError
 from convscope.techniques.heatmaps.evidence import Evidence, explains_a_class
-from convscope.techniques.heatmaps.methods import explained, method
+from convscope.techniques.heatmaps.methods import Unfit, explained, method
 
 CLASSLESS = "no class plays a part in it"
 
@@ -51,12 +50,12 @@ def cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     h * w places, times h * w.
 
     Raises:
-        UsageError: the gradient differs from place to place, so something else follows the layer.
+        Unfit: the gradient differs from place to place, so something else follows the layer.
     """
     peak = np.abs(gradients).max(axis=(1, 2, 3), keepdims=True)
     spread = np.abs(gradients - gradients.mean(axis=(1, 2), keepdims=True))
     if (spread > 1e-3 * peak).any():
-        raise UsageError(
+        raise Unfit(
             "method 'cam' needs a network that ends in a global average pooling and one dense layer right after the "
             "layer that is looked at; expected one weight for each channel, found a gradient that differs from place "
             "to place. Use grad-cam or hirescam, which equal it where it is defined."
@@ -136,10 +135,10 @@ def kpca_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     No gradient is used. The sign is that of `eigen_cam_centred`.
 
     Raises:
-        UsageError: the map has more than `MOST_PLACES` places.
+        Unfit: the map has more than `MOST_PLACES` places.
     """
     if maps.shape[1] * maps.shape[2] > MOST_PLACES:
-        raise UsageError(
+        raise Unfit(
             f"method 'kpca-cam' compares all places of a map with each other; expected at most {MOST_PLACES} of them, "
             f"found {maps.shape[1]}x{maps.shape[2]}. Choose a deeper layer, or eigen-cam."
         )
@@ -192,12 +191,10 @@ def finer_cam(evidence: Evidence) -> Sequence[np.ndarray]:
     The three are weighted with their probabilities, or alike where there are none.
 
     Raises:
-        UsageError: no class is explained, or there is no other one.
+        Unfit: no class is explained, or there is no other one.
     """
     if not explains_a_class(evidence) or evidence.logits is None or evidence.logits.shape[-1] < 2:
-        raise UsageError(
-            "method 'finer-cam' sets a class against those like it; it needs a class and at least one more."
-        )
+        raise Unfit("method 'finer-cam' sets a class against those like it; it needs a class and at least one more.")
     (weights,) = evidence.arguments
     contrasted = np.stack([_contrasted(evidence, *pair) for pair in zip(evidence.logits, weights, strict=True)])
     return list(grad_cam(evidence.maps, evidence.gradients_of((contrasted,))))

@@ -15,14 +15,18 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from convscope.errors import UsageError
 from convscope.networks import Layer, Network
+from convscope.techniques.heatmaps.methods import Unfit
 from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
 
 CHUNK = 128  # replays of a map at a time
 PICTURES = 16  # replays of a picture at a time
 # Layers at which a map can't be repeated alone, since what comes before them is joined again after them.
 WHOLE: WeakKeyDictionary[Network, set[str]] = WeakKeyDictionary()
+
+
+class TailNeedsMore(Exception):
+    """A map can't be repeated alone: what comes after it joins it with what came before, for one picture."""
 
 
 @dataclass(frozen=True)
@@ -224,12 +228,12 @@ def slopes(
         guided: through each ReLU only what is positive comes back (guided backpropagation).
 
     Raises:
-        UsageError: guided, and there is no ReLU.
+        Unfit: guided, and there is no ReLU.
     """
     found: list[list[np.ndarray]] = []
     gates = _gates(network) if guided else ()
     if guided and not gates:
-        raise UsageError(
+        raise Unfit(
             f"guided backpropagation changes how gradients pass a ReLU, and {network.name} has none; use saliency."
         )
     program = network.program(("slopes", gates, target), lambda: network.compile(_sloping(network, target, gates)))
@@ -359,8 +363,9 @@ class Single:
         if path not in whole:
             try:
                 return network.numpy(program(*map(network.tensor, (self.x, shaped)), *self._rows(len(shaped))))
-            except Exception as error:  # every framework has words of its own for shapes that do not go together
-                if network.out_of_memory(error):
+            except Exception as error:
+                # TensorFlow may learn of a shape only while it computes. What is the target's fault comes again below.
+                if not isinstance(error, TailNeedsMore) and type(error).__name__ != "InvalidArgumentError":
                     raise
         # What was computed before the layer is needed after it too, and has to be there as often: fewer at a time.
         found = []
@@ -381,10 +386,15 @@ def _chunks(count: int, chunk: int) -> Iterator[np.ndarray]:
 def _replaying(network: Network, layer: Layer, target: Target) -> Callable:
     def replay(run: Callable, x: Any, factors: Any, *arguments: Any) -> Any:
         rules = {layer.path: lambda activation: activation * factors}
-        seen = run(x, record=target.record, rules=rules, outputs=target.scores)
+        try:
+            seen = run(x, record=target.record, rules=rules, outputs=target.scores)
+        except Exception as error:
+            if not network.shapes_clash(error):
+                raise
+            raise TailNeedsMore from error
         answers = [seen.activations[path] for path in target.record] + ([seen.logits] if target.scores else [])
         if any(answer.shape[0] != factors.shape[0] for answer in answers):
-            raise ValueError("the network remembers how many pictures it was given")  # `Single._replayed` takes over
+            raise TailNeedsMore  # the network remembers how many pictures it was given
         return target.score(network.ops, seen.logits, seen.activations, arguments)
 
     return replay

@@ -17,6 +17,10 @@ Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Made = np.ndarray | tuple[np.ndarray, str]  # a map, and perhaps a word about it
 
 
+class Unfit(UsageError):
+    """A method does not fit this network, layer or target: where several were asked for, it can be left out."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to make a heatmap.

@@ -7,17 +7,19 @@ photo to be like) are arguments with a row for each, so that one compiled progra
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from convscope.errors import UsageError
 from convscope.networks import Layer, Network
+from convscope.networks.ops import Operations
 from convscope.pictures import read_pictures
 
 Tensor = Any
+Activations = Mapping[str, Tensor]
 Arguments = tuple[Any, ...]
 
 TOP = -1  # stands for the class with the highest score of each picture
@@ -26,31 +28,45 @@ PLACE = re.compile(r"(?P<layer>.+):(?P<channel>\d+)(?:@(?P<row>\d+),(?P<column>\
 
 
 class Target(Protocol):
-    """What is explained.
+    """What is explained: a number for each picture. Any object with a `score` is one; a subclass is not needed.
 
     Attributes:
-        record: paths of the layers it reads.
-        scores: it reads the class scores.
-        text: in words.
+        record: paths of the layers it reads; none where it has no such attribute.
+        scores: it reads the class scores; True where it has no such attribute.
+        text: in words; the name of its class where it has no such attribute.
     """
 
-    @property
-    def record(self) -> tuple[str, ...]:
-        """Paths of the layers it reads."""
+    if TYPE_CHECKING:  # no attributes of this class itself: a dataclass would take them for its fields' defaults
 
-    @property
-    def scores(self) -> bool:
-        """True if it reads the class scores."""
+        @property
+        def record(self) -> tuple[str, ...]:
+            """Paths of the layers it reads."""
 
-    @property
-    def text(self) -> str:
-        """In words."""
+        @property
+        def scores(self) -> bool:
+            """True if it reads the class scores."""
 
-    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
-        """The arguments with everything filled in that depends on the picture, such as its best class."""
+        @property
+        def text(self) -> str:
+            """In words."""
 
-    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
-        """The number `(n,)` that is explained; of resolved arguments."""
+    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
+        """The arguments with everything filled in that depends on the picture, such as its best class.
+
+        Of a target of the user's own there are no arguments, unless it has a method `resolve` that gives some: tensors
+        `(n, ...)`, which then stay the same when pictures are changed.
+        """
+        return arguments
+
+    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
+        """The number `(n,)` that is explained.
+
+        Args:
+            ops: the framework's operations under NumPy's names.
+            logits: class scores `(n, classes)`, or None where `scores` is False.
+            activations: for each path of `record` what the layer answers, `(n, h, w, c)` or `(n, c)`.
+            arguments: resolved.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,7 @@ class ClassScore:
     scores: bool = True
     text: str = "class"
 
-    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
         """See `Target.resolve`."""
         classes, rivals = arguments
         count = logits.shape[-1]
@@ -77,7 +93,7 @@ class ClassScore:
         theirs = theirs * ops.reshape(1 - ops.cast(ops.less(rival, 0), "float32"), (-1, 1))
         return (mine - theirs,)
 
-    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
         """See `Target.score`."""
         return ops.sum(logits * arguments[0], axis=-1)
 
@@ -114,7 +130,7 @@ class Channel:
         """See `Target.record`."""
         return (self.layer,)
 
-    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
         """See `Target.resolve`."""
         if not self.highest:
             return arguments
@@ -126,11 +142,11 @@ class Channel:
             own = ops.cast(ops.less(ops.square(best - self.channel), 0.5), "float32")
         return (own / ops.maximum(ops.sum(own, axis=(1, 2), keepdims=True), 1.0),)
 
-    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
         """See `Target.score`."""
         return ops.sum(self._maps(ops, activations)[..., self.channel] * arguments[0], axis=(1, 2))
 
-    def _maps(self, ops: Any, activations: Any) -> Tensor:
+    def _maps(self, ops: Operations, activations: Activations) -> Tensor:
         activation = activations[self.layer]
         if len(activation.shape) == 2:
             return ops.reshape(activation, (-1, 1, 1, activation.shape[-1]))
@@ -158,11 +174,11 @@ class Likeness:
         """See `Target.record`."""
         return (self.layer,)
 
-    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
         """See `Target.resolve`."""
         return arguments
 
-    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
         """See `Target.score`."""
         answer = activations[self.layer]
         answer = ops.mean(answer, axis=(1, 2)) if len(answer.shape) == 4 else answer
@@ -181,7 +197,7 @@ class Custom:
         text: what it is, in words.
     """
 
-    function: Callable[[Any, Tensor, Any], Tensor]
+    function: Callable[[Operations, Tensor, Activations], Tensor]
     layers: tuple[str, ...] = ()
     text: str = "a function"
     scores: bool = True
@@ -191,19 +207,87 @@ class Custom:
         """See `Target.record`."""
         return self.layers
 
-    def resolve(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Arguments:
+    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
         """See `Target.resolve`."""
         return arguments
 
-    def score(self, ops: Any, logits: Tensor, activations: Any, arguments: Arguments) -> Tensor:
+    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
         """See `Target.score`."""
-        found = self.function(ops, logits, activations)
-        if len(getattr(found, "shape", (0, 0))) != 1:
-            raise UsageError(
-                f"expected a number for each picture (n,) from {self.text}, found the shape "
-                f"{tuple(getattr(found, 'shape', ())) or 'of a single number'}."
-            )
+        return self.function(ops, logits, activations)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A target of the user's own, a `Custom` among them, with the network's paths of layers and its answer checked.
+
+    Attributes:
+        key: what tells it from others; of an object that can change it is a new one each time.
+        target: the user's.
+        names: for each layer that it reads its own name for it, and its path.
+        scores, text: see `Target`.
+    """
+
+    key: Any
+    target: Any = field(compare=False)
+    names: tuple[tuple[str, str], ...]
+    scores: bool
+    text: str
+
+    @property
+    def record(self) -> tuple[str, ...]:
+        """See `Target.record`."""
+        return tuple(path for _, path in self.names)
+
+    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
+        """See `Target.resolve`."""
+        resolve = getattr(self.target, "resolve", None)
+        return arguments if resolve is None else tuple(resolve(ops, logits, self._named(activations), arguments))
+
+    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
+        """See `Target.score`.
+
+        Raises:
+            UsageError: it is not a number for each picture.
+        """
+        found = self.target.score(ops, logits, self._named(activations), arguments)
+        shape = None if getattr(found, "shape", None) is None else tuple(found.shape)
+        if shape is None or len(shape) != 1:
+            what = f"the shape {shape}" if shape else type(found).__name__ if shape is None else "a single number"
+            raise UsageError(f"expected a number for each picture (n,) from {self.text}, found {what}.")
         return found
+
+    def _named(self, activations: Activations) -> Activations:
+        return {name: activations[path] for pair in self.names for name, path in (pair, (pair[1], pair[1]))}
+
+
+def is_target(given: Any) -> bool:
+    """True for what can be explained as it is: one of the targets here, or an object of the user's with a `score`."""
+    return callable(getattr(given, "score", None)) and not isinstance(given, type | ClassScore | str)
+
+
+def own(network: Network, target: Any) -> Own:
+    """A target of the user's own on a network.
+
+    Raises:
+        UsageError: an attribute is not what `Target` says, or there is no such layer.
+    """
+    record, scores = getattr(target, "record", ()), getattr(target, "scores", True)
+    text = getattr(target, "text", type(target).__name__)
+    if not isinstance(text, str) or not isinstance(scores, bool):
+        raise UsageError(f"expected a target with a str as text and a bool as scores, found {text!r} and {scores!r}.")
+    if not isinstance(record, tuple | list) or not all(isinstance(path, str) for path in record):
+        raise UsageError(f"expected the paths of the layers that {text} reads as a tuple, found {record!r}.")
+    names = tuple((path, network.layer(path).path) for path in record)
+    return Own(_key(target), target, names, scores, text)
+
+
+def _key(target: Any) -> Any:
+    """A frozen dataclass is a value; any other object may be changed from one call to the next."""
+    parameters = getattr(target, "__dataclass_params__", None)
+    try:
+        return (type(target), target, hash(target)) if parameters is not None and parameters.frozen else object()
+    except TypeError:  # with something inside that can be changed
+        return object()
 
 
 # -- from what the user says -----------------------------------------------------------------------------
@@ -226,15 +310,15 @@ class Goal:
 
 def as_targets(target: Any) -> list[int | str]:
     """One class or several as a list; NumPy's integers count as numbers, and what is no class as its text."""
-    if isinstance(target, Channel | Likeness | Custom):
-        return [target.text]
+    if is_target(target):
+        return [str(getattr(target, "text", type(target).__name__))]
     several = [target] if isinstance(target, str | int | np.integer) else target
     try:
         return [one if isinstance(one, str) else int(one) for one in several]
     except (TypeError, ValueError):
         raise UsageError(
-            f"a target is a class by number or name, one for each picture, the text of a channel, or what "
-            f"channel_target, likeness_target and Custom make; found {type(target).__name__}."
+            f"a target is a class by number or name, one for each picture, the text of a channel, what channel_target, "
+            f"likeness_target and Custom make, or an object with a score method; found {type(target).__name__}."
         ) from None
 
 
@@ -244,7 +328,7 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
     Args:
         network: whose classes and layers.
         target: a class by number or name, "top", "top3" for the three best, one for each picture, the text of a channel
-            or a unit ("conv3:17", "conv3:17@4,5"), or a `Target`.
+            or a unit ("conv3:17", "conv3:17@4,5"), or a `Target`, also one of the user's own.
         against: a class to set against it, "rival", one for each picture, or None.
         count: how many pictures.
         ranked: gives each picture's classes, best first `(count, classes)`: for "top3".
@@ -254,9 +338,9 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
             is no class.
     """
     everyone = np.arange(count)
-    found = target if isinstance(target, Channel | Likeness | Custom) else _channel(network, target)
-    if isinstance(found, Custom):
-        found = replace(found, layers=tuple(network.layer(path).path for path in found.layers))
+    found: Target | None = target if isinstance(target, Channel | Likeness) else _channel(network, target)
+    if found is None and is_target(target):
+        found = own(network, target)
     if found is not None:
         if against is not None:
             raise UsageError(f"only a class can be set against another one; {found.text!r} is none.")
