@@ -1,5 +1,7 @@
 """ONNX: each operator against the ONNX project's own cases, whole networks against onnxruntime."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 import convscope  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
 from convscope.networks import onnx as importer  # noqa: E402
+from convscope.networks import onnx_files  # noqa: E402
 from convscope.networks.onnx_operators import OPERATORS  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 
@@ -53,8 +56,8 @@ CASES = list(_cases())
 
 
 def module_of(model):
-    inputs = importer._inputs(model.graph, "model.onnx")
-    return importer.module_of(model.graph, importer._opset(model), inputs, "model.onnx", next(iter(inputs), None))
+    file = onnx_files.of_model(model, Path("model.onnx"))
+    return importer.module_of(file, next(iter(file.inputs), None))
 
 
 @pytest.mark.parametrize(("model", "given", "expected"), CASES)

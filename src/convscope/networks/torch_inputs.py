@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from convscope import limits
 from convscope.errors import ModelError, UsageError, nearest, one_line
 from convscope.networks.graph import flat_outputs
 from convscope.networks.network import Inputs
@@ -57,6 +59,7 @@ class Entry:
         self._module, self._attempt = module, attempt
         self._dtype, self._device, self._channels_last = dtype, device, channels_last
         self._names = _input_names(module, name)
+        self._whole = getattr(module, "unbatched", frozenset())
         name = name or self._names[0]
         if name not in self._names:
             raise UsageError(f"no input {name!r}; {nearest(name, self._names)}")
@@ -94,6 +97,7 @@ class Entry:
                 raise UsageError(
                     f"the model takes pictures of {height}x{width} pixels only, not {asked[0]}x{asked[1]}."
                 )
+            _check_size(4 * (channels or 3) * height * width, f"pictures of {height}x{width} pixels")
             self._runs(channels or 3, (height, width))  # for the layout
             return channels or 3, (height, width), False, ""
         known = [channels] if channels else _likely_channels(self._module)
@@ -169,16 +173,33 @@ class Entry:
                 "picture's input with --input."
             )
         return {
-            other: np.asarray(feed[other])
-            if other in feed
-            else np.zeros([1, *(side or 1 for side in shapes[other][1:])])
+            other: np.asarray(feed[other]) if other in feed else np.zeros(self._declared(other, shapes[other]))
             for other in others
         }
+
+    def _declared(self, name: str, shape: Sequence[int | None]) -> list[int]:
+        """The shape of the zeros for an input, which a file may declare as large as it likes."""
+        sides = [side or 1 for side in shape]
+        sides = sides if name in self._whole else [1, *sides[1:]]
+        _check_size(8 * math.prod(sides), f"its input {name!r} {tuple(sides)}")
+        return sides
 
     def _repeated(self, name: str, count: int) -> torch.Tensor:
         value = torch.as_tensor(self._others[name], device=self._device)
         value = value.to(self._dtype) if value.is_floating_point() else value
-        return value.expand(count, *value.shape[1:])
+        return value if name in self._whole else value.expand(count, *value.shape[1:])
+
+
+def _check_size(size: int, what: str) -> None:
+    """Refuse what a file declares of an input before it is allocated.
+
+    Raises:
+        ModelError: it takes more than the limits allow.
+    """
+    if size > limits.current().values:
+        raise ModelError(
+            f"the model declares {what}, which takes {limits.shown('values', size)} ({limits.how_to_raise('values')})."
+        )
 
 
 def _kept(returned: Any) -> bool:
