@@ -161,11 +161,16 @@ class Step(nn.Module):
         super().__init__()
         kind, self._operator = OPERATORS[node.operator]
         self.node, self.outputs = node, tuple(outputs)
-        self._met: set[Any] = set()
         self.described = Described(node.operator, kind, node.name)
         self.inputs: list[str | None] = [name if isinstance(name, str) else None for name in inputs]
         self._held: list[str | None] = [
             self._hold(place, value) if isinstance(value, torch.Tensor) else None for place, value in enumerate(inputs)
+        ]
+        self._like = (node.operator, node.opset, node.outputs, repr(sorted(node.attributes.items())))
+        self._numbers = _are_numbers(node.operator, len(inputs))
+        self._forms = [
+            _form_of(value, is_number) if isinstance(value, torch.Tensor) else None
+            for value, is_number in zip(inputs, self._numbers, strict=True)
         ]
         self.groups = int(node.get("group", 1))
         kernel = getattr(self, "weight", None)
@@ -214,32 +219,28 @@ class Step(nn.Module):
             raise ModelError(self._cant(error)) from error
 
     def _within_limits(self, values: list[Any]) -> Any:
-        """What the operator makes. Shapes and numbers that it has not met yet are checked beforehand, once."""
-        met = self._form(values)
-        if met is not None and met in self._met:
-            return self._operator(self.node, *values)
+        """What the operator makes. Shapes and numbers that no such node has met yet are checked beforehand."""
         batch = self.node.batch
+        form = self._form(values)
+        if form is not None and form in batch.met:
+            return self._operator(self.node, *values)
         with held_to(allowance(batch.actual, batch.held)):
             made = self._operator(self.node, *values)
-        if met is not None:
-            self._met.add(met)
+        if form is not None:
+            batch.met.add(form)
         return made
 
     def _form(self, values: list[Any]) -> Any:
-        """Everything that decides how much the operator makes; None if that is much itself."""
-        form = [self.node.batch.actual]
-        for place, value in enumerate(values):
-            if isinstance(value, torch.Tensor):
-                form.append((value.shape, value.dtype))
-                if self.inputs[place] is not None and self._is_number(place):
-                    if value.numel() > MOST_NUMBERS:
-                        return None
-                    form.append(tuple(value.reshape(-1).tolist()))
+        """Everything that decides how much the operator makes; None if that is a lot of numbers."""
+        form: list[Any] = [self._like, self.node.batch.actual]
+        for value, held, is_number in zip(values, self._forms, self._numbers, strict=True):
+            if held is not None:
+                form.append(held)
+            elif value is not None and is_number and value.numel() > MOST_NUMBERS:
+                return None
+            elif value is not None:
+                form.append(_form_of(value, is_number))
         return tuple(form)
-
-    def _is_number(self, place: int) -> bool:
-        operator = self.node.operator
-        return (place > 0 or operator in _NUMBERS_ONLY) and (operator in READS_NUMBERS or operator == "OneHot")
 
     def _cant(self, error: Exception) -> str:
         batch = self.node.batch
@@ -252,7 +253,16 @@ class Step(nn.Module):
 
 
 MOST_NUMBERS = 64
-_NUMBERS_ONLY = ("ConstantOfShape", "Range")
+
+
+def _form_of(value: torch.Tensor, is_number: bool) -> Any:
+    return value.shape, value.dtype, tuple(value.reshape(-1).tolist()) if is_number else ()
+
+
+def _are_numbers(operator: str, count: int) -> list[bool]:
+    """For each input whether its values decide how much is made."""
+    reads = operator in READS_NUMBERS or operator == "OneHot"
+    return [reads and (place > 0 or operator in ("ConstantOfShape", "Range")) for place in range(count)]
 
 
 def _together(values: list[Any]) -> list[Any]:
@@ -317,7 +327,8 @@ class OnnxModule(nn.Module):
             values.update(zip(step.outputs, made, strict=False))
             for name in gone:
                 values.pop(name, None)
-        returned = {name: self._kept.get(name, values.get(self._outputs.get(name))) for name in self.output_names}
+        returned = self._kept | {name: values[inner] for name, inner in self._outputs.items()}
+        returned = {name: returned[name] for name in self.output_names}
         return returned if len(returned) > 1 else next(iter(returned.values()))
 
 
@@ -389,7 +400,7 @@ class _Scope:
 
     def __init__(self, opset: int, around: _Scope | None = None, arguments: Mapping[str, Any] | None = None) -> None:
         self.opset, self.around, self.arguments = opset, around, arguments or {}
-        self.suffix = around.suffix if around is not None else ""
+        self.suffix: str = "" if around is None else around.suffix
         self.wanted: dict[str, str] = {}
         self.names: dict[str, Given | None] = {}
 

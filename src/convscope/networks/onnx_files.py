@@ -302,7 +302,7 @@ class _Reading:
             return self._graph(item.g, depth + 1)
         if kind == _T.STRINGS:
             return [text.decode(errors="replace") for text in item.strings]
-        plain = {_T.FLOAT: "f", _T.INT: "i", _T.FLOATS: "floats", _T.INTS: "ints"}.get(kind)
+        plain = _NUMBERS.get(kind)
         if plain is None:
             return None  # several tensors or graphs, sparse ones, types: no operator here takes them
         value = getattr(item, plain)
@@ -434,6 +434,7 @@ def _opened(place: Path) -> Any:
 
 _T = onnx.AttributeProto
 _FIELDS = {"f": _T.FLOAT, "i": _T.INT, "s": _T.STRING, "t": _T.TENSOR, "g": _T.GRAPH}
+_NUMBERS: dict[int, str] = {_T.FLOAT: "f", _T.INT: "i", _T.FLOATS: "floats", _T.INTS: "ints"}
 _LISTS = {"floats": _T.FLOATS, "ints": _T.INTS, "strings": _T.STRINGS}
 
 

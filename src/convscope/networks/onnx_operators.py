@@ -24,11 +24,18 @@ from convscope.errors import ModelError
 
 @dataclass
 class Batch:
-    """The batch that a graph declares, and the one that it is run with; `held`: bytes of the file's own arrays."""
+    """What the nodes of a graph share.
+
+    Attributes:
+        declared: the batch that the graph declares; actual: the one that it is run with.
+        held: bytes of the file's own arrays.
+        met: what has been found to be within the limits: operators, with the shapes and numbers that go in.
+    """
 
     declared: int | None = None
     actual: int = 1
     held: int = 0
+    met: set[Any] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,10 @@ READS_NUMBERS = frozenset(
 
 # -- what a node may look like ---------------------------------------------------------------------------
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **{"FLOAT": (int, float), "INT": int, "STRING": str, "TENSOR": np.ndarray, "FLOATS": list, "INTS": list},
-    **{"STRINGS": list},
-}
+_KINDS: dict[str, tuple[type, ...]] = {"FLOAT": (int, float), "INT": (int,), "STRING": (str,), "TENSOR": (np.ndarray,)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Signature:
     """How often an operator takes and makes tensors, and its attributes, over all operator sets that have it."""
 
@@ -95,14 +99,13 @@ class Signature:
 
     def joined(self, other: Signature) -> Signature:
         """What one or the other allows."""
-        ends = [
-            (min(one[0], two[0]), max(one[1], two[1]))
-            for one, two in ((self.inputs, other.inputs), (self.outputs, other.outputs))
-        ]
         keys = {**self.attributes, **other.attributes}
-        return Signature(
-            *ends, {key: self.attributes.get(key, set()) | other.attributes.get(key, set()) for key in keys}
-        )
+        kinds = {key: self.attributes.get(key, set()) | other.attributes.get(key, set()) for key in keys}
+        return Signature(_widest(self.inputs, other.inputs), _widest(self.outputs, other.outputs), kinds)
+
+
+def _widest(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
+    return min(one[0], two[0]), max(one[1], two[1])
 
 
 @cache
@@ -111,7 +114,7 @@ def signatures() -> dict[str, Signature]:
     found: dict[str, Signature] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         if schema.domain == "" and schema.name in OPERATORS:
-            attributes = {key: {item.type.name} for key, item in schema.attributes.items()}
+            attributes = {key: {str(item.type).rpartition(".")[2]} for key, item in schema.attributes.items()}
             ends = (schema.min_input, schema.max_input), (schema.min_output, schema.max_output)
             own = Signature(*ends, attributes)
             found[schema.name] = found[schema.name].joined(own) if schema.name in found else own
@@ -161,10 +164,9 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def _fits(value: Any, kinds: set[str]) -> bool:
-    fitting = [kind for kind in kinds if kind in _KINDS and isinstance(value, _KINDS[kind])]
     if not isinstance(value, list):
-        return bool(fitting)
-    items = tuple({"FLOATS": (int, float), "INTS": int, "STRINGS": str}[kind] for kind in fitting)
+        return any(isinstance(value, _KINDS.get(kind, ())) for kind in kinds)
+    items = [_KINDS.get(kind.removesuffix("S"), ()) for kind in kinds if kind.endswith("S")]
     return any(all(isinstance(item, kind) for item in value) for kind in items)
 
 

@@ -59,7 +59,7 @@ class Entry:
         self._module, self._attempt = module, attempt
         self._dtype, self._device, self._channels_last = dtype, device, channels_last
         self._names = _input_names(module, name)
-        self._whole = getattr(module, "unbatched", frozenset())
+        self._whole: set[str] = set(getattr(module, "unbatched", ()))
         name = name or self._names[0]
         if name not in self._names:
             raise UsageError(f"no input {name!r}; {nearest(name, self._names)}")
