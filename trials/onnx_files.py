@@ -1,10 +1,11 @@
 """Malformed ONNX files, each from a seed: valid models of several kinds, damaged in their bytes, fields or graph.
 
-    path = generate(random.Random(7), Path("somewhere"))
+path = generate(random.Random(7), Path("somewhere"))
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -19,7 +20,22 @@ from onnx import TensorProto, helper, numpy_helper
 SIDE = 16
 # Whole numbers at the edges of what code expects.
 EDGES = (0, 1, -1, 2, 3, 5, 7, 255, 2**15, 2**31 - 1, -(2**31), 2**31, 2**32, 2**35, 2**40, 2**62, 2**63 - 1, -(2**63))
-TEXTS = ("", "x", "w", "out", "self", "forward", "training", "a.b", "../x", "\x1b[31m", "\u202e", "é", "NaN", "a" * 5000)
+TEXTS = (
+    "",
+    "x",
+    "w",
+    "out",
+    "self",
+    "forward",
+    "training",
+    "a.b",
+    "../x",
+    "\x1b[31m",
+    "\u202e",
+    "é",
+    "NaN",
+    "a" * 5000,
+)
 
 
 def generate(rng: random.Random, folder: Path) -> Path:
@@ -37,7 +53,7 @@ def generate(rng: random.Random, folder: Path) -> Path:
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 6))):
         rng.choice((_change_field, _change_field, _change_graph))(rng, model)
     data = model.SerializeToString()
-    path.write_bytes(_changed_bytes(rng, data) if rng.random() < 0.3 else data)
+    path.write_bytes(_changed_bytes(rng, data) if rng.random() < 0.2 else data)
     return path
 
 
@@ -150,7 +166,7 @@ def _functions(rng: random.Random) -> Any:
         names = ["a", *(f"t{i}" for i in range(levels[1] - 1)), "b"]
         body = [
             helper.make_node(f"F{level - 1}", [one, "w"], [two], f"call{level}", domain="own")
-            for one, two in zip(names, names[1:], strict=False)
+            for one, two in itertools.pairwise(names)
         ]
         functions.append(helper.make_function("own", f"F{level}", ["a", "w"], ["b"], body, imports))
     if width < 0.15:
@@ -195,7 +211,9 @@ def _two_inputs(rng: random.Random) -> Any:
 
 def _declared(rng: random.Random) -> Any:
     """An input of another shape than usual."""
-    shape: tuple[Any, ...] = tuple(rng.choice((None, 1, 3, SIDE, 0, "n", 2**20, 2**40)) for _ in range(rng.choice((4, 4, 3, 5))))
+    shape: tuple[Any, ...] = tuple(
+        rng.choice((None, 1, 3, SIDE, 0, "n", 2**20, 2**40)) for _ in range(rng.choice((4, 4, 3, 5)))
+    )
     return _model([_node("Conv", ["x", "w"], ["out"])], {"w": _drawn(rng, 4, 3, 3, 3)}, shape=shape)
 
 
@@ -316,7 +334,9 @@ def _change_graph(rng: random.Random, model: Any) -> None:
     elif action == 1 and node.output:
         node.output[rng.randrange(len(node.output))] = rng.choice(names)
     elif action == 2:
-        node.op_type = rng.choice(("Relu", "Conv", "If", "Loop", "Scan", "Constant", "Split", "TopK", "Reshape", "Gemm", "LRN"))
+        node.op_type = rng.choice(
+            ("Relu", "Conv", "If", "Loop", "Scan", "Constant", "Split", "TopK", "Reshape", "Gemm", "LRN")
+        )
     elif action == 3:
         del node.input[rng.randint(0, len(node.input)) :]
     elif action == 4:
@@ -355,7 +375,19 @@ def _beside(rng: random.Random, model: Any, path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
     model = onnx.load(path, load_external_data=False)
     data = path.parent / "net.data"
-    values = ("../net.data", "/etc/hostname", "/dev/zero", "net.data/x", ".", "", "C:\\x", "a\0b", "-1", "1e3", str(2**70))
+    values = (
+        "../net.data",
+        "/etc/hostname",
+        "/dev/zero",
+        "net.data/x",
+        ".",
+        "",
+        "C:\\x",
+        "a\0b",
+        "-1",
+        "1e3",
+        str(2**70),
+    )
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if rng.random() < 0.1:

@@ -283,6 +283,8 @@ class OnnxModule(nn.Module):
         widened: True if values of half precision were made float32.
     """
 
+    remembers_nothing = True  # of a pass
+
     def __init__(self, built: _Builder, outputs: dict[str, str | torch.Tensor], picture: str) -> None:
         super().__init__()
         inputs = built.file.inputs
@@ -477,7 +479,7 @@ class _Builder:
 
     def _add_step(self, node: FileNode, inputs: list[Given | None], attributes: dict[str, Any], scope: _Scope) -> None:
         """A step, or, where nothing but constants goes in, its value."""
-        check_node(node.operator, len(inputs), len(node.outputs), attributes, self._refused(node))
+        check_node(node.operator, inputs, node.outputs, attributes, self._refused(node))
         if node.operator == "Cast" and attributes.get("to") in _HALF:
             attributes["to"], self.widened = onnx.TensorProto.FLOAT, True
         attributes = {key: self._attribute(value, key) for key, value in attributes.items()}

@@ -53,8 +53,8 @@ class FileNode:
     """
 
     name: str
-    operator: str
     domain: str
+    operator: str
     overload: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -197,8 +197,8 @@ class _Reading:
         """
         with self._damage():
             opsets = self._opsets(model.opset_import)
-            made_by = " ".join(part for part in (model.producer_name, model.producer_version) if part)
-            functions = {_key(item): self._function(item) for item in model.functions}
+            made_by = " ".join(filter(None, self._texts((model.producer_name, model.producer_version))))
+            functions = {self._calls(item, "name"): self._function(item) for item in model.functions}
             if len(functions) < len(model.functions):
                 raise self._damaged("two functions have the same name")
             graph = self._graph(model.graph, 0)
@@ -231,8 +231,17 @@ class _Reading:
     def _beyond(self, what: str, name: str) -> ModelError:
         return ModelError(f"{self._path} {what} ({limits.how_to_raise(name)}).")
 
+    def _text(self, value: Any) -> str:
+        """A text of the file; protobuf gives bytes, or raises, where it is none."""
+        if not isinstance(value, str):
+            raise self._damaged("it has a name that is no UTF-8 text")
+        return value
+
+    def _texts(self, values: Iterable[Any]) -> tuple[str, ...]:
+        return tuple(self._text(value) for value in values)
+
     def _opsets(self, imports: Iterable[Any]) -> dict[str, int]:
-        found = {_domain(item.domain): int(item.version) for item in imports}
+        found = {_domain(self._text(item.domain)): int(item.version) for item in imports}
         newest = onnx.defs.onnx_opset_version()
         version = found.get("", 1)
         if not 1 <= version <= newest:
@@ -244,11 +253,16 @@ class _Reading:
 
     def _function(self, item: Any) -> Body:
         self._where = f"the function {item.name!r}"
-        defaults: dict[str, Any] = dict.fromkeys(item.attribute)
+        defaults: dict[str, Any] = dict.fromkeys(self._texts(item.attribute))
         attributes, _ = self._attributes(item.attribute_proto, 0)
-        names = tuple(item.input), tuple(item.output)
+        names = self._texts(item.input), self._texts(item.output)
         nodes = tuple(self._node(node, 0) for node in item.node)
         return Body(*names, {}, nodes, defaults | attributes, self._opsets(item.opset_import).get(""))
+
+    def _calls(self, item: Any, name: str) -> tuple[str, str, str]:
+        """What a node or a function is called by: domain, name and, since IR version 10, overload."""
+        domain, own, overload = self._texts((item.domain, getattr(item, name), getattr(item, "overload", "")))
+        return _domain(domain), own, overload
 
     def _graph(self, graph: Any, depth: int) -> Body:
         if depth > self._limits.depth:
@@ -260,21 +274,24 @@ class _Reading:
             )
         constants: dict[str, np.ndarray] = {}
         for tensor in graph.initializer:
-            if tensor.name in constants:
-                raise self._damaged(f"two tensors are called {tensor.name!r}")
-            constants[tensor.name] = self._tensor(tensor, tensor.name)
+            name = self._text(tensor.name)
+            if name in constants:
+                raise self._damaged(f"two tensors are called {name!r}")
+            constants[name] = self._tensor(tensor, name)
         nodes = tuple(self._node(node, depth) for node in graph.node)
-        names = tuple(value.name for value in graph.input), tuple(value.name for value in graph.output)
-        return Body(*names, constants, nodes)
+        inputs, outputs = (self._texts(value.name for value in values) for values in (graph.input, graph.output))
+        return Body(inputs, outputs, constants, nodes)
 
     def _node(self, node: Any, depth: int) -> FileNode:
         self._nodes += 1
         if self._nodes > self._limits.nodes:
             raise self._beyond(f"has more than {self._limits.nodes} nodes", "nodes")
         self._where = f"the node number {self._nodes}"
-        inputs, outputs = tuple(node.input), tuple(node.output)
-        texts = node.name, node.op_type, _domain(node.domain), _overload(node)
-        read = FileNode(*texts, inputs, outputs, *self._attributes(node.attribute, depth, node))
+        inputs, outputs = self._texts(node.input), self._texts(node.output)
+        name = self._text(node.name)
+        read = FileNode(
+            name, *self._calls(node, "op_type"), inputs, outputs, *self._attributes(node.attribute, depth, node)
+        )
         if not any(outputs):
             self._where = read.where
             raise self._damaged("it makes nothing")
@@ -284,12 +301,13 @@ class _Reading:
         values: dict[str, Any] = {}
         references: dict[str, str] = {}
         for item in items:
+            name, reference = self._texts((item.name, item.ref_attr_name))
             if node is not None:
-                self._where = f"the attribute {item.name!r} of {(node.name or node.op_type)!r}"
-            if item.ref_attr_name:
-                references[item.name] = item.ref_attr_name
+                self._where = f"the attribute {name!r} of {(node.name or node.op_type)!r}"
+            if reference:
+                references[name] = reference
             else:
-                values[item.name] = self._value(item, depth)
+                values[name] = self._value(item, depth)
         return values, references
 
     def _value(self, item: Any, depth: int) -> Any:
@@ -314,7 +332,7 @@ class _Reading:
         found: dict[str, Input] = {}
         for value in graph.input:
             self._where = f"the input {value.name!r}"
-            if not value.name:
+            if not self._text(value.name):
                 raise self._damaged("an input has no name")
             if value.name in found:
                 raise self._damaged("two inputs have this name")
@@ -380,7 +398,7 @@ class _Reading:
 
     def _beside(self, tensor: Any, size: int) -> bytes:
         """The bytes of a tensor that lies in a file of its own, in the model's folder only."""
-        said = {entry.key: entry.value for entry in tensor.external_data}
+        said = {self._text(entry.key): self._text(entry.value) for entry in tensor.external_data}
         place = self._place(said.get("location", ""))
         offset, length = (self._number(said, key, usual) for key, usual in (("offset", 0), ("length", size)))
         if length != size:
@@ -457,14 +475,6 @@ _PLAIN = {
 
 def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
-
-
-def _overload(item: Any) -> str:
-    return getattr(item, "overload", "")  # since IR version 10
-
-
-def _key(item: Any) -> tuple[str, str, str]:
-    return _domain(item.domain), item.name, _overload(item)
 
 
 def _shape(kind: Any) -> Shape | None:

@@ -137,9 +137,15 @@ _MOST = 2**31 - 1
 
 
 def check_node(
-    operator: str, inputs: int, outputs: int, attributes: dict[str, Any], refused: Callable[[str], ModelError]
+    operator: str,
+    inputs: Sequence[Any],
+    outputs: Sequence[str],
+    attributes: dict[str, Any],
+    refused: Callable[[str], ModelError],
 ) -> None:
     """Make sure that a node looks as ONNX says; attributes that ONNX does not name are dropped.
+
+    An input is None where it is left out.
 
     Raises:
         ModelError: as `refused` makes it, of a text that says what is wrong.
@@ -147,9 +153,13 @@ def check_node(
     known = signatures().get(operator)
     if known is None:
         raise refused("the onnx that is installed does not know its operator; run: pip install --upgrade onnx")
-    for what, found, (least, most) in (("inputs", inputs, known.inputs), ("outputs", outputs, known.outputs)):
+    for what, given, (least, most) in (("inputs", inputs, known.inputs), ("outputs", outputs, known.outputs)):
+        found = len(given)
         if not least <= found <= most:
             raise refused(f"it has {found} {what}; expected {least if least == most else f'{least} to {most}'}")
+    for place, given in enumerate(inputs[: known.inputs[0]]):
+        if given is None:
+            raise refused(f"its input number {place + 1} is left out")
     for name in list(attributes):
         if name not in known.attributes:
             del attributes[name]
