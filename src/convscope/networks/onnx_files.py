@@ -399,11 +399,11 @@ class _Reading:
     def _beside(self, tensor: Any, size: int) -> bytes:
         """The bytes of a tensor that lies in a file of its own, in the model's folder only."""
         said = {self._text(entry.key): self._text(entry.value) for entry in tensor.external_data}
-        place = self._place(said.get("location", ""))
         offset, length = (self._number(said, key, usual) for key, usual in (("offset", 0), ("length", size)))
         if length != size:
-            raise self._damaged(f"its shape takes {size} bytes, and {length} are said to be in {place.name!r}")
+            raise self._damaged(f"its shape takes {size} bytes, and {length} are said to be in another file")
         try:
+            place = self._place(said.get("location", ""))
             with _opened(place) as file:
                 if offset + size > os.fstat(file.fileno()).st_size:
                     raise ModelError(f"the weights beside {self._path} are cut off: {place.name!r} ends too early.")

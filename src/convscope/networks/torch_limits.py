@@ -150,7 +150,9 @@ _AS_LARGE = frozenset(
         *("_native_batch_norm_legit_no_training", "native_group_norm", "native_layer_norm"),
         *("_softmax", "_log_softmax", "mean", "sum", "amax", "amin", "prod", "any", "all", "argmax", "argmin"),
         *("cumsum", "sort", "logsumexp", "linalg_vector_norm", "triu", "tril", "flip", "_to_copy", "clone"),
-        *("_unsafe_view", "_reshape_copy", "scatter", "copy_"),
+        *("_unsafe_view", "_reshape_copy", "copy_", "fill_", "zero_", "_local_scalar_dense", "lift_fresh"),
+        *("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_"),
+        *("zeros_like", "ones_like", "empty_like", "full_like"),
     }
 )
 # Views that show a value many times.
@@ -171,6 +173,11 @@ def _expanded(x: Any, sides: Any, **_: Any) -> _Taken:
 
 def _repeated(x: Any, times: Any) -> _Taken:
     return _of_sides([x.numel(), *times])
+
+
+def _counted(*ends: Any) -> _Taken:
+    start, end, step = (0, *ends, 1) if len(ends) == 1 else (*ends, 1)[:3]
+    return _Taken(_WIDEST * max(0.0, (end - start) / step))
 
 
 def _padded(x: Any, pads: Any, *_: Any) -> _Taken:
@@ -232,6 +239,7 @@ _RULES: dict[str, Callable[..., _Taken]] = {
     **dict.fromkeys(("zeros", "ones", "empty"), _of_sides),
     "full": lambda sides, value: _of_sides(sides),
     **dict.fromkeys(("new_zeros", "new_ones", "new_empty"), lambda x, sides: _of_sides(sides)),
+    "arange": _counted,
     "new_full": lambda x, sides, value: _of_sides(sides),
     "index_select": lambda x, axis, places: _of_sides(
         places.numel() if axis % max(1, x.dim()) == place else side for place, side in enumerate(x.shape)
