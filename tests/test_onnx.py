@@ -780,7 +780,6 @@ def tensor(**fields):
         ({"data_type": 99}, "unknown type 99"),
         ({"data_type": 0}, "unknown type 0"),
         ({"data_type": 17, "raw_data": bytes(108)}, "PyTorch does not compute with"),
-        ({"data_location": 1}, "outside of its folder"),
     ],
 )
 def test_tensors_whose_bytes_are_not_there(tmp_path, fields, words):

@@ -134,7 +134,7 @@ class Entry:
     def _fits(self, channels: int, side: int) -> bool:
         """Whether shapes go through, with tensors that have no values; some operations need them, so this may err."""
         try:
-            arguments = [x.contiguous().to("meta") for x in self.arguments(self._blank(channels, (side, side)))]
+            arguments = [x.contiguous().to("meta") for x in self.arguments(self._blank(channels, (side, side), "meta"))]
             return _kept(self._empty()(*arguments))
         except Exception:  # whatever the user's code raises: this size does not fit
             return False
@@ -167,9 +167,9 @@ class Entry:
             self._layout = before
         return False
 
-    def _blank(self, channels: int, size: tuple[int, int]) -> torch.Tensor:
+    def _blank(self, channels: int, size: tuple[int, int], device: Any = None) -> torch.Tensor:
         _check_size(4 * channels * size[0] * size[1], f"pictures of {channels} channels")
-        return torch.zeros((1, *size, channels), device=self._device)
+        return torch.zeros((1, *size, channels), device=device or self._device)
 
     # the other inputs ------------------------------------------------------------------------------
 
