@@ -1,5 +1,10 @@
 """ONNX: each operator against the ONNX project's own cases, whole networks against onnxruntime."""
 
+import os
+import random
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,8 +14,10 @@ from assets import ASSETS, needs_assets  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import convscope  # noqa: E402
+from convscope import limits  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
 from convscope.networks import onnx as importer  # noqa: E402
+from convscope.networks import onnx_files  # noqa: E402
 from convscope.networks.onnx_operators import OPERATORS  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 
@@ -53,8 +60,8 @@ CASES = list(_cases())
 
 
 def module_of(model):
-    inputs = importer._inputs(model.graph, "model.onnx")
-    return importer.module_of(model.graph, importer._opset(model), inputs, "model.onnx", next(iter(inputs), None))
+    file = onnx_files.of_model(model, Path("model.onnx"))
+    return importer.module_of(file, next(iter(file.inputs), None))
 
 
 @pytest.mark.parametrize(("model", "given", "expected"), CASES)
@@ -479,3 +486,475 @@ def test_weights_outside_of_the_folder_are_not_read(tmp_path):
     (inside / "net.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="outside of its folder"):
         convscope.open_model(inside / "net.onnx")
+
+
+# -- inputs beside the picture ---------------------------------------------------------------------------
+
+
+def with_input(name, shape, kind=TensorProto.FLOAT, default=None):
+    """A convolution, plus the sum of another input."""
+    nodes = [
+        node("Conv", ["picture", "w"], ["c"], "conv"),
+        node("Cast", [name], ["f"], "cast", to=TensorProto.FLOAT),
+        node("ReduceSum", ["f"], ["s"], "sum", keepdims=0),
+        node("Add", ["c", "s"], ["out"], "add"),
+    ]
+    weights = {"w": drawn(4, 3, 3, 3)}
+    model = graph_of(nodes, weights if default is None else {**weights, name: default}, opset=11)
+    model.graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+    return model
+
+
+NAMES = ["second", "1", "a.b", "class", "self", "forward", "training", "x y", "args"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_inputs_whatever_the_second_is_called(tmp_path, name):
+    model = with_input(name, (1, 4))
+    network = opened(model, tmp_path)
+    assert network.inputs.name == "picture"
+    assert network.inputs.others == {name: "zeros"}
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    plain = network.forward(x, ["add"])[1]["add"]
+    fed = opened(model, tmp_path, feed={name: np.full((1, 4), 0.5, np.float32)})
+    # One array goes with each of two pictures, so the sum over both is 4.
+    np.testing.assert_allclose(fed.forward(x, ["add"])[1]["add"], plain + 4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ((), TensorProto.FLOAT),
+        ((2,), TensorProto.INT64),
+        ((7, 4), TensorProto.DOUBLE),
+        ((1, 3, 1, 1), TensorProto.FLOAT),
+        ((1,), TensorProto.BOOL),
+        (("n", 5), TensorProto.INT32),
+    ],
+)
+def test_a_second_input_of_any_rank_and_type(tmp_path, shape, kind):
+    network = opened(with_input("second", shape, kind), tmp_path)
+    x = np.zeros((3, 16, 16, 3), np.float32)
+    assert network.forward(x, ["add"])[1]["add"].shape == (3, 14, 14, 4)
+
+
+def test_the_input_of_the_picture_can_be_chosen(tmp_path):
+    model = with_input("second", (1, 3, 12, 12))
+    assert opened(model, tmp_path).inputs.name == "picture"
+    chosen = opened(model, tmp_path, input="second")
+    assert (chosen.inputs.name, chosen.inputs.size, chosen.inputs.others) == ("second", (12, 12), {"picture": "zeros"})
+    with pytest.raises(UsageError, match="no input 'third'"):
+        opened(model, tmp_path, input="third")
+    with pytest.raises(UsageError, match=r"takes no picture.*\(1, 4\)"):
+        opened(with_input("second", (1, 4)), tmp_path, input="second")
+
+
+def test_three_inputs(tmp_path):
+    model = with_input("second", (1, 4))
+    model.graph.input.append(helper.make_tensor_value_info("third", TensorProto.FLOAT, (1, 2)))
+    assert opened(model, tmp_path).inputs.others == {"second": "zeros", "third": "zeros"}
+
+
+def test_inputs_with_defaults_are_weights(tmp_path):
+    """As IR version 3 lists them: a graph's input that is an initializer too."""
+    model = with_input("second", (1, 4), default=np.full((1, 4), 0.5, np.float32))
+    model.ir_version = 3
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, (4, 3, 3, 3)))
+    network = opened(model, tmp_path)
+    assert network.inputs.others == {}
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    expected = by_runtime_of(model, {"picture": np.ascontiguousarray(x.transpose(0, 3, 1, 2))})
+    np.testing.assert_allclose(network.forward(x, ["add"])[1]["add"], np.moveaxis(expected, 1, -1), atol=1e-4)
+
+
+def by_runtime_of(model, feeds):
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["out"], feeds)[0]
+
+
+# -- functions and branches ------------------------------------------------------------------------------
+
+
+def nested(levels, width=2, own=True):
+    """Functions that call the one below `width` times."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = [helper.make_function("own", "F0", ["a"], ["b"], [node("Relu", ["a"], ["b"])], imports)]
+    for level in range(1, levels + 1):
+        names = ["a", *(f"t{i}" for i in range(width - 1)), "b"]
+        body = [
+            node(f"F{level - 1}", [names[i]], [names[i + 1]], f"call{i}", domain="own") for i in range(len(names) - 1)
+        ]
+        functions.append(helper.make_function("own", f"F{level}", ["a"], ["b"], body, imports))
+    model = graph_of([node(f"F{levels}", ["picture"], ["out"], "outer", domain="own")], {})
+    model.functions.extend(functions)
+    model.opset_import.append(imports[1])
+    return model
+
+
+@pytest.mark.parametrize(("levels", "width"), [(26, 2), (8, 12), (99, 3), (150, 1), (5000, 1)])
+def test_functions_are_counted_before_they_are_unfolded(tmp_path, levels, width):
+    with pytest.raises(ModelError, match=r"CONVSCOPE_LIMITS=(nodes|depth)"):
+        opened(nested(levels, width), tmp_path)
+
+
+@pytest.mark.parametrize("through", [0, 3])
+def test_a_function_that_calls_itself(tmp_path, through):
+    model = nested(through, 1)
+    model.functions[0].node.append(node(f"F{through}", ["b"], ["again"], domain="own"))
+    with pytest.raises(ModelError, match="calls itself"):
+        opened(model, tmp_path)
+
+
+def test_each_call_of_a_function_has_layers_of_its_own(tmp_path):
+    """The names are those that onnx's own inliner gives."""
+    from onnx import inliner
+
+    model = nested(2, 2)
+    for function in model.functions:
+        for number, item in enumerate(function.node):
+            item.name = f"n{number}"
+    network = opened(model, tmp_path)
+    expected = [item.name for item in inliner.inline_local_functions(model).graph.node]
+    assert [layer.path for layer in network.layers] == expected
+
+
+def test_attributes_of_functions(tmp_path):
+    """A call gives a function's attribute its value, else there is a default."""
+    leaky = node("LeakyRelu", ["a"], ["b"], "leaky")
+    leaky.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
+    function = helper.make_function(
+        *("own", "Leaky", ["a"], ["b"], [leaky], [helper.make_opsetid("", 17)]),
+        attribute_protos=[helper.make_attribute("slope", 0.25)],
+    )
+    nodes = [node("Leaky", ["picture"], ["m"], domain="own"), node("Leaky", ["m"], ["out"], domain="own", slope=0.5)]
+    model = graph_of(nodes, {})
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    x = -np.ones((1, 3, 16, 16), np.float32)
+    np.testing.assert_allclose(module_of(model)(torch.from_numpy(x)).numpy(), -0.125 * np.ones_like(x))
+
+
+def test_branches_may_use_one_name_twice(tmp_path):
+    """Two branches that are taken, and that call what they make the same."""
+
+    def branch(operator, given):
+        made = [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+        nodes = [node(operator, [given], ["t"]), node("Identity", ["t"], ["b"])]
+        return helper.make_graph(nodes, operator, [], made)
+
+    nodes = [
+        node("If", ["yes"], ["one"], then_branch=branch("Neg", "picture"), else_branch=branch("Abs", "picture")),
+        node("If", ["yes"], ["two"], then_branch=branch("Abs", "one"), else_branch=branch("Neg", "one")),
+        node("Sub", ["one", "two"], ["out"]),
+    ]
+    model = graph_of(nodes, {"yes": np.array(True)})
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(module_of(model)(torch.from_numpy(x)).numpy(), by_runtime(model, x)["out"], atol=1e-6)
+
+
+# -- sizes ------------------------------------------------------------------------------------------------
+
+HUGE = 2**33
+
+
+def sized(nodes, **numbers):
+    """A graph whose operators take amounts from tensors that are known, or computed from the picture."""
+    known = graph_of(nodes, {name: np.array(value) for name, value in numbers.items()}, opset=18)
+    computed = [
+        node("ReduceMax", ["picture"], ["m"], keepdims=0),
+        node("Cast", ["m"], ["zero"], to=TensorProto.INT64),
+        *(node("Add", [f"{name}_", "zero"], [name]) for name in numbers),
+    ]
+    values = {f"{name}_": np.array(value) for name, value in numbers.items()}
+    return [known, graph_of([*computed, *nodes], values, opset=18)]
+
+
+SIZED = [
+    *sized([node("ConstantOfShape", ["s"], ["big"]), node("Add", ["picture", "big"], ["out"])], s=[HUGE, 1, 1, 1]),
+    *sized([node("Expand", ["picture", "s"], ["out"])], s=[HUGE, 3, 16, 16]),
+    *sized([node("Tile", ["picture", "s"], ["out"])], s=[1, 1, 2**17, 2**17]),
+    *sized([node("Pad", ["picture", "s"], ["out"])], s=[0, 0, 2**17, 2**17, 0, 0, 0, 0]),
+    *sized([node("Pad", ["picture", "s"], ["out"], mode="edge")], s=[0, 0, 2**17, 2**17, 0, 0, 0, 0]),
+    *sized([node("Resize", ["picture", "", "", "s"], ["out"], mode="nearest")], s=[1, 3, 2**17, 2**17]),
+    *sized([node("Resize", ["picture", "", "", "s"], ["out"], mode="cubic")], s=[1, 3, 16, 2**36]),
+    *sized(
+        [
+            node("Range", ["a", "s", "b"], ["r"]),
+            node("Cast", ["r"], ["f"], to=1),
+            node("ReduceSum", ["f"], ["t"], keepdims=0),
+            node("Add", ["picture", "t"], ["out"]),
+        ],
+        a=0,
+        b=1,
+        s=HUGE,
+    ),
+    # Two long tensors, and a table of all their sums or products.
+    *sized(
+        [
+            node("Reshape", ["picture", "s"], ["a"]),
+            node("Tile", ["a", "t"], ["b"]),
+            node("Reshape", ["b", "u"], ["c"]),
+            node("Add", ["b", "c"], ["out"]),
+        ],
+        s=[1, -1],
+        t=[1, 1000],
+        u=[-1, 1],
+    ),
+    graph_of([node("ConvTranspose", ["picture", "w"], ["out"], strides=[2**15, 2**15])], {"w": drawn(3, 4, 3, 3)}),
+    graph_of([node("Conv", ["picture", "w"], ["out"], pads=[2**17] * 4)], {"w": drawn(4, 3, 3, 3)}),
+    graph_of([node("MaxPool", ["picture"], ["out"], kernel_shape=[3, 3], pads=[2**17] * 4)], {}),
+]
+
+
+@pytest.mark.parametrize("model", SIZED)
+def test_what_a_node_would_make_is_known_before_it_is_allocated(tmp_path, model):
+    torch.zeros(1)
+    before = peak()
+    with pytest.raises(ModelError, match=r"it would make .* of values \(limit values=512MiB"):
+        opened(model, tmp_path)
+    assert peak() - before < 600 * 2**20
+
+
+def peak():
+    resource = pytest.importorskip("resource")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_work_that_would_take_days(tmp_path):
+    """Nothing here is large: a pooling window of 4096 x 4096 at each of as many places."""
+    nodes = [
+        node("Pad", ["picture", "p"], ["b"]),
+        node("MaxPool", ["b"], ["out"], kernel_shape=[2000, 2000]),
+    ]
+    model = graph_of(nodes, {"p": np.array([0, 0, 2000, 2000, 0, 0, 2000, 2000])}, opset=18)
+    with pytest.raises(ModelError, match=r"would take about \d+ s \(limit seconds=60"):
+        opened(model, tmp_path)
+
+
+def test_a_size_that_the_pixels_decide(tmp_path):
+    """Nothing is wrong with a black picture, with which the model is opened."""
+    nodes = [
+        node("ReduceMax", ["picture"], ["m"], keepdims=0),
+        node("Mul", ["m", "many"], ["size"]),
+        node("Cast", ["size"], ["whole"], to=TensorProto.INT64),
+        node("Range", ["zero", "whole", "one"], ["r"]),
+        node("ReduceSum", ["r"], ["s"], keepdims=0),
+        node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
+        node("Conv", ["picture", "w"], ["c"]),
+        node("Add", ["c", "f"], ["out"], "add"),
+    ]
+    numbers = {"many": np.float32(2**34), "zero": np.array(0), "one": np.array(1), "w": drawn(4, 3, 3, 3)}
+    network = opened(graph_of(nodes, numbers, opset=18), tmp_path)
+    with pytest.raises(ModelError, match="it would make 128GiB"):
+        network.forward(np.ones((1, 16, 16, 3), np.float32), ["add"])
+
+
+def test_limits_can_be_raised(tmp_path):
+    model = graph_of([node("Pad", ["picture", "p"], ["out"])], {"p": np.array([0, 0, 0, 0, 0, 0, 500, 500])}, opset=18)
+    with limits.using(values=2**20), pytest.raises(ModelError, match="limit values=1MiB"):
+        opened(model, tmp_path)
+    assert opened(model, tmp_path).layers[-1].shape == (516, 516, 3)
+
+
+def test_a_picture_that_is_declared_too_large(tmp_path):
+    with pytest.raises(ModelError, match="limit values"):
+        opened(residual((1, 3, 2**20, 2**20)), tmp_path)
+    with pytest.raises(ModelError, match="its input 'second'"):
+        opened(with_input("second", (1, 2**31, 2**31)), tmp_path)
+
+
+def tensor(**fields):
+    return TensorProto(**{"name": "w", "dims": [4, 3, 3, 3], "data_type": 1, "raw_data": bytes(432), **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dims": [2**33]}, "limit weights"),
+        ({"dims": [2**62, 2**62, 4]}, "limit weights"),
+        ({"dims": [0, 2**62, 2**62]}, "limit weights"),
+        ({"dims": [-1, 3, 3, 3]}, "negative side"),
+        ({"dims": [4, 3, 3, 4]}, "takes 576 bytes, and there are 432"),
+        ({"raw_data": bytes(433)}, "there are 433"),
+        ({"data_type": 99}, "unknown type 99"),
+        ({"data_type": 0}, "unknown type 0"),
+        ({"data_type": 17, "raw_data": bytes(108)}, "PyTorch does not compute with"),
+    ],
+)
+def test_tensors_whose_bytes_are_not_there(tmp_path, fields, words):
+    model = graph_of([node("Conv", ["picture", "w"], ["out"], "conv")], {})
+    model.graph.initializer.append(tensor(**fields))
+    with pytest.raises(ModelError, match=words):
+        opened(model, tmp_path)
+
+
+def beside(tmp_path, **said):
+    folder = tmp_path / "inside"
+    folder.mkdir(exist_ok=True)
+    (folder / "net.data").write_bytes(np.arange(108, dtype=np.float32).tobytes())
+    model = graph_of([node("Conv", ["picture", "w"], ["out"], "conv")], {})
+    model.graph.initializer.append(tensor(data_location=1))
+    model.graph.initializer[0].ClearField("raw_data")
+    for key, value in {"location": "net.data", **said}.items():
+        model.graph.initializer[0].external_data.add(key=key, value=value)
+    return model, folder
+
+
+def test_weights_beside_the_file_where_they_are_said_to_be(tmp_path):
+    model, folder = beside(tmp_path, offset="0", length="432")
+    weight = opened(model, folder).module.get_submodule("0").weight
+    np.testing.assert_array_equal(weight.numpy().ravel(), np.arange(108))
+    (folder / "sub").mkdir()
+    (folder / "net.data").rename(folder / "sub" / "net.data")
+    model.graph.initializer[0].external_data[0].value = "sub/net.data"
+    opened(model, folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"location": "../inside/net.data"}, "outside of its folder"),
+        ({"location": "/etc/hostname"}, "outside of its folder"),
+        ({"location": "/dev/zero"}, "outside of its folder"),
+        ({"location": "..\\inside\\net.data"}, "outside of its folder"),
+        ({"location": "C:net.data"}, "outside of its folder"),
+        ({"location": ""}, "outside of its folder"),
+        ({"location": "."}, "outside of its folder"),
+        ({"location": "net\0.data"}, "outside of its folder"),
+        ({"location": "other"}, "not beside it"),
+        ({"location": "x" * 5000}, "can't be read|not beside it"),
+        ({"offset": "-1"}, "no number"),
+        ({"offset": "1e2"}, "no number"),
+        ({"offset": "٣"}, "no number"),
+        ({"offset": str(2**62)}, "no number"),
+        ({"offset": "4"}, "ends too early"),
+        ({"length": "433"}, "432 bytes, and 433"),
+        ({"length": str(2**40)}, "432 bytes"),
+    ],
+)
+def test_weights_beside_the_file_where_they_are_not(tmp_path, said, words):
+    with pytest.raises(ModelError, match=words):
+        opened(*beside(tmp_path, **said))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("kind", ["pipe", "link", "linked folder", "device"])
+def test_weights_beside_the_file_that_are_no_file_there(tmp_path, kind):
+    model, folder = beside(tmp_path)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (folder / "net.data").rename(outside / "net.data")
+    if kind == "pipe":
+        os.mkfifo(folder / "net.data")
+    elif kind == "link":
+        (folder / "net.data").symlink_to(outside / "net.data")
+    elif kind == "device":
+        (folder / "net.data").symlink_to("/dev/zero")
+    else:
+        (folder / "sub").symlink_to(outside)
+        model.graph.initializer[0].external_data[0].value = "sub/net.data"
+    with pytest.raises(ModelError, match=r"outside of its folder|not beside it"):
+        opened(model, folder)
+
+
+# -- odd graphs -------------------------------------------------------------------------------------------
+
+
+def changed(function):
+    model = residual()
+    function(model, model.graph)
+    return model
+
+
+def _twice(model, graph):
+    graph.node[4].output[0] = "r1"
+
+
+ODD = {
+    "no outputs": (lambda m, g: g.ClearField("output"), "declares no output"),
+    "an output that nothing makes": (lambda m, g: setattr(g.output[0], "name", "nothing"), "output 'nothing'"),
+    "an input that nothing makes": (lambda m, g: g.node[4].input.__setitem__(1, "nothing"), "/block/Add.*'nothing'"),
+    "a circle": (lambda m, g: g.node[1].input.__setitem__(0, "a1"), "/stem/Norm.*makes 'a1'"),
+    "out of order": (lambda m, g: g.node.insert(0, g.node[5]), "makes 'a1'"),
+    "one name twice": (_twice, "two of its tensors are called 'r1'"),
+    "one tensor twice": (lambda m, g: g.initializer.append(g.initializer[0]), "two tensors are called 'w1'"),
+    "one input twice": (lambda m, g: g.input.append(g.input[0]), "two inputs"),
+    "no inputs": (lambda m, g: g.node[0].ClearField("input"), "/stem/Conv.*0 inputs"),
+    "an input left out": (lambda m, g: g.node[0].input.__setitem__(1, ""), "/stem/Conv.*number 2 is left out"),
+    "too many inputs": (lambda m, g: g.node[2].input.append("c1"), "/stem/Relu.*2 inputs"),
+    "too many outputs": (lambda m, g: g.node[2].output.append("more"), "/stem/Relu.*2 outputs"),
+    "nothing made": (lambda m, g: g.node[2].ClearField("output"), "/stem/Relu.*makes nothing"),
+    "an unknown domain": (lambda m, g: setattr(g.node[2], "domain", "else.where"), r"else\.where\.Relu"),
+    "an attribute of another type": (
+        lambda m, g: g.node[0].attribute[0].CopyFrom(helper.make_attribute("pads", "text")),
+        "/stem/Conv.*'pads'",
+    ),
+    "strides of nought": (
+        lambda m, g: g.node[0].attribute[1].CopyFrom(helper.make_attribute("strides", [0, 0])),
+        "/stem/Conv.*'strides'",
+    ),
+    "groups of nought": (
+        lambda m, g: g.node[3].attribute[1].CopyFrom(helper.make_attribute("group", 0)),
+        "/block/Conv.*'group'",
+    ),
+    "kernels of four axes": (
+        lambda m, g: g.node[6].attribute[0].CopyFrom(helper.make_attribute("kernel_shape", [2, 2, 2, 2])),
+        "kernel_shape|/Pool",
+    ),
+    "operator set 0": (lambda m, g: setattr(m.opset_import[0], "version", 0), "operator set 0"),
+    "operator set 9999": (lambda m, g: setattr(m.opset_import[0], "version", 9999), "operator set 9999"),
+    "an input without a name": (lambda m, g: g.input.append(onnx.ValueInfoProto()), "no name"),
+    "a sparse tensor": (lambda m, g: g.sparse_initializer.add(), "sparse"),
+    "a constant without a value": (
+        lambda m, g: g.node.insert(0, node("Constant", [], ["k"], "const")),
+        "'const'.*no value",
+    ),
+    "weights that don't fit": (
+        lambda m, g: g.initializer[0].dims.__setitem__(slice(None), [4, 9, 3, 1]),
+        "/stem/Conv|can't",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_graphs(tmp_path, what):
+    change, words = ODD[what]
+    with pytest.raises(ModelError, match=words) as error:
+        opened(changed(change), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [b"/stem/Relu", b"Relu", b"picture", b"w1", b"pads", b"the test", b"mean"])
+def test_names_that_are_no_text(tmp_path, name):
+    data = residual().SerializeToString()
+    assert name in data
+    (tmp_path / "net.onnx").write_bytes(data.replace(name, b"\xff" * len(name)))
+    with pytest.raises(ModelError) as error:
+        convscope.open_model(tmp_path / "net.onnx")
+    assert "text" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_fails_in_a_node_names_it(tmp_path):
+    model = residual()
+    model.graph.node[12].attribute[0].i = 0  # a product of matrices that don't fit
+    with pytest.raises(ModelError, match=r"'/head/Gemm' \(Gemm\)") as error:
+        opened(model, tmp_path)
+    causes = []
+    cause = error.value
+    while cause is not None:
+        causes.append(type(cause))
+        cause = cause.__cause__
+    assert causes[-1] is RuntimeError
+
+
+def test_malformed_files_end_in_one_clear_error(tmp_path):
+    """A few of the files of `trials/onnx_files.py`; a trial runs thousands."""
+    generator = pytest.importorskip("trials.onnx_files")
+    for seed in range(40):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        path = generator.generate(random.Random(seed), folder)
+        with suppress(ModelError, UsageError):
+            convscope.open_model(path)

@@ -31,6 +31,7 @@ class Limits:
         text: bytes of one configuration, class list or other text, unpacked.
         entries: members of an archive, objects of an HDF5 file, or tensors of a checkpoint.
         nodes: operations of a graph, after its functions are expanded.
+        values: bytes of what one operation of a graph makes of one image; a whole pass may make 16 times as much.
         depth: levels of nesting, of groups, functions or JSON.
         seconds: time that one file may take to read in the reader process.
     """
@@ -41,6 +42,7 @@ class Limits:
     text: int = 64 * _MIB
     entries: int = 200_000
     nodes: int = 200_000
+    values: int = 512 * _MIB
     depth: int = 100
     seconds: float = 60
 
@@ -121,7 +123,7 @@ def how_to_raise(name: str) -> str:
 
 def shown(name: str, value: float) -> str:
     """A limit's value as people write it."""
-    if name in ("weights", "text", "file"):
+    if name in ("weights", "text", "file", "values"):
         unit, size = next((unit, size) for unit, size in _SIZES if value >= size)
         return f"{value / size:.4g}{unit}"
     return f"{value:g}" if name == "seconds" else str(int(value))

@@ -152,7 +152,7 @@ class _Opening:
         what = f"{path} is {files.KINDS[kind]}, which"
         if kind == "onnx":
             _needed("onnx", "onnx", what)
-            return self._torch(lambda: _room("onnx").read(path), what, "onnx")
+            return self._torch(lambda: _room("onnx").read(path, self.options["input"]), what, "onnx")
         return self._torch(lambda: _room("torch_files").open_file(path, trust=self.trust), what)
 
     def in_memory(self, model: Any) -> Network:

@@ -7,72 +7,56 @@ that convolutional networks use are few, and `onnx_operators.py` has them in a t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import torch
-from onnx import external_data_helper, helper, numpy_helper
 from torch import nn
 
-from convscope.errors import ModelError, one_line
+from convscope import limits
+from convscope.errors import ModelError, UsageError, nearest, one_line
+from convscope.networks import onnx_files
 from convscope.networks.files import sha256
 from convscope.networks.modules import Described, OpenedModule
 from convscope.networks.network import Source
-from convscope.networks.onnx_operators import OPERATORS, READS_NUMBERS, TYPES, Batch, Node
-
-Shape = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a graph declares of an input: its shape, None where free or not said, and ONNX's number of its type."""
-
-    shape: Shape | None
-    kind: int
-
-    @property
-    def text(self) -> str:
-        """For messages: "(?, 3, 224, 224)"."""
-        if self.shape is None:
-            return "of unknown shape"
-        return "(" + ", ".join("?" if side is None else str(side) for side in self.shape) + ")"
+from convscope.networks.onnx_files import Body, FileNode, Input, OnnxFile, Shape
+from convscope.networks.onnx_operators import OPERATORS, READS_NUMBERS, TYPES, Batch, Node, check_node
+from convscope.networks.torch_limits import BeyondLimits, allowance, held_to
 
 
-def read(path: Path) -> OpenedModule:
+def read(path: Path, picture: str | None = None) -> OpenedModule:
     """An ONNX file as a module.
 
+    Args:
+        path: the file.
+        picture: the name of the input that gets the picture; the first that fits where None.
+
     Raises:
-        ModelError: it is damaged, lacks its external data, takes no picture, or uses what can't be converted, by name.
+        ModelError: it is damaged, lacks its external data, takes no picture, uses what can't be converted, by name, or
+        goes beyond the limits; UsageError: there is no such input for pictures.
     """
-    model = _loaded(path)
-    opset = _opset(model)
-    inputs = _inputs(model.graph, path)
-    picture = _picture(inputs, path)
-    last = _is_channels_last(model.graph, picture, inputs[picture].shape)
-    module = module_of(model.graph, opset, inputs, path, picture)
-    shape = inputs[picture].shape
+    file = onnx_files.read(path)
+    picture = _picture(file, picture)
+    shape = file.inputs[picture].shape
+    last = _is_channels_last(file.graph, picture, shape)
+    module = module_of(file, picture)
     return OpenedModule(
         module,
-        Source(path.name, str(path), sha256(path), _notes(model, opset, module, last)),
+        Source(path.name, str(path), sha256(path), _notes(file, module, last)),
         # Whatever batch is declared, others are passed.
         input_shape=None if shape is None else (None, *shape[1:]),
-        options={
-            "channels_last_input": last,
-            "name": path.stem,
-            **({"input": picture} if len(inputs) > 1 else {}),
-        },
+        input=picture,
+        options={"channels_last_input": last, "name": path.stem},
     )
 
 
-def _notes(model: Any, opset: int, module: OnnxModule, last: bool) -> tuple[str, ...]:
-    made = " ".join(part for part in (model.producer_name, model.producer_version) if part)
-    notes = [f"ONNX, operator set {opset}, IR version {model.ir_version}"]
-    notes += [f"made by {made}"] if made else []
+def _notes(file: OnnxFile, module: OnnxModule, last: bool) -> tuple[str, ...]:
+    notes = [f"ONNX, operator set {file.opset}, IR version {file.ir_version}"]
+    notes += [f"made by {file.made_by}"] if file.made_by else []
     notes += ["takes pictures (n, h, w, c)"] if last else []
     notes += ["of half precision, computed with in float32"] if module.widened else []
     if any(step.node.operator == "QuantizeLinear" for step in module.steps):
@@ -80,106 +64,49 @@ def _notes(model: Any, opset: int, module: OnnxModule, last: bool) -> tuple[str,
     return tuple(notes)
 
 
-# -- the file --------------------------------------------------------------------------------------------
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        # Without a format the file's name decides, and text would be read as well.
-        model = onnx.load(str(path), format="protobuf", load_external_data=False)
-    except Exception as error:  # protobuf has its own errors
-        raise ModelError(
-            f"{path} can't be read as ONNX ({one_line(error)[:160]}). Copy or download it again."
-        ) from error
-    if not model.graph.node:
-        raise ModelError(f"{path} holds no ONNX graph: it is damaged, or of another format. Copy or download it again.")
-    _load_beside(model, path)
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
-
-
-def _load_beside(model: Any, path: Path) -> None:
-    """Weights that lie in files of their own, from the model's folder only."""
-    stored = [item for item in model.graph.initializer if external_data_helper.uses_external_data(item)]
-    names = dict.fromkeys(_location(item) for item in stored)
-    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
-    if outside:
-        raise ModelError(
-            f"{path} keeps its weights outside of its folder, in {outside[0]!r}, which is not read. "
-            "Put them beside it and save the model anew."
-        )
-    missing = [name for name in names if not (path.parent / name).is_file()]
-    if missing:
-        raise ModelError(f"{path} keeps its weights in {missing[0]!r}, which is not beside it. Put it into the folder.")
-    try:
-        external_data_helper.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:  # ONNX's own checks: links, files that are too short
-        raise ModelError(
-            f"the weights beside {path} can't be read ({one_line(error)[:160]}). Copy them again."
-        ) from error
-
-
-def _location(tensor: Any) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-
-
-def _opset(model: Any) -> int:
-    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
-
-
 # -- inputs ----------------------------------------------------------------------------------------------
 
 
-def _inputs(graph: Any, path: Path) -> dict[str, Input]:
-    """What the graph is given, by name; files of old versions list weights among them."""
-    weights = {tensor.name for tensor in graph.initializer}
-    values = [value for value in graph.input if value.name not in weights]
-    for value in values:
-        what = value.type.WhichOneof("value") or "tensor_type"
-        if what != "tensor_type" or value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
-            kind = "text" if what == "tensor_type" else what.removesuffix("_type")
-            raise ModelError(
-                f"{path} takes {kind} at its input {value.name!r}; convscope feeds tensors of numbers only."
-            )
-    return {value.name: Input(_shape(value), value.type.tensor_type.elem_type) for value in values}
-
-
-def _shape(value: Any) -> Shape | None:
-    kind = value.type.tensor_type
-    if not kind.HasField("shape"):
-        return None
-    return tuple(
-        side.dim_value if side.HasField("dim_value") and side.dim_value > 0 else None for side in kind.shape.dim
-    )
-
-
-def _picture(inputs: dict[str, Input], path: Path) -> str:
-    """The input for the picture: the first of four axes, else the first whose shape is not declared."""
+def _picture(file: OnnxFile, asked: str | None) -> str:
+    """The input for the picture: the one that was asked for, the first of four axes, or of no declared shape."""
+    inputs = file.inputs
+    if asked is not None:
+        return _asked(file, asked)
     for fits in (lambda shape: shape is not None and len(shape) == 4, lambda shape: shape is None):
         for name, item in inputs.items():
             if fits(item.shape):
                 return name
     found = "; ".join(f"{name} {item.text}" for name, item in inputs.items()) or "none"
-    raise ModelError(f"{path} has no input for a picture (n, c, h, w); its inputs: {found}.")
+    raise ModelError(f"{file.path} has no input for a picture (n, c, h, w); its inputs: {found}.")
+
+
+def _asked(file: OnnxFile, name: str) -> str:
+    if name not in file.inputs:
+        raise UsageError(f"no input {name!r}; {nearest(name, file.inputs)}")
+    item = file.inputs[name]
+    if item.shape is not None and len(item.shape) != 4:
+        raise UsageError(f"the input {name!r} takes no picture (n, c, h, w): it is {item.text}.")
+    return name
 
 
 # What may stand between a picture and the transposition that brings its channels to the front.
 _BEFORE = {"Cast", "Identity", "Add", "Sub", "Mul", "Div", "Clip", "QuantizeLinear", "DequantizeLinear"}
 
 
-def _is_channels_last(graph: Any, picture: str, shape: Shape | None) -> bool:
+def _is_channels_last(graph: Body, picture: str, shape: Shape | None) -> bool:
     """Whether pictures enter as (n, h, w, c): the shape says so, or the graph brings the channels to the front."""
     if shape is not None and shape[1] in (1, 3):
         return False
     return (shape is not None and shape[3] in (1, 3)) or _is_turned(graph, picture)
 
 
-def _is_turned(graph: Any, picture: str) -> bool:
+def _is_turned(graph: Body, picture: str) -> bool:
     names = {picture}
-    for node in graph.node:
-        if node.op_type == "Transpose" and node.input[0] in names:
-            return any(list(item.ints) == [0, 3, 1, 2] for item in node.attribute)
-        if node.op_type in _BEFORE and names & set(node.input):
-            names.update(node.output)
+    for node in graph.nodes:
+        if node.operator == "Transpose" and names & set(node.inputs[:1]):
+            return node.attributes.get("perm") == [0, 3, 1, 2]
+        if node.operator in _BEFORE and names & set(node.inputs):
+            names.update(node.outputs)
     return False
 
 
@@ -239,6 +166,12 @@ class Step(nn.Module):
         self._held: list[str | None] = [
             self._hold(place, value) if isinstance(value, torch.Tensor) else None for place, value in enumerate(inputs)
         ]
+        self._like = (node.operator, node.opset, node.outputs, repr(sorted(node.attributes.items())))
+        self._numbers = _are_numbers(node.operator, len(inputs))
+        self._forms = [
+            _form_of(value, is_number) if isinstance(value, torch.Tensor) else None
+            for value, is_number in zip(inputs, self._numbers, strict=True)
+        ]
         self.groups = int(node.get("group", 1))
         kernel = getattr(self, "weight", None)
         if node.operator == "Conv" and kernel is not None:
@@ -267,7 +200,7 @@ class Step(nn.Module):
         """What the operator makes of the tensors that are no constants.
 
         Raises:
-            ModelError: they don't fit it.
+            ModelError: they don't fit it, or it would take more than the limits allow.
         """
         tensors = iter(given)
         values = [
@@ -277,11 +210,37 @@ class Step(nn.Module):
         if self.node.operator not in READS_NUMBERS:
             values = _together(values)
         try:
-            return self._operator(self.node, *values)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, ValueError, LookupError, NotImplementedError) as error:
+            return self._within_limits(values)
+        except BeyondLimits as error:
             raise ModelError(self._cant(error)) from error
+        except (torch.OutOfMemoryError, ModelError):
+            raise
+        except Exception as error:  # whatever Python, NumPy or torch raise at values that don't fit
+            raise ModelError(self._cant(error)) from error
+
+    def _within_limits(self, values: list[Any]) -> Any:
+        """What the operator makes. Shapes and numbers that no such node has met yet are checked beforehand."""
+        batch = self.node.batch
+        form = self._form(values)
+        if form is not None and form in batch.met:
+            return self._operator(self.node, *values)
+        with held_to(allowance(batch.actual, batch.held)):
+            made = self._operator(self.node, *values)
+        if form is not None:
+            batch.met.add(form)
+        return made
+
+    def _form(self, values: list[Any]) -> Any:
+        """Everything that decides how much the operator makes; None if that is a lot of numbers."""
+        form: list[Any] = [self._like, self.node.batch.actual]
+        for value, held, is_number in zip(values, self._forms, self._numbers, strict=True):
+            if held is not None:
+                form.append(held)
+            elif value is not None and is_number and value.numel() > MOST_NUMBERS:
+                return None
+            elif value is not None:
+                form.append(_form_of(value, is_number))
+        return tuple(form)
 
     def _cant(self, error: Exception) -> str:
         batch = self.node.batch
@@ -291,6 +250,19 @@ class Step(nn.Module):
             why += f" The file declares batches of {batch.declared}, and this one has {batch.actual}: "
             why += "export it with a free batch."
         return why
+
+
+MOST_NUMBERS = 64
+
+
+def _form_of(value: torch.Tensor, is_number: bool) -> Any:
+    return value.shape, value.dtype, tuple(value.reshape(-1).tolist()) if is_number else ()
+
+
+def _are_numbers(operator: str, count: int) -> list[bool]:
+    """For each input whether its values decide how much is made."""
+    reads = operator in READS_NUMBERS or operator == "OneHot"
+    return [reads and (place > 0 or operator in ("ConstantOfShape", "Range")) for place in range(count)]
 
 
 def _together(values: list[Any]) -> list[Any]:
@@ -307,21 +279,27 @@ class OnnxModule(nn.Module):
 
     Attributes:
         input_names, output_names: as in the file; input_shapes: `(n, ...)` by name, None for what is free.
+        unbatched: inputs that are the same whole array for every batch.
         widened: True if values of half precision were made float32.
     """
 
-    def __init__(self, graph: _Graph, inputs: dict[str, Input], outputs: dict[str, str], picture: str) -> None:
+    remembers_nothing = True  # of a pass
+
+    def __init__(self, built: _Builder, outputs: dict[str, str | torch.Tensor], picture: str) -> None:
         super().__init__()
+        inputs = built.file.inputs
         self.input_names, self.output_names = list(inputs), list(outputs)
         self.input_shapes = {name: item.shape for name, item in inputs.items() if item.shape is not None}
-        self.widened = graph.widened or any(item.kind in _HALF for item in inputs.values())
+        self.unbatched = _unbatched(self.input_shapes, picture)
+        self.widened = built.widened or any(item.kind in _HALF for item in inputs.values())
         # The picture comes in float, whatever the file declares, so that it has a gradient.
         self._casts = {name: TYPES[item.kind] for name, item in inputs.items() if _is_whole(item) and name != picture}
-        self._outputs, self._picture, self._batch = outputs, self.input_names.index(picture), graph.batch
-        for number, step in enumerate(graph.steps):
+        self._outputs = {name: value for name, value in outputs.items() if isinstance(value, str)}
+        self._kept = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+        self._picture, self._batch = self.input_names.index(picture), built.batch
+        for number, step in enumerate(built.steps):
             self.add_module(str(number), step)
-        self._kept = {name: graph.constants[name] for name in outputs.values() if name in graph.constants}
-        self._gone = _last_uses(graph.steps, keep=set(outputs.values()))
+        self._gone = _last_uses(built.steps, keep=set(self._outputs.values()))
 
     @property
     def steps(self) -> list[Step]:
@@ -329,19 +307,46 @@ class OnnxModule(nn.Module):
         return [step for step in self.children() if isinstance(step, Step)]
 
     def forward(self, *given: torch.Tensor) -> Any:
-        """The output, or a dictionary of several; one tensor for each of `input_names`."""
-        values: dict[str, Any] = dict(self._kept)
+        """The output, or a dictionary of several; one tensor for each of `input_names`.
+
+        Raises:
+            ModelError: a node can't be computed, or all of them together take more than the limits allow.
+        """
+        values: dict[str, Any] = {}
         for name, value in zip(self.input_names, given, strict=True):
             values[name] = value.to(self._casts[name]) if name in self._casts else value
         picture = given[self._picture]
         self._batch.actual = int(picture.shape[0]) if picture.dim() else 1
+        left = _WHOLE * allowance(self._batch.actual, self._batch.held).size
         for step, gone in zip(self.steps, self._gone, strict=True):
-            made = step(*(values[name] for name in step.inputs if name is not None))
-            values.update(zip(step.outputs, made if isinstance(made, tuple | list) else (made,), strict=False))
+            made = _tuple(step(*(values[name] for name in step.inputs if name is not None)))
+            left -= sum(value.numel() * value.element_size() for value in made)
+            if left < 0:
+                raise ModelError(
+                    f"the nodes up to {step.node.name!r} make more values than one image should take "
+                    f"({limits.how_to_raise('values')})."
+                )
+            values.update(zip(step.outputs, made, strict=False))
             for name in gone:
                 values.pop(name, None)
-        returned = {name: values[inner] for name, inner in self._outputs.items()}
+        returned = self._kept | {name: values[inner] for name, inner in self._outputs.items()}
+        returned = {name: returned[name] for name in self.output_names}
         return returned if len(returned) > 1 else next(iter(returned.values()))
+
+
+_WHOLE = 16  # so many times what one operation may make, for all of a pass
+
+
+def _tuple(made: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(made) if isinstance(made, tuple | list) else (made,)
+
+
+def _unbatched(shapes: dict[str, Shape], picture: str) -> set[str]:
+    """Inputs whose first side is a number that is no batch: sizes, anchors, a scalar."""
+    batch = next(iter(shapes.get(picture, ())), None)
+    return {
+        name for name, shape in shapes.items() if name != picture and (not shape or shape[0] not in (None, 1, batch))
+    }
 
 
 def _last_uses(steps: Sequence[Step], keep: set[str]) -> list[list[str]]:
@@ -354,23 +359,23 @@ def _last_uses(steps: Sequence[Step], keep: set[str]) -> list[list[str]]:
     return gone
 
 
-def module_of(graph: Any, opset: int, inputs: dict[str, Input], path: Path, picture: str) -> OnnxModule:
+def module_of(file: OnnxFile, picture: str) -> OnnxModule:
     """A graph as a module.
 
     Raises:
         ModelError: it uses operators that can't be converted, or tensors that nothing makes.
     """
-    built = _Graph(path, opset, inputs)
-    built.add(graph)
+    built = _Builder(file)
+    try:
+        outputs = built.build()
+    except RecursionError as error:
+        raise ModelError(f"{file.path} nests functions too deep.") from error
     if built.missing:
-        raise _refusal(path, built.missing)
-    outputs = {value.name: built.renamed.get(value.name, value.name) for value in graph.output}
-    for name, inner in outputs.items():
-        built.check_made(inner, f"output {name!r}")
+        raise _refusal(file.path, built.missing)
     # Only now: constants that were folded above belong to no batch.
-    shape = inputs[picture].shape
+    shape = file.inputs[picture].shape if picture in file.inputs else None
     built.batch.declared = shape[0] if shape else None
-    return OnnxModule(built, inputs, outputs, picture)
+    return OnnxModule(built, outputs, picture)
 
 
 _HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -380,122 +385,225 @@ def _is_whole(item: Input) -> bool:
     return item.kind in TYPES and not TYPES[item.kind].is_floating_point
 
 
-class _Graph:
-    """What a graph is turned into: steps, and the constants that nothing but constants goes into.
+# A tensor of the graph: the name under which it is passed on, or, where nothing but constants goes into it, itself.
+Given = str | torch.Tensor
+
+
+class _Scope:
+    """Names as one graph, one branch or one call of a function has them.
 
     Attributes:
-        steps: in the order of execution; constants: tensors by name.
-        renamed: what a branch calls a tensor, by the name that the graph has for it.
-        missing: operators that can't be converted, with how often they occur.
+        opset: the version of ONNX's operators in it.
+        around: where names that it lacks are looked for: a branch sees the graph around it, a function does not.
+        arguments: attributes that a function is called with.
+        suffix: after the names of layers, so that each call of a function has its own.
+        wanted: by the names of a function's outputs, what they are called outside.
     """
 
-    def __init__(self, path: Path, opset: int, inputs: Iterable[str]) -> None:
-        self.path, self.opset, self.batch = path, opset, Batch()
+    def __init__(self, opset: int, around: _Scope | None = None, arguments: Mapping[str, Any] | None = None) -> None:
+        self.opset, self.around, self.arguments = opset, around, arguments or {}
+        self.suffix: str = "" if around is None else around.suffix
+        self.wanted: dict[str, str] = {}
+        self.names: dict[str, Given | None] = {}
+
+    def key_of(self, name: str) -> str:
+        """What a tensor is best called beyond this scope."""
+        return self.wanted.get(name, f"{name}{self.suffix}")
+
+    def find(self, name: str) -> Given | None:
+        """What a name stands for; None for an input of a function that was left out.
+
+        Raises:
+            KeyError: nothing has made it yet.
+        """
+        if name in self.names or self.around is None:
+            return self.names[name]
+        return self.around.find(name)
+
+
+class _Builder:
+    """What a graph is turned into.
+
+    Attributes:
+        steps: in the order of execution.
+        missing: operators that can't be converted, with how often they occur.
+        widened: True if values of half precision were made float32.
+    """
+
+    def __init__(self, file: OnnxFile) -> None:
+        self.file, self.batch, self.widened = file, Batch(held=file.held), file.widened
         self.steps: list[Step] = []
-        self.constants: dict[str, torch.Tensor] = {}
-        self.renamed: dict[str, str] = {}
         self.missing: Counter[str] = Counter()
-        self.widened = False
-        self._made, self._paths = set(inputs), set[str]()
+        self._keys, self._paths, self._calls = set(file.inputs), set[str](), 0
+        self._left = allowance(1, file.held).size
 
-    def add(self, graph: Any) -> None:
-        """The nodes of a graph, or of a branch that is known to be taken."""
-        for tensor in graph.initializer:
-            self.constants[tensor.name] = self._tensor(tensor)
-        for node in graph.node:
-            self._add_node(node)
+    def build(self) -> dict[str, Given]:
+        """Turn the graph into steps; what its outputs are."""
+        scope = _Scope(self.file.opset)
+        scope.names.update((name, name) for name in self.file.inputs)
+        self._add(self.file.graph, scope)
+        if not self.file.graph.outputs:
+            raise ModelError(f"{self.file.path} declares no output, so there is nothing to explain.")
+        found = {name: self._made(name, scope, f"output {name!r}") for name in self.file.graph.outputs}
+        return {name: given for name, given in found.items() if given is not None}
 
-    def check_made(self, name: str, where: str) -> None:
-        """Make sure that something makes a tensor."""
-        if name not in self.constants and name not in self._made:
-            raise ModelError(
-                f"{self.path} is damaged: nothing before the {where} makes {name!r}. Copy or download it again."
-            )
+    def _add(self, body: Body, scope: _Scope) -> None:
+        for name, array in body.constants.items():
+            self._name(scope, name, self._tensor(array, name))
+        for node in body.nodes:
+            self._add_node(node, scope)
 
-    def _add_node(self, node: Any) -> None:
-        attributes = {item.name: self._attribute(item) for item in node.attribute}
-        foreign = node.domain not in ("", "ai.onnx")
-        inputs = [self._given(name, node) for name in node.input]
-        if node.op_type == "Constant" and not foreign:
-            self.constants[node.output[0]] = _constant(attributes)
-        elif node.op_type == "If" and not foreign and isinstance(inputs[0], torch.Tensor):
-            self._take_branch(node, attributes["then_branch" if bool(inputs[0]) else "else_branch"])
-        elif foreign or node.op_type not in OPERATORS:
-            self.missing[f"{node.domain}.{node.op_type}" if foreign else node.op_type] += 1
-            self._made.update(node.output)
+    def _add_node(self, node: FileNode, scope: _Scope) -> None:
+        inputs = [self._made(name, scope, node.where) if name else None for name in node.inputs]
+        attributes = self._bound(node, scope)
+        function = self.file.functions.get(node.function)
+        standard = not node.domain
+        if function is not None:
+            self._call(function, node, inputs, attributes, scope)
+        elif standard and node.operator == "If" and inputs and isinstance(inputs[0], torch.Tensor):
+            self._take_branch(node, inputs[0], attributes, scope)
+        elif standard and node.operator == "Constant":
+            self._name(scope, node.outputs[0], self._constant(node, attributes))
+        elif standard and node.operator in OPERATORS:
+            self._add_step(node, inputs, attributes, scope)
         else:
-            self._add_step(node, attributes, inputs)
+            self.missing[f"{node.domain}.{node.operator}" if node.domain else node.operator] += 1
+            self._name_all(scope, node.outputs, [self._key(name, scope) for name in node.outputs], node)
 
-    def _add_step(self, node: Any, attributes: dict[str, Any], inputs: list[str | torch.Tensor | None]) -> None:
+    def _bound(self, node: FileNode, scope: _Scope) -> dict[str, Any]:
+        """A node's attributes; where one refers to the function's and that was not given, it is left out."""
+        values = {key: scope.arguments.get(name) for key, name in node.references.items()}
+        return {**node.attributes, **{key: value for key, value in values.items() if value is not None}}
+
+    # what a node becomes ---------------------------------------------------------------------------
+
+    def _add_step(self, node: FileNode, inputs: list[Given | None], attributes: dict[str, Any], scope: _Scope) -> None:
         """A step, or, where nothing but constants goes in, its value."""
-        if node.op_type == "Cast" and attributes.get("to") in _HALF:
+        check_node(node.operator, inputs, node.outputs, attributes, self._refused(node))
+        if node.operator == "Cast" and attributes.get("to") in _HALF:
             attributes["to"], self.widened = onnx.TensorProto.FLOAT, True
-        operator = Node(self._path_of(node), node.op_type, self.opset, attributes, len(node.output), self.batch)
-        step = Step(operator, inputs, node.output)
+        attributes = {key: self._attribute(value, key) for key, value in attributes.items()}
+        keys = [self._key(name, scope) for name in node.outputs]
+        path = self._path_of(node, keys, scope)
+        about = Node(path, node.operator, scope.opset, attributes, len(node.outputs), self.batch)
+        step = Step(about, inputs, keys)
         if any(isinstance(given, str) for given in inputs):
             self.steps.append(step)
-            self._made.update(node.output)
+            self._name_all(scope, node.outputs, keys, node)
             return
         with torch.no_grad():
-            made = step()
-        self.constants.update(zip(node.output, made if isinstance(made, tuple | list) else (made,), strict=False))
+            made = _tuple(step())
+        self._left -= sum(value.numel() * value.element_size() for value in made)
+        if self._left < 0:
+            raise self._refused(node)(f"the constants up to it are too large ({limits.how_to_raise('values')})")
+        self._name_all(scope, node.outputs, made, node)
 
-    def _take_branch(self, node: Any, branch: Any) -> None:
-        self.add(branch)
-        for name, value in zip(node.output, branch.output, strict=True):
-            self.renamed[name] = self.renamed.get(value.name, value.name)
+    def _take_branch(self, node: FileNode, yes: torch.Tensor, attributes: dict[str, Any], scope: _Scope) -> None:
+        """The branch of an `If` whose condition is known."""
+        if yes.numel() != 1:
+            raise self._refused(node)(f"its condition has {yes.numel()} values, and not one")
+        branch = attributes.get("then_branch" if bool(yes) else "else_branch")
+        if not isinstance(branch, Body) or branch.inputs:
+            raise self._refused(node)("it lacks a branch, or that has inputs")
+        self._add_inside(branch, _Scope(scope.opset, scope, scope.arguments), node, scope)
 
-    def _given(self, name: str, node: Any) -> str | torch.Tensor | None:
-        if not name:
-            return None
-        name = self.renamed.get(name, name)
-        self.check_made(name, f"node {node.name or node.output[0]!r} ({node.op_type})")
-        return self.constants.get(name, name)
+    def _call(
+        self, function: Body, node: FileNode, inputs: list[Given | None], attributes: dict[str, Any], scope: _Scope
+    ) -> None:
+        """What a function of the file does, in place of the node that calls it."""
+        if len(inputs) > len(function.inputs):
+            raise self._refused(node)(f"the function takes {len(function.inputs)} inputs, and it has {len(inputs)}")
+        self._calls += 1
+        arguments = {**function.defaults, **attributes}
+        inner = _Scope(function.opset or scope.opset, None, arguments)
+        inner.suffix = f"__{self._calls}"
+        inner.names.update(zip_longest(function.inputs, inputs))
+        self._add_inside(function, inner, node, scope)
 
-    def _path_of(self, node: Any) -> str:
-        """The node's name, or its first output's; the same one twice is numbered."""
-        path = base = node.name or next(output for output in node.output if output)
-        again = 1
-        while path in self._paths:
-            again += 1
-            path = f"{base}~{again}"
-        self._paths.add(path)
-        return path
+    def _add_inside(self, body: Body, inner: _Scope, node: FileNode, scope: _Scope) -> None:
+        if len(node.outputs) > len(body.outputs):
+            raise self._refused(node)(f"it has {len(node.outputs)} outputs, and what it does makes {len(body.outputs)}")
+        for name, outside in zip(body.outputs, node.outputs, strict=False):
+            if outside:
+                inner.wanted.setdefault(name, scope.key_of(outside))
+        self._add(body, inner)
+        made = [self._made(name, inner, f"end of {node.where}") for name in body.outputs[: len(node.outputs)]]
+        self._name_all(scope, node.outputs, made, node)
 
-    def _attribute(self, item: Any) -> Any:
-        value = helper.get_attribute_value(item)
-        if isinstance(value, bytes):
-            return value.decode(errors="replace")
-        if isinstance(value, onnx.TensorProto):
-            return self._tensor(value)
-        return list(value) if item.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS) else value
-
-    def _tensor(self, tensor: Any) -> torch.Tensor:
-        try:
-            array = numpy_helper.to_array(tensor)
-        except Exception as error:
-            raise ModelError(
-                f"{self.path} holds a tensor that can't be read ({tensor.name}: {one_line(error)[:160]})."
-            ) from error
-        if array.dtype.kind in "OSU":
+    def _constant(self, node: FileNode, attributes: dict[str, Any]) -> torch.Tensor:
+        key, value = next(((key, value) for key, value in attributes.items() if key in _CONSTANTS), ("", None))
+        if isinstance(value, np.ndarray):
+            return self._tensor(value, node.outputs[0])
+        if key in ("value_string", "value_strings"):
             return torch.zeros(0)  # text: no operator here takes it
-        if array.dtype.name in ("float16", "bfloat16"):
-            self.widened = True
-            array = array.astype(np.float32)
+        if not isinstance(value, int | float | list):
+            raise self._refused(node)("it has no value that convscope reads")
+        return torch.tensor(value, dtype=torch.float32 if "float" in key else torch.int64)
+
+    def _attribute(self, value: Any, name: str) -> Any:
+        return self._tensor(value, name) if isinstance(value, np.ndarray) else value
+
+    def _tensor(self, array: np.ndarray, name: str) -> torch.Tensor:
         try:
-            # A copy: the file's own bytes can't be written to, and may not be aligned.
-            return torch.from_numpy(np.array(array, copy=True))
-        except TypeError as error:
+            return torch.from_numpy(array)
+        except (TypeError, ValueError) as error:
             raise ModelError(
-                f"{self.path} holds a tensor of a type that PyTorch does not compute with ({tensor.name}: "
+                f"{self.file.path} holds a tensor of a type that PyTorch does not compute with ({name}: "
                 f"{array.dtype.name}). Give the float model that it was made from."
             ) from error
 
+    # names -----------------------------------------------------------------------------------------
 
-def _constant(attributes: dict[str, Any]) -> torch.Tensor:
-    (key, value), *_ = attributes.items()
-    if isinstance(value, torch.Tensor):
-        return value
-    if key not in ("value_float", "value_floats", "value_int", "value_ints"):
-        return torch.zeros(0)  # text: no operator here takes it
-    return torch.tensor(value, dtype=torch.float32 if "float" in key else torch.int64)
+    def _refused(self, node: FileNode) -> Callable[[str], ModelError]:
+        return lambda what: ModelError(f"{self.file.path} can't be computed: {node.where}: {what}.")
+
+    def _made(self, name: str, scope: _Scope, where: str) -> Given | None:
+        """What a name stands for, for `where`.
+
+        Raises:
+            ModelError: nothing before that makes it.
+        """
+        try:
+            return scope.find(name)
+        except KeyError:
+            raise ModelError(
+                f"{self.file.path} is damaged: nothing before the {where.removeprefix('the ')} makes {name!r}. "
+                "Copy or download it again."
+            ) from None
+
+    def _name(self, scope: _Scope, name: str, given: Given | None) -> None:
+        if name in scope.names:
+            raise ModelError(f"{self.file.path} is damaged: two of its tensors are called {name!r}.")
+        scope.names[name] = given
+
+    def _name_all(self, scope: _Scope, names: Sequence[str], made: Sequence[Given | None], node: FileNode) -> None:
+        named = sum(bool(name) for name in names[len(made) :])
+        if named:
+            raise self._refused(node)(f"it makes {len(made)} outputs, and has {len(names)}")
+        for name, given in zip(names, made, strict=False):
+            if name:
+                self._name(scope, name, given)
+
+    def _key(self, name: str, scope: _Scope) -> str:
+        """The name under which a tensor is passed on, which no other has; "" for one that nobody asks for."""
+        if not name:
+            return ""
+        return _unused(scope.key_of(name), self._keys)
+
+    def _path_of(self, node: FileNode, keys: Sequence[str], scope: _Scope) -> str:
+        """The layer's path: the node's name, or its first output's; the same one twice is numbered."""
+        own = f"{node.name}{scope.suffix}" if node.name else next(key for key in keys if key)
+        return _unused(own, self._paths)
+
+
+_CONSTANTS = ("value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings")
+
+
+def _unused(base: str, taken: set[str]) -> str:
+    """`base`, numbered if it is taken, and taken from now on."""
+    name, again = base, 1
+    while name in taken:
+        again += 1
+        name = f"{base}~{again}"
+    taken.add(name)
+    return name

@@ -56,6 +56,8 @@ def network_of(opened: OpenedModule, *, device: str | None = None, **options: An
         module = _moved(module, device, stays=opened.in_memory)
     if options.get("class_names") is None:
         options["class_names"] = opened.class_names
+    if options.get("input") is None:
+        options["input"] = opened.input
     return TorchNetwork(
         module,
         opened.source,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from convscope import limits
 from convscope.errors import ModelError, UsageError, nearest, one_line
 from convscope.networks.graph import flat_outputs
 from convscope.networks.network import Inputs
@@ -57,6 +61,7 @@ class Entry:
         self._module, self._attempt = module, attempt
         self._dtype, self._device, self._channels_last = dtype, device, channels_last
         self._names = _input_names(module, name)
+        self._whole: set[str] = set(getattr(module, "unbatched", ()))
         name = name or self._names[0]
         if name not in self._names:
             raise UsageError(f"no input {name!r}; {nearest(name, self._names)}")
@@ -64,6 +69,7 @@ class Entry:
         self._others = self._fed(name, feed)
         self._layout = torch.channels_last
         self._last_error: Exception | None = None
+        self._blueprint: nn.Module | None = None
         channels, size, free, note = self._found(declared, asked, advised)
         others = {other: _said(value) for other, value in self._others.items()}
         self.inputs = Inputs(name, size, free, channels, others, note)
@@ -94,10 +100,12 @@ class Entry:
                 raise UsageError(
                     f"the model takes pictures of {height}x{width} pixels only, not {asked[0]}x{asked[1]}."
                 )
+            _check_size(4 * (channels or 3) * height * width, f"pictures of {height}x{width} pixels")
             self._runs(channels or 3, (height, width))  # for the layout
             return channels or 3, (height, width), False, ""
         known = [channels] if channels else _likely_channels(self._module)
         wanted = asked or advised or (USUAL, USUAL)
+        _check_size(4 * min(known) * wanted[0] * wanted[1], f"pictures of {min(known)} channels")
         fitting = next((count for count in known if self._runs(count, wanted)), None)
         if fitting is not None:
             return fitting, wanted, self._is_free(fitting, wanted), ""
@@ -116,27 +124,36 @@ class Entry:
 
     def _fixed_side(self, channels: int) -> int | None:
         """The side of the square pictures that a module of one fixed size takes, found on shapes alone."""
-        sides = dict.fromkeys([*_COMMON, *range(8, LARGEST + 1)])
+        end = time.monotonic() + limits.current().seconds
+        all_sides = dict.fromkeys([*_COMMON, *range(8, LARGEST + 1)])
+        sides = takewhile(lambda _: time.monotonic() < end, all_sides)
         fitting = (side for side in sides if self._fits(channels, side) and self._runs(channels, (side, side)))
         tried = (side for side in _COMMON[1:] if self._runs(channels, (side, side)))
         return next(fitting, None) or next(tried, None)
 
     def _fits(self, channels: int, side: int) -> bool:
         """Whether shapes go through, with tensors that have no values; some operations need them, so this may err."""
-        arguments = [x.contiguous().to("meta") for x in self.arguments(self._blank(channels, (side, side)))]
         try:
+            arguments = [x.contiguous().to("meta") for x in self.arguments(self._blank(channels, (side, side), "meta"))]
             return _kept(self._empty()(*arguments))
         except Exception:  # whatever the user's code raises: this size does not fit
             return False
 
     def _empty(self) -> nn.Module:
-        """A copy of the module with weights that have no values: what it remembers of a pass is not the user's."""
+        """A copy of the module with weights that have no values: what it remembers of a pass is not the user's.
+
+        One that is known to remember nothing is copied once.
+        """
+        if self._blueprint is not None:
+            return self._blueprint
         tensors = {id(item): item for item in (*self._module.parameters(), *self._module.buffers())}
         memo: dict[int, Any] = {}
         for key, tensor in tensors.items():
             empty = tensor.detach().to("meta")
             memo[key] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-        return copy.deepcopy(self._module, memo)
+        copied = copy.deepcopy(self._module, memo)
+        self._blueprint = copied if getattr(self._module, "remembers_nothing", False) else None
+        return copied
 
     def _runs(self, channels: int, size: tuple[int, int]) -> bool:
         """Whether the module takes pictures of a size; it settles the layout in memory that it takes them in."""
@@ -150,8 +167,9 @@ class Entry:
             self._layout = before
         return False
 
-    def _blank(self, channels: int, size: tuple[int, int]) -> torch.Tensor:
-        return torch.zeros((1, *size, channels), device=self._device)
+    def _blank(self, channels: int, size: tuple[int, int], device: Any = None) -> torch.Tensor:
+        _check_size(4 * channels * size[0] * size[1], f"pictures of {channels} channels")
+        return torch.zeros((1, *size, channels), device=device or self._device)
 
     # the other inputs ------------------------------------------------------------------------------
 
@@ -169,16 +187,33 @@ class Entry:
                 "picture's input with --input."
             )
         return {
-            other: np.asarray(feed[other])
-            if other in feed
-            else np.zeros([1, *(side or 1 for side in shapes[other][1:])])
+            other: np.asarray(feed[other]) if other in feed else np.zeros(self._declared(other, shapes[other]))
             for other in others
         }
+
+    def _declared(self, name: str, shape: Sequence[int | None]) -> list[int]:
+        """The shape of the zeros for an input, which a file may declare as large as it likes."""
+        sides = [side or 1 for side in shape]
+        sides = sides if name in self._whole else [1, *sides[1:]]
+        _check_size(8 * math.prod(sides), f"its input {name!r} {tuple(sides)}")
+        return sides
 
     def _repeated(self, name: str, count: int) -> torch.Tensor:
         value = torch.as_tensor(self._others[name], device=self._device)
         value = value.to(self._dtype) if value.is_floating_point() else value
-        return value.expand(count, *value.shape[1:])
+        return value if name in self._whole else value.expand(count, *value.shape[1:])
+
+
+def _check_size(size: int, what: str) -> None:
+    """Refuse what a file declares of an input before it is allocated.
+
+    Raises:
+        ModelError: it takes more than the limits allow.
+    """
+    if size > limits.current().values:
+        raise ModelError(
+            f"the model declares {what}, which takes {limits.shown('values', size)} ({limits.how_to_raise('values')})."
+        )
 
 
 def _kept(returned: Any) -> bool:
