@@ -265,6 +265,8 @@ def _append_marked(machine: _Machine, _: Any) -> None:
 
 
 def _put(machine: _Machine, argument: Any) -> None:
+    if int(argument) > len(machine.memo) + 1:  # they are counted up; torch's reader makes room for all below
+        raise ValueError(f"it numbers a value {argument} that is not the next one")
     machine.memo[int(argument)] = machine.stack[-1]
 
 
@@ -273,7 +275,8 @@ def _get(machine: _Machine, argument: Any) -> None:
 
 
 def _global(machine: _Machine, argument: Any) -> None:
-    name = str(argument).replace(" ", ".")
+    home, _, kind = str(argument).partition(" ")
+    name = f"{home}.{kind}"
     made = machine.table(name)
     if made is None:
         raise ForeignName(name)

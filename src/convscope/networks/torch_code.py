@@ -33,7 +33,7 @@ _BUILTINS = frozenset(
         *("isinstance", "len", "min", "max", "abs", "range", "zip", "enumerate", "list", "dict", "tuple", "print"),
         *("ord", "chr", "hex", "oct", "bin", "hash", "sorted", "sum", "any", "all", "divmod", "round", "pow", "inf"),
         *("nan", "infj", "nanj", "Exception", "AssertionError", "RuntimeError", "ValueError", "NotImplementedError"),
-        *("IndexError", "KeyError", "TypeError", "super", "object"),
+        *("IndexError", "KeyError", "TypeError", "super", "object", "__annotations__"),
     }
 )
 _TYPES = frozenset(
