@@ -43,6 +43,7 @@ _INTERNAL = frozenset(
         *("_weight_norm_interface", "__and__", "__or__", "__xor__", "__not__", "__is__", "__isnot__", "__contains__"),
         *("__getitem__", "__derive_index", "__range_length", "__lshift__", "__rshift__", "__interpolate"),
         *("__round_to_zero_floordiv", "__upsample", "__upsample_bilinear", "__upsample_nearest", "_cat", "_grid_sampler"),
+        *("_nested_tensor_from_mask", "_nested_tensor_from_mask_left_aligned"),
         *("__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"),
     }
 )
@@ -120,7 +121,7 @@ def _is_plain(schema: torch._C.FunctionSchema) -> bool:
 
 def _is_listed(name: str) -> bool:
     if name.startswith("_"):
-        return name in _INTERNAL
+        return name in _INTERNAL or re.fullmatch(r"_upsample_\w+(?<!backward)", name) is not None
     return _NO_PART_OF_A_PASS.search(name) is None
 
 
