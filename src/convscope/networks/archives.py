@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from convscope import limits
 from convscope.errors import ModelError, one_line
@@ -98,13 +99,18 @@ def member_names(path: Path) -> list[str]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Archive]:
+def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Archive]:
     """An archive whose members lie in one folder or in none, each name once, within the limits.
+
+    Args:
+        path: the file.
+        inner: the bytes of an archive that is a member of it, to open that.
 
     Raises:
         ModelError: it is damaged, declares more than the limits, or is no such archive.
     """
-    with _directory(path) as archive:
+    with _directory(path, inner) as archive:
+        size = path.stat().st_size if inner is None else len(inner)
         entries = archive.infolist()
         root = _root([entry.filename for entry in entries])
         members: dict[str, zipfile.ZipInfo] = {}
@@ -112,15 +118,15 @@ def opened(path: Path) -> Iterator[Archive]:
             name = entry.filename.removeprefix(root)
             if name in members:
                 raise ModelError(f"the archive {path} holds two members named {name!r}; PyTorch writes one of each.")
-            _check_entry(path, entry)
+            _check_entry(path, entry, size)
             members[name] = entry
         _check_sum(path, entries)
         yield Archive(path, root, members, archive)
 
 
 @contextmanager
-def _directory(path: Path) -> Iterator[zipfile.ZipFile]:
-    with path.open("rb") as file:
+def _directory(path: Path, inner: bytes | bytearray | None = None) -> Iterator[zipfile.ZipFile]:
+    with path.open("rb") if inner is None else io.BytesIO(inner) as file:
         try:
             _check_directory(path, file)
             archive = zipfile.ZipFile(file)
@@ -131,7 +137,7 @@ def _directory(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
 
 
-def _check_directory(path: Path, file: io.BufferedReader) -> None:
+def _check_directory(path: Path, file: IO[bytes]) -> None:
     """zipfile reads the whole directory into memory: its size is looked at first."""
     size = file.seek(0, os.SEEK_END)
     start = max(0, size - 2**16 - 22 - 76)
@@ -154,11 +160,11 @@ def _check_count(path: Path, count: int) -> None:
         raise ModelError(f"the archive {path} has {count} members ({limits.how_to_raise('entries')}).")
 
 
-def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
+def _check_entry(path: Path, entry: zipfile.ZipInfo, size: int) -> None:
     """Refuse sizes that can't be true, before memory is taken for them."""
     packed, stored = entry.compress_size, entry.compress_type == zipfile.ZIP_STORED
     most = packed if stored else packed * _MOST_PACKED
-    if packed > path.stat().st_size or entry.file_size > most or (stored and entry.file_size != packed):
+    if packed > size or entry.file_size > most or (stored and entry.file_size != packed):
         raise ModelError(
             f"the archive {path} says that {packed} bytes hold its member {entry.filename!r} of {entry.file_size} "
             "bytes, which can't be. Copy or download it again."

@@ -264,16 +264,20 @@ def _with_scale(tensor: torch.Tensor, declared: Declared) -> torch.Tensor:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Checkpoint]:
+def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Checkpoint]:
     """A checkpoint, of today's kind or from before the zip archives.
+
+    Args:
+        path: the file.
+        inner: the bytes of a checkpoint that is a member of it, to open that.
 
     Raises:
         ModelError: it is damaged, or larger than the limits.
         pickles.ForeignName: it asks for what is none of a tensor's.
     """
     try:
-        if is_archive(path):
-            with archives.opened(path) as archive:
+        if inner is not None or is_archive(path):
+            with archives.opened(path, inner) as archive:
                 yield _of_archive(archive)
         else:
             with path.open("rb") as file:
