@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from convscope import limits
 from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line
 from convscope.networks import pickles, torch_pickles
 from convscope.networks import preprocessing as pp
@@ -92,9 +94,10 @@ def _unwrapped(path: Path, found: Any, kind: type) -> tuple[dict[str, Any], tupl
         what = "an empty one" if isinstance(found, Mapping) and not found else _contents(found)
         raise ModelError(f"expected a state dict of tensors by name in {path}, found {what}.")
     tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, kind)}
-    odd = next((name for name in tensors if not isinstance(name, str) or not name.isprintable()), None)
-    if odd is not None:
-        raise ModelError(f"expected a state dict of tensors by name in {path}, found the name {ascii(odd)[:80]}.")
+    try:
+        _check_names(tensors)
+    except ValueError as error:
+        raise ModelError(f"expected a state dict of tensors by name in {path}, but {error}.") from error
     return tensors, tuple(notes)
 
 
@@ -119,6 +122,7 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise BackendError(
             f"{path} needs safetensors, which is not installed. Run: pip install 'convscope[torch]'"
         ) from error
+    _check_header(path)
     try:
         state = load_file(path)
     except Exception as error:  # the library's own error class is no ValueError
@@ -126,6 +130,49 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     if not state:
         raise ModelError(f"expected a state dict of tensors by name in {path}, found an empty one.")
     return state
+
+
+def _check_header(path: Path) -> None:
+    """Hold the header of a `.safetensors` file to the file's own size and to the limits, before any of it is read."""
+    size, limit = path.stat().st_size, limits.current()
+    if size > limit.weights:
+        raise ModelError(f"{path} has {limits.shown('weights', size)} ({limits.how_to_raise('weights')}).")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, limit.text):
+            raise ModelError(
+                f"{path} says that its header has {length} bytes, and has {size} in all "
+                f"({limits.how_to_raise('text')}). Copy or download it again."
+            )
+        try:
+            tensors = json.loads(file.read(length), object_pairs_hook=_each_once)
+            _check_places({name: told for name, told in tensors.items() if name != "__metadata__"}, size - 8 - length)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path} can't be read whole: {one_line(error)}. Copy or download it again.") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("its header names something twice")
+    return dict(pairs)
+
+
+def _check_places(tensors: Mapping[str, Any], size: int) -> None:
+    """Tensors lie one after another, and none overlaps another or the file's end."""
+    if len(tensors) > limits.current().entries:
+        raise ValueError(f"it has {len(tensors)} tensors ({limits.how_to_raise('entries')})")
+    _check_names(tensors)
+    end = 0
+    for name, (first, last) in sorted(((n, t["data_offsets"]) for n, t in tensors.items()), key=lambda pair: pair[1]):
+        if not (type(first) is type(last) is int) or not end == first <= last <= size:
+            raise ValueError(f"its tensor {name!r} overlaps another or the end of the file")
+        end = last
+
+
+def _check_names(tensors: Mapping[Any, Any]) -> None:
+    odd = next((name for name in tensors if not isinstance(name, str) or not name.isprintable()), None)
+    if odd is not None:
+        raise ValueError(f"a tensor has the name {ascii(odd)[:80]}")
 
 
 def fill(module: nn.Module, path: Path, trust: bool = False) -> tuple[str, ...]:

@@ -64,13 +64,14 @@ def _checked(path: Path) -> bytes:
         data = {name: archive.text(name) for name in _PICKLES if name in archive.members}
         for name, pickle in data.items():
             _check_pickle(archive, name, pickle)
-        version = archive.text("version")
+        place = "version" if "version" in archive.members else ".data/version"
+        version = archive.text(place)
         if not re.fullmatch(rb"\d{1,4}\s*", version):
             raise ModelError(f"{path} can't be read as TorchScript (its version is no number). Copy it again.")
         if "byteorder" in archive.members and archive.text("byteorder") != b"little":
             raise ModelError(f"{path} was written on a machine of another byte order, which is not read here.")
         tensors = [name for name in archive.members if re.fullmatch(r"(data|constants)/\d+", name)]
-        small = {**data, **code, "version": version, "byteorder": b"little"}
+        small = {**data, **code, place: version, "byteorder": b"little"}
         members = itertools.chain(small.items(), ((name, archive.read(name)) for name in tensors))
         return archives.packed(members).getvalue()
 
