@@ -171,7 +171,9 @@ def spec(kind, context, *children):
 
 def specs(inner):
     """A text for `in_spec` with a node somewhere in it."""
-    return json.dumps([1, spec("builtins.tuple", "null", spec("builtins.tuple", "null", inner), spec("builtins.dict", "[]"))])
+    return json.dumps(
+        [1, spec("builtins.tuple", "null", spec("builtins.tuple", "null", inner), spec("builtins.dict", "[]"))]
+    )
 
 
 ENUM = json.dumps({"__enum__": True, "fqn": "named_in_the_file:thing", "name": "a"})

@@ -22,14 +22,36 @@ _LEXICAL = re.compile(rf"(?:[\w .,:()\[\]{{}}=+\-*/%<>!&|^~@\n]|{_TEXT}(?![\"'\w
 
 _SYNTAX = (
     *(ast.Module, ast.Import, ast.alias, ast.ClassDef, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign),
-    *(ast.AnnAssign, ast.AugAssign, ast.Return, ast.If, ast.While, ast.For, ast.With, ast.withitem, ast.Expr, ast.Raise),
+    *(
+        ast.AnnAssign,
+        ast.AugAssign,
+        ast.Return,
+        ast.If,
+        ast.While,
+        ast.For,
+        ast.With,
+        ast.withitem,
+        ast.Expr,
+        ast.Raise,
+    ),
     *(ast.Assert, ast.Pass, ast.Break, ast.Continue, ast.Delete, ast.Call, ast.keyword, ast.Attribute, ast.Name),
     *(ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Subscript, ast.Slice, ast.BinOp, ast.UnaryOp, ast.BoolOp),
     *(ast.Compare, ast.IfExp, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
 )
 _BUILTINS = frozenset(
     {
-        *("annotate", "unchecked_cast", "uninitialized", "int", "float", "bool", "str", "complex", "getattr", "hasattr"),
+        *(
+            "annotate",
+            "unchecked_cast",
+            "uninitialized",
+            "int",
+            "float",
+            "bool",
+            "str",
+            "complex",
+            "getattr",
+            "hasattr",
+        ),
         *("isinstance", "len", "min", "max", "abs", "range", "zip", "enumerate", "list", "dict", "tuple", "print"),
         *("ord", "chr", "hex", "oct", "bin", "hash", "sorted", "sum", "any", "all", "divmod", "round", "pow", "inf"),
         *("nan", "infj", "nanj", "Exception", "AssertionError", "RuntimeError", "ValueError", "NotImplementedError"),
@@ -51,7 +73,17 @@ _METHODS = frozenset(
     {
         *("__init__", "__enter__", "__exit__", "__new__", "__len__", "__contains__", "__getitem__", "__setitem__"),
         *("__iter__", "__call__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__add__", "__sub__"),
-        *("__mul__", "__truediv__", "__floordiv__", "__mod__", "__pow__", "__neg__", "__pos__", "__matmul__", "__and__"),
+        *(
+            "__mul__",
+            "__truediv__",
+            "__floordiv__",
+            "__mod__",
+            "__pow__",
+            "__neg__",
+            "__pos__",
+            "__matmul__",
+            "__and__",
+        ),
         *("__or__", "__xor__", "__invert__", "__abs__", "__bool__", "__int__", "__float__", "__str__", "__delitem__"),
         *("__is__", "__isnot__", "__not__", "__parameters__", "__buffers__", "__annotations__", "__constants__"),
         *("__iadd__", "__isub__", "__imul__", "__itruediv__", "__hash__", "__dir__", "__copy__", "__deepcopy__"),
@@ -128,7 +160,10 @@ def _scopes(tree: ast.Module) -> Iterator[tuple[list[ast.AST], frozenset[str]]]:
         stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         yield nodes, frozenset(arguments | stored)
     outside = [node for node in ast.walk(tree) if id(node) not in inside]
-    yield outside, frozenset(node.id for node in outside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    yield (
+        outside,
+        frozenset(node.id for node in outside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)),
+    )
 
 
 def _inner_parts_of_chains(tree: ast.AST) -> set[int]:
@@ -234,7 +269,9 @@ def _what_own(chain: list[str]) -> str | None:
 def _what_member(name: str) -> str | None:
     if name in _RUNS_AT_LOAD or (name.startswith("__") and name not in _METHODS and "mangle" not in name):
         return f"the attribute {name}"
-    return f"the operator {name}, which does more than compute" if name in torch_operators.names_that_do_more() else None
+    return (
+        f"the operator {name}, which does more than compute" if name in torch_operators.names_that_do_more() else None
+    )
 
 
 def _what_name(node: ast.Name, known: frozenset[str]) -> str | None:

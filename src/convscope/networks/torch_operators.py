@@ -42,7 +42,14 @@ _INTERNAL = frozenset(
         *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_weight_norm"),
         *("_weight_norm_interface", "__and__", "__or__", "__xor__", "__not__", "__is__", "__isnot__", "__contains__"),
         *("__getitem__", "__derive_index", "__range_length", "__lshift__", "__rshift__", "__interpolate"),
-        *("__round_to_zero_floordiv", "__upsample", "__upsample_bilinear", "__upsample_nearest", "_cat", "_grid_sampler"),
+        *(
+            "__round_to_zero_floordiv",
+            "__upsample",
+            "__upsample_bilinear",
+            "__upsample_nearest",
+            "_cat",
+            "_grid_sampler",
+        ),
         *("_nested_tensor_from_mask", "_nested_tensor_from_mask_left_aligned"),
         *("__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"),
     }

@@ -219,7 +219,22 @@ _is_option = _matching(r"[\w .,:;>/+()*\[\]-]{0,1000}")
 _OPERATORS = frozenset(
     f"_operator.{name}"
     for name in (
-        *("getitem", "add", "iadd", "sub", "isub", "mul", "imul", "floordiv", "truediv", "mod", "neg", "pos", "eq", "ne"),
+        *(
+            "getitem",
+            "add",
+            "iadd",
+            "sub",
+            "isub",
+            "mul",
+            "imul",
+            "floordiv",
+            "truediv",
+            "mod",
+            "neg",
+            "pos",
+            "eq",
+            "ne",
+        ),
         *("lt", "le", "gt", "ge", "and_", "or_", "not_", "pow"),
     )
 )

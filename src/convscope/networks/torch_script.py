@@ -110,9 +110,7 @@ def _check_pickle(archive: archives.Archive, name: str, data: bytes) -> None:
         return pickles.Made(_LISTS[asked]) if asked in _LISTS else _of_tensors(asked)
 
     try:
-        pickles.load(
-            data, table, lambda told: torch_pickles.in_archive(archive, folder, torch_pickles.stored(told))
-        )
+        pickles.load(data, table, lambda told: torch_pickles.in_archive(archive, folder, torch_pickles.stored(told)))
         if any(not instance.finished for instance in instances):
             raise ValueError("an object has no state")
     except pickles.ForeignName as error:
