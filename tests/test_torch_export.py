@@ -1,8 +1,10 @@
 """Exported programs: the tree that they were exported from, with the outputs of the module itself."""
 
 import io
+import json
 import pickle
 import re
+import sys
 import zipfile
 
 import numpy as np
@@ -155,3 +157,182 @@ def test_compiled_packages_are_refused(tmp_path):
         archive.writestr("model/data/aotinductor/model.so", b"\x7fELF")
     with pytest.raises(ModelError, match="compiled for one machine"):
         convscope.open_model(path)
+
+
+# -- what torch would import, look up or run --------------------------------------------------------------
+
+
+LEAF = {"type": None, "context": None, "children_spec": []}
+
+
+def spec(kind, context, *children):
+    return {"type": kind, "context": context, "children_spec": list(children)}
+
+
+def specs(inner):
+    """A text for `in_spec` with a node somewhere in it."""
+    return json.dumps(
+        [1, spec("builtins.tuple", "null", spec("builtins.tuple", "null", inner), spec("builtins.dict", "[]"))]
+    )
+
+
+ENUM = json.dumps({"__enum__": True, "fqn": "named_in_the_file:thing", "name": "a"})
+FACTORY = {"default_factory_module": "named_in_the_file", "default_factory_name": "thing", "dict_context": []}
+NODES = {
+    "enum in a tuple": spec("builtins.tuple", ENUM, LEAF),
+    "enum in a list": spec("builtins.list", ENUM, LEAF),
+    "enum in a dict": spec("builtins.dict", json.dumps([json.loads(ENUM)]), LEAF),
+    "enum deep in a dict": spec("builtins.dict", json.dumps([[[json.loads(ENUM)]]]), LEAF),
+    "defaultdict": spec("collections.defaultdict", json.dumps(FACTORY)),
+    "defaultdict with a plain context": spec("collections.defaultdict", FACTORY),
+    "namedtuple": spec("collections.namedtuple", '"named_in_the_file.thing"', LEAF),
+    "OrderedDict": spec("collections.OrderedDict", ENUM, LEAF),
+    "deque": spec("collections.deque", ENUM, LEAF),
+    "a class of the file's": spec("named_in_the_file.thing", "null", LEAF),
+    "context of a leaf": {**LEAF, "context": ENUM},
+    "another key": {**spec("builtins.tuple", "null", LEAF), "more": ENUM},
+}
+
+
+def edited(path, to, edit):
+    """The archive with the description of its graph edited in place."""
+
+    def change(text):
+        program = json.loads(text)
+        edit(program)
+        return json.dumps(program)
+
+    return _changed(path, to, change)
+
+
+@pytest.fixture(scope="module")
+def exported_once(tmp_path_factory):
+    return exported(Residual(), tmp_path_factory.mktemp("pt2") / "model.pt2")
+
+
+@pytest.mark.parametrize("place", ["in_spec", "out_spec"])
+@pytest.mark.parametrize("node", list(NODES))
+def test_pytree_texts_hold_tuples_lists_and_dicts_alone(exported_once, tmp_path, monkeypatch, node, place):
+    (tmp_path / "named_in_the_file.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\nthing = {{}}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "named_in_the_file", raising=False)
+
+    def edit(program):
+        program["graph_module"]["module_call_graph"][0]["signature"][place] = specs(NODES[node])
+
+    path = edited(exported_once, tmp_path / "model.pt2", edit)
+    with pytest.raises(ModelError, match="--trust"):
+        convscope.open_model(path)
+    assert not (tmp_path / "marker").exists()
+    assert "named_in_the_file" not in sys.modules
+
+
+def node_of(program):
+    return program["graph_module"]["graph"]["nodes"][0]
+
+
+EDITS = {
+    "dunder in an operator": lambda p: node_of(p).update(target="torch.ops.aten.relu.__class__"),
+    "dunder in a namespace": lambda p: node_of(p).update(target="torch.ops.__class__.relu.default"),
+    "dunder in a name": lambda p: node_of(p).update(target="torch.ops.aten.__class__.default"),
+    "higher_order.wrap": lambda p: node_of(p).update(target="torch.ops.higher_order.wrap"),
+    "higher order dunder": lambda p: node_of(p).update(target="torch.ops.higher_order.__init__"),
+    "auto_functionalized": lambda p: node_of(p).update(target="torch.ops.higher_order.auto_functionalized"),
+    "load_library": lambda p: node_of(p).update(target="torch.ops.load_library"),
+    "torch.load": lambda p: node_of(p).update(target="torch.load"),
+    "math dunder": lambda p: node_of(p).update(target="math.__loader__.load_module"),
+    "an extension": lambda p: node_of(p).update(target="#aoti:thing"),
+    "internal operator": lambda p: node_of(p).update(target="torch.ops.aten._test_string_default.default"),
+    "operator of another space": lambda p: node_of(p).update(target="torch.ops._test.leaky_relu.default"),
+    "a function as an argument": lambda p: node_of(p)["inputs"][0].update(arg={"as_operator": "torch.load"}),
+    "a C++ object": lambda p: node_of(p)["inputs"][0].update(arg={"as_custom_obj": {"name": "x", "class_fqn": "y"}}),
+    "an unlisted key": lambda p: p.update(surprise=1),
+    "an unlisted key of the graph": lambda p: p["graph_module"]["graph"].update(surprise={"a": "b"}),
+    "an unlisted note": lambda p: node_of(p)["metadata"].update(surprise="import os"),
+    "two kinds at once": lambda p: node_of(p)["inputs"][0]["arg"].update(as_int=1),
+    "a name that is no name": lambda p: p["graph_module"]["graph"]["inputs"][0]["as_tensor"].update(name="x: print()"),
+    "a keyword as a name": lambda p: node_of(p).update(name="lambda"),
+    "named tuples": lambda p: p["graph_module"].update(treespec_namedtuple_fields={"os.x": {"field_names": ["a"]}}),
+    "a symbol of many": lambda p: p.update(range_constraints={"u99999999999": {"min_val": 0, "max_val": 9}}),
+    "a verifier": lambda p: p.update(verifiers=["os.system"]),
+    "a power tower": lambda p: p["graph_module"]["graph"]["sym_int_values"].update(
+        s={"as_expr": {"expr_str": "Pow(Integer(9), Pow(Integer(9), Integer(99)))", "hint": None}}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", list(EDITS))
+def test_only_what_an_export_writes_is_handed_to_torch(exported_once, tmp_path, monkeypatch, what):
+    monkeypatch.setattr(torch.export, "load", lambda *_, **__: pytest.fail("torch has read it"))
+    with pytest.raises(ModelError, match="--trust"):
+        convscope.open_model(edited(exported_once, tmp_path / "model.pt2", EDITS[what]))
+
+
+def test_what_is_noted_beside_the_graph_is_left_out(exported_once, tmp_path):
+    """Guards are Python, and functions in notes are looked up by name."""
+
+    def edit(program):
+        program["guards_code"] = ["__import__('os').abort()"]
+        program["graph_module"]["metadata"] = {"custom": "{}"}
+        node_of(program)["metadata"].update(source_fn_stack="a,torch.ops.load_library", custom='{"__enum__": true}')
+
+    assert convscope.open_model(edited(exported_once, tmp_path / "model.pt2", edit)).layer("conv").kind == "conv"
+
+
+def rewritten(path, to, change):
+    """The archive with its members changed: `change` is given the name and the bytes, and gives the bytes or None."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(to, "w") as made:
+        for entry in archive.infolist():
+            data = change(entry.filename, archive.read(entry))
+            if data is not None:
+                made.writestr(entry.filename, data)
+    return to
+
+
+def table_with(**changes):
+    def change(name, data):
+        if not name.endswith("model_weights_config.json"):
+            return data
+        table = json.loads(data)
+        payload = table["config"]["conv.weight"]
+        payload.update({key: value for key, value in changes.items() if key in payload})
+        payload["tensor_meta"].update({key: value for key, value in changes.items() if key in payload["tensor_meta"]})
+        return json.dumps(table).encode()
+
+    return change
+
+
+BIG = [{"as_int": 2**20}, {"as_int": 2**20}, {"as_int": 3}, {"as_int": 3}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        table_with(use_pickle=True),
+        table_with(path_name="../../etc/passwd"),
+        table_with(path_name="weight_99"),
+        table_with(sizes=BIG),
+        table_with(strides=BIG),
+        table_with(storage_offset={"as_int": 10**6}),
+        table_with(storage_offset={"as_int": -1}),
+        table_with(device={"type": "meta", "index": None}),
+        lambda name, data: b"" if name.endswith("weight_0") else data,
+        lambda name, data: None if name.endswith("weight_0") else data,
+        lambda name, data: b"{" * 10**5 if name.endswith("models/model.json") else data,
+        lambda name, data: b"[" * 10**5 + b"]" * 10**5 if name.endswith("models/model.json") else data,
+        lambda name, data: b"\xff" if name.endswith("archive_format") else data,
+        lambda name, data: b"big" if name.endswith("byteorder") else data,
+    ],
+)
+def test_weights_are_what_the_table_says(exported_once, tmp_path, change):
+    with pytest.raises(ModelError) as error:
+        convscope.open_model(rewritten(exported_once, tmp_path / "model.pt2", change))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9, 0.99])
+def test_a_download_that_broke_off(exported_once, tmp_path, kept):
+    data = exported_once.read_bytes()
+    (tmp_path / "cut.pt2").write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(ModelError):
+        convscope.open_model(tmp_path / "cut.pt2")

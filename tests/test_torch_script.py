@@ -1,5 +1,9 @@
 """TorchScript: the mirror gives what the script module itself gives, and its layers can be tapped."""
 
+import io
+import re
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -9,6 +13,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 import convscope  # noqa: E402
+from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
 from convscope.networks import torch_script  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
@@ -222,3 +227,206 @@ def test_digits():
     files = sorted((ASSETS / "photos" / "digits").glob("*/*.png"))
     logits = network.predict(network.prepare(read_pictures(files)))
     assert (logits.argmax(axis=1) == [int(file.parent.name) for file in files]).mean() >= 0.96
+
+
+# -- programs that would do more than compute -------------------------------------------------------------
+
+
+class Saving(nn.Module):
+    """Writes a file when its state is set: while torch loads it."""
+
+    marker: str
+
+    def __init__(self, marker: str):
+        super().__init__()
+        self.conv, self.marker = nn.Conv2d(3, 4, 3), marker
+
+    def forward(self, x):
+        return self.conv(x).mean(dim=[2, 3])
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.training, self.conv.weight, self.marker)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[bool, torch.Tensor, str]):
+        torch.save(state[1], state[2])
+        self.training = state[0]
+
+
+class Holding(nn.Module):
+    """The same in a child that the pass does not use."""
+
+    def __init__(self, marker: str):
+        super().__init__()
+        self.conv, self.child = nn.Conv2d(3, 4, 3), Saving(marker)
+
+    def forward(self, x):
+        return self.conv(x).mean(dim=[2, 3])
+
+
+@pytest.mark.parametrize("make", [Saving, Holding])
+def test_a_state_that_is_set_by_code_of_the_file_is_not_set(tmp_path, make):
+    marker = tmp_path / "marker"
+    torch.jit.save(torch.jit.script(make(str(marker)).eval()), tmp_path / "model.pt")
+    marker.unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=r"__[gs]etstate__.*--trust"):
+        convscope.open_model(tmp_path / "model.pt")
+    assert not marker.exists()
+
+
+class Unused(nn.Module):
+    """A method that nothing calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean(dim=[2, 3])
+
+    @torch.jit.export
+    def other(self, x, name: str):
+        torch.save(x, name)
+        return x
+
+
+class Waiting(Unused):
+    @torch.jit.export
+    def other(self, x, name: str):
+        return torch.jit.wait(torch.jit.fork(torch.relu, x))
+
+
+@pytest.mark.parametrize("make", [Unused, Waiting])
+def test_methods_that_nothing_calls_are_read_too(tmp_path, make):
+    torch.jit.save(torch.jit.script(make().eval()), tmp_path / "model.pt")
+    with pytest.raises(ModelError, match=r"TorchScript program.*--trust"):
+        convscope.open_model(tmp_path / "model.pt")
+    assert convscope.open_model(tmp_path / "model.pt", trust=True, size=16).layer("conv").kind == "conv"
+
+
+def test_a_loop_without_end_ends(tmp_path):
+    class Endless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            count = 0
+            while count >= 0:
+                count += 1
+            return self.conv(x).mean(dim=[2, 3]) + count
+
+    torch.jit.save(torch.jit.script(Endless().eval()), tmp_path / "model.pt")
+    with limits.using(nodes=10_000), pytest.raises(ModelError, match="runs too often"):
+        convscope.open_model(tmp_path / "model.pt", size=16)
+
+
+def plain(tmp_path):
+    torch.jit.save(torch.jit.script(Views().eval()), tmp_path / "plain.pt")
+    return tmp_path / "plain.pt"
+
+
+def changed(path, to, change):
+    """The archive with its members changed: `change` is given the name and the bytes, and gives the bytes or None."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(to, "w") as made:
+        for entry in archive.infolist():
+            data = change(entry.filename.partition("/")[2], archive.read(entry))
+            if data is not None:
+                made.writestr(entry.filename, data)
+    return to
+
+
+FORWARD = b"  def forward(self: __torch__.test_torch_script.Views,\n    x: Tensor) -> Tensor:\n"
+ODD_CODE = {
+    "save as an operator": (b"", b"    ops.aten.save(x, 'marker')\n"),
+    "save as a function": (b"", b"    torch.save(x, 'marker')\n"),
+    "save as a method": (b"", b"    _9 = (x).save('marker', )\n"),
+    "save under another name": (b"", b"    _9 = torch.save\n    _8 = _9(x, 'marker')\n"),
+    "save by getattr": (b"", b"    _9 = getattr(x, 'save')('marker')\n"),
+    "a home under another name": (b"", b"    _9 = ops.aten\n    _8 = _9.save(x, 'marker')\n"),
+    "a default that is run": (
+        b"  def more(self: Tensor, x: Tensor=torch.from_file('marker', True, 16)) -> Tensor:\n    return x\n",
+        b"",
+    ),
+    "fork": (b"", b"    _9 = fork(__torch__.a.b, x)\n"),
+    "a C++ class": (
+        b"",
+        b"    _9 = __torch__.torch.classes.dist_rpc.WorkerInfo.__new__(__torch__.torch.classes.dist_rpc.WorkerInfo)\n",
+    ),
+    "another space": (b"", b"    _9 = ops.c10d.barrier()\n"),
+    "an unknown name": (b"", b"    _9 = open('marker', 'w')\n"),
+    "a lambda": (b"", b"    _9 = (lambda: 0)\n"),
+    "an import": (b"", b"    import os\n"),
+    "a hidden line": (b"", b"    _9 = 1 # \x0c\r    torch.save(x, 'marker')\n"),
+    "a continued line": (b"", b"    _9 = \\\n    torch.save(x, 'marker')\n"),
+    "a text on several lines": (b"", b"    _9 = '''\n    torch.save(x, 'marker')\n'''\n"),
+    "what is no code": (b"", b"    def (\n"),
+    "deep code": (b"", b"    _9 = " + b"torch.relu(" * 250 + b"x" + b")" * 250 + b"\n"),
+    "setstate": (b"  def __setstate__(self: Tensor, s: Tensor) -> NoneType:\n    return None\n", b""),
+}
+
+
+@pytest.mark.parametrize("what", list(ODD_CODE))
+def test_code_that_is_not_known_to_compute_is_not_compiled(tmp_path, monkeypatch, what):
+    before, inside = ODD_CODE[what]
+
+    def change(name, data):
+        if name == "code/__torch__/test_torch_script.py":
+            assert FORWARD in data
+            data = data.replace(FORWARD, before + FORWARD + inside)
+        return data
+
+    path = changed(plain(tmp_path), tmp_path / "model.pt", change)
+    monkeypatch.setattr(torch._C, "import_ir_module_from_buffer", lambda *_: pytest.fail("torch has read it"))
+    with pytest.raises(ModelError, match="--trust"):
+        convscope.open_model(path)
+
+
+def at_data(change):
+    return lambda name, data: change(data) if name == "data.pkl" else data
+
+
+ODD_DATA = {
+    "a class of C++": at_data(
+        lambda d: re.sub(rb"c__torch__[\w.]*\nConv2d\n", b"c__torch__.torch.classes.os\nOs\n", d)
+    ),
+    "a foreign name": at_data(lambda d: d.replace(b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nsystem\n")),
+    "a storage that is not there": lambda name, data: None if name == "data/0" else data,
+    "a storage that is short": lambda name, data: data[:-4] if name == "data/0" else data,
+    "a storage that is long": lambda name, data: data + data if name == "data/0" else data,
+    "a pickle that is cut": at_data(lambda d: d[: len(d) // 2]),
+    "no pickle": at_data(lambda d: b"\x00" * 50),
+    "a version that is no number": lambda name, data: b"nine" if name == "version" else data,
+    "no version": lambda name, data: None if name == "version" else data,
+}
+
+
+@pytest.mark.parametrize("what", list(ODD_DATA))
+def test_pickles_of_scripts_are_walked_before_torch_reads_them(tmp_path, monkeypatch, what):
+    path = changed(plain(tmp_path), tmp_path / "model.pt", ODD_DATA[what])
+    monkeypatch.setattr(torch._C, "import_ir_module_from_buffer", lambda *_: pytest.fail("torch has read it"))
+    with pytest.raises(ModelError) as error:
+        convscope.open_model(path)
+    assert "\n" not in str(error.value)
+
+
+def test_two_members_of_one_name_are_refused(tmp_path):
+    """Which of the two a reader takes is its own affair."""
+    path = plain(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("plain/code/__torch__/test_torch_script.py", "def f(x: Tensor) -> Tensor:\n  return x\n")
+    with pytest.raises(ModelError, match="two members named"):
+        convscope.open_model(path)
+
+
+def test_torch_sees_what_was_checked_and_no_more(tmp_path, monkeypatch):
+    path = changed(plain(tmp_path), tmp_path / "model.pt", lambda name, data: data)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("plain/bytecode.pkl", b"cos\nsystem\n(S'true'\ntR.")
+        archive.writestr("plain/code/__torch__.py.debug_pkl", b"cos\nsystem\n(S'true'\ntR.")
+    given, load = [], torch._C.import_ir_module_from_buffer
+    monkeypatch.setattr(torch._C, "import_ir_module_from_buffer", lambda *a: given.append(a[1]) or load(*a))
+    assert torch_script.read(path).module is not None
+    names = zipfile.ZipFile(io.BytesIO(given[0])).namelist()
+    assert not [name for name in names if name.endswith(("debug_pkl", "bytecode.pkl"))]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from pathlib import Path
 
 from convscope.errors import ModelError, nearest
+from convscope.networks import archives
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -64,10 +64,10 @@ def kind_of_file(path: Path) -> str:
     """
     if path.is_dir():
         return "saved_model"
-    if zipfile.is_zipfile(path):
-        return _kind_of_zip(path)
     with path.open("rb") as file:
         head = file.read(64)
+    if head.startswith(b"PK"):
+        return _kind_of_zip(path)
     if head.startswith(HDF5_SIGNATURE) or _has_late_hdf5(path):
         return "hdf5"
     if re.match(rb'.{8}\s*\{\s*"', head, re.DOTALL) and int.from_bytes(head[:8], "little") < path.stat().st_size:
@@ -85,12 +85,8 @@ def kind_of_file(path: Path) -> str:
 
 
 def _kind_of_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.partition("/")[2] or name for name in archive.namelist()]
-            whole = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise ModelError(f"the archive {path} can't be read whole: {error}. Copy or download it again.") from error
+    whole = archives.member_names(path)
+    names = [name.partition("/")[2] or name for name in whole]
     if "config.json" in whole:
         return "keras"
     if any(name.startswith("models/") or "serialized_exported_program" in name for name in (*names, *whole)):
@@ -100,7 +96,8 @@ def _kind_of_zip(path: Path) -> str:
     if "data.pkl" in names:
         return "torch"
     raise ModelError(
-        f"{path} is another zip archive (it holds {', '.join(whole[:3]) or 'nothing'}, …), not a model. "
+        f"{path} is another zip archive (it holds {', '.join(ascii(name)[1:61] for name in whole[:3]) or 'nothing'}, …), "
+        "not a model. "
         f"Expected {EXPECTED}."
     )
 

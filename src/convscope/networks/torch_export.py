@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import ast
+import io
 import json
-import os
 import re
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch._export.serde import schema
 
+from convscope import limits
 from convscope.errors import ModelError, one_line
+from convscope.networks import archives, pickles, torch_pickles, torch_schema
 from convscope.networks.modules import Described, OpenedModule
 from convscope.networks.torch_files import source_of
 
@@ -25,145 +25,166 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
 
     Args:
         path: a `.pt2` file.
-        trust: let it unpickle what is no tensor, and run expressions and functions that a graph has no use for.
+        trust: hand it to PyTorch as it is; else it is read first, and what is not known to be harmless is refused.
 
     Raises:
         ModelError: it is damaged, compiled for one machine, or holds what could run code and is not trusted.
     """
-    names = _names(path)
-    if any(name.endswith((".so", ".cubin")) for name in names):
+    compiled = [name for name in archives.member_names(path) if name.endswith((".so", ".cubin"))]
+    if compiled:
         raise ModelError(
             f"{path} is compiled for one machine (AOTInductor), without a graph. Expected torch.export.save."
         )
-    objects = [name for name in names if name.rpartition("/")[2].startswith(("custom_obj_", "opaque_obj_"))]
-    if objects and not trust:
-        raise ModelError(
-            f"{path} holds {len(objects)} pickled object{'s' if len(objects) > 1 else ''}, and unpickling runs code. "
-            "Expected tensors only. If you trust the file, give --trust (trust=True)."
-        )
-    if not trust:
-        _refuse_code(path)
-    with _tensors_only(not trust):
-        try:
-            program = torch.export.load(path)
-        except Exception as error:  # torch raises what its reader raises
-            raise ModelError(f"{path} can't be read as an exported program ({one_line(error)[:200]}).") from error
+    source: Any = path if trust else _checked(path)
+    try:
+        program = torch.export.load(source)
+        module = _unflattened(program)
+    except Exception as error:  # torch raises what its reader raises
+        raise ModelError(f"{path} can't be read as an exported program ({one_line(error)[:200]}).") from error
     shape = _input_shape(program)
-    _free_the_batch(program)
-    module = torch.export.unflatten(program)
-    # Its own check insists on the sizes of the example.
-    module.process_forward_inputs = lambda *arguments: list(arguments)  # type: ignore[method-assign]
     _describe(module, program)
     return OpenedModule(module, source_of(path), input_shape=(None, *shape[1:]) if shape else None)
 
 
-def _names(path: Path) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
+def _unflattened(program: Any) -> nn.Module:
+    _free_the_batch(program)
+    module = torch.export.unflatten(program)
+    # Its own check insists on the sizes of the example.
+    module.process_forward_inputs = lambda *arguments: list(arguments)  # type: ignore[method-assign]
+    return module
 
 
-# torch evaluates the sizes of a graph as Python, looks its functions up by dotted names, and writes names of weights,
-# modules and arguments into the Python that it generates. Each is held to what an export writes.
-_SIZES = frozenset(
-    {
-        *("Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs", "floor"),
-        *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Equality", "Unequality", "ceiling", "Piecewise"),
-        *("StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "FloorDiv", "CleanDiv", "CeilDiv"),
-        *("PythonMod", "ModularIndexing", "Where", "IntTrueDiv", "FloatTrueDiv", "TruncToInt", "ToFloat", "Identity"),
-        *("FloorToInt", "CeilToInt", "RoundToInt", "PowByNatural", "FloatPow", "LShift", "RShift"),
-    }
-)
-_SIZE_SYNTAX = (
-    *(ast.Expression, ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.keyword),
-    *(ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.expr_context, ast.Tuple),
-)
-_FUNCTIONS = (
-    r"torch\.ops\.(aten|prims|quantized|torchvision)\.(?!(from_file|save)\b)\w+\.\w+|torch\.ops\.higher_order\.\w+"
-    r"|_operator\.(getitem|add|i?sub|mul|floordiv|truediv|mod|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|pow)"
-    r"|math\.\w+|torch\.sym_\w+|"
+# -- reading the archive first ---------------------------------------------------------------------------
+
+_MODEL, _WEIGHTS, _CONSTANTS = "models/model.json", "data/weights/", "data/constants/"
+_CONFIGS = {_WEIGHTS: "model_weights_config.json", _CONSTANTS: "model_constants_config.json"}
+# Of PyTorch 2.6 and 2.7.
+_OLD_MODEL, _OLD_STATES = "serialized_exported_program.json", ("serialized_state_dict.pt", "serialized_constants.pt")
+_MEMBERS = re.compile(
+    r"archive_format|archive_version|version|byteorder|\.data/(version|serialization_id)|\.format_version"
+    r"|\.storage_alignment|models/model\.json|data/weights/(weight_\d+|model_weights_config\.json|model\.pt)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json|model\.pt)|data/sample_inputs/model\.pt|extra/.*"
+    r"|serialized_(exported_program\.json|(state_dict|constants|example_inputs)\.pt)|extra_files/.*"
 )
 
 
-def _refuse_code(path: Path) -> None:
-    """Make sure that nothing in the graph's description would be run as Python but arithmetic of sizes."""
-    with zipfile.ZipFile(path) as archive:
-        found = [archive.read(name) for name in archive.namelist() if name.endswith(".json")]
-    try:
-        texts = [(key, text) for data in found for key, text in _texts(json.loads(data))]
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read as an exported program ({one_line(error)[:200]}).") from error
-    odd = next((text for key, text in texts if not _is_plain(key, text)), None)
+def _checked(path: Path) -> io.BytesIO:
+    """The archive, written anew of what was found to be harmless: torch's reader sees what was checked, and no more.
+
+    The inputs of the example (a pickle) and what the author put beside the program are left out.
+    """
+    with archives.opened(path) as archive:
+        _check_members(archive)
+        try:
+            return archives.packed(_old_members(archive) if _OLD_MODEL in archive.members else _members(archive))
+        except torch_schema.Odd as odd:
+            raise torch_schema.refusal(path, odd) from odd
+        except pickles.ForeignName as error:
+            raise ModelError(
+                f"{path} holds a pickle that asks for {error.name}, and unpickling runs code. Expected tensors only. "
+                "If you trust the file, give --trust (trust=True)."
+            ) from error
+
+
+def _check_members(archive: archives.Archive) -> None:
+    objects = [name for name in archive.members if re.match(r"(custom|opaque)_obj_", name.rpartition("/")[2])]
+    if objects:
+        raise ModelError(
+            f"{archive.path} holds {len(objects)} pickled object{'s' if len(objects) > 1 else ''}, and unpickling runs "
+            "code. Expected tensors only. If you trust the file, give --trust (trust=True)."
+        )
+    odd = next((name for name in archive.members if not _MEMBERS.fullmatch(name)), None)
     if odd is not None:
         raise ModelError(
-            f"{path} holds text that PyTorch would run as code ({odd[:80]!r}), and no export writes such. If you trust "
-            "the file, give --trust (trust=True)."
+            f"{archive.path} holds the member {ascii(odd)[:80]}, which torch.export.save does not write. "
+            "If you trust the file, give --trust (trust=True)."
         )
 
 
-def _texts(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in nested JSON with the key that it stands under."""
-    if isinstance(data, str):
-        yield key, data
-    elif isinstance(data, dict):
-        for inner, value in data.items():
-            yield from _texts(value, inner)
-    elif isinstance(data, list):
-        for value in data:
-            yield from _texts(value, key)
-
-
-def _is_plain(key: str, text: str) -> bool:
-    if key == "expr_str":
-        return _is_size(text)
-    if key in ("target", "as_operator"):
-        return re.fullmatch(_FUNCTIONS, text) is not None
-    if key == "name":
-        return re.fullmatch(r"\w*", text) is not None
-    if key in ("nn_module_stack", "fqn") or key.endswith("_name"):
-        return re.search(r"[\"\\\n\r]", text) is None
-    return True
-
-
-def _is_size(text: str) -> bool:
-    """True for arithmetic of numbers and symbols: "Mul(Integer(2), Symbol('s0', integer=True))"."""
-    try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    names_of_symbols = {id(node.args[0]) for node in nodes if isinstance(node, ast.Call) and _makes_symbol(node)}
-    return all(isinstance(node, _SIZE_SYNTAX) for node in nodes) and all(
-        _is_plain_node(node, id(node) in names_of_symbols) for node in nodes
-    )
-
-
-def _makes_symbol(call: ast.Call) -> bool:
-    return isinstance(call.func, ast.Name) and call.func.id == "Symbol" and bool(call.args)
-
-
-def _is_plain_node(node: ast.AST, names_symbol: bool) -> bool:
-    if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Name) and node.func.id in _SIZES
-    if isinstance(node, ast.Name):
-        return not node.id.startswith("_")
-    if isinstance(node, ast.Constant):
-        text = isinstance(node.value, str | bytes)
-        return not text or (names_symbol and re.fullmatch(r"\w+", str(node.value)) is not None)
-    return True
-
-
-@contextmanager
-def _tensors_only(wanted: bool) -> Iterator[None]:
-    """torch.export.load falls back on a full unpickling; this setting of torch's own forbids it."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    try:
-        if wanted:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
+def _members(archive: archives.Archive) -> Iterator[tuple[str, bytes | bytearray]]:
+    if archive.text("archive_format") != b"pt2":
+        raise torch_schema.Odd("archive_format", "another format than pt2")
+    _check_order(archive)
+    yield "archive_format", b"pt2"
+    yield "archive_version", _number(archive, "archive_version")
+    yield ".data/version", b"3\n"
+    yield "byteorder", b"little"
+    yield _MODEL, _json(torch_schema.program(torch_schema.parsed(archive.text(_MODEL), _MODEL)))
+    yield "data/sample_inputs/model.pt", _walked(archive, "data/sample_inputs/model.pt")
+    for folder in (_WEIGHTS, _CONSTANTS):
+        if f"{folder}model.pt" in archive.members:
+            yield f"{folder}model.pt", _tensors_anew(archive, f"{folder}model.pt")
         else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+            yield from _payload(archive, folder)
+
+
+def _payload(archive: archives.Archive, folder: str) -> Iterator[tuple[str, bytes | bytearray]]:
+    """The table of a folder's tensors, and the bytes of each: as many as the table says."""
+    name = folder + _CONFIGS[folder]
+    table = torch_schema.cleaned(schema.PayloadConfig, torch_schema.parsed(archive.text(name), name))
+    yield name, _json(table)
+    needed: dict[str, int] = {}
+    for payload in table.get("config", {}).values():
+        member = folder + payload["path_name"]
+        span, values, item = torch_schema.nbytes(payload["tensor_meta"])
+        held = archive.members[member].file_size if member in archive.members else -1
+        if span > held or held % item or values > limits.current().weights:
+            raise torch_schema.Odd(name, f"a tensor of {max(span, values)} bytes, whose member {member} has {held}")
+        needed[member] = held
+    for member in needed:
+        yield member, archive.read(member)
+
+
+def _old_members(archive: archives.Archive) -> Iterator[tuple[str, bytes | bytearray]]:
+    version = archive.text("version")
+    if not re.fullmatch(rb"\d{1,4}\.\d{1,4}\s*", version):
+        raise torch_schema.Odd("version", "what is no version")
+    yield "version", version
+    yield _OLD_MODEL, _json(torch_schema.program(torch_schema.parsed(archive.text(_OLD_MODEL), _OLD_MODEL)))
+    for name in _OLD_STATES:
+        yield name, _tensors_anew(archive, name)
+    yield "serialized_example_inputs.pt", _walked(archive, "serialized_example_inputs.pt")
+
+
+def _tensors_anew(archive: archives.Archive, name: str) -> bytes:
+    """A pickled dictionary of tensors, read by our own reader and written by torch."""
+    data = archive.read(name)
+    tensors: dict[str, torch.Tensor] = {}
+    held: dict[Any, bytearray] = {}
+    if data:
+        with torch_pickles.opened(archive.path, data) as checkpoint:
+            for key, value in checkpoint.value.items():
+                if not isinstance(value, torch_pickles.Declared) or not re.fullmatch(r"[\w.@]*", str(key)):
+                    raise torch_schema.Odd(name, "a value that is no tensor", code=True)
+                tensors[str(key)] = checkpoint.tensor(value, held)
+    made = io.BytesIO()
+    torch.save(tensors, made)
+    return made.getvalue()
+
+
+def _walked(archive: archives.Archive, name: str) -> bytes:
+    """Nothing, for a pickle that is not needed; but one that asks for more than tensors makes the file a suspect."""
+    data = archive.read(name) if name in archive.members else b""
+    if data:
+        with torch_pickles.opened(archive.path, data):
+            pass
+    return b""
+
+
+def _check_order(archive: archives.Archive) -> None:
+    if "byteorder" in archive.members and archive.text("byteorder") != b"little":
+        raise torch_schema.Odd("byteorder", "another byte order than little")
+
+
+def _number(archive: archives.Archive, name: str) -> bytes:
+    text = archive.text(name)
+    if not re.fullmatch(rb"\d{1,4}", text):
+        raise torch_schema.Odd(name, "what is no number")
+    return text
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
 def _input_shape(program: Any) -> tuple[int | None, ...] | None:

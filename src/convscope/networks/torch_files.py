@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import pickletools
-import re
-import warnings
-import zipfile
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from convscope import limits
 from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line
+from convscope.networks import pickles, torch_pickles
 from convscope.networks import preprocessing as pp
 from convscope.networks.code import literal
 from convscope.networks.files import KINDS, kind_of_file, sha256
@@ -35,15 +34,11 @@ def open_file(path: Path, trust: bool = False) -> OpenedModule:
     """
     kind = kind_of_file(path)
     if kind == "torchscript":
-        return importlib.import_module("convscope.networks.torch_script").read(path)
+        return importlib.import_module("convscope.networks.torch_script").read(path, trust)
     if kind == "exported":
         return importlib.import_module("convscope.networks.torch_export").read(path, trust)
-    if kind != "safetensors":
-        wanted = foreign_globals(path)
-        if wanted and trust:
-            return _pickled_module(path)
-        if wanted:
-            raise ModelError(_would_run_code(path, wanted))
+    if kind != "safetensors" and trust and foreign_globals(path):
+        return _pickled_module(path)
     state, _ = load_state_dict(path)
     raise ModelError(_weights_only(path, state))
 
@@ -69,33 +64,55 @@ def load_state_dict(path: Path, trust: bool = False) -> tuple[dict[str, torch.Te
     Raises:
         ModelError: the file holds no weights, is damaged, or would have to run code.
     """
-    if kind_of_file(path) == "safetensors":
+    kind = kind_of_file(path)
+    if kind == "safetensors":
         return _safetensors(path), ()
-    found = _checkpoint(path, trust)
+    if kind != "torch":
+        raise ModelError(f"expected a state dict of tensors by name in {path}, found {KINDS[kind]}. Open it by itself.")
+    try:
+        with torch_pickles.opened(path) as checkpoint:
+            found, notes = _unwrapped(path, checkpoint.value, torch_pickles.Declared)
+            held: dict[Any, bytearray] = {}
+            return {name: checkpoint.tensor(declared, held) for name, declared in found.items()}, notes
+    except pickles.ForeignName as error:
+        if trust:
+            return _unwrapped(path, _unpickled(path), torch.Tensor)
+        raise ModelError(_would_run_code(path, foreign_globals(path) or [error.name])) from error
+
+
+def _unwrapped(path: Path, found: Any, kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What is of a `kind` of tensors in the state dict of a checkpoint, by its name."""
     notes: list[str] = []
-    while isinstance(found, Mapping) and not _is_state(found):
+    while isinstance(found, Mapping) and not _is_state(found, kind):
         key = next((key for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
         if key is None:
             break
         beside = [other for other in _WRAPPERS if other != key and isinstance(found.get(other), Mapping)]
         notes.append(f"taken from {key!r}" + (f" (beside it: {', '.join(beside)})" if beside else ""))
         found = found[key]
-    if not isinstance(found, Mapping) or not found or not _is_state(found):
+    if not isinstance(found, Mapping) or not found or not _is_state(found, kind):
         what = "an empty one" if isinstance(found, Mapping) and not found else _contents(found)
         raise ModelError(f"expected a state dict of tensors by name in {path}, found {what}.")
-    return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}, tuple(notes)
+    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, kind)}
+    try:
+        _check_names(tensors)
+    except ValueError as error:
+        raise ModelError(f"expected a state dict of tensors by name in {path}, but {error}.") from error
+    return tensors, tuple(notes)
 
 
-def _is_state(found: Mapping) -> bool:
+def _is_state(found: Mapping, kind: type) -> bool:
     """True if names lead to tensors; a few numbers beside them do no harm."""
-    tensors = sum(isinstance(value, torch.Tensor) for value in found.values())
+    tensors = sum(isinstance(value, kind) for value in found.values())
     return tensors > 0 and tensors >= len(found) / 2
 
 
 def _contents(found: Any) -> str:
     if isinstance(found, Mapping):
-        return f"{', '.join(repr(key) for key in list(found)[:4])}, …"
-    return f"a {type(found).__name__}"
+        return f"{', '.join(ascii(key)[:60] for key in list(found)[:4])}, …"
+    if isinstance(found, torch_pickles.Beside):
+        return f"a {found.name}"
+    return "a tensor" if isinstance(found, torch_pickles.Declared) else f"a {type(found).__name__}"
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -105,6 +122,7 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise BackendError(
             f"{path} needs safetensors, which is not installed. Run: pip install 'convscope[torch]'"
         ) from error
+    _check_header(path)
     try:
         state = load_file(path)
     except Exception as error:  # the library's own error class is no ValueError
@@ -114,47 +132,47 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _checkpoint(path: Path, trust: bool) -> Any:
-    wanted = foreign_globals(path)
-    if wanted and trust:
-        return _unpickled(path)
-    if wanted:
-        raise ModelError(_would_run_code(path, wanted))
-    protocol = max((data[1] for data in _pickles(path) if data[:1] == b"\x80"), default=2)
-    try:
-        with torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler raises
-        if protocol > 2:
+def _check_header(path: Path) -> None:
+    """Hold the header of a `.safetensors` file to the file's own size and to the limits, before any of it is read."""
+    size, limit = path.stat().st_size, limits.current()
+    if size > limit.weights:
+        raise ModelError(f"{path} has {limits.shown('weights', size)} ({limits.how_to_raise('weights')}).")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, limit.text):
             raise ModelError(
-                f"{path} was saved with pickle protocol {protocol}, of which PyTorch's careful reader knows a part. "
-                "Save it anew with torch.save(model.state_dict(), FILE), without pickle_protocol."
-            ) from error
-        raise ModelError(f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.") from error
+                f"{path} says that its header has {length} bytes, and has {size} in all "
+                f"({limits.how_to_raise('text')}). Copy or download it again."
+            )
+        try:
+            tensors = json.loads(file.read(length), object_pairs_hook=_each_once)
+            _check_places({name: told for name, told in tensors.items() if name != "__metadata__"}, size - 8 - length)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path} can't be read whole: {one_line(error)}. Copy or download it again.") from error
 
 
-class _Beside:
-    """In place of what checkpoints hold beside the weights: numbers of NumPy's, arguments. Nothing of it is needed.
-
-    NumPy's own constructors are not called: given the wrong bytes they read memory that is none of theirs.
-    """
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("its header names something twice")
+    return dict(pairs)
 
 
-_DATA = (
-    *("dtype", "ndarray", "core.multiarray.scalar", "core.multiarray._reconstruct"),
-    *("_core.multiarray.scalar", "_core.multiarray._reconstruct"),
-)
+def _check_places(tensors: Mapping[str, Any], size: int) -> None:
+    """Tensors lie one after another, and none overlaps another or the file's end."""
+    if len(tensors) > limits.current().entries:
+        raise ValueError(f"it has {len(tensors)} tensors ({limits.how_to_raise('entries')})")
+    _check_names(tensors)
+    end = 0
+    for name, (first, last) in sorted(((n, t["data_offsets"]) for n, t in tensors.items()), key=lambda pair: pair[1]):
+        if not (type(first) is type(last) is int) or not end == first <= last <= size:
+            raise ValueError(f"its tensor {name!r} overlaps another or the end of the file")
+        end = last
 
 
-def _plain_data() -> list[Any]:
-    """Names of mere data that torch's careful unpickler does not know, each with what stands in for it."""
-    return [(_Beside, "argparse.Namespace"), *((_Beside, f"numpy.{name}") for name in _DATA)]
+def _check_names(tensors: Mapping[Any, Any]) -> None:
+    odd = next((name for name in tensors if not isinstance(name, str) or not name.isprintable()), None)
+    if odd is not None:
+        raise ValueError(f"a tensor has the name {ascii(odd)[:80]}")
 
 
 def fill(module: nn.Module, path: Path, trust: bool = False) -> tuple[str, ...]:
@@ -248,77 +266,15 @@ def _weights_only(path: Path, state: Mapping[str, torch.Tensor]) -> str:
 
 # -- pickles ---------------------------------------------------------------------------------------------
 
-_HARMLESS = r"""(?x)
-    torch\.(_utils\._rebuild_\w+ | \w*Storage | Size | device | Tensor | (b?float|u?int|q?u?int|bool|complex|half)\w*)
-    | torch\._tensor\._rebuild\w+ | torch\.nn\.parameter\.(Parameter|Buffer) | torch\.storage\.\w+
-    | torch\.serialization\._get_layout | collections\.(OrderedDict|defaultdict|Counter) | _codecs\.encode
-    | numpy\.(dtype | ndarray | dtypes\.\w+ | _?core\.multiarray\.(scalar|_reconstruct)) | argparse\.Namespace
-    | __builtin__\.(set|complex|bytearray) | builtins\.(set|complex|bytearray)
-"""
-
 
 def foreign_globals(path: Path) -> list[str]:
     """Classes and functions that unpickling a file would call, beside those of tensors; nothing is unpickled here.
 
-    It is for the message: what keeps foreign code from running is torch's own `weights_only`.
-
     Raises:
         ModelError: the file is damaged.
     """
-    wanted = [name for data in _pickles(path) for name in _globals_of(data, path)]
-    return [name for name in dict.fromkeys(wanted) if not re.fullmatch(_HARMLESS, name)]
-
-
-def _globals_of(data: bytes, path: Path) -> list[str]:
-    """The classes and functions that a pickle names, in order."""
-    wanted: list[str] = []
-    pushed: list[str | None] = []  # texts that went on the stack; None for anything else
-    memo: dict[int, str | None] = {}
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "GLOBAL":
-                wanted.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                wanted.append(".".join(str(text) for text in pushed[-2:]))
-            if opcode.name == "MEMOIZE" or opcode.name.endswith("PUT"):
-                memo[len(memo) if argument is None else int(argument or 0)] = pushed[-1] if pushed else None
-            elif opcode.name.endswith("GET"):
-                pushed.append(memo.get(int(argument or 0)))
-            else:
-                pushed.append(argument if isinstance(argument, str) else None)
-    except (ValueError, IndexError) as error:
-        if not wanted and not any(pushed):
-            raise ModelError(f"{path} can't be read: {one_line(error)}. Copy or download it again.") from error
-    return wanted
-
-
-def _pickles(path: Path) -> Iterator[bytes]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith("data.pkl"):
-                    yield archive.read(name)
-        return
-    # Before the zip archives: four pickles after each other, then the tensors' bytes.
-    with path.open("rb") as file:
-        data = file.read()
-    start = 0
-    for _ in range(4):
-        end = _end_of_pickle(data, start)
-        if end is None:
-            return
-        yield data[start:end]
-        start = end
-
-
-def _end_of_pickle(data: bytes, start: int) -> int | None:
-    try:
-        for opcode, _, position in pickletools.genops(data[start:]):
-            if opcode.name == "STOP" and position is not None:
-                return start + position + 1
-    except (ValueError, IndexError):
-        return len(data) if start == 0 else None
-    return None
+    wanted = [name for found, _ in torch_pickles.names(path) for name in found]
+    return [name for name in dict.fromkeys(wanted) if torch_pickles.table(name) is None]
 
 
 def _would_run_code(path: Path, wanted: list[str]) -> str:

@@ -8,6 +8,7 @@ hooks fire on it; every other operation is called from Python, where `torch_grap
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,44 +19,161 @@ from typing import Any
 import torch
 from torch import nn
 
+from convscope import limits
 from convscope.errors import ModelError, one_line
+from convscope.networks import archives, pickles, torch_code, torch_pickles
 from convscope.networks.modules import Described, OpenedModule
 from convscope.networks.torch_files import source_of
 
 
-def read(path: Path) -> OpenedModule:
+def read(path: Path, trust: bool = False) -> OpenedModule:
     """A TorchScript archive as a module of mirrors.
 
+    Args:
+        path: the archive.
+        trust: hand it to PyTorch as it is; else its code and its pickles are read first, and what is not known to be
+            harmless is refused.
+
     Raises:
-        ModelError: it is damaged, or calls what can't be run from Python.
+        ModelError: it is damaged, may do more than compute and is not trusted, or calls what can't be run from Python.
     """
     unit = torch._C.CompilationUnit()  # as torch.jit.load does, which does not hand out the functions of the file
+    source: Any = str(path) if trust else _checked(path)
+    load = torch._C.import_ir_module if trust else torch._C.import_ir_module_from_buffer
     try:
-        loaded = torch._C.import_ir_module(unit, str(path), torch.device("cpu"), {}, False)  # type: ignore[call-arg]
+        loaded = load(unit, source, torch.device("cpu"), {}, False)  # type: ignore[call-arg, arg-type]
+        scripted = torch.jit._recursive.wrap_cpp_module(loaded).eval()
     except Exception as error:  # torch raises what its reader raises
         raise ModelError(f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.") from error
-    scripted = torch.jit._recursive.wrap_cpp_module(loaded).eval()
-    return OpenedModule(Scripted(scripted, unit, {}), source_of(path, f"the class {scripted.original_name}"))
+    code = _Code(unit, trust)
+    return OpenedModule(Scripted(scripted, code, {}), source_of(path, f"the class {scripted.original_name}"))
+
+
+# -- reading the archive first ---------------------------------------------------------------------------
+
+
+def _checked(path: Path) -> bytes:
+    """The archive, written anew of what was found to be harmless: torch's reader sees what was checked, and no more.
+
+    What debuggers and phones read is left out.
+    """
+    with archives.opened(path) as archive:
+        code = {name: archive.text(name) for name in archive.members if _is_code(name)}
+        for name, text in code.items():
+            _refuse(path, torch_code.check(name, text))
+        data = {name: archive.text(name) for name in _PICKLES if name in archive.members}
+        for name, pickle in data.items():
+            _check_pickle(archive, name, pickle)
+        place = "version" if "version" in archive.members else ".data/version"
+        version = archive.text(place)
+        if not re.fullmatch(rb"\d{1,4}\s*", version):
+            raise ModelError(f"{path} can't be read as TorchScript (its version is no number). Copy it again.")
+        if "byteorder" in archive.members and archive.text("byteorder") != b"little":
+            raise ModelError(f"{path} was written on a machine of another byte order, which is not read here.")
+        tensors = [name for name in archive.members if re.fullmatch(r"(data|constants)/\d+", name)]
+        small = {**data, **code, place: version, "byteorder": b"little"}
+        members = itertools.chain(small.items(), ((name, archive.read(name)) for name in tensors))
+        return archives.packed(members).getvalue()
+
+
+_PICKLES = ("data.pkl", "constants.pkl")
+
+
+def _is_code(name: str) -> bool:
+    return name.startswith("code/") and name.endswith(".py")
+
+
+def _refuse(path: Path, found: object) -> None:
+    if found is not None:
+        raise ModelError(
+            f"{path} is a TorchScript program, and may do more than compute: it holds {found}. "
+            "If you trust the file, give --trust (trust=True) to open it."
+        )
+
+
+def _check_pickle(archive: archives.Archive, name: str, data: bytes) -> None:
+    """Walk one of the archive's pickles as torch's loader will, without making anything.
+
+    Raises:
+        ModelError: it is damaged, or asks for what is not known to be harmless.
+    """
+    folder = name.removesuffix(".pkl")
+    instances: list[pickles.Instance] = []
+
+    def table(asked: str) -> pickles.Made | None:
+        if asked.startswith("__torch__.torch.classes."):
+            harmless = torch_code.is_harmless_class(asked)
+        else:
+            harmless = re.fullmatch(r"__torch__(\.\w+)+", asked) is not None
+        if harmless:
+            return pickles.Made(lambda *given: _instance(instances, asked, given))
+        return pickles.Made(_LISTS[asked]) if asked in _LISTS else _of_tensors(asked)
+
+    try:
+        pickles.load(data, table, lambda told: torch_pickles.in_archive(archive, folder, torch_pickles.stored(told)))
+        if any(not instance.finished for instance in instances):
+            raise ValueError("an object has no state")
+    except pickles.ForeignName as error:
+        _refuse(archive.path, f"the name {error.name} ({name})")
+    except pickles.DAMAGE as error:
+        raise ModelError(
+            f"{archive.path} can't be read as TorchScript ({name}: {one_line(error)[:200]}). Copy it again."
+        ) from error
+
+
+def _instance(instances: list[pickles.Instance], name: str, given: tuple) -> pickles.Instance:
+    if given:
+        raise ValueError("an object is made of arguments")
+    instances.append(pickles.Instance(name))
+    return instances[-1]
+
+
+def _of_tensors(name: str) -> pickles.Made | None:
+    known = name.startswith(("torch._utils._rebuild_", "collections.OrderedDict", "torch.device"))
+    return torch_pickles.table(name) if known or name.endswith("Storage") else None
+
+
+def _typed(value: Any, name: Any) -> Any:
+    """A list or dictionary with its type as text, which torch parses."""
+    if not isinstance(name, str) or len(name) > 4096 or name.count("[") > 40:
+        raise ValueError("a type that no file has")
+    if not re.fullmatch(r"[\w\[\]., ]*", name, re.ASCII):
+        raise ValueError("a type that is no name")
+    return value
+
+
+_LISTS: Mapping[str, Callable[..., Any]] = {
+    "torch.jit._pickle.restore_type_tag": _typed,
+    **{f"torch.jit._pickle.build_{kind}list": lambda value: value for kind in ("int", "tensor", "double", "bool")},
+}
+
+
+@dataclass(frozen=True)
+class _Code:
+    """The functions of a file, and whether they may do more than compute."""
+
+    unit: Any
+    trusted: bool
 
 
 class Scripted(nn.Module):
     """The mirror of one scripted module.
 
     Args:
-        scripted: the module of the file; unit: where its functions are.
+        scripted: the module of the file; code: where its functions are.
         mirrors: those that were made already: a module that is reached twice has one mirror.
     """
 
-    def __init__(self, scripted: Any, unit: Any, mirrors: dict[Any, Scripted]) -> None:
+    def __init__(self, scripted: Any, code: _Code, mirrors: dict[Any, Scripted]) -> None:
         super().__init__()
         mirrors[scripted._c] = self
-        self._scripted, self._unit = scripted._c, unit
+        self._scripted, self._code = scripted._c, code
         self._programs: dict[str, tuple[_Program, Any]] = {}
         name = str(scripted.original_name)
         own = "torch.nn.modules" in scripted._c._type().qualified_name() and list(scripted.children()) == []
         self.described = Described(name, None if own else "model")
         for child_name, child in scripted.named_children():
-            self.add_module(child_name, mirrors.get(child._c) or Scripted(child, unit, mirrors))
+            self.add_module(child_name, mirrors.get(child._c) or Scripted(child, code, mirrors))
         for key, value in scripted.named_parameters(recurse=False):
             self.register_parameter(key, nn.Parameter(value.detach(), requires_grad=False))
         for key, value in scripted.named_buffers(recurse=False):
@@ -69,7 +187,7 @@ class Scripted(nn.Module):
         """What one of its methods returns."""
         if name not in self._programs:
             method = self._scripted._get_method(name)
-            self._programs[name] = (_Program(method.graph, self._unit), method.schema)
+            self._programs[name] = (_Program(method.graph, self._code), method.schema)
         program, schema = self._programs[name]
         return program.call(_filled((self, *arguments), schema))
 
@@ -98,15 +216,15 @@ class _Program:
     """A graph or a block of one, taken apart once and run many times.
 
     Args:
-        block: of TorchScript; unit: where the functions are that it calls.
+        block: of TorchScript; code: where the functions are that it calls.
     """
 
-    def __init__(self, block: Any, unit: Any) -> None:
+    def __init__(self, block: Any, code: _Code) -> None:
         self.inputs = [value.debugName() for value in block.inputs()]
         self.outputs = [value.debugName() for value in block.outputs()]
         self._nodes = [
             _Node(
-                _compiled(node, unit),
+                _compiled(node, code),
                 tuple(value.debugName() for value in node.inputs()),
                 tuple(value.debugName() for value in node.outputs()),
             )
@@ -141,17 +259,17 @@ def _filled(arguments: tuple, schema: Any) -> tuple:
     return (*arguments, *(argument.default_value for argument in missing))
 
 
-def _compiled(node: Any, unit: Any) -> Doing:
+def _compiled(node: Any, code: _Code) -> Doing:
     """What a node does with the values of the graph so far and with those that it is given."""
     kind = node.kind()
     if kind == "prim::If":
-        branches = [_Program(block, unit) for block in node.blocks()]
+        branches = [_Program(block, code) for block in node.blocks()]
         return lambda values, given: _one(branches[0 if given[0] else 1].run(values))
     if kind == "prim::Loop":
-        (body,) = (_Program(block, unit) for block in node.blocks())
+        (body,) = (_Program(block, code) for block in node.blocks())
         return lambda values, given: _one(_looped(body, values, given))
     if kind == "prim::CallFunction":
-        return _function(node, unit)
+        return _function(node, code)
     if kind == "prim::Constant":
         value = _constant(node)
         # A pass may change a list.
@@ -162,7 +280,7 @@ def _compiled(node: Any, unit: Any) -> Doing:
     if kind in _STRUCTURE:
         make = _STRUCTURE[kind]
         return lambda values, given: make(given)
-    return _operation(node)
+    return _operation(node, code)
 
 
 def _looped(body: _Program, values: dict[str, Any], given: list[Any]) -> list[Any]:
@@ -170,18 +288,20 @@ def _looped(body: _Program, values: dict[str, Any], given: list[Any]) -> list[An
     most, going, *carried = given
     count = 0
     while going and count < most:
+        if count > limits.current().nodes:
+            raise ModelError(f"a loop in the TorchScript file runs too often ({limits.how_to_raise('nodes')}).")
         values.update(zip(body.inputs, (count, *carried), strict=True))
         going, *carried = body.run(values)
         count += 1
     return carried
 
 
-def _function(node: Any, unit: Any) -> Doing:
+def _function(node: Any, code: _Code) -> Doing:
     name = next(iter(node.inputs())).type().annotation_str
-    found = unit.find_function(name)
+    found = code.unit.find_function(name)
     if found is None:
         raise ModelError(f"the TorchScript file calls the function {name!r}, which it does not hold.")
-    program = _Program(found.graph, unit)
+    program = _Program(found.graph, code)
     return lambda values, given: program.call(given[1:])
 
 
@@ -208,6 +328,13 @@ def _set(name: str, given: list[Any]) -> None:
 
 def _raise(given: list[Any]) -> Any:
     raise RuntimeError(str(given[0]) if given else "the scripted code raised an error")
+
+
+def _format(given: list[Any]) -> str:
+    """TorchScript's own: each {} in its turn, and nothing that Python's would look up."""
+    text, *values = given
+    first, *rest = str(text).split("{}")
+    return first + "".join(f"{value}{part}" for value, part in zip(values, rest, strict=False))
 
 
 def _changed(method: str, given: list[Any]) -> Any:
@@ -253,7 +380,8 @@ _STRUCTURE: Mapping[str, Callable[[list[Any]], Any]] = {
     "aten::__and__": lambda given: given[0] & given[1],
     "aten::__or__": lambda given: given[0] | given[1],
     "aten::__contains__": lambda given: given[1] in given[0],
-    "aten::format": lambda given: str(given[0]).format(*given[1:]),
+    "aten::format": _format,
+    "aten::set_grad_enabled": lambda given: None,  # what a pass needs gradients for is not the file's to say
     "aten::append": lambda given: _changed("append", given),
     "aten::extend": lambda given: _changed("extend", given),
     "aten::insert": lambda given: _changed("insert", given),
@@ -296,29 +424,24 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
 }
 
 
-# What computes; other spaces are somebody's own code.
-_SPACES = ("aten", "prim", "prims", "quantized", "torchvision")
-
-
-def _operation(node: Any) -> Doing:
+def _operation(node: Any, code: _Code) -> Doing:
     """An operator of ATen: torch's own, or Python's where no tensor is among what it is given."""
     space, _, name = node.kind().partition("::")
     plain = _PLAIN.get(name)
-    found = getattr(getattr(torch.ops, space), name, None) if space in _SPACES else None
+    found = getattr(getattr(torch.ops, space), name, None)
     overload = re.match(r"[\w:]+\.(\w+)\(", node.schema())
     call = None if found is None else getattr(found, overload[1] if overload else "default", None)
-    schema = [] if call is None else call._schema.arguments
-    reads_files = any(argument.name in ("filename", "path") for argument in schema)
-    named = [argument.name for argument in schema if argument.kwarg_only]
-
-    node_kind = node.kind()
+    named = [] if call is None else [argument.name for argument in call._schema.arguments if argument.kwarg_only]
+    odd = None if code.trusted else torch_code.what_operator(space, name)
+    if call is None and odd is None:
+        odd = f"the operator {node.kind()}, which can't be run from Python"
 
     def operation(_: dict[str, Any], given: list[Any]) -> Any:
         if plain is not None and not any(isinstance(value, torch.Tensor) for value in given):
             return plain(*given)
-        if call is None or reads_files:  # said only where it would run: a branch may never be taken
-            why = "reads or writes files" if reads_files else "can't be run from Python"
-            raise ModelError(f"the TorchScript file uses the operator {node_kind}, which {why}.")
+        if odd is not None:  # said only where it would run: a branch may never be taken
+            raise ModelError(f"the TorchScript file uses {odd}.")
+        assert call is not None
         places = len(given) - len(named)
         return call(*given[:places], **dict(zip(named, given[places:], strict=True)))
 
