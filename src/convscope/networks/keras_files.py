@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 import random
 import re
-import shutil
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -25,11 +21,13 @@ import keras
 import numpy as np
 
 from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line
-from convscope.networks import legacy_h5
+from convscope.networks import hdf5, keras_archive, keras_config, legacy_h5
 from convscope.networks import preprocessing as pp
 from convscope.networks.code import literal
 from convscope.networks.files import KINDS, kind_of_file, sha256
+from convscope.networks.hdf5 import Contents
 from convscope.networks.keras import KerasNetwork
+from convscope.networks.keras_archive import Archive
 from convscope.networks.network import Source
 
 
@@ -74,54 +72,32 @@ def _file(path: Path, trust: bool) -> OpenedModel:
 
 
 def _read_zip(path: Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            config = json.loads(archive.read("config.json"))
-            metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:
-        raise ModelError(
-            f"the archive {path} can't be read whole: {one_line(error)}. Copy or download it again."
-        ) from error
-    if damaged is not None:
-        raise ModelError(f"the archive {path} is damaged: its part {damaged} can't be read. Copy or download it again.")
-    code = dict.fromkeys(f"{kind} layer {name!r}" for kind, name, _ in legacy_h5.code_layers(config, ""))
+    archive = keras_archive.read(path)
+    code = dict.fromkeys(f"{kind} layer {name!r}" for kind, name, _ in legacy_h5.code_layers(archive.config, ""))
     if code and not trust:
         raise ModelError(
             f"{path} holds Python code in the {', '.join(code)}; expected none. "
             "If you trust the file, give --trust (trust=True) to run it."
         )
-    version = str(metadata.get("keras_version", "of unknown version"))
-    if version.startswith(("2.", "1.")):
-        model, said = legacy_h5.build(path, version, config, trust)
-        _fill_from_zip(model, path)
-        return model, (f"archive of Keras {version}", *said)
-    return _load_zip(path, trust), (f"archive of Keras {version}",)
-
-
-def _fill_from_zip(model: Any, path: Path) -> None:
-    """Give a model built from an archive of Keras 2 the weights in it: Keras 3 finds them by the same paths.
-
-    Raises:
-        ModelError: a weight is missing, has another shape, or is left over.
-    """
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
-        try:
-            weights = Path(archive.extract(WEIGHTS, folder))
-        except KeyError as error:
-            raise ModelError(f"the archive {path} holds no {WEIGHTS}. Copy or download it again.") from error
+    if archive.version.startswith(("2.", "1.")):
+        weights = _weights_of(archive, path)
+        model, said = legacy_h5.build(path, archive.version, archive.config, weights.size, trust)
         _fill_by_keras(model, weights, path.name)
+        return model, (f"archive of Keras {archive.version}", *said)
+    return _load_zip(archive, path, trust), (f"archive of Keras {archive.version}",)
 
 
-WEIGHTS = "model.weights.h5"
+def _weights_of(archive: Archive, path: Path) -> Contents:
+    if archive.weights is None:
+        raise ModelError(f"the archive {path} holds no {keras_archive.WEIGHTS}. Copy or download it again.")
+    return archive.weights
 
 
 def load_weights(model: Any, path: Path, name: str | None = None) -> tuple[str, ...]:
     """Give a model that is built already the weights in a file, each by its path and shape.
 
     Args:
-        model: a built `keras.Model`.
+        model: a built `keras.Model`; it is as it was where the weights don't fit.
         path: weights of Keras 1 to 3 (`.h5`, `.weights.h5`), or a whole model, whose weights alone are read.
         name: of the file, for messages.
 
@@ -136,53 +112,54 @@ def load_weights(model: Any, path: Path, name: str | None = None) -> tuple[str, 
         raise UsageError("the model that the code makes is not built; give it an Input, or call it on a picture there.")
     kind = kind_of_file(path)
     if kind == "keras":
-        _fill_from_zip(model, path)
+        _fill_by_keras(model, _weights_of(keras_archive.read(path), path), name)
         return ()
     if kind != "hdf5":
         raise ModelError(f"expected weights of Keras (.h5, .weights.h5 or .keras) in {path}, found {KINDS[kind]}.")
-    if legacy_h5.holds_layers(path):
-        return tuple(legacy_h5.fill(model, path))
-    _fill_by_keras(model, path, name)
+    contents = hdf5.read(path, but=keras_archive.BESIDE)
+    if legacy_h5.holds_layers(contents):
+        return tuple(legacy_h5.fill(model, path, contents))
+    _fill_by_keras(model, contents, name)
     return ()
 
 
-def _fill_by_keras(model: Any, path: Path, name: str) -> None:
-    """Weights in the layout of Keras 2.12 and later: its own loader finds them by path."""
+def _fill_by_keras(model: Any, weights: Contents, name: str) -> None:
+    """Weights in the layout of Keras 2.12 and later: its own loader finds them by path, in a clean file of ours."""
+    before = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in model.variables]
+    try:
+        _filled(model, weights, name)
+    except BaseException:
+        for variable, value in zip(model.variables, before, strict=True):
+            variable.assign(value)
+        raise
+
+
+def _filled(model: Any, weights: Contents, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / WEIGHTS
+        path = Path(folder) / keras_archive.WEIGHTS
+        hdf5.write(path, weights)
         try:
-            named.symlink_to(path.resolve())
-        except OSError:
-            shutil.copyfile(path, named)
-        try:
-            model.load_weights(named)
+            model.load_weights(path)
         except Exception as error:  # Keras raises what its layers raise
             raise ModelError(f"the weights in {name} do not fit the architecture: {one_line(error)[:300]}.") from error
-    left = _left_over(model, path)
+    left = _left_over(model, weights)
     if left:
         shown = ", ".join(left[:4]) + (", …" if len(left) > 4 else "")
         raise ModelError(f"the weights in {name} do not fit the architecture: it has no place for {shown}.")
 
 
-def _left_over(model: Any, path: Path) -> list[str]:
+def _left_over(model: Any, weights: Contents) -> list[str]:
     """Datasets of a file whose values are in no variable of the model: Keras' loader does not ask for them."""
-    import h5py
-
     placed = Counter(_mark(keras.ops.convert_to_numpy(variable.value)) for variable in model.variables)
     left: list[str] = []
-
-    def visit(path: str, item: Any) -> None:
-        beside = path.startswith(("optimizer", "metrics", "_metrics", "compile_metrics", "_compile_metrics"))
-        if beside or not isinstance(item, h5py.Dataset) or "seed_generator" in path:
-            return
-        mark = _mark(item[()])
+    for path, item in weights.datasets.items():
+        if item.values is None or "seed_generator" in path:
+            continue
+        mark = _mark(item.array)
         if placed[mark]:
             placed[mark] -= 1
         else:
             left.append(path)
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
     return left
 
 
@@ -191,29 +168,21 @@ def _mark(values: np.ndarray) -> str:
     return f"{plain.shape}{hashlib.sha256(plain.tobytes()).hexdigest()}"
 
 
-def _load_zip(path: Path, trust: bool) -> Any:
-    with _under_keras_name(path) as named:
-        try:
-            return keras.saving.load_model(named, compile=False, safe_mode=not trust)
-        except ConvscopeError:
-            raise
-        except Exception as error:
-            raise ModelError(_cant_load(path, error)) from error
-
-
-@contextmanager
-def _under_keras_name(path: Path) -> Iterator[Path]:
-    """Keras goes by the file's name: lend it one that ends in .keras."""
-    if path.suffix == ".keras":
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / "model.keras"
-        try:
-            named.symlink_to(path.resolve())
-        except OSError:
-            shutil.copyfile(path, named)
-        yield named
+def _load_zip(archive: Archive, path: Path, trust: bool) -> Any:
+    if not trust:
+        config = keras_config.checked(archive.config, legacy_h5.registered_key, path.name)
+        archive = replace(archive, config=config, assets={})
+    weights = _weights_of(archive, path)
+    try:
+        with keras_archive.clean(archive) as named, keras_config.building(weights.size, path.name):
+            model = keras.saving.load_model(named, compile=False, safe_mode=not trust)
+    except ConvscopeError:
+        raise
+    except Exception as error:
+        raise ModelError(_cant_load(path, error)) from error
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"{path} describes a {type(model).__name__}; expected a model.")
+    return model
 
 
 def _cant_load(path: Path, error: Exception) -> str:

@@ -12,8 +12,7 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -21,14 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import BackendError, ModelError
+from convscope.errors import ModelError
+from convscope.networks import hdf5, keras_config
+from convscope.networks.files import is_hdf5
+from convscope.networks.hdf5 import Contents, Dataset
 
 Node = dict[str, Any]  # a serialised object: {"class_name": ..., "config": ...}
 Scope = tuple[str, ...]  # names of layers from the outside to the inside
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 TOP = "top_level_model_weights"  # the group of weights that belong to no layer
-LAST_USER_BLOCK = 1 << 20  # a user block in front of the signature has 512, 1024, 2048, ... bytes
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,6 @@ class Opened:
     translated: tuple[str, ...]
 
 
-def is_hdf5(path: Path | str) -> bool:
-    """True if the file at `path` holds HDF5, whatever its name says."""
-    path = Path(path)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        offset, size = 0, path.stat().st_size
-        while offset < min(size, LAST_USER_BLOCK + 1):
-            file.seek(offset)
-            if file.read(len(SIGNATURE)) == SIGNATURE:
-                return True
-            offset = offset * 2 or 512
-    return False
-
-
 def read(path: Path | str, trust: bool = False) -> Opened:
     """Open the Keras whole-model HDF5 file at `path`.
 
@@ -76,40 +61,45 @@ def read(path: Path | str, trust: bool = False) -> Opened:
         BackendError: h5py is not installed.
     """
     path = Path(path)
-    with _reading(path):
-        holds_hdf5 = is_hdf5(path)
-    if not holds_hdf5:
+    if not is_hdf5(path):
         found = "another format" if path.is_file() else "no such file"
         raise ModelError(f"{path.name}: expected a model in an HDF5 file, found {found}.")
-    with _opened(path) as file:
-        stored = _look(file, path)
-        _refuse_code(stored, trust)
-        said = _translate(stored)
-        _refuse_unknown(stored)
-        model = _build(stored, trust)
-        said += _fill(model, stored)
+    stored = _look(hdf5.read(path, but=BESIDE), path)
+    _refuse_code(stored, trust)
+    said = _translate(stored)
+    _refuse_unknown(stored)
+    model = _build(stored, trust)
+    said += _fill(model, stored)
     return Opened(model, stored.version, tuple(said))
 
 
-def build(path: Path, version: str, config: Node, trust: bool) -> tuple[Any, list[str]]:
+def build(path: Path, version: str, config: Node, size: int, trust: bool) -> tuple[Any, list[str]]:
     """A model with fresh weights from a config of Keras 2 that came from elsewhere, and what was translated.
+
+    Args:
+        path: of the file.
+        version: of the Keras that wrote it.
+        config: the architecture.
+        size: how many numbers its weights are.
+        trust: run Python code that it carries.
 
     Raises:
         ModelError: the config can't be read, or names a layer that Keras does not know.
     """
-    stored = Stored(path, version, "tensorflow", config, {})
+    if not _is_node(config):
+        raise ModelError(f"{path.name}: expected the class_name and config of a model in its config.")
+    stored = Stored(path, version, "tensorflow", config, {}, size)
     said = _translate(stored)
     _refuse_unknown(stored)
     return _build(stored, trust), said
 
 
-def holds_layers(path: Path) -> bool:
+def holds_layers(contents: Contents) -> bool:
     """True for HDF5 files that keep weights by layer, as Keras 1 and 2 wrote them, whole models among them."""
-    with _opened(path) as file, _reading(path):
-        return bool(_listed(file, "layer_names")) or "model_weights" in file
+    return bool(_listed(contents, "", "layer_names")) or "model_weights" in contents.groups
 
 
-def fill(model: Any, path: Path) -> list[str]:
+def fill(model: Any, path: Path, contents: Contents) -> list[str]:
     """Give a model that code has made the weights in a file of Keras 1 or 2, by names of layers and weights.
 
     Where layers differ from the file's in their automatic numbers alone (conv2d_1, conv2d_5), their order within the
@@ -118,17 +108,13 @@ def fill(model: Any, path: Path) -> list[str]:
     Raises:
         ModelError: a weight is missing, has another shape, or is left over.
     """
-    with _opened(path) as file:
-        with _reading(path):
-            groups, datasets = _visit(file)
-            version = _text(file.attrs.get("keras_version", "1"))
-            top = "model_weights/" if "model_weights" in groups else ""
-            root = groups["model_weights"] if top else file
-            weights = _weights(groups, datasets, _major(version) < 2, top, root)
-        named, said = _renumbered(weights, [layer.name for layer in model.layers if layer.weights])
-        backend = _text(file.attrs.get("backend", ""))
-        stored = Stored(path, version, backend, {"class_name": "Model", "config": {}}, named)
-        return said + _fill(model, stored)
+    version = _version(contents)
+    top = "model_weights" if "model_weights" in contents.groups else ""
+    weights = _weights(contents, _major(version) < 2, top)
+    named, said = _renumbered(weights, [layer.name for layer in model.layers if layer.weights])
+    backend = _attribute(contents, "backend")
+    stored = Stored(path, version, backend, {"class_name": "Model", "config": {}}, named)
+    return said + _fill(model, stored)
 
 
 def _renumbered(weights: dict[str, list[Weight]], layers: list[str]) -> tuple[dict[str, list[Weight]], list[str]]:
@@ -153,7 +139,7 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Look: everything but the values of the weights.
+# Look: what the file says, made sense of.
 
 
 @dataclass(frozen=True)
@@ -163,7 +149,7 @@ class Weight:
     path: str
     scope: Scope
     name: str
-    dataset: Any = field(compare=False)
+    dataset: Dataset = field(compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -173,13 +159,14 @@ class Weight:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file says about its model, without the values of the weights."""
+    """What a file says about its model."""
 
     path: Path
     version: str
     backend: str
     config: Node
     weights: dict[str, list[Weight]]  # by the layer's name (made `_flat`), both in the order of the file
+    size: int = 0  # numbers in all of its arrays
 
     @property
     def major(self) -> int:
@@ -196,64 +183,28 @@ def _major(version: str) -> int:
     return int(version.split(".")[0])
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError as error:
-        message = f"{path.name} is HDF5: expected h5py to read it, found it not installed. pip install h5py"
-        raise BackendError(message) from error
-    with _reading(path):
-        file = h5py.File(path, "r")
-    with file:
-        yield file
+# Paths of data sets beside the weights: of the optimizer, and what a user keeps in the same file.
+BESIDE = r"(?!model_weights(/|$))"
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what h5py raises on damaged files (nearly anything) into one line."""
-    try:
-        yield
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        said = " ".join(str(error).split())[:200]
-        found = f"it truncated or damaged ({said}). Fetch it anew"
-        raise ModelError(f"{path.name}: expected a whole HDF5 file, found {found}.") from error
+def _look(contents: Contents, path: Path) -> Stored:
+    config, backend = _attribute(contents, "model_config"), _attribute(contents, "backend")
+    if not config or "model_weights" not in contents.groups:
+        raise ModelError(_not_a_model(path, contents, bool(config)))
+    version = _version(contents)
+    weights = _weights(contents, _major(version) < 2, "model_weights")
+    return Stored(path, version, backend, _parsed(config, path), weights, contents.size)
 
 
-def _look(file: Any, path: Path) -> Stored:
-    with _reading(path):
-        config, version, backend = (
-            _text(file.attrs.get(name, "")) for name in ("model_config", "keras_version", "backend")
-        )
-        groups, datasets = _visit(file)
-        if not config or "model_weights" not in groups:
-            raise ModelError(_not_a_model(path, file, groups, bool(config)))
-        version = version if re.match(r"\d+(\.|$)", version) else "1"
-        weights = _weights(groups, datasets, _major(version) < 2, "model_weights/", groups["model_weights"])
-    return Stored(path, version, backend, _parsed(config, path), weights)
+def _attribute(contents: Contents, name: str) -> str:
+    """A text in the attributes of the file; empty where there is none."""
+    value = contents.groups[""].get(name, "")
+    return value if isinstance(value, str) else ""
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _visit(file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All groups and datasets by path. Links are not followed: they could lead to other files."""
-    import h5py
-
-    groups: dict[str, Any] = {}
-    datasets: dict[str, Any] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual:
-                raise ValueError(f"{name} lies in another file")
-            datasets[name] = item
-        elif isinstance(item, h5py.Group):
-            groups[name] = item
-
-    file.visititems(visit)
-    return groups, datasets
+def _version(contents: Contents) -> str:
+    version = _attribute(contents, "keras_version")
+    return version if re.match(r"\d+(\.|$)", version) else "1"
 
 
 def _parsed(text: str, path: Path) -> Node:
@@ -264,60 +215,58 @@ def _parsed(text: str, path: Path) -> Node:
         raise ModelError(message) from error
     if not _is_node(config):
         raise ModelError(f"{path.name}: expected the class_name and config of a model in its model_config.")
+    keras_config.check_depth(config, path.name)
     return config
 
 
-def _not_a_model(path: Path, file: Any, groups: dict[str, Any], has_config: bool) -> str:
+def _not_a_model(path: Path, contents: Contents, has_config: bool) -> str:
     """Why the file is no whole model, and what to do."""
     if has_config:
         return f"{path.name}: expected weights, found the architecture alone. Save the model by model.save()."
-    layers = _listed(file, "layer_names") or _modern_layers(groups)
-    if not layers and "model_weights" in groups:
-        layers = _listed(groups["model_weights"], "layer_names")
+    layers = _listed(contents, "", "layer_names") or _modern_layers(contents)
+    if not layers:
+        layers = _listed(contents, "model_weights", "layer_names")
     if layers:
         first = ", ".join(layers[:5]) + (", …" if len(layers) > 5 else "")
         return (
             f"{path.name}: expected a whole model, found weights without an architecture (of the layers "
             f"{first}). Give the code that makes the network: convscope layers file.py:function --weights {path}."
         )
-    found = ", ".join(repr(name) for name in list(file)[:8]) or "nothing"
+    found = ", ".join(repr(name) for name in contents.children("")[:8]) or "nothing"
     return f"{path.name}: expected a model saved by Keras, found an HDF5 file without one: it holds {found}."
 
 
-def _modern_layers(groups: dict[str, Any]) -> list[str]:
+def _modern_layers(contents: Contents) -> list[str]:
     """Layers of a `.weights.h5` file of Keras 3."""
-    if "layers" not in groups:
-        return []
-    found = [name.split("/")[1] for name in groups if re.fullmatch(r"layers/[^/]+", name)]
-    return found if any(name.endswith("/vars") for name in groups) else []
+    found = [name.split("/")[1] for name in contents.groups if re.fullmatch(r"layers/[^/]+", name)]
+    return found if any(name.endswith("/vars") for name in contents.groups) else []
 
 
-def _listed(group: Any, name: str) -> list[str]:
+def _listed(contents: Contents, group: str, name: str) -> list[str]:
     """A list of names in the attributes of a group; long ones lie in pieces `name0`, `name1`, ... ."""
-    if name in group.attrs:
-        return [_text(item) for item in group.attrs[name]]
+    attributes = contents.groups.get(group, {})
+    if isinstance(attributes.get(name), list):
+        return list(attributes[name])
     names: list[str] = []
-    while f"{name}{len(names)}" in group.attrs:
+    while isinstance(attributes.get(f"{name}{len(names)}"), list):
         names.append(f"{name}{len(names)}")
-    return [_text(item) for piece in names for item in group.attrs[piece]]
+    return [item for piece in names for item in attributes[piece]]
 
 
-def _weights(
-    groups: dict[str, Any], datasets: dict[str, Any], old_names: bool, top: str, root: Any
-) -> dict[str, list[Weight]]:
-    """The datasets below `top` ("model_weights/", or "" in a file of weights alone) by layer.
+def _weights(contents: Contents, old_names: bool, top: str) -> dict[str, list[Weight]]:
+    """The datasets below the group `top` ("model_weights", or "" in a file of weights alone) by layer.
 
     Those that no layer claims are under "".
     """
-    layers = _listed(root, "layer_names") or list(root)
+    layers = _listed(contents, top, "layer_names") or contents.children(top)
+    inside = top + "/" if top else ""
     found: dict[str, list[Weight]] = {layer: [] for layer in [*layers, TOP, ""]}
-    ranks = {layer: _ranks(groups.get(top + layer)) for layer in found}
-    for path, dataset in datasets.items():
-        if not path.startswith(top):
+    ranks = {layer: _ranks(contents, inside + layer) for layer in found}
+    for path, dataset in contents.datasets.items():
+        if not path.startswith(inside):
             continue
-        inner = path.removeprefix(top)
-        # Names may contain "/": of "conv1" and "conv1/bn" the longer one is the layer's.
-        layer = max((name for name in found if name and inner.startswith(name + "/")), key=len, default="")
+        inner = path.removeprefix(inside)
+        layer = _owner(inner, found)
         inner = inner[len(layer) + 1 :] if layer else inner
         if not _is_state(inner):
             found[layer].append(_weight(inner, dataset, old_names))
@@ -327,8 +276,15 @@ def _weights(
     }
 
 
-def _ranks(group: Any) -> dict[str, int]:
-    return {} if group is None else {name: rank for rank, name in enumerate(_listed(group, "weight_names"))}
+def _owner(path: str, layers: Mapping[str, Any]) -> str:
+    """The layer that a path belongs to. Names may contain "/": of "conv1" and "conv1/bn" the longer one is it."""
+    parts = path.split("/")
+    starts = ("/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+    return next((start for start in starts if start in layers), "")
+
+
+def _ranks(contents: Contents, group: str) -> dict[str, int]:
+    return {name: rank for rank, name in enumerate(_listed(contents, group, "weight_names"))}
 
 
 def _is_state(path: str) -> bool:
@@ -350,7 +306,7 @@ KERAS_1_WEIGHTS = {
 KERAS_1_WEIGHT = re.compile(rf"(?P<layer>.*)_(?P<name>{'|'.join(KERAS_1_WEIGHTS)})(_\d+)?")
 
 
-def _weight(path: str, dataset: Any, old_names: bool) -> Weight:
+def _weight(path: str, dataset: Dataset, old_names: bool) -> Weight:
     *scope, name = re.sub(r":\d+$", "", path).split("/")
     old = KERAS_1_WEIGHT.fullmatch(name) if old_names else None
     if old:  # convolution2d_1_W
@@ -1044,7 +1000,7 @@ def _unknown_activations(layer: Node) -> list[str]:
         known = (*dir(activations), hard_sigmoid_of_keras_2.__name__)
         if not isinstance(name, str) or name in known:
             continue
-        registered = _registered(name)
+        registered = registered_key(name)
         if registered:
             function = {"module": "builtins", "class_name": "function", "registered_name": registered}
             config[key] = {**function, "config": registered}
@@ -1055,7 +1011,7 @@ def _unknown_activations(layer: Node) -> list[str]:
 
 def _address(layer: Node, old: bool) -> bool:
     name = layer["class_name"]
-    registered = _registered(layer.get("registered_name")) or (not _is_builtin(name) and _registered(name))
+    registered = registered_key(layer.get("registered_name")) or (not _is_builtin(name) and registered_key(name))
     if old or registered:
         for key in ("build_config", "compile_config", "shared_object_id"):
             layer.pop(key, None)
@@ -1078,7 +1034,7 @@ def _is_builtin(name: str) -> bool:
     return name in MODELS or (isinstance(found, type) and issubclass(found, keras.layers.Layer))
 
 
-def _registered(name: Any) -> str | None:
+def registered_key(name: Any) -> str | None:
     """The key of a registered object: "Mine" also finds "package>Mine", as old files leave it out."""
     from keras import saving
 
@@ -1099,8 +1055,13 @@ def _build(stored: Stored, trust: bool) -> Any:
     custom = {hard_sigmoid_of_keras_2.__name__: hard_sigmoid_of_keras_2}
     name = _exported(stored.config["class_name"])
     root = {"module": "keras", "registered_name": None, **stored.config, "class_name": name}
+    if not trust:
+        root = keras_config.checked(root, lambda key: key if key in custom else registered_key(key), stored.path.name)
     try:
-        model = keras.saving.deserialize_keras_object(root, custom_objects=custom, safe_mode=not trust)
+        with keras_config.building(stored.size, stored.path.name):
+            model = keras.saving.deserialize_keras_object(root, custom_objects=custom, safe_mode=not trust)
+    except ModelError:
+        raise
     except Exception as error:  # Keras raises what its layers raise
         reason = " ".join(str(error).rsplit("Exception encountered:", 1)[-1].split())[:300]
         expected = f"expected a config that Keras {keras.__version__} can build"
@@ -1378,7 +1339,7 @@ def _layouts(slot: Slot, stored: Stored) -> list[Layout]:
 def _misfits(weight: Weight, slot: Slot, stored: Stored) -> Iterable[str]:
     """Why the dataset can't be the variable's value, without reading it."""
     shape, wanted = weight.shape, tuple(slot.variable.shape)
-    if weight.dataset.dtype.kind not in "fiub":
+    if not weight.dataset.numbers or weight.dataset.values is None:
         return [f"{slot.path} is no numbers in the file ({weight.dataset.dtype})"]
     if prod(shape) == prod(wanted) and len(shape) == len(wanted):
         value = np.broadcast_to(np.float32(0), shape)  # the shape without the memory
@@ -1390,8 +1351,7 @@ def _misfits(weight: Weight, slot: Slot, stored: Stored) -> Iterable[str]:
 
 def _assign(pairs: Sequence[tuple[Weight, Slot]], stored: Stored) -> None:
     for weight, slot in pairs:
-        with _reading(stored.path):
-            value = np.asarray(weight.dataset[()])
+        value = weight.dataset.array
         for layout in _layouts(slot, stored):
             value = layout.change(value)
         slot.variable.assign(np.array(value))  # a copy: torch takes no negative strides
