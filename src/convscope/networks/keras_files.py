@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line
-from convscope.networks import hdf5, keras_archive, keras_config, legacy_h5
+from convscope.networks import hdf5, keras_archive, keras_config, legacy_h5, saved_model
 from convscope.networks import preprocessing as pp
 from convscope.networks.code import literal
 from convscope.networks.files import KINDS, kind_of_file, sha256
@@ -29,6 +29,7 @@ from convscope.networks.hdf5 import Contents
 from convscope.networks.keras import KerasNetwork
 from convscope.networks.keras_archive import Archive
 from convscope.networks.network import Source
+from convscope.networks.saved_model import Program
 
 
 @dataclass(frozen=True)
@@ -202,14 +203,23 @@ def _cant_load(path: Path, error: Exception) -> str:
 
 # -- SavedModel folders ----------------------------------------------------------------------------------
 
-# What a graph of TensorFlow's could do beside computing: read and write files, call Python, load libraries. Of what
-# keeps a state, only variables, random numbers and calls of other functions are computing.
-_RISKY = r"""(?ix).*(file|save|restore|pyfunc|python|checkpoint|merge|print|assert|queue|dataset|lookup|hash
-    |immutableconst|debug|summary|remote|rpc|library|socket|matching).*"""
-_COMPUTING = r"""(?x)(Stateful)?PartitionedCall | (Stateless)?(If|While|Case) | Placeholder\w* | NoOp
-    | VarHandleOp | ReadVariableOp | VarIsInitializedOp | Assign(Add|Sub)?VariableOp | DisableCopyOnRead
-    | ResourceGather\w* | Tensor(List|Array)\w* | Random\w+ | Multinomial | TruncatedNormal | Parameterized\w+
-    | Stateful(Standard|Uniform|Truncated|Random)\w* | Rng\w+ | NonDeterministicInts"""
+
+class SavedModelBlock(keras.layers.Layer):
+    """A SavedModel's function as a layer; its variables are the layer's weights, which stay as they are."""
+
+    def __init__(self, program: Program, **options: Any) -> None:
+        super().__init__(trainable=False, **options)
+        variables = {name: self._weight(value) for name, value in program.variables.items()}
+        self._run = saved_model.function(program, variables)
+
+    def _weight(self, value: np.ndarray) -> Any:
+        made = self.add_weight(shape=value.shape, dtype=value.dtype.name, initializer="zeros", trainable=False)
+        made.assign(value)
+        return made.value
+
+    def call(self, image: Any) -> Any:
+        """Outputs by name."""
+        return self._run(image)
 
 
 def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
@@ -217,7 +227,7 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
 
     Args:
         folder: with `saved_model.pb`.
-        trust: run a graph whose operations could do more than compute.
+        trust: let TensorFlow load and run a graph whose operations could do more than compute.
 
     Raises:
         BackendError: Keras does not run on TensorFlow; ModelError: the folder has no signature for pictures, or its
@@ -228,28 +238,40 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
             f"a SavedModel is a program of TensorFlow's, and Keras runs on {keras.backend.backend()}. "
             "Choose --backend tensorflow (KERAS_BACKEND=tensorflow)."
         )
-    import tensorflow as tf
-
-    risky = [] if trust else _risky_operations(folder)
-    if risky:
-        raise ModelError(
-            f"the SavedModel {folder} holds operations that do more than compute ({', '.join(risky[:4])}). "
-            "If you trust it, give --trust (trust=True) to run it."
-        )
+    digest = sha256(folder / saved_model.GRAPH)
     try:
-        loaded = tf.saved_model.load(str(folder))
-    except Exception as error:  # TensorFlow raises what its reader raises
-        raise ModelError(f"the SavedModel {folder} can't be read ({one_line(error)[:200]}). Copy it again.") from error
-    endpoint, shape, dtype = _endpoint(folder, loaded)
+        program = saved_model.read(folder)
+    except ModelError:
+        if not trust:
+            raise
+        layer, endpoint, shape, dtype = _trusted(folder)
+    else:
+        endpoint, shape, dtype = program.signature, program.shape, program.dtype
+        layer = SavedModelBlock(program, name="saved_model")
     picture = keras.Input(shape[1:], name="picture", dtype=dtype)
-    layer = keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint, name="saved_model")
     model = keras.Model(picture, layer(picture), name=folder.name or "saved_model")
-    digest = sha256(folder / "saved_model.pb")
     notes = (
         f"SavedModel, run by TensorFlow through its signature {endpoint!r}",
         "its inside is one block: activations and filters of the output only, no heatmaps",
     )
     return OpenedModel(model, Source(folder.name, str(folder), digest, notes))
+
+
+def _trusted(folder: Path) -> tuple[Any, str, tuple[int | None, ...], str]:
+    """A layer that runs whatever the folder holds, with its signature, and the shape and type that it takes.
+
+    TensorFlow's loader comes first; where it can't restore the objects around the signature, the signature alone does.
+    """
+    import tensorflow as tf
+
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except Exception:  # TensorFlow raises what its reader raises
+        program = saved_model.read(folder, trust=True)
+        layer = SavedModelBlock(program, name="saved_model")
+        return layer, program.signature, program.shape, program.dtype
+    endpoint, shape, dtype = _endpoint(folder, loaded)
+    return keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint, name="saved_model"), endpoint, shape, dtype
 
 
 def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], str]:
@@ -266,49 +288,6 @@ def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], s
         )
     name = "serving_default" if "serving_default" in taking else next(iter(taking))
     return name, *taking[name]
-
-
-def _risky_operations(folder: Path) -> list[str]:
-    """Operations of the graph that could touch files or call Python; the graph is read, not run."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    proto = saved_model_pb2.SavedModel()
-    try:
-        proto.ParseFromString((folder / "saved_model.pb").read_bytes())
-    except Exception as error:
-        raise ModelError(f"{folder / 'saved_model.pb'} is damaged ({one_line(error)}). Copy it again.") from error
-    found = {node.op for graph in proto.meta_graphs for node in _nodes_but_the_savers(graph)}
-    return sorted(op for op in found if not _only_computes(op))
-
-
-def _nodes_but_the_savers(graph: Any) -> list[Any]:
-    """Every node of a graph and of its functions, but for those that nothing except its saver calls.
-
-    What writes and reads the variables themselves is TensorFlow's own, and loading does not run it.
-    """
-    saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
-    own = [node for node in graph.graph_def.node if node.name not in saver]
-    functions = {function.signature.name: list(function.node_def) for function in graph.graph_def.library.function}
-    of_saver = {name for node in graph.graph_def.node if node.name in saver for name in _called(node)}
-    called = set(graph.object_graph_def.concrete_functions)
-    called.update(name for node in own for name in _called(node))
-    called.update(name for key, nodes in functions.items() if key not in of_saver for n in nodes for name in _called(n))
-    return own + [node for key, nodes in functions.items() if key not in of_saver - called for node in nodes]
-
-
-def _called(node: Any) -> list[str]:
-    """Names of the functions that a node calls."""
-    values = node.attr.values()
-    return [value.func.name for value in values] + [item.name for value in values for item in value.list.func]
-
-
-def _only_computes(op: str) -> bool:
-    from tensorflow.python.framework import op_def_registry
-
-    known = op_def_registry.get(op)
-    if known is None or re.fullmatch(_RISKY, op):
-        return False
-    return not known.is_stateful or re.fullmatch(_COMPUTING, op) is not None
 
 
 # -- keras.applications ----------------------------------------------------------------------------------
