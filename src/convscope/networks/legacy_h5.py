@@ -557,6 +557,7 @@ DROPPED = (
     (r"LSTM|GRU|SimpleRNN|RNN|ConvLSTM[123]D", "time_major", False),
     (r"MultiHeadAttention", "(query|key|value)_shape", ANYTHING),
     (r"MultiHeadAttention", "softmax_robust_masking", False),
+    (r"Attention|AdditiveAttention", "causal", False),
 )
 
 
@@ -749,9 +750,13 @@ def _with_tensors(item: Any) -> Any:
 
 
 KERAS_1_CLASSES = {
+    "Convolution1D": "Conv1D",
+    "AtrousConvolution1D": "Conv1D",
     "Convolution2D": "Conv2D",
     "AtrousConvolution2D": "Conv2D",
     "SeparableConvolution2D": "SeparableConv2D",
+    "Convolution3D": "Conv3D",
+    "TimeDistributedDense": "Dense",
 }
 
 
@@ -762,56 +767,107 @@ def keras_1_class(layer: Node, stored: Stored) -> bool:
     return new is not None
 
 
-KERAS_1_ARGUMENTS = {
-    "nb_filter": "filters",
-    "subsample": "strides",
-    "atrous_rate": "dilation_rate",
-    "border_mode": "padding",
-    "dim_ordering": "data_format",
-    "bias": "use_bias",
-    "p": "rate",
-    "sigma": "stddev",
-    "output_dim": "units",
+_KERNEL = {
     "init": "kernel_initializer",
-    "gamma_init": "gamma_initializer",
-    "beta_init": "beta_initializer",
     "W_regularizer": "kernel_regularizer",
-    "b_regularizer": "bias_regularizer",
     "W_constraint": "kernel_constraint",
-    "b_constraint": "bias_constraint",
 }
-KERAS_1_VALUES = {
-    "data_format": {"tf": "channels_last", "th": "channels_first"},
-    "kernel_initializer": {
-        "zero": "zeros", "one": "ones", "uniform": "random_uniform", "normal": "random_normal",
-    },
-}  # fmt: skip
+_BIAS = {"bias": "use_bias", "b_regularizer": "bias_regularizer", "b_constraint": "bias_constraint"}
+_LAYOUT = {"dim_ordering": "data_format"}
+_POOLING = {"border_mode": "padding", **_LAYOUT}
+_CONVOLUTION = {"nb_filter": "filters", "subsample": "strides", "atrous_rate": "dilation_rate", **_POOLING, **_BIAS}
+_SERIES = {"border_mode": "padding", "pool_length": "pool_size", "stride": "strides"}
+_RECURRENT = {
+    "output_dim": "units",
+    "inner_init": "recurrent_initializer",
+    "inner_activation": "recurrent_activation",
+    "U_regularizer": "recurrent_regularizer",
+    "dropout_W": "dropout",
+    "dropout_U": "recurrent_dropout",
+    "b_regularizer": "bias_regularizer",
+    **_KERNEL,
+}
+_EMBEDDING = {key: new.replace("kernel", "embeddings") for key, new in _KERNEL.items()}
+# Arguments of Keras 1 and their names today, by today's class. Layers that are not here kept their arguments, or are
+# the user's own, or are gone: Highway, MaxoutDense, ParametricSoftplus, SReLU, LocallyConnected, Deconvolution2D.
+KERAS_1_ARGUMENTS: dict[str, dict[str, str]] = {
+    "Dense": {"output_dim": "units", **_KERNEL, **_BIAS},
+    "Conv1D": {**_CONVOLUTION, **_KERNEL, "filter_length": "kernel_size", "subsample_length": "strides"},
+    "Conv2D": {**_CONVOLUTION, **_KERNEL},
+    "Conv3D": {**_CONVOLUTION, **_KERNEL},
+    "SeparableConv2D": {**_CONVOLUTION, **_KERNEL},
+    "MaxPooling1D": _SERIES,
+    "AveragePooling1D": _SERIES,
+    "MaxPooling2D": _POOLING,
+    "AveragePooling2D": _POOLING,
+    "MaxPooling3D": _POOLING,
+    "AveragePooling3D": _POOLING,
+    "GlobalMaxPooling2D": _LAYOUT,
+    "GlobalAveragePooling2D": _LAYOUT,
+    "GlobalMaxPooling3D": _LAYOUT,
+    "GlobalAveragePooling3D": _LAYOUT,
+    "UpSampling1D": {"length": "size"},
+    "UpSampling2D": _LAYOUT,
+    "UpSampling3D": _LAYOUT,
+    "ZeroPadding2D": _LAYOUT,
+    "ZeroPadding3D": _LAYOUT,
+    "Cropping2D": _LAYOUT,
+    "Cropping3D": _LAYOUT,
+    "Dropout": {"p": "rate"},
+    "SpatialDropout1D": {"p": "rate"},
+    "SpatialDropout2D": {"p": "rate", **_LAYOUT},
+    "SpatialDropout3D": {"p": "rate", **_LAYOUT},
+    "GaussianDropout": {"p": "rate"},
+    "GaussianNoise": {"sigma": "stddev"},
+    "Embedding": _EMBEDDING,
+    "BatchNormalization": {"gamma_init": "gamma_initializer", "beta_init": "beta_initializer"},
+    "PReLU": {"init": "alpha_initializer"},
+    "SimpleRNN": _RECURRENT,
+    "GRU": _RECURRENT,
+    "LSTM": {**_RECURRENT, "forget_bias_init": "unit_forget_bias"},
+    "ConvLSTM2D": {**_CONVOLUTION, **_RECURRENT, "forget_bias_init": "unit_forget_bias"},
+}
+KERAS_1_LAYOUTS = {"tf": "channels_last", "th": "channels_first"}
+KERAS_1_INITIALIZERS = {"zero": "zeros", "one": "ones", "uniform": "random_uniform", "normal": "random_normal"}
 # Said by the input or by the layer before, or without meaning outside training.
-KERAS_1_DROPPED = ("input_dim", "input_length", "input_dtype")
+KERAS_1_DROPPED = ("input_dim", "input_length", "input_dtype", "consume_less")
 
 
 def keras_1_arguments(layer: Node, stored: Stored) -> bool:
-    """Keras 1: arguments of another name and values of another spelling."""
-    config = _config(layer)
-    if stored.major >= 2 or layer["class_name"] in ("Embedding", "InputLayer", *MODELS):
+    """Keras 1: arguments of another name and values of another spelling, as each class of layers has them."""
+    config, name = _config(layer), layer["class_name"]
+    if stored.major >= 2 or name in ("InputLayer", *MODELS):
         return False
-    before = dict(config)
-    for old in [key for key in config if key in KERAS_1_ARGUMENTS]:
-        config[KERAS_1_ARGUMENTS[old]] = config.pop(old)
-    for key, values in KERAS_1_VALUES.items():
-        if isinstance(config.get(key), str):
-            config[key] = values.get(config[key], config[key])
-    for key in KERAS_1_DROPPED:
-        config.pop(key, None)
+    before, names = dict(config), KERAS_1_ARGUMENTS.get(name, {})
+    for old in [key for key in config if key in names]:
+        config[names[old]] = _keras_1_value(names[old], config.pop(old))
+    for key in KERAS_1_DROPPED if _is_builtin(name) else ():
+        if (name, key) != ("Embedding", "input_dim"):
+            config.pop(key, None)
+    if name == "Embedding":
+        config.pop("dropout", None)
     return config != before
+
+
+def _keras_1_value(key: str, value: Any) -> Any:
+    if key == "unit_forget_bias":
+        return value == "one"
+    if key == "data_format" and isinstance(value, str):
+        return KERAS_1_LAYOUTS.get(value, value)
+    initial = key.endswith("_initializer") and isinstance(value, str)
+    return KERAS_1_INITIALIZERS.get(value, value) if initial else value
+
+
+KERAS_1_SIZES = (("nb_row", "nb_col"), ("kernel_dim1", "kernel_dim2", "kernel_dim3"))
 
 
 def keras_1_kernel(layer: Node, stored: Stored) -> bool:
     """Keras 1: a kernel's size is `nb_row` and `nb_col`; one `init` is for both parts of a separable one."""
     config = _config(layer)
-    if stored.major >= 2 or "nb_row" not in config:
+    sizes = next((keys for keys in KERAS_1_SIZES if keys[0] in config), None)
+    if stored.major >= 2 or sizes is None or not _is_builtin(layer["class_name"]):
         return False
-    config["kernel_size"] = [config.pop("nb_row"), config.pop("nb_col", None)]
+    config["kernel_size"] = [config.pop(key, None) for key in sizes]
     if layer["class_name"] == "SeparableConv2D":
         init = config.pop("kernel_initializer", "glorot_uniform")
         config.update(depthwise_initializer=init, pointwise_initializer=init)
@@ -823,7 +879,7 @@ def keras_1_layout(layer: Node, stored: Stored) -> bool:
 
     Flatten did not look at it: it took the values as they lie, which Keras 3 calls channels_last.
     """
-    silent = ("ZeroPadding2D", "Cropping2D", "UpSampling2D", "Flatten")
+    silent = ("ZeroPadding2D", "Cropping2D", "UpSampling2D", "ZeroPadding3D", "Cropping3D", "UpSampling3D", "Flatten")
     if stored.major >= 2 or layer["class_name"] not in silent or "data_format" in _config(layer):
         return False
     first = stored.channels_first and layer["class_name"] != "Flatten"
@@ -1110,7 +1166,7 @@ def _is_kernel(slot: Slot, *classes: str) -> bool:
 
 def _filters_first(slot: Slot, stored: Stored) -> bool:
     """Keras 1 with dim_ordering "th" kept a kernel as (filters, channels, rows, columns)."""
-    old = stored.major < 2 and _is_kernel(slot, "Conv2D", "SeparableConv2D")
+    old = stored.major < 2 and _is_kernel(slot, "Conv2D", "SeparableConv2D", "Conv3D")
     return old and slot.owner.data_format == "channels_first"
 
 
@@ -1130,7 +1186,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "kernels transposed from (filters, channels, rows, columns) (Keras 1, dim_ordering th)",
         _filters_first,
-        lambda kernel: kernel.transpose(2, 3, 1, 0),
+        lambda kernel: kernel.transpose(*range(2, kernel.ndim), 1, 0),
     ),
     Layout("kernels turned by 180 degrees (from Theano, or Keras 1 in its layout)", _by_theano, _turned),
 )
