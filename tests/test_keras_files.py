@@ -280,7 +280,7 @@ def test_a_saved_model_is_one_block(tmp_path):
     expected = keras.ops.convert_to_numpy(model(x, training=False))
     np.testing.assert_allclose(network.head.probabilities(network.predict(x)), expected, atol=1e-6)
     assert network.inputs.size == (16, 16)
-    assert [layer.class_name for layer in network.layers] == ["TFSMLayer"]
+    assert [layer.class_name for layer in network.layers] == ["SavedModelBlock"]
     assert any("output only" in note for note in network.source.notes)
     found = convscope.activations(network, [np.zeros((16, 16, 3), np.uint8)])
     assert next(iter(found.arrays.values())).shape == (1, 5)

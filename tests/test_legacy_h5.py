@@ -1237,3 +1237,154 @@ def test_real_keras_1():
 def test_real_files_that_must_be_refused(file, message):
     with pytest.raises(ModelError, match=message):
         legacy_h5.read(ASSETS / "keras" / file, trust=True)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Keras 1, layer by layer: what Keras 1.2.2's get_config gave, and what the layer has to be today.
+
+W = {"init": "uniform", "W_regularizer": None, "W_constraint": None}
+B = {"b_regularizer": None, "b_constraint": None, "bias": False}
+C2 = {"nb_filter": 4, "nb_row": 3, "nb_col": 2, "subsample": [2, 2], "border_mode": "same", "dim_ordering": "tf"}
+RNN = {
+    **{"output_dim": 3, "init": "glorot_uniform", "inner_init": "orthogonal", "activation": "tanh"},
+    **{"inner_activation": "sigmoid", "W_regularizer": None, "U_regularizer": None, "b_regularizer": None},
+    **{"dropout_W": 0.25, "dropout_U": 0.5, "return_sequences": True, "go_backwards": False, "stateful": False},
+    **{"unroll": False, "consume_less": "cpu", "input_dim": None, "input_length": None},
+}
+RNN_NOW = {"units": 3, "dropout": 0.25, "recurrent_dropout": 0.5, "return_sequences": True}
+IMAGE, SERIES, VOLUME = (8, 8, 3), (8, 3), (6, 6, 6, 2)
+KERAS_1 = [
+    ("Dense", {"output_dim": 4, "activation": "relu", "input_dim": None, **W, **B}, SERIES, {"units": 4}),
+    ("TimeDistributedDense", {"output_dim": 4, "input_length": None, **W, **B}, SERIES, {"use_bias": False}),
+    ("Convolution2D", {"activation": "linear", **C2, **W, **B}, IMAGE, {"kernel_size": (3, 2), "strides": (2, 2)}),
+    (
+        "AtrousConvolution2D",
+        {**C2, **W, **B, "subsample": [1, 1], "atrous_rate": [2, 2]},
+        IMAGE,
+        {"dilation_rate": (2, 2), "padding": "same"},
+    ),
+    ("SeparableConvolution2D", {**C2, **W, **B, "depth_multiplier": 2}, IMAGE, {"depth_multiplier": 2, "filters": 4}),
+    (
+        "Convolution1D",
+        {"nb_filter": 4, "filter_length": 3, "subsample_length": 2, "border_mode": "same", "input_dim": 3, **W, **B},
+        SERIES,
+        {"kernel_size": (3,), "strides": (2,)},
+    ),
+    (
+        "Convolution3D",
+        {
+            **{"nb_filter": 4, "kernel_dim1": 3, "kernel_dim2": 2, "kernel_dim3": 1, "subsample": [1, 1, 1]},
+            **{"border_mode": "valid", "dim_ordering": "tf", **W, **B},
+        },
+        VOLUME,
+        {"kernel_size": (3, 2, 1)},
+    ),
+    ("MaxPooling1D", {"pool_length": 2, "stride": 2, "border_mode": "valid"}, SERIES, {"pool_size": (2,)}),
+    (
+        "MaxPooling2D",
+        {"pool_size": [2, 2], "strides": [1, 1], "border_mode": "same", "dim_ordering": "tf"},
+        IMAGE,
+        {"strides": (1, 1), "padding": "same"},
+    ),
+    ("GlobalAveragePooling2D", {"dim_ordering": "tf"}, IMAGE, {"data_format": "channels_last"}),
+    ("UpSampling1D", {"length": 3}, SERIES, {"size": 3}),
+    ("UpSampling2D", {"size": [2, 2]}, IMAGE, {"size": (2, 2)}),
+    ("Cropping2D", {"cropping": [[1, 1], [0, 2]], "dim_ordering": "tf"}, IMAGE, {"cropping": ((1, 1), (0, 2))}),
+    ("Dropout", {"p": 0.25}, IMAGE, {"rate": 0.25}),
+    ("SpatialDropout2D", {"p": 0.25}, IMAGE, {"rate": 0.25}),
+    ("GaussianDropout", {"p": 0.25}, IMAGE, {"rate": 0.25}),
+    ("GaussianNoise", {"sigma": 0.25}, IMAGE, {"stddev": 0.25}),
+    ("LeakyReLU", {"alpha": 0.25}, IMAGE, {"negative_slope": 0.25}),
+    ("ELU", {"alpha": 0.25}, IMAGE, {"alpha": 0.25}),
+    ("ThresholdedReLU", {"theta": 0.25}, IMAGE, {"threshold": 0.25}),
+    ("PReLU", {"init": "zero"}, IMAGE, {"shared_axes": None}),
+    ("PReLU", {"init": "one", "shared_axes": [1, 2]}, IMAGE, {"shared_axes": [1, 2]}),
+    (
+        "BatchNormalization",
+        {"gamma_init": "one", "beta_init": "zero", "mode": 0, "axis": -1, "epsilon": 0.5, "momentum": 0.9},
+        IMAGE,
+        {"epsilon": 0.5},
+    ),
+    (
+        "Embedding",
+        {
+            **{"input_dim": 7, "output_dim": 3, "input_length": 8, "init": "uniform", "mask_zero": False},
+            **{"activity_regularizer": None, "W_regularizer": None, "W_constraint": None, "dropout": 0.0},
+        },
+        (8,),
+        {"input_dim": 7, "output_dim": 3},
+    ),
+    ("SimpleRNN", {key: value for key, value in RNN.items() if key != "inner_activation"}, SERIES, RNN_NOW),
+    ("GRU", RNN, SERIES, {**RNN_NOW, "reset_after": False, "recurrent_activation": "sigmoid"}),
+    ("LSTM", {**RNN, "forget_bias_init": "one"}, SERIES, {**RNN_NOW, "unit_forget_bias": True}),
+    (
+        "ConvLSTM2D",
+        {
+            **{key: value for key, value in RNN.items() if key not in ("output_dim", "input_dim", "input_length")},
+            **{**C2, "forget_bias_init": "one", "subsample": [1, 1]},
+        },
+        (2, *IMAGE),
+        {"filters": 4, "kernel_size": (3, 2), "dropout": 0.25},
+    ),
+]
+INITIALIZERS = {
+    "PReLU": ("alpha_initializer", ("Zeros", "Ones")),
+    "Embedding": ("embeddings_initializer", ("RandomUniform",)),
+    "Dense": ("kernel_initializer", ("RandomUniform",)),
+    "BatchNormalization": ("gamma_initializer", ("Ones",)),
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("class_name", "config", "shape", "now"), KERAS_1, ids=[f"{item[0]}{n}" for n, item in enumerate(KERAS_1)]
+)
+def test_arguments_of_each_layer_of_keras_1(class_name, config, shape, now, wrapped):
+    item = layer(class_name, "it", **config)
+    if wrapped:
+        item, shape = layer("TimeDistributed", "each", layer=item), (2, *shape)
+    item["config"]["batch_input_shape"] = [None, *shape]
+    network, _ = legacy_h5.build(Path("model.h5"), "1.2.2", {"class_name": "Sequential", "config": [item]}, 0, False)
+    made = network.layers[0].layer if wrapped else network.layers[0]
+    got = made.get_config()
+    plain = lambda value: tuple(map(plain, value)) if isinstance(value, list | tuple) else value  # noqa: E731
+    assert {key: plain(got[key]) for key in now} == {key: plain(value) for key, value in now.items()}
+    key, kinds = INITIALIZERS.get(class_name, (None, ()))
+    assert key is None or got[key]["class_name"] in kinds
+
+
+def test_a_prelu_of_keras_1_answers_as_the_definition_says(tmp_path):
+    kernel, bias, alpha = arrays((3, 2, 2, 3), (3,), (3, 2, 3), seed=3)
+    layers = [
+        _with(convolution_1("conv", 3), activation="linear", batch_input_shape=[None, 5, 3, 2]),
+        layer("PReLU", "prelu_1", init="zero"),
+    ]
+    x = pictures(5, 3, 2)
+    y = conv(x, kernel, bias)
+    weights = {"conv": {"conv_W": kernel, "conv_b": bias}, "prelu_1": {"prelu_1_alphas": alpha}}
+    sample = Sample(
+        "1.2.2", {"class_name": "Sequential", "config": layers}, weights, x, np.where(y > 0, y, alpha * y), backend=""
+    )
+    check(read(written(tmp_path, sample)), sample)
+
+
+def test_arguments_of_a_users_own_layer_are_left_alone():
+    """A layer of the user's may call its arguments as Keras 1 did."""
+
+    class OwnWithP(keras.layers.Layer):
+        def __init__(self, p, init, **options):
+            super().__init__(**options)
+            self.p, self.init = p, init
+
+        def call(self, x):
+            return x
+
+    own = layer("OwnWithP", "own", p=3, init="zero", batch_input_shape=[None, 4])
+    with keras.saving.custom_object_scope({}):
+        keras.saving.get_custom_objects()["tests>OwnWithP"] = OwnWithP
+        try:
+            config = {"class_name": "Sequential", "config": [own]}
+            network, _ = legacy_h5.build(Path("model.h5"), "1.2.2", config, 0, False)
+        finally:
+            del keras.saving.get_custom_objects()["tests>OwnWithP"]
+    assert (network.layers[0].p, network.layers[0].init) == (3, "zero")

@@ -10,6 +10,7 @@ from convscope.errors import ModelError, nearest
 from convscope.networks import archives
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+LAST_USER_BLOCK = 1 << 20  # HDF5 may begin after a block of the user's own, of 512, 1024, 2048, ... bytes
 
 # What each kind is to people.
 KINDS = {
@@ -68,7 +69,7 @@ def kind_of_file(path: Path) -> str:
         head = file.read(64)
     if head.startswith(b"PK"):
         return _kind_of_zip(path)
-    if head.startswith(HDF5_SIGNATURE) or _has_late_hdf5(path):
+    if is_hdf5(path):
         return "hdf5"
     if re.match(rb'.{8}\s*\{\s*"', head, re.DOTALL) and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "safetensors"
@@ -102,15 +103,18 @@ def _kind_of_zip(path: Path) -> str:
     )
 
 
-def _has_late_hdf5(path: Path) -> bool:
-    """HDF5 may begin after a block of the user's own, of 512, 1024, ... bytes."""
+def is_hdf5(path: Path | str) -> bool:
+    """True if the file at `path` holds HDF5, whatever its name says."""
+    path = Path(path)
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
-        offset = 512
-        while offset < path.stat().st_size and offset <= 2**16:
+        offset, size = 0, path.stat().st_size
+        while offset < min(size, LAST_USER_BLOCK + 1):
             file.seek(offset)
-            if file.read(8) == HDF5_SIGNATURE:
+            if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
                 return True
-            offset *= 2
+            offset = offset * 2 or 512
     return False
 
 

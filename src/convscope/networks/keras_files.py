@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 import random
 import re
-import shutil
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -25,12 +21,15 @@ import keras
 import numpy as np
 
 from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line
-from convscope.networks import legacy_h5
+from convscope.networks import hdf5, keras_archive, keras_config, legacy_h5, saved_model
 from convscope.networks import preprocessing as pp
 from convscope.networks.code import literal
 from convscope.networks.files import KINDS, kind_of_file, sha256
+from convscope.networks.hdf5 import Contents
 from convscope.networks.keras import KerasNetwork
+from convscope.networks.keras_archive import Archive
 from convscope.networks.network import Source
+from convscope.networks.saved_model import Program
 
 
 @dataclass(frozen=True)
@@ -74,54 +73,32 @@ def _file(path: Path, trust: bool) -> OpenedModel:
 
 
 def _read_zip(path: Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            config = json.loads(archive.read("config.json"))
-            metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:
-        raise ModelError(
-            f"the archive {path} can't be read whole: {one_line(error)}. Copy or download it again."
-        ) from error
-    if damaged is not None:
-        raise ModelError(f"the archive {path} is damaged: its part {damaged} can't be read. Copy or download it again.")
-    code = dict.fromkeys(f"{kind} layer {name!r}" for kind, name, _ in legacy_h5.code_layers(config, ""))
+    archive = keras_archive.read(path)
+    code = dict.fromkeys(f"{kind} layer {name!r}" for kind, name, _ in legacy_h5.code_layers(archive.config, ""))
     if code and not trust:
         raise ModelError(
             f"{path} holds Python code in the {', '.join(code)}; expected none. "
             "If you trust the file, give --trust (trust=True) to run it."
         )
-    version = str(metadata.get("keras_version", "of unknown version"))
-    if version.startswith(("2.", "1.")):
-        model, said = legacy_h5.build(path, version, config, trust)
-        _fill_from_zip(model, path)
-        return model, (f"archive of Keras {version}", *said)
-    return _load_zip(path, trust), (f"archive of Keras {version}",)
-
-
-def _fill_from_zip(model: Any, path: Path) -> None:
-    """Give a model built from an archive of Keras 2 the weights in it: Keras 3 finds them by the same paths.
-
-    Raises:
-        ModelError: a weight is missing, has another shape, or is left over.
-    """
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
-        try:
-            weights = Path(archive.extract(WEIGHTS, folder))
-        except KeyError as error:
-            raise ModelError(f"the archive {path} holds no {WEIGHTS}. Copy or download it again.") from error
+    if archive.version.startswith(("2.", "1.")):
+        weights = _weights_of(archive, path)
+        model, said = legacy_h5.build(path, archive.version, archive.config, weights.size, trust)
         _fill_by_keras(model, weights, path.name)
+        return model, (f"archive of Keras {archive.version}", *said)
+    return _load_zip(archive, path, trust), (f"archive of Keras {archive.version}",)
 
 
-WEIGHTS = "model.weights.h5"
+def _weights_of(archive: Archive, path: Path) -> Contents:
+    if archive.weights is None:
+        raise ModelError(f"the archive {path} holds no {keras_archive.WEIGHTS}. Copy or download it again.")
+    return archive.weights
 
 
 def load_weights(model: Any, path: Path, name: str | None = None) -> tuple[str, ...]:
     """Give a model that is built already the weights in a file, each by its path and shape.
 
     Args:
-        model: a built `keras.Model`.
+        model: a built `keras.Model`; it is as it was where the weights don't fit.
         path: weights of Keras 1 to 3 (`.h5`, `.weights.h5`), or a whole model, whose weights alone are read.
         name: of the file, for messages.
 
@@ -136,53 +113,54 @@ def load_weights(model: Any, path: Path, name: str | None = None) -> tuple[str, 
         raise UsageError("the model that the code makes is not built; give it an Input, or call it on a picture there.")
     kind = kind_of_file(path)
     if kind == "keras":
-        _fill_from_zip(model, path)
+        _fill_by_keras(model, _weights_of(keras_archive.read(path), path), name)
         return ()
     if kind != "hdf5":
         raise ModelError(f"expected weights of Keras (.h5, .weights.h5 or .keras) in {path}, found {KINDS[kind]}.")
-    if legacy_h5.holds_layers(path):
-        return tuple(legacy_h5.fill(model, path))
-    _fill_by_keras(model, path, name)
+    contents = hdf5.read(path, but=keras_archive.BESIDE)
+    if legacy_h5.holds_layers(contents):
+        return tuple(legacy_h5.fill(model, path, contents))
+    _fill_by_keras(model, contents, name)
     return ()
 
 
-def _fill_by_keras(model: Any, path: Path, name: str) -> None:
-    """Weights in the layout of Keras 2.12 and later: its own loader finds them by path."""
+def _fill_by_keras(model: Any, weights: Contents, name: str) -> None:
+    """Weights in the layout of Keras 2.12 and later: its own loader finds them by path, in a clean file of ours."""
+    before = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in model.variables]
+    try:
+        _filled(model, weights, name)
+    except BaseException:
+        for variable, value in zip(model.variables, before, strict=True):
+            variable.assign(value)
+        raise
+
+
+def _filled(model: Any, weights: Contents, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / WEIGHTS
+        path = Path(folder) / keras_archive.WEIGHTS
+        hdf5.write(path, weights)
         try:
-            named.symlink_to(path.resolve())
-        except OSError:
-            shutil.copyfile(path, named)
-        try:
-            model.load_weights(named)
+            model.load_weights(path)
         except Exception as error:  # Keras raises what its layers raise
             raise ModelError(f"the weights in {name} do not fit the architecture: {one_line(error)[:300]}.") from error
-    left = _left_over(model, path)
+    left = _left_over(model, weights)
     if left:
         shown = ", ".join(left[:4]) + (", …" if len(left) > 4 else "")
         raise ModelError(f"the weights in {name} do not fit the architecture: it has no place for {shown}.")
 
 
-def _left_over(model: Any, path: Path) -> list[str]:
+def _left_over(model: Any, weights: Contents) -> list[str]:
     """Datasets of a file whose values are in no variable of the model: Keras' loader does not ask for them."""
-    import h5py
-
     placed = Counter(_mark(keras.ops.convert_to_numpy(variable.value)) for variable in model.variables)
     left: list[str] = []
-
-    def visit(path: str, item: Any) -> None:
-        beside = path.startswith(("optimizer", "metrics", "_metrics", "compile_metrics", "_compile_metrics"))
-        if beside or not isinstance(item, h5py.Dataset) or "seed_generator" in path:
-            return
-        mark = _mark(item[()])
+    for path, item in weights.datasets.items():
+        if item.values is None or "seed_generator" in path:
+            continue
+        mark = _mark(item.array)
         if placed[mark]:
             placed[mark] -= 1
         else:
             left.append(path)
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
     return left
 
 
@@ -191,29 +169,21 @@ def _mark(values: np.ndarray) -> str:
     return f"{plain.shape}{hashlib.sha256(plain.tobytes()).hexdigest()}"
 
 
-def _load_zip(path: Path, trust: bool) -> Any:
-    with _under_keras_name(path) as named:
-        try:
-            return keras.saving.load_model(named, compile=False, safe_mode=not trust)
-        except ConvscopeError:
-            raise
-        except Exception as error:
-            raise ModelError(_cant_load(path, error)) from error
-
-
-@contextmanager
-def _under_keras_name(path: Path) -> Iterator[Path]:
-    """Keras goes by the file's name: lend it one that ends in .keras."""
-    if path.suffix == ".keras":
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / "model.keras"
-        try:
-            named.symlink_to(path.resolve())
-        except OSError:
-            shutil.copyfile(path, named)
-        yield named
+def _load_zip(archive: Archive, path: Path, trust: bool) -> Any:
+    if not trust:
+        config = keras_config.checked(archive.config, legacy_h5.registered_key, path.name)
+        archive = replace(archive, config=config, assets={})
+    weights = _weights_of(archive, path)
+    try:
+        with keras_archive.clean(archive) as named, keras_config.building(weights.size, path.name):
+            model = keras.saving.load_model(named, compile=False, safe_mode=not trust)
+    except ConvscopeError:
+        raise
+    except Exception as error:
+        raise ModelError(_cant_load(path, error)) from error
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"{path} describes a {type(model).__name__}; expected a model.")
+    return model
 
 
 def _cant_load(path: Path, error: Exception) -> str:
@@ -233,14 +203,23 @@ def _cant_load(path: Path, error: Exception) -> str:
 
 # -- SavedModel folders ----------------------------------------------------------------------------------
 
-# What a graph of TensorFlow's could do beside computing: read and write files, call Python, load libraries. Of what
-# keeps a state, only variables, random numbers and calls of other functions are computing.
-_RISKY = r"""(?ix).*(file|save|restore|pyfunc|python|checkpoint|merge|print|assert|queue|dataset|lookup|hash
-    |immutableconst|debug|summary|remote|rpc|library|socket|matching).*"""
-_COMPUTING = r"""(?x)(Stateful)?PartitionedCall | (Stateless)?(If|While|Case) | Placeholder\w* | NoOp
-    | VarHandleOp | ReadVariableOp | VarIsInitializedOp | Assign(Add|Sub)?VariableOp | DisableCopyOnRead
-    | ResourceGather\w* | Tensor(List|Array)\w* | Random\w+ | Multinomial | TruncatedNormal | Parameterized\w+
-    | Stateful(Standard|Uniform|Truncated|Random)\w* | Rng\w+ | NonDeterministicInts"""
+
+class SavedModelBlock(keras.layers.Layer):
+    """A SavedModel's function as a layer; its variables are the layer's weights, which stay as they are."""
+
+    def __init__(self, program: Program, **options: Any) -> None:
+        super().__init__(trainable=False, **options)
+        variables = {name: self._weight(value) for name, value in program.variables.items()}
+        self._run = saved_model.function(program, variables)
+
+    def _weight(self, value: np.ndarray) -> Any:
+        made = self.add_weight(shape=value.shape, dtype=value.dtype.name, initializer="zeros", trainable=False)
+        made.assign(value)
+        return made.value
+
+    def call(self, image: Any) -> Any:
+        """Outputs by name."""
+        return self._run(image)
 
 
 def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
@@ -248,7 +227,7 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
 
     Args:
         folder: with `saved_model.pb`.
-        trust: run a graph whose operations could do more than compute.
+        trust: let TensorFlow load and run a graph whose operations could do more than compute.
 
     Raises:
         BackendError: Keras does not run on TensorFlow; ModelError: the folder has no signature for pictures, or its
@@ -259,28 +238,40 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
             f"a SavedModel is a program of TensorFlow's, and Keras runs on {keras.backend.backend()}. "
             "Choose --backend tensorflow (KERAS_BACKEND=tensorflow)."
         )
-    import tensorflow as tf
-
-    risky = [] if trust else _risky_operations(folder)
-    if risky:
-        raise ModelError(
-            f"the SavedModel {folder} holds operations that do more than compute ({', '.join(risky[:4])}). "
-            "If you trust it, give --trust (trust=True) to run it."
-        )
+    digest = sha256(folder / saved_model.GRAPH)
     try:
-        loaded = tf.saved_model.load(str(folder))
-    except Exception as error:  # TensorFlow raises what its reader raises
-        raise ModelError(f"the SavedModel {folder} can't be read ({one_line(error)[:200]}). Copy it again.") from error
-    endpoint, shape, dtype = _endpoint(folder, loaded)
+        program = saved_model.read(folder)
+    except ModelError:
+        if not trust:
+            raise
+        layer, endpoint, shape, dtype = _trusted(folder)
+    else:
+        endpoint, shape, dtype = program.signature, program.shape, program.dtype
+        layer = SavedModelBlock(program, name="saved_model")
     picture = keras.Input(shape[1:], name="picture", dtype=dtype)
-    layer = keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint, name="saved_model")
     model = keras.Model(picture, layer(picture), name=folder.name or "saved_model")
-    digest = sha256(folder / "saved_model.pb")
     notes = (
         f"SavedModel, run by TensorFlow through its signature {endpoint!r}",
         "its inside is one block: activations and filters of the output only, no heatmaps",
     )
     return OpenedModel(model, Source(folder.name, str(folder), digest, notes))
+
+
+def _trusted(folder: Path) -> tuple[Any, str, tuple[int | None, ...], str]:
+    """A layer that runs whatever the folder holds, with its signature, and the shape and type that it takes.
+
+    TensorFlow's loader comes first; where it can't restore the objects around the signature, the signature alone does.
+    """
+    import tensorflow as tf
+
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except Exception:  # TensorFlow raises what its reader raises
+        program = saved_model.read(folder, trust=True)
+        layer = SavedModelBlock(program, name="saved_model")
+        return layer, program.signature, program.shape, program.dtype
+    endpoint, shape, dtype = _endpoint(folder, loaded)
+    return keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint, name="saved_model"), endpoint, shape, dtype
 
 
 def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], str]:
@@ -297,49 +288,6 @@ def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], s
         )
     name = "serving_default" if "serving_default" in taking else next(iter(taking))
     return name, *taking[name]
-
-
-def _risky_operations(folder: Path) -> list[str]:
-    """Operations of the graph that could touch files or call Python; the graph is read, not run."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    proto = saved_model_pb2.SavedModel()
-    try:
-        proto.ParseFromString((folder / "saved_model.pb").read_bytes())
-    except Exception as error:
-        raise ModelError(f"{folder / 'saved_model.pb'} is damaged ({one_line(error)}). Copy it again.") from error
-    found = {node.op for graph in proto.meta_graphs for node in _nodes_but_the_savers(graph)}
-    return sorted(op for op in found if not _only_computes(op))
-
-
-def _nodes_but_the_savers(graph: Any) -> list[Any]:
-    """Every node of a graph and of its functions, but for those that nothing except its saver calls.
-
-    What writes and reads the variables themselves is TensorFlow's own, and loading does not run it.
-    """
-    saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
-    own = [node for node in graph.graph_def.node if node.name not in saver]
-    functions = {function.signature.name: list(function.node_def) for function in graph.graph_def.library.function}
-    of_saver = {name for node in graph.graph_def.node if node.name in saver for name in _called(node)}
-    called = set(graph.object_graph_def.concrete_functions)
-    called.update(name for node in own for name in _called(node))
-    called.update(name for key, nodes in functions.items() if key not in of_saver for n in nodes for name in _called(n))
-    return own + [node for key, nodes in functions.items() if key not in of_saver - called for node in nodes]
-
-
-def _called(node: Any) -> list[str]:
-    """Names of the functions that a node calls."""
-    values = node.attr.values()
-    return [value.func.name for value in values] + [item.name for value in values for item in value.list.func]
-
-
-def _only_computes(op: str) -> bool:
-    from tensorflow.python.framework import op_def_registry
-
-    known = op_def_registry.get(op)
-    if known is None or re.fullmatch(_RISKY, op):
-        return False
-    return not known.is_stateful or re.fullmatch(_COMPUTING, op) is not None
 
 
 # -- keras.applications ----------------------------------------------------------------------------------

@@ -12,8 +12,7 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -21,14 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import BackendError, ModelError
+from convscope.errors import ModelError
+from convscope.networks import hdf5, keras_config
+from convscope.networks.files import is_hdf5
+from convscope.networks.hdf5 import Contents, Dataset
 
 Node = dict[str, Any]  # a serialised object: {"class_name": ..., "config": ...}
 Scope = tuple[str, ...]  # names of layers from the outside to the inside
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 TOP = "top_level_model_weights"  # the group of weights that belong to no layer
-LAST_USER_BLOCK = 1 << 20  # a user block in front of the signature has 512, 1024, 2048, ... bytes
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,6 @@ class Opened:
     translated: tuple[str, ...]
 
 
-def is_hdf5(path: Path | str) -> bool:
-    """True if the file at `path` holds HDF5, whatever its name says."""
-    path = Path(path)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        offset, size = 0, path.stat().st_size
-        while offset < min(size, LAST_USER_BLOCK + 1):
-            file.seek(offset)
-            if file.read(len(SIGNATURE)) == SIGNATURE:
-                return True
-            offset = offset * 2 or 512
-    return False
-
-
 def read(path: Path | str, trust: bool = False) -> Opened:
     """Open the Keras whole-model HDF5 file at `path`.
 
@@ -76,40 +61,45 @@ def read(path: Path | str, trust: bool = False) -> Opened:
         BackendError: h5py is not installed.
     """
     path = Path(path)
-    with _reading(path):
-        holds_hdf5 = is_hdf5(path)
-    if not holds_hdf5:
+    if not is_hdf5(path):
         found = "another format" if path.is_file() else "no such file"
         raise ModelError(f"{path.name}: expected a model in an HDF5 file, found {found}.")
-    with _opened(path) as file:
-        stored = _look(file, path)
-        _refuse_code(stored, trust)
-        said = _translate(stored)
-        _refuse_unknown(stored)
-        model = _build(stored, trust)
-        said += _fill(model, stored)
+    stored = _look(hdf5.read(path, but=BESIDE), path)
+    _refuse_code(stored, trust)
+    said = _translate(stored)
+    _refuse_unknown(stored)
+    model = _build(stored, trust)
+    said += _fill(model, stored)
     return Opened(model, stored.version, tuple(said))
 
 
-def build(path: Path, version: str, config: Node, trust: bool) -> tuple[Any, list[str]]:
+def build(path: Path, version: str, config: Node, size: int, trust: bool) -> tuple[Any, list[str]]:
     """A model with fresh weights from a config of Keras 2 that came from elsewhere, and what was translated.
+
+    Args:
+        path: of the file.
+        version: of the Keras that wrote it.
+        config: the architecture.
+        size: how many numbers its weights are.
+        trust: run Python code that it carries.
 
     Raises:
         ModelError: the config can't be read, or names a layer that Keras does not know.
     """
-    stored = Stored(path, version, "tensorflow", config, {})
+    if not _is_node(config):
+        raise ModelError(f"{path.name}: expected the class_name and config of a model in its config.")
+    stored = Stored(path, version, "tensorflow", config, {}, size)
     said = _translate(stored)
     _refuse_unknown(stored)
     return _build(stored, trust), said
 
 
-def holds_layers(path: Path) -> bool:
+def holds_layers(contents: Contents) -> bool:
     """True for HDF5 files that keep weights by layer, as Keras 1 and 2 wrote them, whole models among them."""
-    with _opened(path) as file, _reading(path):
-        return bool(_listed(file, "layer_names")) or "model_weights" in file
+    return bool(_listed(contents, "", "layer_names")) or "model_weights" in contents.groups
 
 
-def fill(model: Any, path: Path) -> list[str]:
+def fill(model: Any, path: Path, contents: Contents) -> list[str]:
     """Give a model that code has made the weights in a file of Keras 1 or 2, by names of layers and weights.
 
     Where layers differ from the file's in their automatic numbers alone (conv2d_1, conv2d_5), their order within the
@@ -118,17 +108,13 @@ def fill(model: Any, path: Path) -> list[str]:
     Raises:
         ModelError: a weight is missing, has another shape, or is left over.
     """
-    with _opened(path) as file:
-        with _reading(path):
-            groups, datasets = _visit(file)
-            version = _text(file.attrs.get("keras_version", "1"))
-            top = "model_weights/" if "model_weights" in groups else ""
-            root = groups["model_weights"] if top else file
-            weights = _weights(groups, datasets, _major(version) < 2, top, root)
-        named, said = _renumbered(weights, [layer.name for layer in model.layers if layer.weights])
-        backend = _text(file.attrs.get("backend", ""))
-        stored = Stored(path, version, backend, {"class_name": "Model", "config": {}}, named)
-        return said + _fill(model, stored)
+    version = _version(contents)
+    top = "model_weights" if "model_weights" in contents.groups else ""
+    weights = _weights(contents, _major(version) < 2, top)
+    named, said = _renumbered(weights, [layer.name for layer in model.layers if layer.weights])
+    backend = _attribute(contents, "backend")
+    stored = Stored(path, version, backend, {"class_name": "Model", "config": {}}, named)
+    return said + _fill(model, stored)
 
 
 def _renumbered(weights: dict[str, list[Weight]], layers: list[str]) -> tuple[dict[str, list[Weight]], list[str]]:
@@ -153,7 +139,7 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Look: everything but the values of the weights.
+# Look: what the file says, made sense of.
 
 
 @dataclass(frozen=True)
@@ -163,7 +149,7 @@ class Weight:
     path: str
     scope: Scope
     name: str
-    dataset: Any = field(compare=False)
+    dataset: Dataset = field(compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -173,13 +159,14 @@ class Weight:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file says about its model, without the values of the weights."""
+    """What a file says about its model."""
 
     path: Path
     version: str
     backend: str
     config: Node
     weights: dict[str, list[Weight]]  # by the layer's name (made `_flat`), both in the order of the file
+    size: int = 0  # numbers in all of its arrays
 
     @property
     def major(self) -> int:
@@ -196,64 +183,28 @@ def _major(version: str) -> int:
     return int(version.split(".")[0])
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError as error:
-        message = f"{path.name} is HDF5: expected h5py to read it, found it not installed. pip install h5py"
-        raise BackendError(message) from error
-    with _reading(path):
-        file = h5py.File(path, "r")
-    with file:
-        yield file
+# Paths of data sets beside the weights: of the optimizer, and what a user keeps in the same file.
+BESIDE = r"(?!model_weights(/|$))"
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what h5py raises on damaged files (nearly anything) into one line."""
-    try:
-        yield
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        said = " ".join(str(error).split())[:200]
-        found = f"it truncated or damaged ({said}). Fetch it anew"
-        raise ModelError(f"{path.name}: expected a whole HDF5 file, found {found}.") from error
+def _look(contents: Contents, path: Path) -> Stored:
+    config, backend = _attribute(contents, "model_config"), _attribute(contents, "backend")
+    if not config or "model_weights" not in contents.groups:
+        raise ModelError(_not_a_model(path, contents, bool(config)))
+    version = _version(contents)
+    weights = _weights(contents, _major(version) < 2, "model_weights")
+    return Stored(path, version, backend, _parsed(config, path), weights, contents.size)
 
 
-def _look(file: Any, path: Path) -> Stored:
-    with _reading(path):
-        config, version, backend = (
-            _text(file.attrs.get(name, "")) for name in ("model_config", "keras_version", "backend")
-        )
-        groups, datasets = _visit(file)
-        if not config or "model_weights" not in groups:
-            raise ModelError(_not_a_model(path, file, groups, bool(config)))
-        version = version if re.match(r"\d+(\.|$)", version) else "1"
-        weights = _weights(groups, datasets, _major(version) < 2, "model_weights/", groups["model_weights"])
-    return Stored(path, version, backend, _parsed(config, path), weights)
+def _attribute(contents: Contents, name: str) -> str:
+    """A text in the attributes of the file; empty where there is none."""
+    value = contents.groups[""].get(name, "")
+    return value if isinstance(value, str) else ""
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _visit(file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All groups and datasets by path. Links are not followed: they could lead to other files."""
-    import h5py
-
-    groups: dict[str, Any] = {}
-    datasets: dict[str, Any] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual:
-                raise ValueError(f"{name} lies in another file")
-            datasets[name] = item
-        elif isinstance(item, h5py.Group):
-            groups[name] = item
-
-    file.visititems(visit)
-    return groups, datasets
+def _version(contents: Contents) -> str:
+    version = _attribute(contents, "keras_version")
+    return version if re.match(r"\d+(\.|$)", version) else "1"
 
 
 def _parsed(text: str, path: Path) -> Node:
@@ -264,60 +215,58 @@ def _parsed(text: str, path: Path) -> Node:
         raise ModelError(message) from error
     if not _is_node(config):
         raise ModelError(f"{path.name}: expected the class_name and config of a model in its model_config.")
+    keras_config.check_depth(config, path.name)
     return config
 
 
-def _not_a_model(path: Path, file: Any, groups: dict[str, Any], has_config: bool) -> str:
+def _not_a_model(path: Path, contents: Contents, has_config: bool) -> str:
     """Why the file is no whole model, and what to do."""
     if has_config:
         return f"{path.name}: expected weights, found the architecture alone. Save the model by model.save()."
-    layers = _listed(file, "layer_names") or _modern_layers(groups)
-    if not layers and "model_weights" in groups:
-        layers = _listed(groups["model_weights"], "layer_names")
+    layers = _listed(contents, "", "layer_names") or _modern_layers(contents)
+    if not layers:
+        layers = _listed(contents, "model_weights", "layer_names")
     if layers:
         first = ", ".join(layers[:5]) + (", …" if len(layers) > 5 else "")
         return (
             f"{path.name}: expected a whole model, found weights without an architecture (of the layers "
             f"{first}). Give the code that makes the network: convscope layers file.py:function --weights {path}."
         )
-    found = ", ".join(repr(name) for name in list(file)[:8]) or "nothing"
+    found = ", ".join(repr(name) for name in contents.children("")[:8]) or "nothing"
     return f"{path.name}: expected a model saved by Keras, found an HDF5 file without one: it holds {found}."
 
 
-def _modern_layers(groups: dict[str, Any]) -> list[str]:
+def _modern_layers(contents: Contents) -> list[str]:
     """Layers of a `.weights.h5` file of Keras 3."""
-    if "layers" not in groups:
-        return []
-    found = [name.split("/")[1] for name in groups if re.fullmatch(r"layers/[^/]+", name)]
-    return found if any(name.endswith("/vars") for name in groups) else []
+    found = [name.split("/")[1] for name in contents.groups if re.fullmatch(r"layers/[^/]+", name)]
+    return found if any(name.endswith("/vars") for name in contents.groups) else []
 
 
-def _listed(group: Any, name: str) -> list[str]:
+def _listed(contents: Contents, group: str, name: str) -> list[str]:
     """A list of names in the attributes of a group; long ones lie in pieces `name0`, `name1`, ... ."""
-    if name in group.attrs:
-        return [_text(item) for item in group.attrs[name]]
+    attributes = contents.groups.get(group, {})
+    if isinstance(attributes.get(name), list):
+        return list(attributes[name])
     names: list[str] = []
-    while f"{name}{len(names)}" in group.attrs:
+    while isinstance(attributes.get(f"{name}{len(names)}"), list):
         names.append(f"{name}{len(names)}")
-    return [_text(item) for piece in names for item in group.attrs[piece]]
+    return [item for piece in names for item in attributes[piece]]
 
 
-def _weights(
-    groups: dict[str, Any], datasets: dict[str, Any], old_names: bool, top: str, root: Any
-) -> dict[str, list[Weight]]:
-    """The datasets below `top` ("model_weights/", or "" in a file of weights alone) by layer.
+def _weights(contents: Contents, old_names: bool, top: str) -> dict[str, list[Weight]]:
+    """The datasets below the group `top` ("model_weights", or "" in a file of weights alone) by layer.
 
     Those that no layer claims are under "".
     """
-    layers = _listed(root, "layer_names") or list(root)
+    layers = _listed(contents, top, "layer_names") or contents.children(top)
+    inside = top + "/" if top else ""
     found: dict[str, list[Weight]] = {layer: [] for layer in [*layers, TOP, ""]}
-    ranks = {layer: _ranks(groups.get(top + layer)) for layer in found}
-    for path, dataset in datasets.items():
-        if not path.startswith(top):
+    ranks = {layer: _ranks(contents, inside + layer) for layer in found}
+    for path, dataset in contents.datasets.items():
+        if not path.startswith(inside):
             continue
-        inner = path.removeprefix(top)
-        # Names may contain "/": of "conv1" and "conv1/bn" the longer one is the layer's.
-        layer = max((name for name in found if name and inner.startswith(name + "/")), key=len, default="")
+        inner = path.removeprefix(inside)
+        layer = _owner(inner, found)
         inner = inner[len(layer) + 1 :] if layer else inner
         if not _is_state(inner):
             found[layer].append(_weight(inner, dataset, old_names))
@@ -327,8 +276,15 @@ def _weights(
     }
 
 
-def _ranks(group: Any) -> dict[str, int]:
-    return {} if group is None else {name: rank for rank, name in enumerate(_listed(group, "weight_names"))}
+def _owner(path: str, layers: Mapping[str, Any]) -> str:
+    """The layer that a path belongs to. Names may contain "/": of "conv1" and "conv1/bn" the longer one is it."""
+    parts = path.split("/")
+    starts = ("/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+    return next((start for start in starts if start in layers), "")
+
+
+def _ranks(contents: Contents, group: str) -> dict[str, int]:
+    return {name: rank for rank, name in enumerate(_listed(contents, group, "weight_names"))}
 
 
 def _is_state(path: str) -> bool:
@@ -350,7 +306,7 @@ KERAS_1_WEIGHTS = {
 KERAS_1_WEIGHT = re.compile(rf"(?P<layer>.*)_(?P<name>{'|'.join(KERAS_1_WEIGHTS)})(_\d+)?")
 
 
-def _weight(path: str, dataset: Any, old_names: bool) -> Weight:
+def _weight(path: str, dataset: Dataset, old_names: bool) -> Weight:
     *scope, name = re.sub(r":\d+$", "", path).split("/")
     old = KERAS_1_WEIGHT.fullmatch(name) if old_names else None
     if old:  # convolution2d_1_W
@@ -601,6 +557,7 @@ DROPPED = (
     (r"LSTM|GRU|SimpleRNN|RNN|ConvLSTM[123]D", "time_major", False),
     (r"MultiHeadAttention", "(query|key|value)_shape", ANYTHING),
     (r"MultiHeadAttention", "softmax_robust_masking", False),
+    (r"Attention|AdditiveAttention", "causal", False),
 )
 
 
@@ -793,9 +750,13 @@ def _with_tensors(item: Any) -> Any:
 
 
 KERAS_1_CLASSES = {
+    "Convolution1D": "Conv1D",
+    "AtrousConvolution1D": "Conv1D",
     "Convolution2D": "Conv2D",
     "AtrousConvolution2D": "Conv2D",
     "SeparableConvolution2D": "SeparableConv2D",
+    "Convolution3D": "Conv3D",
+    "TimeDistributedDense": "Dense",
 }
 
 
@@ -806,56 +767,107 @@ def keras_1_class(layer: Node, stored: Stored) -> bool:
     return new is not None
 
 
-KERAS_1_ARGUMENTS = {
-    "nb_filter": "filters",
-    "subsample": "strides",
-    "atrous_rate": "dilation_rate",
-    "border_mode": "padding",
-    "dim_ordering": "data_format",
-    "bias": "use_bias",
-    "p": "rate",
-    "sigma": "stddev",
-    "output_dim": "units",
+_KERNEL = {
     "init": "kernel_initializer",
-    "gamma_init": "gamma_initializer",
-    "beta_init": "beta_initializer",
     "W_regularizer": "kernel_regularizer",
-    "b_regularizer": "bias_regularizer",
     "W_constraint": "kernel_constraint",
-    "b_constraint": "bias_constraint",
 }
-KERAS_1_VALUES = {
-    "data_format": {"tf": "channels_last", "th": "channels_first"},
-    "kernel_initializer": {
-        "zero": "zeros", "one": "ones", "uniform": "random_uniform", "normal": "random_normal",
-    },
-}  # fmt: skip
+_BIAS = {"bias": "use_bias", "b_regularizer": "bias_regularizer", "b_constraint": "bias_constraint"}
+_LAYOUT = {"dim_ordering": "data_format"}
+_POOLING = {"border_mode": "padding", **_LAYOUT}
+_CONVOLUTION = {"nb_filter": "filters", "subsample": "strides", "atrous_rate": "dilation_rate", **_POOLING, **_BIAS}
+_SERIES = {"border_mode": "padding", "pool_length": "pool_size", "stride": "strides"}
+_RECURRENT = {
+    "output_dim": "units",
+    "inner_init": "recurrent_initializer",
+    "inner_activation": "recurrent_activation",
+    "U_regularizer": "recurrent_regularizer",
+    "dropout_W": "dropout",
+    "dropout_U": "recurrent_dropout",
+    "b_regularizer": "bias_regularizer",
+    **_KERNEL,
+}
+_EMBEDDING = {key: new.replace("kernel", "embeddings") for key, new in _KERNEL.items()}
+# Arguments of Keras 1 and their names today, by today's class. Layers that are not here kept their arguments, or are
+# the user's own, or are gone: Highway, MaxoutDense, ParametricSoftplus, SReLU, LocallyConnected, Deconvolution2D.
+KERAS_1_ARGUMENTS: dict[str, dict[str, str]] = {
+    "Dense": {"output_dim": "units", **_KERNEL, **_BIAS},
+    "Conv1D": {**_CONVOLUTION, **_KERNEL, "filter_length": "kernel_size", "subsample_length": "strides"},
+    "Conv2D": {**_CONVOLUTION, **_KERNEL},
+    "Conv3D": {**_CONVOLUTION, **_KERNEL},
+    "SeparableConv2D": {**_CONVOLUTION, **_KERNEL},
+    "MaxPooling1D": _SERIES,
+    "AveragePooling1D": _SERIES,
+    "MaxPooling2D": _POOLING,
+    "AveragePooling2D": _POOLING,
+    "MaxPooling3D": _POOLING,
+    "AveragePooling3D": _POOLING,
+    "GlobalMaxPooling2D": _LAYOUT,
+    "GlobalAveragePooling2D": _LAYOUT,
+    "GlobalMaxPooling3D": _LAYOUT,
+    "GlobalAveragePooling3D": _LAYOUT,
+    "UpSampling1D": {"length": "size"},
+    "UpSampling2D": _LAYOUT,
+    "UpSampling3D": _LAYOUT,
+    "ZeroPadding2D": _LAYOUT,
+    "ZeroPadding3D": _LAYOUT,
+    "Cropping2D": _LAYOUT,
+    "Cropping3D": _LAYOUT,
+    "Dropout": {"p": "rate"},
+    "SpatialDropout1D": {"p": "rate"},
+    "SpatialDropout2D": {"p": "rate", **_LAYOUT},
+    "SpatialDropout3D": {"p": "rate", **_LAYOUT},
+    "GaussianDropout": {"p": "rate"},
+    "GaussianNoise": {"sigma": "stddev"},
+    "Embedding": _EMBEDDING,
+    "BatchNormalization": {"gamma_init": "gamma_initializer", "beta_init": "beta_initializer"},
+    "PReLU": {"init": "alpha_initializer"},
+    "SimpleRNN": _RECURRENT,
+    "GRU": _RECURRENT,
+    "LSTM": {**_RECURRENT, "forget_bias_init": "unit_forget_bias"},
+    "ConvLSTM2D": {**_CONVOLUTION, **_RECURRENT, "forget_bias_init": "unit_forget_bias"},
+}
+KERAS_1_LAYOUTS = {"tf": "channels_last", "th": "channels_first"}
+KERAS_1_INITIALIZERS = {"zero": "zeros", "one": "ones", "uniform": "random_uniform", "normal": "random_normal"}
 # Said by the input or by the layer before, or without meaning outside training.
-KERAS_1_DROPPED = ("input_dim", "input_length", "input_dtype")
+KERAS_1_DROPPED = ("input_dim", "input_length", "input_dtype", "consume_less")
 
 
 def keras_1_arguments(layer: Node, stored: Stored) -> bool:
-    """Keras 1: arguments of another name and values of another spelling."""
-    config = _config(layer)
-    if stored.major >= 2 or layer["class_name"] in ("Embedding", "InputLayer", *MODELS):
+    """Keras 1: arguments of another name and values of another spelling, as each class of layers has them."""
+    config, name = _config(layer), layer["class_name"]
+    if stored.major >= 2 or name in ("InputLayer", *MODELS):
         return False
-    before = dict(config)
-    for old in [key for key in config if key in KERAS_1_ARGUMENTS]:
-        config[KERAS_1_ARGUMENTS[old]] = config.pop(old)
-    for key, values in KERAS_1_VALUES.items():
-        if isinstance(config.get(key), str):
-            config[key] = values.get(config[key], config[key])
-    for key in KERAS_1_DROPPED:
-        config.pop(key, None)
+    before, names = dict(config), KERAS_1_ARGUMENTS.get(name, {})
+    for old in [key for key in config if key in names]:
+        config[names[old]] = _keras_1_value(names[old], config.pop(old))
+    for key in KERAS_1_DROPPED if _is_builtin(name) else ():
+        if (name, key) != ("Embedding", "input_dim"):
+            config.pop(key, None)
+    if name == "Embedding":
+        config.pop("dropout", None)
     return config != before
+
+
+def _keras_1_value(key: str, value: Any) -> Any:
+    if key == "unit_forget_bias":
+        return value == "one"
+    if key == "data_format" and isinstance(value, str):
+        return KERAS_1_LAYOUTS.get(value, value)
+    initial = key.endswith("_initializer") and isinstance(value, str)
+    return KERAS_1_INITIALIZERS.get(value, value) if initial else value
+
+
+KERAS_1_SIZES = (("nb_row", "nb_col"), ("kernel_dim1", "kernel_dim2", "kernel_dim3"))
 
 
 def keras_1_kernel(layer: Node, stored: Stored) -> bool:
     """Keras 1: a kernel's size is `nb_row` and `nb_col`; one `init` is for both parts of a separable one."""
     config = _config(layer)
-    if stored.major >= 2 or "nb_row" not in config:
+    sizes = next((keys for keys in KERAS_1_SIZES if keys[0] in config), None)
+    if stored.major >= 2 or sizes is None or not _is_builtin(layer["class_name"]):
         return False
-    config["kernel_size"] = [config.pop("nb_row"), config.pop("nb_col", None)]
+    config["kernel_size"] = [config.pop(key, None) for key in sizes]
     if layer["class_name"] == "SeparableConv2D":
         init = config.pop("kernel_initializer", "glorot_uniform")
         config.update(depthwise_initializer=init, pointwise_initializer=init)
@@ -867,7 +879,7 @@ def keras_1_layout(layer: Node, stored: Stored) -> bool:
 
     Flatten did not look at it: it took the values as they lie, which Keras 3 calls channels_last.
     """
-    silent = ("ZeroPadding2D", "Cropping2D", "UpSampling2D", "Flatten")
+    silent = ("ZeroPadding2D", "Cropping2D", "UpSampling2D", "ZeroPadding3D", "Cropping3D", "UpSampling3D", "Flatten")
     if stored.major >= 2 or layer["class_name"] not in silent or "data_format" in _config(layer):
         return False
     first = stored.channels_first and layer["class_name"] != "Flatten"
@@ -1044,7 +1056,7 @@ def _unknown_activations(layer: Node) -> list[str]:
         known = (*dir(activations), hard_sigmoid_of_keras_2.__name__)
         if not isinstance(name, str) or name in known:
             continue
-        registered = _registered(name)
+        registered = registered_key(name)
         if registered:
             function = {"module": "builtins", "class_name": "function", "registered_name": registered}
             config[key] = {**function, "config": registered}
@@ -1055,7 +1067,7 @@ def _unknown_activations(layer: Node) -> list[str]:
 
 def _address(layer: Node, old: bool) -> bool:
     name = layer["class_name"]
-    registered = _registered(layer.get("registered_name")) or (not _is_builtin(name) and _registered(name))
+    registered = registered_key(layer.get("registered_name")) or (not _is_builtin(name) and registered_key(name))
     if old or registered:
         for key in ("build_config", "compile_config", "shared_object_id"):
             layer.pop(key, None)
@@ -1078,7 +1090,7 @@ def _is_builtin(name: str) -> bool:
     return name in MODELS or (isinstance(found, type) and issubclass(found, keras.layers.Layer))
 
 
-def _registered(name: Any) -> str | None:
+def registered_key(name: Any) -> str | None:
     """The key of a registered object: "Mine" also finds "package>Mine", as old files leave it out."""
     from keras import saving
 
@@ -1099,8 +1111,13 @@ def _build(stored: Stored, trust: bool) -> Any:
     custom = {hard_sigmoid_of_keras_2.__name__: hard_sigmoid_of_keras_2}
     name = _exported(stored.config["class_name"])
     root = {"module": "keras", "registered_name": None, **stored.config, "class_name": name}
+    if not trust:
+        root = keras_config.checked(root, lambda key: key if key in custom else registered_key(key), stored.path.name)
     try:
-        model = keras.saving.deserialize_keras_object(root, custom_objects=custom, safe_mode=not trust)
+        with keras_config.building(stored.size, stored.path.name):
+            model = keras.saving.deserialize_keras_object(root, custom_objects=custom, safe_mode=not trust)
+    except ModelError:
+        raise
     except Exception as error:  # Keras raises what its layers raise
         reason = " ".join(str(error).rsplit("Exception encountered:", 1)[-1].split())[:300]
         expected = f"expected a config that Keras {keras.__version__} can build"
@@ -1149,7 +1166,7 @@ def _is_kernel(slot: Slot, *classes: str) -> bool:
 
 def _filters_first(slot: Slot, stored: Stored) -> bool:
     """Keras 1 with dim_ordering "th" kept a kernel as (filters, channels, rows, columns)."""
-    old = stored.major < 2 and _is_kernel(slot, "Conv2D", "SeparableConv2D")
+    old = stored.major < 2 and _is_kernel(slot, "Conv2D", "SeparableConv2D", "Conv3D")
     return old and slot.owner.data_format == "channels_first"
 
 
@@ -1169,7 +1186,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "kernels transposed from (filters, channels, rows, columns) (Keras 1, dim_ordering th)",
         _filters_first,
-        lambda kernel: kernel.transpose(2, 3, 1, 0),
+        lambda kernel: kernel.transpose(*range(2, kernel.ndim), 1, 0),
     ),
     Layout("kernels turned by 180 degrees (from Theano, or Keras 1 in its layout)", _by_theano, _turned),
 )
@@ -1378,7 +1395,7 @@ def _layouts(slot: Slot, stored: Stored) -> list[Layout]:
 def _misfits(weight: Weight, slot: Slot, stored: Stored) -> Iterable[str]:
     """Why the dataset can't be the variable's value, without reading it."""
     shape, wanted = weight.shape, tuple(slot.variable.shape)
-    if weight.dataset.dtype.kind not in "fiub":
+    if not weight.dataset.numbers or weight.dataset.values is None:
         return [f"{slot.path} is no numbers in the file ({weight.dataset.dtype})"]
     if prod(shape) == prod(wanted) and len(shape) == len(wanted):
         value = np.broadcast_to(np.float32(0), shape)  # the shape without the memory
@@ -1390,8 +1407,7 @@ def _misfits(weight: Weight, slot: Slot, stored: Stored) -> Iterable[str]:
 
 def _assign(pairs: Sequence[tuple[Weight, Slot]], stored: Stored) -> None:
     for weight, slot in pairs:
-        with _reading(stored.path):
-            value = np.asarray(weight.dataset[()])
+        value = weight.dataset.array
         for layout in _layouts(slot, stored):
             value = layout.change(value)
         slot.variable.assign(np.array(value))  # a copy: torch takes no negative strides

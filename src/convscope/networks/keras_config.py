@@ -1,0 +1,341 @@
+"""What the architecture in a Keras file may name and declare, checked before Keras builds anything of it.
+
+A config is a tree of objects, each with a `class_name` that Keras looks up in its own modules, so that a file chooses
+which of Keras' functions run on what. `checked` lets through what `ALLOWED` lists: layers, operations, initializers
+and the like that only compute, each at its one address. What a file gives as its module is never followed.
+`building` bounds what the layers then allocate by the weights that the file really holds.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+from convscope import limits
+from convscope.errors import ModelError
+
+_LAYERS = """
+    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
+    AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AdditiveAttention AlphaDropout Attention AugMix
+    AutoContrast Average AveragePooling1D AveragePooling2D AveragePooling3D AvgPool1D AvgPool2D AvgPool3D
+    BatchNormalization Bidirectional CategoryEncoding CenterCrop Concatenate
+    ContrastLimitedAdaptiveHistogramEqualization Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose
+    ConvLSTM1D ConvLSTM2D ConvLSTM3D Convolution1D Convolution1DTranspose Convolution2D Convolution2DTranspose
+    Convolution3D Convolution3DTranspose Cropping1D Cropping2D Cropping3D CutMix Dense DepthwiseConv1D DepthwiseConv2D
+    Discretization Dot Dropout ELU EinsumDense Embedding Equalization Flatten GRU GRUCell GaussianDropout GaussianNoise
+    GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalAvgPool1D GlobalAvgPool2D
+    GlobalAvgPool3D GlobalMaxPool1D GlobalMaxPool2D GlobalMaxPool3D GlobalMaxPooling1D GlobalMaxPooling2D
+    GlobalMaxPooling3D GroupNormalization GroupQueryAttention HashedCrossing Hashing Identity InputLayer InputSpec LSTM
+    LSTMCell LayerNormalization LeakyReLU Masking MaxNumBoundingBoxes MaxPool1D MaxPool2D MaxPool3D MaxPooling1D
+    MaxPooling2D MaxPooling3D Maximum Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute Pipeline
+    RMSNormalization RNN RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
+    RandomCrop RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue
+    RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
+    RandomTranslation RandomZoom ReLU RepeatVector Rescaling Reshape Resizing ReversibleEmbedding SeparableConv1D
+    SeparableConv2D SeparableConvolution1D SeparableConvolution2D SimpleRNN SimpleRNNCell Softmax Solarization
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells Subtract TimeDistributed
+    UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+"""
+_NUMPY = """
+    Abs Absolute Add All Amax Amin Angle Any Append Arange Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh Argmax
+    Argmin Argpartition Argsort Array ArraySplit Average Bincount BitwiseAnd BitwiseInvert BitwiseLeftShift BitwiseNot
+    BitwiseOr BitwiseRightShift BitwiseXor BroadcastTo Cbrt Ceil Clip Concatenate Conj Conjugate Copy Corrcoef
+    Correlate Cos Cosh CountNonzero Cross Cumprod Cumsum Deg2rad Diag Diagflat Diagonal Diff Digitize Divide
+    DivideNoNan Dot Dsplit Dstack Einsum EmptyLike Equal Exp Exp2 ExpandDims Expm1 Fabs Flip Fliplr Flipud Floor
+    FloorDivide Fmax Fmin Fmod FullLike GetItem Greater GreaterEqual Heaviside Histogram Hsplit Hstack Hypot Imag Inner
+    IsIn Isclose Isfinite Isinf Isnan Isneginf Isposinf Isreal Kron LeftShift Less LessEqual Linspace Log Log10 Log1p
+    Log2 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Logspace Matmul Max Maximum Mean Median
+    Meshgrid Min Minimum Mod Moveaxis Multiply NanToNum Nanmax Nanmean Nanmin Nanstd Nansum Nanvar Ndim Negative
+    Nonzero NotEqual OnesLike Outer Pad Percentile Power Prod Ptp Quantile Rad2deg Ravel Real Reciprocal Repeat Reshape
+    RightShift Roll Rot90 Round SearchSorted Select Sign Signbit Sin Sinc Sinh Size Sort Split Sqrt Square Squeeze
+    Stack Std Subtract Sum Swapaxes Take TakeAlongAxis Tan Tanh Tensordot Tile Trace Transpose Trapezoid Tril Triu
+    TrueDivide Trunc Unique Var Vdot Vsplit Vstack Where ZerosLike
+"""
+_NN = """
+    AdaptiveAveragePool AdaptiveMaxPool AveragePool BatchNorm Celu Conv ConvTranspose DepthToSpace DepthwiseConv
+    DotProductAttention Elu Fold Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid
+    LogSoftmax MaxPool Moments MultiHot Normalize OneHot RMSNorm Relu Relu6 Selu SeparableConv Sigmoid Silu SoftShrink
+    Softmax Softplus Softsign SpaceToDepth SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink Threshold Unfold
+"""
+
+# Where Keras keeps a kind of thing, and the names there that only compute. Not in it are layers that hold code or run
+# another framework's (Lambda, TFSMLayer, TorchModuleWrapper, JaxLayer, FlaxLayer), layers that read word lists from
+# files (StringLookup, IntegerLookup, TextVectorization, FeatureSpace), operations that call functions or loop (Map,
+# Cond, WhileLoop, ...), and everything else that Keras exports (keras.utils, keras.saving, ...).
+ALLOWED: dict[str, frozenset[str]] = {
+    module: frozenset(names.split())
+    for module, names in {
+        "keras": "Sequential Functional Model DTypePolicy FloatDTypePolicy SeedGenerator",
+        "keras.layers": _LAYERS,
+        "keras.initializers": "Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer "
+        "LecunNormal LecunUniform Ones Orthogonal OrthogonalInitializer RandomNormal RandomUniform TruncatedNormal "
+        "VarianceScaling Zeros",
+        "keras.regularizers": "L1 L1L2 L2 OrthogonalRegularizer",
+        "keras.constraints": "MaxNorm MinMaxNorm NonNeg UnitNorm",
+        "keras.dtype_policies": "DTypePolicy DTypePolicyMap FloatDTypePolicy QuantizedDTypePolicy "
+        "QuantizedFloat8DTypePolicy Int4DTypePolicy",
+        "keras.quantizers": "AbsMaxQuantizer Int8QuantizationConfig Int4QuantizationConfig Float8QuantizationConfig",
+        "keras.random": "SeedGenerator",
+        "keras.src.ops.numpy": _NUMPY,
+        "keras.src.ops.nn": _NN,
+        "keras.src.ops.math": "Erf Erfc Erfinv FFT FFT2 IFFT2 IRFFT InTopK Logsumexp RFFT Rsqrt SegmentMax SegmentSum "
+        "TopK ViewAsComplex ViewAsReal",
+        "keras.src.ops.image": "AffineTransform CropImages ExtractPatches GaussianBlur HSVToRGB MapCoordinates "
+        "PadImages PerspectiveTransform RGBToGrayscale RGBToHSV Resize ScaleAndTranslate SobelEdges",
+        "keras.src.ops.linalg": "Cholesky Det Eigh Inv Norm Pinv Qr SVD Solve SolveTriangular",
+        "keras.src.ops.core": "Cast ConvertToTensor SaturateCast Scatter ScatterUpdate Slice SliceUpdate StopGradient "
+        "Unstack",
+        "keras.src.ops.einops": "Rearrange",
+    }.items()
+}
+# Paths inside of Keras by which files name the same things. The first that a module begins with counts.
+_KNOWN_AS = (
+    *((module, module) for module in ALLOWED if module.startswith("keras.src.")),
+    ("keras.src.initializers", "keras.initializers"),
+    ("keras.src.regularizers", "keras.regularizers"),
+    ("keras.src.constraints", "keras.constraints"),
+    ("keras.src.dtype_policies", "keras.dtype_policies"),
+    ("keras.src.quantizers", "keras.quantizers"),
+    ("keras.src.random", "keras.random"),
+    ("keras.src.layers", "keras.layers"),
+    ("keras.src.models", "keras"),
+    ("keras.models", "keras"),
+    *((module, module) for module in ALLOWED if module.count(".") == 1),
+    ("keras", "keras"),
+)
+_ANYWHERE = frozenset().union(*(names for module, names in ALLOWED.items() if not module.startswith("keras.src.")))
+_FUNCTIONS = """
+    celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear
+    log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus
+    sparse_sigmoid sparsemax squareplus swish tanh tanh_shrink threshold
+"""
+_DTYPES = """
+    bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16 float32 float64 complex64 complex128
+    float8_e4m3fn float8_e5m2
+"""
+_LARGEST_BATCH = 2**16
+
+
+def parse(text: str, name: str) -> Any:
+    """JSON of a config, no deeper than the limits.
+
+    Raises:
+        ModelError: it is none, or nested too deep.
+    """
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: expected a config in JSON, found something else. The file is damaged.") from error
+    check_depth(config, name)
+    return config
+
+
+def check_depth(config: Any, name: str) -> None:
+    """Refuse nesting that would end in a RecursionError somewhere.
+
+    Raises:
+        ModelError: the config is deeper than the limit.
+    """
+    level, depth = [config], 0
+    while level:
+        depth += 1
+        if depth > limits.current().depth:
+            raise ModelError(
+                f"{name}: expected a config as Keras writes it, found one nested too deep "
+                f"({limits.how_to_raise('depth')})."
+            )
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+
+
+def checked(config: Any, registered: Callable[[Any], str | None], name: str) -> Any:
+    """The config with each object at the one address that it may have, and without what compiling needs.
+
+    Args:
+        config: as `parse` gives it.
+        registered: the key of a class or function that the user registered, or None.
+        name: of the file, for messages.
+
+    Raises:
+        ModelError: it names something else than what `ALLOWED` lists or the user registered.
+    """
+    unknown: dict[str, None] = {}
+    for node in _nodes(config):
+        _check_input(node, name)
+    config = _walked(config, registered, unknown)
+    if unknown:
+        shown = ", ".join(list(unknown)[:4])
+        raise ModelError(
+            f"{name}: expected layers of Keras that only compute, found {shown}. A class of its author's own has to be "
+            "registered in Python first (keras.saving.register_keras_serializable); if you trust the file, give "
+            "--trust (trust=True) to let Keras load whatever it names."
+        )
+    return config
+
+
+def _nodes(item: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a config."""
+    if isinstance(item, dict) and "class_name" in item:
+        yield item
+    if isinstance(item, dict | list):
+        for child in item.values() if isinstance(item, dict) else item:
+            yield from _nodes(child)
+
+
+def _walked(item: Any, registered: Callable[[Any], str | None], unknown: dict[str, None]) -> Any:
+    if isinstance(item, list):
+        return [_walked(child, registered, unknown) for child in item]
+    if not isinstance(item, dict):
+        return item
+    found = {
+        key: _walked(child, registered, unknown)
+        for key, child in item.items()
+        if not (key == "compile_config" and "class_name" in item)
+    }
+    return _addressed(found, registered, unknown) if "class_name" in found else found
+
+
+def _addressed(node: dict[str, Any], registered: Callable, unknown: dict[str, None]) -> dict[str, Any]:
+    name, module = node["class_name"], node.get("module")
+    if name == "function":
+        return _function(node, registered, unknown)
+    if isinstance(name, str) and name in _MARKS:
+        if not _MARKS[name](node.get("config")):
+            unknown[f"a value of the kind {name!r} that can't be read"] = None
+        return node
+    home, full = _home(module, name), node.get("registered_name")
+    if home is not None and (full in (None, name) or registered(full) is None):
+        return {**node, "registered_name": None, **({"module": home} if module else {})}
+    own = registered(full) or registered(name)
+    if own is None:
+        unknown[f"{name!r}" + (f" of {module}" if module else "")] = None
+        return node
+    return {**node, "module": None, "class_name": own, "registered_name": own}
+
+
+def _home(module: Any, name: Any) -> str | None:
+    """Where a class lives that may be named; "" for one that is named without a module."""
+    if not isinstance(name, str) or not isinstance(module, str | None):
+        return None
+    if not module:
+        return "" if name in _ANYWHERE else None
+    known = next((home for start, home in _KNOWN_AS if module == start or module.startswith(start + ".")), None)
+    if known is None or name not in ALLOWED[known]:
+        return None
+    if name == "Functional":
+        return "keras.src.models.functional"
+    return "keras.random" if name == "SeedGenerator" else known
+
+
+def _function(node: dict[str, Any], registered: Callable, unknown: dict[str, None]) -> dict[str, Any]:
+    """A function is an activation, or one that the user registered."""
+    name = node.get("config")
+    if registered(name) or registered(node.get("registered_name")):
+        return node
+    if not isinstance(name, str) or name not in _FUNCTIONS.split():
+        unknown[f"the function {name!r}"] = None
+    return {"class_name": "function", "config": name, "module": "builtins", "registered_name": name}
+
+
+def _is_values(config: Any) -> bool:
+    return isinstance(config, dict) and config.get("dtype") in _DTYPES.split()
+
+
+# Values that Keras writes as objects, each with what its config has to be.
+_MARKS: dict[str, Callable[[Any], bool]] = {
+    "__keras_tensor__": lambda config: isinstance(config, dict),
+    "__tensor__": _is_values,
+    "__numpy__": _is_values,
+    "__ellipsis__": lambda config: True,
+    "__slice__": lambda config: isinstance(config, dict),
+}
+
+
+def _check_input(node: dict[str, Any], name: str) -> None:
+    """Refuse an input that declares more than an image could have."""
+    config = node.get("config")
+    shape = config.get("batch_shape") or config.get("batch_input_shape") if isinstance(config, dict) else None
+    if not isinstance(shape, list) or not all(isinstance(size, int | None) for size in shape):
+        return
+    sizes = [size or 1 for size in shape]
+    if prod(sizes) > 4 * limits.current().pixels or (sizes or [1])[0] > _LARGEST_BATCH:
+        raise ModelError(
+            f"{name}: expected an input for images, found one of the shape {tuple(shape)} "
+            f"({limits.how_to_raise('pixels')})."
+        )
+
+
+# -- what may be allocated -------------------------------------------------------------------------------
+
+_BUILDING = threading.RLock()
+_SPARE = 2**24  # numbers that are in no file: states of layers, and room for the message that tells what is missing
+
+
+@contextmanager
+def building(stored: int, name: str) -> Iterator[None]:
+    """Let Keras build a model whose variables together are not much larger than what its file holds.
+
+    Args:
+        stored: numbers in the file.
+        name: of the file, for messages.
+
+    Raises:
+        ModelError: a layer declares more, before it is allocated.
+    """
+    import keras
+
+    allowed = min(2 * stored + _SPARE, limits.current().weights // 4)
+    plain, here, taken = keras.Variable.__init__, threading.get_ident(), 0
+
+    def counted(self: Any, initializer: Any, shape: Any = None, *args: Any, **options: Any) -> None:
+        nonlocal taken
+        if threading.get_ident() == here and shape is not None:
+            taken += _elements(shape)
+            if taken > allowed:
+                raise _TooLarge(
+                    f"{name}: expected an architecture as large as its weights, found layers that declare more than "
+                    f"{allowed:,} numbers where the file holds {stored:,}."
+                )
+        plain(self, initializer, shape, *args, **options)
+
+    with _BUILDING:
+        plain = keras.Variable.__init__
+        own = "__init__" in vars(keras.Variable)
+        keras.Variable.__init__ = counted
+        try:
+            yield
+        except RecursionError as error:
+            raise ModelError(f"{name}: expected a config as Keras writes it, found one nested too deep.") from error
+        except Exception as error:
+            too_large = _cause(error)
+            raise (ModelError(str(too_large)) if too_large else error) from error
+        finally:
+            if own:
+                keras.Variable.__init__ = plain
+            else:
+                del keras.Variable.__init__
+
+
+class _TooLarge(Exception):
+    """On its way through Keras, which puts errors into others of its own."""
+
+
+def _cause(error: BaseException | None) -> _TooLarge | None:
+    while error is not None and not isinstance(error, _TooLarge):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _elements(shape: Any) -> int:
+    try:
+        return prod(int(size) for size in shape)
+    except (TypeError, ValueError):  # Keras says what is wrong with it
+        return 0

@@ -1,0 +1,483 @@
+"""SavedModel folders: the one function that turns an image into scores, taken out of a program of TensorFlow's.
+
+TensorFlow's own loader does much more than that function: it runs what restores the variables and what the file calls
+its start, makes tables and other resources, and revives objects. Here none of this happens. `read` takes the graph of
+one signature, checks each operation in it by the lists of `tensorflow_operations`, and writes it anew; variables get
+their values from the checkpoint by convscope's own hand. What saves and restores them is read to learn which variable
+has which name, and never run. All of this is done in the reader process, which also runs the result once, so that
+neither a damaged graph nor an endless one gets into the user's process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convscope import isolation, limits
+from convscope.errors import ModelError
+from convscope.networks import tensorflow_operations as operations
+
+GRAPH = "saved_model.pb"
+_CHECKPOINT = "variables/variables"
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Program:
+    """One signature of a SavedModel, as plain values.
+
+    Attributes:
+        signature: its name.
+        graph: a GraphDef that convscope wrote, serialised.
+        input: name of the tensor that takes the image.
+        shape: of the image, (n, h, w, c), None where any will do.
+        dtype: of the image.
+        outputs: tensors by the names of the outputs.
+        variables: values by the tensor that stands for the variable.
+        handles: which of these are handles to a variable, and not its value.
+    """
+
+    signature: str
+    graph: bytes
+    input: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    outputs: Mapping[str, str]
+    variables: Mapping[str, np.ndarray]
+    handles: tuple[str, ...]
+
+
+def read(folder: Path, trust: bool = False) -> Program:
+    """The signature of a SavedModel that takes one image.
+
+    Args:
+        folder: with `saved_model.pb` and `variables/`.
+        trust: take operations of any kind.
+
+    Raises:
+        ModelError: it is damaged or too large, has no such signature, or has operations that could do more than
+            compute.
+    """
+    size = _size(folder / GRAPH)
+    data = sum(_size(path) for path in _parts(folder))
+    limit = limits.current()
+    if size + data > limit.weights:
+        raise ModelError(
+            f"the SavedModel {folder} has {(size + data) / 2**30:.3g} GiB ({limits.how_to_raise('weights')})."
+        )
+    try:
+        isolation.call("convscope.networks.saved_model:prepare", seconds=max(120, limit.seconds))
+        memory = 4096 * _MIB + 8 * (size + data)
+        found = isolation.call("convscope.networks.saved_model:program", str(folder), trust, memory=memory)
+    except isolation.ReaderError as error:
+        raise ModelError(_broken(folder, error)) from error
+    return Program(**{**found, "shape": tuple(found["shape"]), "handles": tuple(found["handles"])})
+
+
+def _broken(folder: Path, error: isolation.ReaderError) -> str:
+    if error.kind in ("time", "memory"):
+        return f"the SavedModel {folder} can't be read: {error}."
+    return _damaged(folder, "TensorFlow crashes on it" if error.kind == "crash" else " ".join(str(error).split())[:200])
+
+
+def _damaged(folder: Path, what: str) -> str:
+    return (
+        f"the SavedModel {folder} is damaged or made for another TensorFlow ({what}). Copy it again, or save it anew."
+    )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file that is one: reading from a pipe or a device could wait for ever."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise ModelError(f"the SavedModel's file {path} can't be read ({error.strerror}). Copy it again.") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise ModelError(f"expected a file at {path}, found a device, a pipe or a folder. Copy the SavedModel again.")
+    return about.st_size
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The files of the checkpoint; none where the graph has its numbers inside."""
+    inside = (folder / _CHECKPOINT).parent
+    return sorted(path for path in inside.glob("variables.*")) if inside.is_dir() else []
+
+
+def function(program: Program, variables: Mapping[str, Any]) -> Any:
+    """The program as a concrete function of TensorFlow's: from an image to a dict of outputs.
+
+    Args:
+        program: what `read` gave.
+        variables: for each of its variables a `tf.Variable` with that value.
+    """
+    import tensorflow as tf
+
+    graph = tf.compat.v1.GraphDef.FromString(program.graph)
+    _register(graph)
+
+    def run(image: Any) -> dict[str, Any]:
+        capture = tf.compat.v1.get_default_graph().capture
+        standing = {
+            name: capture(variable.handle) if name in program.handles else variable.read_value()
+            for name, variable in variables.items()
+        }
+        tensors = tf.graph_util.import_graph_def(
+            graph, {program.input: image, **standing}, list(program.outputs.values()), name="program"
+        )
+        return dict(zip(program.outputs, tensors, strict=True))
+
+    return tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec(program.shape, program.dtype))
+
+
+def _register(graph: Any) -> None:
+    """Make the functions of a graph known where functions of TensorFlow 2 look for them."""
+    from tensorflow.python.eager import context
+
+    for made in graph.library.function:
+        if not context.context().has_function(made.signature.name):
+            context.context().add_function_def(made)
+
+
+# -- the reader's side -----------------------------------------------------------------------------------
+
+
+def prepare() -> None:
+    """Import TensorFlow, without the user's graphics card. Runs in the reader."""
+    os.environ.update(CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3")
+    import tensorflow  # noqa: F401
+
+
+def program(folder: str, trust: bool) -> dict[str, Any]:
+    """Fields of a `Program`. Runs in the reader."""
+    meta = _meta_graph(Path(folder), trust)
+    name, taken = _signature(Path(folder), meta)
+    (image,) = taken.inputs.values()
+    outputs = {key: info.name for key, info in sorted(taken.outputs.items())}
+    part = _Extraction(Path(folder), meta.graph_def, trust)
+    graph = part.taken(image.name, list(outputs.values()))
+    keys = _restored(meta.graph_def)
+    variables = _values(Path(folder), {node: keys.get(node, node) for node in part.variables})
+    found = {
+        "signature": name,
+        "graph": graph.SerializeToString(),
+        "input": image.name,
+        "shape": [dim.size if dim.size >= 0 else None for dim in image.tensor_shape.dim],
+        "dtype": _dtype(image.dtype),
+        "outputs": outputs,
+        "variables": {f"{node}:0": value for node, value in variables.items()},
+        "handles": [f"{node.name}:0" for node in part.variables.values() if node.op == "VarHandleOp"],
+    }
+    _try(found, Path(folder))
+    return found
+
+
+def _dtype(number: int) -> str:
+    import tensorflow as tf
+
+    return str(tf.dtypes.as_dtype(number).name)
+
+
+def _meta_graph(folder: Path, trust: bool) -> Any:
+    """The graph for serving; every graph of the file is looked at.
+
+    Raises:
+        ModelError: it can't be read, or has operations that no list has.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel()
+    try:
+        model.ParseFromString((folder / GRAPH).read_bytes())
+    except Exception as error:  # of the protobuf library at hand
+        raise ModelError(f"{folder / GRAPH} is damaged ({' '.join(str(error).split())}). Copy it again.") from error
+    if not trust:
+        _refuse(folder, {node.op for meta in model.meta_graphs for node in _all_nodes(meta)} - _KNOWN)
+    serving = [meta for meta in model.meta_graphs if "serve" in meta.meta_info_def.tags] or list(model.meta_graphs)
+    if not serving:
+        raise ModelError(f"{folder / GRAPH} holds no graph. Copy it again.")
+    return serving[0]
+
+
+_KNOWN = operations.RUNNING | operations.VARIABLES | operations.IDLE
+
+
+def _refuse(folder: Path, found: set[str]) -> None:
+    if found:
+        raise ModelError(
+            f"the SavedModel {folder} holds operations that do more than compute, or that convscope does not know "
+            f"({', '.join(sorted(found)[:4])}). If you trust it, give --trust (trust=True) to run it."
+        )
+
+
+def _all_nodes(meta: Any) -> Iterator[Any]:
+    yield from meta.graph_def.node
+    for function in meta.graph_def.library.function:
+        yield from function.node_def
+
+
+def _signature(folder: Path, meta: Any) -> tuple[str, Any]:
+    taking = {name: found for name, found in meta.signature_def.items() if _takes_image(found)}
+    if not taking:
+        found = ", ".join(name for name in meta.signature_def if not name.startswith("__")) or "none"
+        raise ModelError(
+            f"the SavedModel {folder} has no signature that takes one picture (n, h, w, c); its signatures: {found}."
+        )
+    name = "serving_default" if "serving_default" in taking else next(iter(taking))
+    return name, taking[name]
+
+
+def _takes_image(signature: Any) -> bool:
+    inputs = list(signature.inputs.values())
+    return len(inputs) == 1 and len(inputs[0].tensor_shape.dim) == 4 and bool(signature.outputs)
+
+
+class _Extraction:
+    """The part of a graph that the outputs of a signature need, written anew.
+
+    Attributes:
+        variables: the variables in it, by node.
+    """
+
+    def __init__(self, folder: Path, graph: Any, trust: bool) -> None:
+        self.folder, self.trust = folder, trust
+        self.nodes = {node.name: node for node in graph.node}
+        self.functions = {function.signature.name: function for function in graph.library.function}
+        self.variables: dict[str, Any] = {}
+        self._producer = graph.versions.producer
+        self._prefix = f"convscope_{hashlib.sha256(graph.SerializeToString()).hexdigest()[:16]}_"
+        self._sizes: dict[str, int] = {}  # nodes of a function and of those that it calls
+
+    def taken(self, image: str, outputs: list[str]) -> Any:
+        """The GraphDef from the tensor `image` to `outputs`."""
+        from tensorflow.core.framework import graph_pb2
+
+        kept = self._needed(_node_of(image), [_node_of(tensor) for tensor in outputs])
+        total = sum(1 + self._called(node, ()) for node in kept)
+        if total > limits.current().nodes:
+            raise ModelError(
+                f"the SavedModel {self.folder} has too many operations, {total:,} with its functions in place "
+                f"({limits.how_to_raise('nodes')})."
+            )
+        graph = graph_pb2.GraphDef()
+        graph.versions.producer = self._producer
+        for node in kept:
+            graph.node.append(self._standing(node) if node.name in self.variables else _plain(node, self._prefix))
+        for name in self._sizes:
+            graph.library.function.append(_plain_function(self.functions[name], self._prefix))
+        return graph
+
+    def _needed(self, image: str, outputs: list[str]) -> list[Any]:
+        found: dict[str, Any] = {}
+        waiting = list(outputs)
+        while waiting:
+            name = waiting.pop()
+            if name in found:
+                continue
+            node = self.nodes.get(name)
+            if node is None:
+                raise ModelError(f"{self.folder / GRAPH} is damaged: it lacks its operation {name!r}. Copy it again.")
+            found[name] = node
+            if node.op in operations.VARIABLES:
+                self.variables[name] = node
+            elif name != image:
+                self._check(node, operations.RUNNING)
+                waiting += [_node_of(tensor) for tensor in node.input]
+        return [node for name, node in self.nodes.items() if name in found]
+
+    def _check(self, node: Any, allowed: frozenset[str]) -> None:
+        if not self.trust:
+            _refuse(self.folder, {node.op} - allowed)
+        if node.op in ("Placeholder", "PlaceholderV2"):
+            raise ModelError(f"the SavedModel {self.folder} needs a value for {node.name!r}, which no signature names.")
+        if node.op == "Const":
+            _check_constant(node, self.folder)
+
+    def _called(self, node: Any, around: tuple[str, ...]) -> int:
+        """How many nodes the functions that a node calls have, once each call is written out."""
+        return sum(self._expanded(name, around) for name in _functions_of(node))
+
+    def _expanded(self, name: str, around: tuple[str, ...]) -> int:
+        if name in around or len(around) > limits.current().depth:
+            raise ModelError(f"the SavedModel {self.folder} has functions that call themselves, so it may never end.")
+        if name not in self._sizes:
+            function = self.functions.get(name)
+            if function is None:
+                raise ModelError(f"{self.folder / GRAPH} is damaged: it lacks its function {name!r}. Copy it again.")
+            for node in function.node_def:
+                self._check(node, operations.RUNNING)
+            self._sizes[name] = sum(1 + self._called(node, (*around, name)) for node in function.node_def)
+        return self._sizes[name]
+
+    @staticmethod
+    def _standing(node: Any) -> Any:
+        """A placeholder where a variable was."""
+        from tensorflow.core.framework import node_def_pb2, types_pb2
+
+        made = node_def_pb2.NodeDef(name=node.name, op="Placeholder")
+        made.attr["dtype"].type = types_pb2.DT_RESOURCE if node.op == "VarHandleOp" else node.attr["dtype"].type
+        return made
+
+
+def _node_of(tensor: str) -> str:
+    return tensor.removeprefix("^").split(":")[0]
+
+
+def _functions_of(node: Any) -> list[str]:
+    return [called.name for called in _calls(node)]
+
+
+def _calls(node: Any) -> list[Any]:
+    values = node.attr.values()
+    named = [value.func for value in values if value.HasField("func")]
+    return named + [item for value in values for item in value.list.func]
+
+
+def _check_constant(node: Any, folder: Path) -> None:
+    """One number can stand for a tensor of any size: that size is checked. Other things than values are refused."""
+    tensor = node.attr["value"].tensor
+    sizes = [dim.size for dim in tensor.tensor_shape.dim]
+    total, held = prod(sizes), tensor.ByteSize()
+    if any(size < 0 for size in sizes) or total > 2**24 + 8 * held:
+        raise ModelError(f"the SavedModel {folder} has a constant of the shape {tuple(sizes)} in {held} bytes.")
+    if tensor.resource_handle_val or tensor.variant_val:
+        raise ModelError(f"the SavedModel {folder} has a constant that is no value ({node.name!r}).")
+
+
+def _plain(node: Any, prefix: str) -> Any:
+    """A node without what it asks of devices, compilers and gradients; functions get names that no other file has."""
+    made = type(node)()
+    made.CopyFrom(node)
+    made.device = ""
+    made.ClearField("experimental_debug_info")
+    made.ClearField("experimental_type")
+    for key in [key for key in made.attr if key.startswith("_")]:
+        del made.attr[key]
+    for called in _calls(made):
+        called.name = prefix + called.name
+        called.ClearField("attr")  # which could name others
+    return made
+
+
+def _plain_function(function: Any, prefix: str) -> Any:
+    made = type(function)()
+    made.signature.CopyFrom(function.signature)
+    made.signature.name = prefix + function.signature.name
+    for key, value in function.ret.items():
+        made.ret[key] = value
+    for key, value in function.control_ret.items():
+        made.control_ret[key] = value
+    made.node_def.extend(_plain(node, prefix) for node in function.node_def)
+    return made
+
+
+# -- which variable has which name in the checkpoint -------------------------------------------------------
+
+
+def _restored(graph: Any) -> dict[str, str]:
+    """Names in the checkpoint by variable node, from what would restore them: read, not run."""
+    functions = {function.signature.name: function for function in graph.library.function}
+    found = dict(_assigned({node.name: node for node in graph.node}, {}))
+    for node in graph.node:
+        for name in _functions_of(node):
+            function = functions.get(name)
+            if function is None or not any(inner.op == "RestoreV2" for inner in function.node_def):
+                continue
+            arguments = [argument.name for argument in function.signature.input_arg]
+            outside = dict(zip(arguments, (_node_of(tensor) for tensor in node.input), strict=False))
+            found.update(_assigned({inner.name: inner for inner in function.node_def}, outside))
+    return found
+
+
+def _assigned(nodes: Mapping[str, Any], outside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Variable and name, for each assignment of what a RestoreV2 gives."""
+    for node in nodes.values():
+        if node.op in ("Assign", "AssignVariableOp") and len(node.input) >= 2:
+            variable = _node_of(node.input[0])
+            key = _read_from(node.input[1], nodes)
+            if key is not None:
+                yield outside.get(variable, variable), key
+
+
+def _read_from(tensor: str, nodes: Mapping[str, Any]) -> str | None:
+    """The name in the checkpoint from which a tensor comes, through copies alone."""
+    for _ in range(8):
+        node = nodes.get(_node_of(tensor))
+        if node is not None and node.op == "Identity" and node.input:
+            tensor = node.input[0]
+            continue
+        if node is None or node.op != "RestoreV2" or len(node.input) < 3:
+            return None
+        names, slices = (_texts(nodes.get(_node_of(name))) for name in node.input[1:3])
+        last = tensor.rpartition(":")[2]
+        index = int(last) if ":" in tensor and last.isdigit() else 0
+        return names[index] if index < len(names) and not any(slices[index : index + 1]) else None
+    return None
+
+
+def _texts(node: Any) -> list[str]:
+    """The texts of a constant; the last one stands for all that follow."""
+    if node is None or node.op != "Const":
+        return []
+    tensor = node.attr["value"].tensor
+    found = [text.decode("utf-8", "replace") for text in tensor.string_val]
+    count = prod(dim.size for dim in tensor.tensor_shape.dim)
+    missing = count - len(found)
+    return found + found[-1:] * missing if 0 < missing <= limits.current().entries else found
+
+
+def _values(folder: Path, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Values from the checkpoint by variable node.
+
+    Raises:
+        ModelError: it lacks one, or holds less than it declares.
+    """
+    import tensorflow as tf
+
+    if not keys:
+        return {}
+    held = sum(_size(path) for path in _parts(folder))
+    try:
+        reader = tf.train.load_checkpoint(str(folder / _CHECKPOINT))
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except Exception as error:  # TensorFlow raises what its reader raises
+        raise ModelError(f"the variables of the SavedModel {folder} can't be read. Copy it again.") from error
+    lacking = [key for key in keys.values() if key not in shapes]
+    if lacking:
+        raise ModelError(
+            f"the SavedModel {folder} is not whole: its variables/ lack {', '.join(lacking[:3])}. Copy it again, or "
+            "save it anew."
+        )
+    declared = sum(prod(shapes[key]) * max(1, dtypes[key].size) for key in set(keys.values()))
+    if declared > held:
+        raise ModelError(f"the SavedModel {folder} declares {declared:,} bytes of variables, found {held:,} bytes.")
+    if any(not (dtypes[key].is_floating or dtypes[key].is_integer or dtypes[key].is_bool) for key in keys.values()):
+        raise ModelError(f"the SavedModel {folder} has variables that are no numbers.")
+    return {node: np.asarray(reader.get_tensor(key)) for node, key in keys.items()}
+
+
+def _try(found: dict[str, Any], folder: Path) -> None:
+    """Build the program and run it once on a blank image: what crashes or never ends does so here."""
+    import tensorflow as tf
+
+    trial = Program(**found)
+    try:
+        built = function(trial, {name: tf.Variable(value) for name, value in trial.variables.items()})
+    except Exception as error:  # TensorFlow raises what its importer raises
+        raise ModelError(_damaged(folder, " ".join(str(error).split())[:200])) from error
+    sizes = [size or 1 for size in trial.shape]
+    if None in trial.shape[1:] or prod(sizes) > limits.current().pixels:
+        return
+    try:
+        built(tf.zeros(sizes, trial.dtype))
+    except tf.errors.ResourceExhaustedError:
+        raise MemoryError from None
+    except tf.errors.OpError:
+        return  # what it says of an image that it does not like, it says later
