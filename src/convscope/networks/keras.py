@@ -9,8 +9,8 @@ layer that draws random numbers would leak its tracer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -41,11 +41,13 @@ from convscope.networks.keras_graph import (
     is_wrapped,
     kind_of,
     named_operations,
-    patched,
+    patch,
     python_call,
 )
 from convscope.networks.keras_inputs import Entry
+from convscope.networks.keras_state import keep_state
 from convscope.networks.network import Head, Inputs, Layer, Network, Record, Recording, Rule, Source, as_recording
+from convscope.networks.restoring import checkpoint, restored
 
 
 class _Enough(BaseException):
@@ -117,7 +119,6 @@ class KerasNetwork(Network):
         self.inputs = self._entry.inputs
         self._head_patch: tuple[Any, str, Any] | None = None
         self._variables: list[Any] | None = None
-        self._held: list[Tensor] | None = None
         self._calls: dict[tuple[int, int], dict[str, tuple[Call, int]]] = {}
         self._folds: dict[tuple[int, int], list[Fold]] = {}
         self._observations: dict[tuple[int, int], tuple[Layer, ...]] = {}
@@ -141,10 +142,14 @@ class KerasNetwork(Network):
 
         def call(*tensors: Tensor) -> Any:
             # Tracing patches the model; two threads must not do that at once.
-            with TRACING:
-                return compiled(self._values(), *tensors)
+            return restored(self._switch, lambda _: compiled(self._values(), *tensors), TRACING)
 
         return call
+
+    def _switch(self, undo: ExitStack) -> None:
+        """What Keras and the backend remember of calls is put back, also where one is left in the middle."""
+        keep_state(undo)
+        self._backend.keep_state(undo)
 
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Network.value_and_grad`."""
@@ -166,29 +171,13 @@ class KerasNetwork(Network):
         """See `Network.weights`. The states of random generators are no weights: they differ at every opening."""
         return [keras.ops.convert_to_numpy(weight.value) for weight in self.model.weights]
 
-    @contextmanager
-    def unchanging(self) -> Iterator[None]:
-        """See `Network.unchanging`. Reading the weights takes a tenth of a small network's step."""
-        before = self._held
-        self._held = self._values()
-        try:
-            yield
-        finally:
-            self._held = before
-
-    @contextmanager
-    def replaced(self, weights: Sequence[np.ndarray]) -> Iterator[None]:
-        """See `Network.replaced`. The model's own variables are not touched: weights are arguments of each pass."""
-        with TRACING:  # nobody else may compute with these weights
-            before, held = self._held, list(self._values())
-            places = {id(variable): place for place, variable in enumerate(self._variables or [])}
-            for variable, weight in zip(self.model.weights, weights, strict=True):
-                held[places[id(variable)]] = self._backend.tensor(weight)
-            self._held = held
-            try:
-                yield
-            finally:
-                self._held = before
+    def _as_replacing(self, weights: Sequence[np.ndarray]) -> list[Tensor]:
+        """See `Network._as_replacing`. They are arguments of each pass; the model's own variables are not touched."""
+        values = self._read()
+        places = {id(variable): place for place, variable in enumerate(self._variables or [])}
+        for variable, weight in zip(self.model.weights, weights, strict=True):
+            values[places[id(variable)]] = self._backend.tensor(weight)
+        return values
 
     def _weight_places(self) -> dict[str, list[int]]:
         """See `Network._weight_places`."""
@@ -200,8 +189,17 @@ class KerasNetwork(Network):
         }
 
     def _values(self) -> list[Tensor]:
-        if self._held is not None:
-            return self._held
+        """What a pass computes with. Reading the weights takes a tenth of a small network's step."""
+        replacing, block = self._replacing(), self._unchanging()
+        if replacing is not None:
+            return replacing
+        if block is None:
+            return self._read()
+        if block.values is None:
+            block.values = self._read()
+        return block.values
+
+    def _read(self) -> list[Tensor]:
         if self._variables is None:
             self._variables = list(self.model.variables)
         return [self._backend.value(variable) for variable in self._variables]
@@ -224,48 +222,56 @@ class KerasNetwork(Network):
         calls = self._taps_at(size)
         taps = _Taps(calls, record, rules or {}, stop=not outputs)
         early = dict(before or {})
-        returned = None
-        with self._stateless(values, size) as scope, ExitStack() as stack:
+
+        def switch(undo: ExitStack) -> None:
+            scope = self._enter_scope(undo, values, size)
             if undone and self._head_patch is not None:
-                stack.enter_context(patched(*self._head_patch))
+                patch(undo, *self._head_patch)
             for path in linear:
-                stack.enter_context(patched(*_linear_patch(calls[path][0].operation)))
+                patch(undo, *_linear_patch(calls[path][0].operation))
             for path in tuple(early):
-                stack.enter_context(patched(*_early_patch(path, calls[path][0], early)))
+                patch(undo, *_early_patch(path, calls[path][0], early))
             if precision == "bfloat16":
-                stack.enter_context(_in_bfloat16([self.model, *(op for _, op in self._operations)]))
+                _in_bfloat16(undo, [self.model, *(op for _, op in self._operations)])
             if folded:
-                folds = [fold for fold in self._folds[size] if id(fold.conv.operation) not in taps.operations]
-                operations = [op for _, op in self._operations]
-                if self._backend.name == "tensorflow":
-                    stack.enter_context(first_in_blocks(operations))
-                stack.enter_context(norms_folded(operations, folds, scope))
-            stack.enter_context(taps.placed())
-            with suppress(_Enough):
-                returned = self.model(self._entry.feed(x), training=False)
+                self._fold(undo, scope, size, taps)
+            taps.place(undo)
+
+        returned = restored(switch, lambda _: self._unless_enough(x))
         taps.check_fired(early)
         logits = None if returned is None else self._logits(returned)
         return Record(logits, taps.recorded)
 
-    @contextmanager
-    def _stateless(self, values: list[Tensor], size: tuple[int, int]) -> Iterator[keras.StatelessScope]:
+    def _unless_enough(self, x: Tensor) -> Any:
+        """What the model returns, None where every tap spoke before its end."""
+        try:
+            return self.model(self._entry.feed(x), training=False)
+        except _Enough:
+            return None
+
+    def _fold(self, undo: ExitStack, scope: keras.StatelessScope, size: tuple[int, int], taps: _Taps) -> None:
+        folds = [fold for fold in self._folds[size] if id(fold.conv.operation) not in taps.operations]
+        operations = [op for _, op in self._operations]
+        if self._backend.name == "tensorflow":
+            first_in_blocks(undo, operations)
+        norms_folded(undo, operations, folds, scope)
+
+    def _enter_scope(self, undo: ExitStack, values: list[Tensor], size: tuple[int, int]) -> keras.StatelessScope:
         """The weights stand for `values`; where `size` is not the model's own, its check of the size is silent."""
-        with ExitStack() as stack:
-            state = list(zip(self._variables or [], values, strict=True))
-            scope = stack.enter_context(keras.StatelessScope(state_mapping=state))
-            if size != self.inputs.size and not self.inputs.free:
-                models = [op for _, op in self._operations if hasattr(op, "operations")]
-                for model in [self.model, getattr(self.model, "_functional", None), *models]:
-                    if model is not None:
-                        stack.enter_context(patched(model, "_assert_input_compatibility", lambda *_: None))
-            for operation in self._wrapped:
-                method = call_method(operation)
-                stack.enter_context(patched(operation, method, python_call(operation, method)))
-            yield scope
+        state = list(zip(self._variables or [], values, strict=True))
+        scope = undo.enter_context(keras.StatelessScope(state_mapping=state))
+        if size != self.inputs.size and not self.inputs.free:
+            models = [op for _, op in self._operations if hasattr(op, "operations")]
+            for model in [self.model, getattr(self.model, "_functional", None), *models]:
+                if model is not None:
+                    patch(undo, model, "_assert_input_compatibility", lambda *_: None)
+        for operation in self._wrapped:
+            method = call_method(operation)
+            patch(undo, operation, method, python_call(operation, method))
+        return scope
 
     def _taps_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
-        if size not in self._calls:
-            self.layers_at(size)
+        self.layers_at(size)
         return self._calls[size]
 
     def _logits(self, returned: Any) -> Tensor:
@@ -294,7 +300,7 @@ class KerasNetwork(Network):
     def _observe(self, size: tuple[int, int]) -> _Seen:
         """The calls of one pass at `size`."""
         x = np.zeros((1, *size, self.inputs.channels), np.float32)
-        self._entry.build(self.model, x)
+        restored(self._switch, lambda _: self._entry.build(self.model, x), TRACING)
         observer = Observer(self._operations)
         given: list[Value] = []
         outputs: dict[str, Value] = {}
@@ -303,20 +309,23 @@ class KerasNetwork(Network):
             observer.calls.clear()
             fed = self._entry.feed(x)
             given[:] = map(observer.value, keras.tree.flatten(fed))
-            with self._stateless(values, size), observer.watching():
-                returned = _named_outputs(self.model, self.model(fed, training=False))
+
+            def switch(undo: ExitStack) -> None:
+                self._enter_scope(undo, values, size)
+                observer.place(undo)
+
+            returned = _named_outputs(self.model, restored(switch, lambda _: self.model(fed, training=False)))
             outputs.update({name: observer.value(output) for name, output in returned.items()})
             return [keras.ops.sum(output) for output in returned.values()]
 
-        with TRACING:
-            try:
-                self._backend.observe(pass_through, self._values(), x)
-            except UsageError:
-                raise
-            except Exception as error:
-                # At a size that is not the model's own, the layers before a dense one run all the same.
-                if size == self.inputs.size or not observer.calls:
-                    raise ModelError(_cant_run(self.name, size, self.inputs, error)) from error
+        try:
+            restored(self._switch, lambda _: self._backend.observe(pass_through, self._values(), x), TRACING)
+        except UsageError:
+            raise
+        except Exception as error:
+            # At a size that is not the model's own, the layers before a dense one run all the same.
+            if size == self.inputs.size or not observer.calls:
+                raise ModelError(_cant_run(self.name, size, self.inputs, error)) from error
         # JAX runs a picture that is too small all the same, on maps without a cell.
         observer.forget()
         empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
@@ -333,7 +342,7 @@ class KerasNetwork(Network):
         on_path = None if output is None else seen.flow.between(seen.given, seen.picture, output)
         self._calls[size] = paths
         self._folds[size] = folds_of(seen.calls, seen.flow, list(seen.outputs.values()))
-        self._observations[size] = layers_of(paths, seen.flow, on_path)
+        self._observations[size] = layers_of(paths, seen.flow, on_path)  # last: it says that all is there
         return self._observations[size]
 
     def _find_head(self, seen: _Seen, asked: str | None) -> Head:
@@ -435,17 +444,15 @@ class _Taps:
         self._stop = stop
         self.recorded: dict[str, Any] = {}
 
-    @contextmanager
-    def placed(self) -> Iterator[None]:
+    def place(self, undo: ExitStack) -> None:
+        """Tap, until `undo` is run."""
         by_operation: dict[int, list[tuple[str, Call, int]]] = {}
         for path, (call, index) in self._at.items():
             by_operation.setdefault(id(call.operation), []).append((path, call, index))
-        with ExitStack() as stack:
-            for taps in by_operation.values():
-                operation = taps[0][1].operation
-                method = call_method(operation)
-                stack.enter_context(patched(operation, method, self._tapped(operation, method, taps)))
-            yield
+        for taps in by_operation.values():
+            operation = taps[0][1].operation
+            method = call_method(operation)
+            patch(undo, operation, method, self._tapped(operation, method, taps))
 
     def check_fired(self, early: Iterable[str] = ()) -> None:
         """A tap that did not fire would show an old picture or none: say so loudly. `early` are rules that are left."""
@@ -462,6 +469,7 @@ class _Taps:
 
         def tapped(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
+            checkpoint()
             result = original(*args, **kwargs)
             for path, call, index in taps:
                 if call.nth == calls:
@@ -519,15 +527,12 @@ def _early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, st
     return call.operation, "activation", activation
 
 
-@contextmanager
-def _in_bfloat16(operations: Sequence[Any]) -> Iterator[None]:
+def _in_bfloat16(undo: ExitStack, operations: Sequence[Any]) -> None:
     """Layers that compute in float32 compute in bfloat16; their weights stay as they are."""
     policy = keras.DTypePolicy("mixed_bfloat16")
-    with ExitStack() as stack:
-        for operation in operations:
-            if getattr(getattr(operation, "_dtype_policy", None), "name", None) == "float32":
-                stack.enter_context(patched(operation, "_dtype_policy", policy))
-        yield
+    for operation in operations:
+        if getattr(getattr(operation, "_dtype_policy", None), "name", None) == "float32":
+            patch(undo, operation, "_dtype_policy", policy)
 
 
 def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:

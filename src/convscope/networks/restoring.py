@@ -41,7 +41,7 @@ def restored(
     """What `body` returns, between a change to something of the user's and its undoing.
 
     Args:
-        switch: makes the change. What undoes a step is pushed on the stack before the step is taken. It has to be quick.
+        switch: makes the change, quickly; what undoes a step is pushed on the stack before the step is taken.
         body: runs the model; it is given what `switch` returns.
         lock: held for the whole of it; signals are handled while it is waited for.
     """
