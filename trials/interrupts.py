@@ -24,10 +24,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).parents[1]
 RUNTIMES = ("torch", "keras-tensorflow", "keras-torch", "keras-jax")
 
 
@@ -59,7 +61,7 @@ def run(tries: int, seed: int, runtime: str, timeout: float | None = None) -> Co
     environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", OMP_NUM_THREADS="1")
     environment["KERAS_BACKEND"] = runtime.removeprefix("keras-")
     command = [sys.executable, "-m", "trials.interrupts", runtime, "--tries", str(tries), "--seed", str(seed), "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
     if done.returncode != 0:
         raise RuntimeError(f"the trial itself failed: {done.stderr[-2000:]}")
     return Counts(**json.loads(done.stdout.splitlines()[-1]))
@@ -418,7 +420,9 @@ def _note(counts: Counts, what: str) -> None:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [f"{key}: {before.get(key)} became {now.get(key)}" for key in {*before, *now} if before.get(key) != now.get(key)]
+    return [
+        f"{key}: {before.get(key)} became {now.get(key)}" for key in {*before, *now} if before.get(key) != now.get(key)
+    ]
 
 
 def _usual(call: Callable[[], Any]) -> float:

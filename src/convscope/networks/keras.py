@@ -9,6 +9,7 @@ layer that draws random numbers would leak its tracer.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from convscope.errors import ModelError, UsageError, nearest, one_line
+from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor, backend_named
+from convscope.networks.failing import failing_layer, failure, said
 from convscope.networks.graph import (
     Call,
     Flow,
@@ -119,6 +121,7 @@ class KerasNetwork(Network):
         self.inputs = self._entry.inputs
         self._head_patch: tuple[Any, str, Any] | None = None
         self._variables: list[Any] | None = None
+        self._hash: tuple[list[weakref.ref], str] | None = None
         self._calls: dict[tuple[int, int], dict[str, tuple[Call, int]]] = {}
         self._folds: dict[tuple[int, int], list[Fold]] = {}
         self._observations: dict[tuple[int, int], tuple[Layer, ...]] = {}
@@ -142,9 +145,19 @@ class KerasNetwork(Network):
 
         def call(*tensors: Tensor) -> Any:
             # Tracing patches the model; two threads must not do that at once.
-            return restored(self._switch, lambda _: compiled(self._values(), *tensors), TRACING)
+            try:
+                return restored(self._switch, lambda _: compiled(self._values(), *tensors), TRACING)
+            except Exception as error:
+                problem = None if self.out_of_memory(error) else failure(error, self.name, self._failing_layer(error))
+                if problem is None:
+                    raise
+                raise problem from error
 
         return call
+
+    def _failing_layer(self, error: BaseException) -> str | None:
+        paths = {id(self.model): "", **{id(operation): path for path, operation in self._operations}}
+        return failing_layer(error, paths, _OWN)
 
     def _switch(self, undo: ExitStack) -> None:
         """What Keras and the backend remember of calls is put back, also where one is left in the middle."""
@@ -178,6 +191,15 @@ class KerasNetwork(Network):
         for variable, weight in zip(self.model.weights, weights, strict=True):
             values[places[id(variable)]] = self._backend.tensor(weight)
         return values
+
+    def _hashed(self) -> str:
+        """JAX's arrays never change, so the same arrays have the same hash; elsewhere there is no sign to go by."""
+        if self._backend.name != "jax":
+            return super()._hashed()
+        arrays = [weight.value for weight in self.model.weights]
+        if self._hash is None or [id(ref()) for ref in self._hash[0]] != [id(array) for array in arrays]:
+            self._hash = [weakref.ref(array) for array in arrays], super()._hashed()
+        return self._hash[1]
 
     def _weight_places(self) -> dict[str, list[int]]:
         """See `Network._weight_places`."""
@@ -300,7 +322,6 @@ class KerasNetwork(Network):
     def _observe(self, size: tuple[int, int]) -> _Seen:
         """The calls of one pass at `size`."""
         x = np.zeros((1, *size, self.inputs.channels), np.float32)
-        restored(self._switch, lambda _: self._entry.build(self.model, x), TRACING)
         observer = Observer(self._operations)
         given: list[Value] = []
         outputs: dict[str, Value] = {}
@@ -319,19 +340,20 @@ class KerasNetwork(Network):
             return [keras.ops.sum(output) for output in returned.values()]
 
         try:
+            restored(self._switch, lambda _: self._entry.build(self.model, x), TRACING)
             restored(self._switch, lambda _: self._backend.observe(pass_through, self._values(), x), TRACING)
         except UsageError:
             raise
         except Exception as error:
             # At a size that is not the model's own, the layers before a dense one run all the same.
             if size == self.inputs.size or not observer.calls:
-                raise ModelError(_cant_run(self.name, size, self.inputs, error)) from error
+                reason = said(error, self._failing_layer(error))
+                raise ModelError(_cant_run(self.name, size, self.inputs, reason)) from error
         # JAX runs a picture that is too small all the same, on maps without a cell.
         observer.forget()
         empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
         if empty and size == self.inputs.size:
-            nothing = ModelError(f"nothing is left of it at {empty[0]}")
-            raise ModelError(_cant_run(self.name, size, self.inputs, nothing))
+            raise ModelError(_cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}"))
         mark_layouts(observer.calls, self._entry.channels_first)
         return _Seen(observer.calls, Flow(observer.calls), given, given[self._entry.position], outputs)
 
@@ -521,10 +543,18 @@ def _early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, st
     original, first = call.operation.activation, bool(call.channels_first)
 
     def activation(x: Tensor) -> Tensor:
-        changed = early.pop(path)(_channels_last(x, first))
+        changed = _by_rule(early.pop(path), x, first)
         return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
 
     return call.operation, "activation", activation
+
+
+def _by_rule(rule: Rule, x: Tensor, channels_first: bool) -> Tensor:
+    return rule(_channels_last(x, channels_first))
+
+
+# Functions that layers call while they are tapped.
+_OWN = {function.__code__ for function in (_Taps._touch, _by_rule, Observer._call)}
 
 
 def _in_bfloat16(undo: ExitStack, operations: Sequence[Any]) -> None:
@@ -546,9 +576,9 @@ def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:
     return dict(zip(names, tensors, strict=True))
 
 
-def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, error: Exception) -> str:
+def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, reason: str) -> str:
     channels = "1 channel" if inputs.channels == 1 else f"{inputs.channels} channels"
-    reason = shorten(one_line(error), 160, placeholder=" …").rstrip(".")
+    reason = shorten(reason, 160, placeholder=" …").rstrip(".")
     advice = "If that is too small for it, give a larger size (--input-size). " if inputs.free else ""
     return (
         f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {channels} ({reason}). "

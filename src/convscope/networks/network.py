@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import math
 import re
 import threading
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope import pictures
+from convscope import limits, pictures
 from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.restoring import Block
@@ -219,6 +220,42 @@ class _InForce:
     weights: list[Tensor] | None = None
     values: list[Tensor] | None = None
     sha256: str | None = None
+
+
+def check_input(name: str, shape: Sequence[int]) -> None:
+    """Refuse an input before it is made.
+
+    Args:
+        name: of the input.
+        shape: for one picture; of a picture the channels last.
+
+    Raises:
+        ModelError: a side is no positive number, or the array is larger than the limits allow.
+    """
+    sides = [int(side) for side in shape]
+    if any(side < 1 for side in sides):
+        raise ModelError(f"the input {name!r} has the shape {tuple(sides)}; expected positive numbers.")
+    if len(sides) == 3 and sides[0] * sides[1] > limits.current().pixels:
+        raise ModelError(
+            f"the input {name!r} takes pictures of {sides[0]}x{sides[1]} pixels, which is more than the "
+            f"{limits.how_to_raise('pixels')}."
+        )
+    if 4 * math.prod(sides) > limits.current().weights:
+        raise ModelError(
+            f"the input {name!r} has the shape {tuple(sides)}, which takes more memory than the "
+            f"{limits.how_to_raise('weights')}."
+        )
+
+
+def blank_input(name: str, shape: Sequence[int | None]) -> np.ndarray:
+    """Zeros for an input that does not get the picture, of a declared `shape` with the batch first.
+
+    Raises:
+        ModelError: see `check_input`.
+    """
+    sides = [1 if side is None or side == 0 else side for side in shape[1:]]
+    check_input(name, sides)
+    return np.zeros([1, *sides])
 
 
 class Network(ABC):

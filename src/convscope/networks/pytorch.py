@@ -24,6 +24,7 @@ from convscope.errors import BackendError, ModelError, UsageError, nearest, one_
 from convscope.networks import preprocessing as pp
 from convscope.networks import torch_ops
 from convscope.networks.backends import TorchBackend
+from convscope.networks.failing import failing_layer, failure, said
 from convscope.networks.graph import (
     Call,
     Flow,
@@ -197,9 +198,19 @@ class TorchNetwork(Network):
         """See `Network.compile`. Eager; the weights are those of the moment of each call."""
 
         def call(*tensors: Tensor) -> Any:
-            return self._as_it_was(lambda: function(self._run, *tensors))
+            try:
+                return self._as_it_was(lambda: function(self._run, *tensors))
+            except Exception as error:
+                problem = None if self.out_of_memory(error) else failure(error, self.name, self._failing_layer(error))
+                if problem is None:
+                    raise
+                raise problem from error
 
         return call
+
+    def _failing_layer(self, error: BaseException) -> str | None:
+        paths = {id(self.module): "", **{id(module): path for module, path in self._paths.items()}}
+        return failing_layer(error, paths, _OWN)
 
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Network.value_and_grad`."""
@@ -248,7 +259,7 @@ class TorchNetwork(Network):
         """
         tensors, arrays = self._tensors(), self.weights()
         mark = [
-            (tensor.data_ptr(), _version(tensor), zlib.crc32(np.ascontiguousarray(array)))
+            (tensor.data_ptr(), _version(tensor), zlib.crc32(np.ascontiguousarray(array).data))
             for tensor, array in zip(tensors, arrays, strict=True)
         ]
         if self._hash is None or self._hash[0] != mark:
@@ -466,7 +477,8 @@ class TorchNetwork(Network):
             except Exception as error:
                 # At a size that is not the module's own, the layers before a dense one run all the same.
                 if size == self.inputs.size or not watch.calls:
-                    raise ModelError(_cant_run(self.name, size, self.inputs.channels, error)) from error
+                    reason = said(error, self._failing_layer(error))
+                    raise ModelError(_cant_run(self.name, size, self.inputs.channels, reason)) from error
             else:
                 outputs.update({name: watch.value(output) for name, output in returned.items()})
             watch.finish()
@@ -684,6 +696,10 @@ def _not_in_place(module: nn.Module, undo: ExitStack) -> None:
         module.inplace = False  # type: ignore[assignment]
 
 
+# Functions that modules call while they are watched and tapped.
+_OWN = {function.__code__ for function in (_Taps._touched, Watch._before, Watch._after)}
+
+
 def _channels_last(tensor: Tensor, call: Call) -> Tensor:
     """A map with its channels last, float32."""
     tensor = tensor.permute(0, 2, 3, 1) if call.channels_first and tensor.dim() == 4 else tensor
@@ -725,8 +741,8 @@ def _named_outputs(module: nn.Module, returned: Any) -> dict[str, Tensor]:
     return {name: tensor for name, (_, tensor) in zip(names, flat, strict=True) if tensor.is_floating_point()}
 
 
-def _cant_run(name: str, size: tuple[int, int], channels: int, error: Exception) -> str:
-    reason = shorten(one_line(error), 160, placeholder=" …").rstrip(".")
+def _cant_run(name: str, size: tuple[int, int], channels: int, reason: str) -> str:
+    reason = shorten(reason, 160, placeholder=" …").rstrip(".")
     return (
         f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with "
         f"{channels} channel{'s' if channels > 1 else ''} ({reason}). Give another size (--input-size). --debug shows "

@@ -85,9 +85,6 @@ class Block:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def __del__(self) -> None:
-        self._end()  # of a generator that nobody finished
-
     def _end(self) -> None:
         if self._begun:
             self._gate.hold()
@@ -213,12 +210,12 @@ class _Gate:
             number = self._waiting.pop(delivered, None)  # one step: it is handled here or there
             if number is not None:
                 self._overdue.add(number)
-                _thread.interrupt_main(number)
+                _thread.interrupt_main(signal.Signals(number))
 
     def _deliver(self) -> None:
         while self._waiting:
-            delivered = next(iter(self._waiting), None)
-            number = self._waiting.pop(delivered, None)
+            delivered: Any = next(iter(self._waiting), None)
+            number = self._waiting.pop(delivered, None)  # a reminder may have taken it
             if number is not None:
                 delivered.release()
                 try:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from convscope.errors import ModelError, UsageError, nearest, one_line
+from convscope.errors import ModelError, UsageError, nearest
+from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import flat_outputs
-from convscope.networks.network import Inputs
+from convscope.networks.network import Inputs, blank_input, check_input
 from convscope.networks.torch_graph import named_modules
 
 USUAL = 224
@@ -107,7 +108,13 @@ class Entry:
                 if side:
                     note = "a guess: the first size that its layers fit; --input-size sets another"
                     return count, (side, side), False, note
-        raise ModelError(_cant_run(type(self._module).__name__, known, wanted, self._last_error)) from self._last_error
+        raise ModelError(_cant_run(type(self._module).__name__, known, wanted, self._reason())) from self._last_error
+
+    def _reason(self) -> str:
+        if self._last_error is None:
+            return "it returned no tensor of one picture"
+        paths = {id(self._module): "", **{id(child): path for child, path in named_modules(self._module).items()}}
+        return said(self._last_error, failing_layer(self._last_error, paths))
 
     def _is_free(self, channels: int, size: tuple[int, int]) -> bool:
         other = (max(8, size[0] * 3 // 4 // 32 * 32), max(8, size[1] * 3 // 4 // 32 * 32))
@@ -140,6 +147,7 @@ class Entry:
 
     def _runs(self, channels: int, size: tuple[int, int]) -> bool:
         """Whether the module takes pictures of a size; it settles the layout in memory that it takes them in."""
+        check_input(self._names[self.position], (*size, channels))
         for layout in dict.fromkeys((self._layout, torch.contiguous_format)):
             before, self._layout = self._layout, layout
             try:
@@ -169,10 +177,7 @@ class Entry:
                 "picture's input with --input."
             )
         return {
-            other: np.asarray(feed[other])
-            if other in feed
-            else np.zeros([1, *(side or 1 for side in shapes[other][1:])])
-            for other in others
+            other: np.asarray(feed[other]) if other in feed else blank_input(other, shapes[other]) for other in others
         }
 
     def _repeated(self, name: str, count: int) -> torch.Tensor:
@@ -228,8 +233,8 @@ def _said(fed: np.ndarray) -> str:
     return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"
 
 
-def _cant_run(name: str, channels: list[int], size: tuple[int, int], error: Exception | None) -> str:
-    reason = one_line(error)[:200].rstrip(".") if error is not None else "it returned no tensor of one picture"
+def _cant_run(name: str, channels: list[int], size: tuple[int, int], reason: str) -> str:
+    reason = reason[:200].rstrip(".")
     return (
         f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
         f"channels ({reason}). Expected a module that takes pictures (n, c, h, w); give its size with --input-size, "
