@@ -1,5 +1,7 @@
 """The tap mechanism on Keras models, against Keras' own sub-models and against arithmetic."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 
@@ -702,7 +704,8 @@ def test_a_convolution_over_blocks_is_the_strided_one(kernel, stride, size, padd
 
     plain = first(x)
     weights = keras.ops.convert_to_tensor(np.random.default_rng(3).normal(size=plain.shape).astype(np.float32))
-    with keras_folds.first_in_blocks(model.layers):
+    with ExitStack() as undo:
+        keras_folds.first_in_blocks(undo, model.layers)
         found = first(x)
         slope = slope_of(lambda x: keras.ops.sum(first(x) * weights), x)
     np.testing.assert_allclose(to_numpy(found), to_numpy(plain), atol=1e-5)

@@ -229,8 +229,9 @@ class TestTheModuleComesBackAsItWas:
             raise RuntimeError("no")
 
         monkeypatch.setattr(module.blocks[1].conv2, "forward", broken)
-        with pytest.raises(RuntimeError, match=r"^no$"):
+        with pytest.raises(ModelError, match=r"its layer 'blocks\.1\.conv2' raised RuntimeError: no") as caught:
             convscope.heatmap(network, [picture()], 1)
+        assert str(caught.value.__cause__) == "no"
         monkeypatch.undo()
         self.same(before, self.state(module))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,9 @@ class Backend(Protocol):
 
     def positive_gradient(self, x: Tensor) -> Tensor:
         """`x`, through which only what is positive of a gradient comes back."""
+
+    def keep_state(self, undo: ExitStack) -> None:
+        """Leave the framework's modes of this thread as they are until `undo` is run."""
 
     def value(self, variable: Any) -> Tensor:
         """The present value of a Keras variable, detached from any graph."""
@@ -98,6 +102,9 @@ class TensorFlowBackend:
         gated = self._tf.custom_gradient(lambda x: (self._tf.identity(x), self._tf.nn.relu))
         return gated(x)
 
+    def keep_state(self, undo: ExitStack) -> None:
+        """Its modes are those of the block of a program; they need no help."""
+
     def value(self, variable: Any) -> Tensor:
         """Reading shares the variable's buffer; nothing is copied."""
         return self._tf.convert_to_tensor(variable.value)
@@ -140,6 +147,9 @@ class JaxBackend:
         """See `Backend.positive_gradient`."""
         return self._jax.custom_gradient(lambda x: (x, self._jax.nn.relu))(x)
 
+    def keep_state(self, undo: ExitStack) -> None:
+        """Its modes are those of the block of a program; they need no help."""
+
     def value(self, variable: Any) -> Tensor:
         """See `Backend.value`."""
         return variable.value
@@ -174,8 +184,8 @@ class TorchBackend:
         return processor_has_bfloat16()
 
     def compile(self, function: Callable) -> Callable:
-        """Eager; without a graph to the weights."""
-        return self._torch.no_grad()(function)
+        """Eager."""
+        return function
 
     def observe(self, function: Callable, values: list[Tensor], *arrays: np.ndarray) -> None:
         """Eager torch has no cheaper way than to run it."""
@@ -209,6 +219,10 @@ class TorchBackend:
         if x.requires_grad:
             x.register_hook(self._torch.relu)
         return x
+
+    def keep_state(self, undo: ExitStack) -> None:
+        """No graph to the weights, and afterwards the mode of before."""
+        undo.enter_context(self._torch.no_grad())
 
     def value(self, variable: Any) -> Tensor:
         """Detached: a parameter would keep a graph alive."""

@@ -9,8 +9,9 @@ layer that draws random numbers would leak its tracer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from convscope.errors import ModelError, UsageError, nearest, one_line
+from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor, backend_named
+from convscope.networks.failing import failing_layer, failure, said
 from convscope.networks.graph import (
     Call,
     Flow,
@@ -41,12 +43,14 @@ from convscope.networks.keras_graph import (
     is_wrapped,
     kind_of,
     named_operations,
-    patched,
+    patch,
     python_call,
 )
 from convscope.networks.keras_inputs import Entry
+from convscope.networks.keras_state import keep_state
 from convscope.networks.network import Head, Inputs, Layer, Network, Record, Recording, Rule, Source, as_recording
 from convscope.networks.ops import namespace
+from convscope.networks.restoring import checkpoint, restored
 
 
 class _Enough(BaseException):
@@ -118,7 +122,7 @@ class KerasNetwork(Network):
         self.inputs = self._entry.inputs
         self._head_patch: tuple[Any, str, Any] | None = None
         self._variables: list[Any] | None = None
-        self._held: list[Tensor] | None = None
+        self._hash: tuple[list[weakref.ref], str] | None = None
         self._calls: dict[tuple[int, int], dict[str, tuple[Call, int]]] = {}
         self._folds: dict[tuple[int, int], list[Fold]] = {}
         self._observations: dict[tuple[int, int], tuple[Layer, ...]] = {}
@@ -142,10 +146,24 @@ class KerasNetwork(Network):
 
         def call(*tensors: Tensor) -> Any:
             # Tracing patches the model; two threads must not do that at once.
-            with TRACING:
-                return compiled(self._values(), *tensors)
+            try:
+                return restored(self._switch, lambda _: compiled(self._values(), *tensors), TRACING)
+            except Exception as error:
+                problem = None if self.out_of_memory(error) else failure(error, self.name, self._failing_layer(error))
+                if problem is None:
+                    raise
+                raise problem from error
 
         return call
+
+    def _failing_layer(self, error: BaseException) -> str | None:
+        paths = {id(self.model): "", **{id(operation): path for path, operation in self._operations}}
+        return failing_layer(error, paths, _OWN)
+
+    def _switch(self, undo: ExitStack) -> None:
+        """What Keras and the backend remember of calls is put back, also where one is left in the middle."""
+        keep_state(undo)
+        self._backend.keep_state(undo)
 
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Network.value_and_grad`."""
@@ -167,29 +185,22 @@ class KerasNetwork(Network):
         """See `Network.weights`. The states of random generators are no weights: they differ at every opening."""
         return [keras.ops.convert_to_numpy(weight.value) for weight in self.model.weights]
 
-    @contextmanager
-    def unchanging(self) -> Iterator[None]:
-        """See `Network.unchanging`. Reading the weights takes a tenth of a small network's step."""
-        before = self._held
-        self._held = self._values()
-        try:
-            yield
-        finally:
-            self._held = before
+    def _as_replacing(self, weights: Sequence[np.ndarray]) -> list[Tensor]:
+        """See `Network._as_replacing`. They are arguments of each pass; the model's own variables are not touched."""
+        values = self._read()
+        places = {id(variable): place for place, variable in enumerate(self._variables or [])}
+        for variable, weight in zip(self.model.weights, weights, strict=True):
+            values[places[id(variable)]] = self._backend.tensor(weight)
+        return values
 
-    @contextmanager
-    def replaced(self, weights: Sequence[np.ndarray]) -> Iterator[None]:
-        """See `Network.replaced`. The model's own variables are not touched: weights are arguments of each pass."""
-        with TRACING:  # nobody else may compute with these weights
-            before, held = self._held, list(self._values())
-            places = {id(variable): place for place, variable in enumerate(self._variables or [])}
-            for variable, weight in zip(self.model.weights, weights, strict=True):
-                held[places[id(variable)]] = self._backend.tensor(weight)
-            self._held = held
-            try:
-                yield
-            finally:
-                self._held = before
+    def _hashed(self) -> str:
+        """JAX's arrays never change, so the same arrays have the same hash; elsewhere there is no sign to go by."""
+        if self._backend.name != "jax":
+            return super()._hashed()
+        arrays = [weight.value for weight in self.model.weights]
+        if self._hash is None or [id(ref()) for ref in self._hash[0]] != [id(array) for array in arrays]:
+            self._hash = [weakref.ref(array) for array in arrays], super()._hashed()
+        return self._hash[1]
 
     def _weight_places(self) -> dict[str, list[int]]:
         """See `Network._weight_places`."""
@@ -201,8 +212,17 @@ class KerasNetwork(Network):
         }
 
     def _values(self) -> list[Tensor]:
-        if self._held is not None:
-            return self._held
+        """What a pass computes with. Reading the weights takes a tenth of a small network's step."""
+        replacing, block = self._replacing(), self._unchanging()
+        if replacing is not None:
+            return replacing
+        if block is None:
+            return self._read()
+        if block.values is None:
+            block.values = self._read()
+        return block.values
+
+    def _read(self) -> list[Tensor]:
         if self._variables is None:
             self._variables = list(self.model.variables)
         return [self._backend.value(variable) for variable in self._variables]
@@ -225,48 +245,56 @@ class KerasNetwork(Network):
         calls = self._taps_at(size)
         taps = _Taps(calls, record, rules or {}, stop=not outputs)
         early = dict(before or {})
-        returned = None
-        with self._stateless(values, size) as scope, ExitStack() as stack:
+
+        def switch(undo: ExitStack) -> None:
+            scope = self._enter_scope(undo, values, size)
             if undone and self._head_patch is not None:
-                stack.enter_context(patched(*self._head_patch))
+                patch(undo, *self._head_patch)
             for path in linear:
-                stack.enter_context(patched(*_linear_patch(calls[path][0].operation)))
+                patch(undo, *_linear_patch(calls[path][0].operation))
             for path in tuple(early):
-                stack.enter_context(patched(*_early_patch(path, calls[path][0], early)))
+                patch(undo, *_early_patch(path, calls[path][0], early))
             if precision == "bfloat16":
-                stack.enter_context(_in_bfloat16([self.model, *(op for _, op in self._operations)]))
+                _in_bfloat16(undo, [self.model, *(op for _, op in self._operations)])
             if folded:
-                folds = [fold for fold in self._folds[size] if id(fold.conv.operation) not in taps.operations]
-                operations = [op for _, op in self._operations]
-                if self._backend.name == "tensorflow":
-                    stack.enter_context(first_in_blocks(operations))
-                stack.enter_context(norms_folded(operations, folds, scope))
-            stack.enter_context(taps.placed())
-            with suppress(_Enough):
-                returned = self.model(self._entry.feed(x), training=False)
+                self._fold(undo, scope, size, taps)
+            taps.place(undo)
+
+        returned = restored(switch, lambda _: self._unless_enough(x))
         taps.check_fired(early)
         logits = None if returned is None else self._logits(returned)
         return Record(logits, taps.recorded)
 
-    @contextmanager
-    def _stateless(self, values: list[Tensor], size: tuple[int, int]) -> Iterator[keras.StatelessScope]:
+    def _unless_enough(self, x: Tensor) -> Any:
+        """What the model returns, None where every tap spoke before its end."""
+        try:
+            return self.model(self._entry.feed(x), training=False)
+        except _Enough:
+            return None
+
+    def _fold(self, undo: ExitStack, scope: keras.StatelessScope, size: tuple[int, int], taps: _Taps) -> None:
+        folds = [fold for fold in self._folds[size] if id(fold.conv.operation) not in taps.operations]
+        operations = [op for _, op in self._operations]
+        if self._backend.name == "tensorflow":
+            first_in_blocks(undo, operations)
+        norms_folded(undo, operations, folds, scope)
+
+    def _enter_scope(self, undo: ExitStack, values: list[Tensor], size: tuple[int, int]) -> keras.StatelessScope:
         """The weights stand for `values`; where `size` is not the model's own, its check of the size is silent."""
-        with ExitStack() as stack:
-            state = list(zip(self._variables or [], values, strict=True))
-            scope = stack.enter_context(keras.StatelessScope(state_mapping=state))
-            if size != self.inputs.size and not self.inputs.free:
-                models = [op for _, op in self._operations if hasattr(op, "operations")]
-                for model in [self.model, getattr(self.model, "_functional", None), *models]:
-                    if model is not None:
-                        stack.enter_context(patched(model, "_assert_input_compatibility", lambda *_: None))
-            for operation in self._wrapped:
-                method = call_method(operation)
-                stack.enter_context(patched(operation, method, python_call(operation, method)))
-            yield scope
+        state = list(zip(self._variables or [], values, strict=True))
+        scope = undo.enter_context(keras.StatelessScope(state_mapping=state))
+        if size != self.inputs.size and not self.inputs.free:
+            models = [op for _, op in self._operations if hasattr(op, "operations")]
+            for model in [self.model, getattr(self.model, "_functional", None), *models]:
+                if model is not None:
+                    patch(undo, model, "_assert_input_compatibility", lambda *_: None)
+        for operation in self._wrapped:
+            method = call_method(operation)
+            patch(undo, operation, method, python_call(operation, method))
+        return scope
 
     def _taps_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
-        if size not in self._calls:
-            self.layers_at(size)
+        self.layers_at(size)
         return self._calls[size]
 
     def _logits(self, returned: Any) -> Tensor:
@@ -295,7 +323,6 @@ class KerasNetwork(Network):
     def _observe(self, size: tuple[int, int]) -> _Seen:
         """The calls of one pass at `size`."""
         x = np.zeros((1, *size, self.inputs.channels), np.float32)
-        self._entry.build(self.model, x)
         observer = Observer(self._operations)
         given: list[Value] = []
         outputs: dict[str, Value] = {}
@@ -304,26 +331,30 @@ class KerasNetwork(Network):
             observer.calls.clear()
             fed = self._entry.feed(x)
             given[:] = map(observer.value, keras.tree.flatten(fed))
-            with self._stateless(values, size), observer.watching():
-                returned = _named_outputs(self.model, self.model(fed, training=False))
+
+            def switch(undo: ExitStack) -> None:
+                self._enter_scope(undo, values, size)
+                observer.place(undo)
+
+            returned = _named_outputs(self.model, restored(switch, lambda _: self.model(fed, training=False)))
             outputs.update({name: observer.value(output) for name, output in returned.items()})
             return [keras.ops.sum(output) for output in returned.values()]
 
-        with TRACING:
-            try:
-                self._backend.observe(pass_through, self._values(), x)
-            except UsageError:
-                raise
-            except Exception as error:
-                # At a size that is not the model's own, the layers before a dense one run all the same.
-                if size == self.inputs.size or not observer.calls:
-                    raise ModelError(_cant_run(self.name, size, self.inputs, error)) from error
+        try:
+            restored(self._switch, lambda _: self._entry.build(self.model, x), TRACING)
+            restored(self._switch, lambda _: self._backend.observe(pass_through, self._values(), x), TRACING)
+        except UsageError:
+            raise
+        except Exception as error:
+            # At a size that is not the model's own, the layers before a dense one run all the same.
+            if size == self.inputs.size or not observer.calls:
+                reason = said(error, self._failing_layer(error))
+                raise ModelError(_cant_run(self.name, size, self.inputs, reason)) from error
         # JAX runs a picture that is too small all the same, on maps without a cell.
         observer.forget()
         empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
         if empty and size == self.inputs.size:
-            nothing = ModelError(f"nothing is left of it at {empty[0]}")
-            raise ModelError(_cant_run(self.name, size, self.inputs, nothing))
+            raise ModelError(_cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}"))
         mark_layouts(observer.calls, self._entry.channels_first)
         return _Seen(observer.calls, Flow(observer.calls), given, given[self._entry.position], outputs)
 
@@ -334,7 +365,7 @@ class KerasNetwork(Network):
         on_path = None if output is None else seen.flow.between(seen.given, seen.picture, output)
         self._calls[size] = paths
         self._folds[size] = folds_of(seen.calls, seen.flow, list(seen.outputs.values()))
-        self._observations[size] = layers_of(paths, seen.flow, on_path)
+        self._observations[size] = layers_of(paths, seen.flow, on_path)  # last: it says that all is there
         return self._observations[size]
 
     def _find_head(self, seen: _Seen, asked: str | None) -> Head:
@@ -436,17 +467,15 @@ class _Taps:
         self._stop = stop
         self.recorded: dict[str, Any] = {}
 
-    @contextmanager
-    def placed(self) -> Iterator[None]:
+    def place(self, undo: ExitStack) -> None:
+        """Tap, until `undo` is run."""
         by_operation: dict[int, list[tuple[str, Call, int]]] = {}
         for path, (call, index) in self._at.items():
             by_operation.setdefault(id(call.operation), []).append((path, call, index))
-        with ExitStack() as stack:
-            for taps in by_operation.values():
-                operation = taps[0][1].operation
-                method = call_method(operation)
-                stack.enter_context(patched(operation, method, self._tapped(operation, method, taps)))
-            yield
+        for taps in by_operation.values():
+            operation = taps[0][1].operation
+            method = call_method(operation)
+            patch(undo, operation, method, self._tapped(operation, method, taps))
 
     def check_fired(self, early: Iterable[str] = ()) -> None:
         """A tap that did not fire would show an old picture or none: say so loudly. `early` are rules that are left."""
@@ -463,6 +492,7 @@ class _Taps:
 
         def tapped(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
+            checkpoint()
             result = original(*args, **kwargs)
             for path, call, index in taps:
                 if call.nth == calls:
@@ -535,21 +565,26 @@ def _early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, st
     original, first = call.operation.activation, bool(call.channels_first)
 
     def activation(x: Tensor) -> Tensor:
-        changed = early.pop(path)(_channels_last(x, first))
+        changed = _by_rule(early.pop(path), x, first)
         return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
 
     return call.operation, "activation", activation
 
 
-@contextmanager
-def _in_bfloat16(operations: Sequence[Any]) -> Iterator[None]:
+def _by_rule(rule: Rule, x: Tensor, channels_first: bool) -> Tensor:
+    return rule(_channels_last(x, channels_first))
+
+
+# Functions that layers call while they are tapped.
+_OWN = {function.__code__ for function in (_Taps._touch, _by_rule, Observer._call)}
+
+
+def _in_bfloat16(undo: ExitStack, operations: Sequence[Any]) -> None:
     """Layers that compute in float32 compute in bfloat16; their weights stay as they are."""
     policy = keras.DTypePolicy("mixed_bfloat16")
-    with ExitStack() as stack:
-        for operation in operations:
-            if getattr(getattr(operation, "_dtype_policy", None), "name", None) == "float32":
-                stack.enter_context(patched(operation, "_dtype_policy", policy))
-        yield
+    for operation in operations:
+        if getattr(getattr(operation, "_dtype_policy", None), "name", None) == "float32":
+            patch(undo, operation, "_dtype_policy", policy)
 
 
 def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:
@@ -563,9 +598,9 @@ def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:
     return dict(zip(names, tensors, strict=True))
 
 
-def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, error: Exception) -> str:
+def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, reason: str) -> str:
     channels = "1 channel" if inputs.channels == 1 else f"{inputs.channels} channels"
-    reason = shorten(one_line(error), 160, placeholder=" …").rstrip(".")
+    reason = shorten(reason, 160, placeholder=" …").rstrip(".")
     advice = "If that is too small for it, give a larger size (--input-size). " if inputs.free else ""
     return (
         f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {channels} ({reason}). "

@@ -7,8 +7,8 @@ runs over blocks of pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import keras
 
 from convscope.networks.backends import Tensor
 from convscope.networks.graph import Call, Flow, Value
-from convscope.networks.keras_graph import CHANNELS_FIRST, patched
+from convscope.networks.keras_graph import CHANNELS_FIRST, patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +74,16 @@ FEW = 4  # channels of a picture
 LARGE = 5  # side of a kernel
 
 
-@contextmanager
-def first_in_blocks(operations: Sequence[Any]) -> Iterator[None]:
-    """For the length of a pass strided convolutions over pictures take blocks of pixels as channels.
+def first_in_blocks(undo: ExitStack, operations: Sequence[Any]) -> None:
+    """Until `undo` is run strided convolutions over pictures take blocks of pixels as channels.
 
     A 7x7 convolution of stride 2 over 3 channels is a 4x4 one over 12. TensorFlow takes the gradient of the first at
     the picture at an eighth of its matrix rate; the second takes half the time, which is a tenth of a ResNet50V2's step
     up to its third stage.
     """
-    with ExitStack() as stack:
-        for operation in operations:
-            if _strides_over_a_picture(operation):
-                stack.enter_context(patched(operation, "call", _in_blocks(operation)))
-        yield
+    for operation in operations:
+        if _strides_over_a_picture(operation):
+            patch(undo, operation, "call", _in_blocks(operation))
 
 
 def _strides_over_a_picture(operation: Any) -> bool:
@@ -137,9 +134,10 @@ def _blocks(x: Tensor, side: int) -> Tensor:
     )
 
 
-@contextmanager
-def norms_folded(operations: Sequence[Any], folds: Sequence[Fold], scope: keras.StatelessScope) -> Iterator[None]:
-    """For the length of a pass inside `scope`: norms of `folds` are part of their convolutions, others are one
+def norms_folded(
+    undo: ExitStack, operations: Sequence[Any], folds: Sequence[Fold], scope: keras.StatelessScope
+) -> None:
+    """For a pass inside `scope`, until `undo` is run: norms of `folds` are part of their convolutions, others are one
     multiplication and addition.
 
     Keras' own norm goes to float32, and does it in more steps: on a processor that computes in bfloat16 that is a
@@ -147,14 +145,12 @@ def norms_folded(operations: Sequence[Any], folds: Sequence[Fold], scope: keras.
     that layers which do not run cost nothing.
     """
     folded = {id(fold.norm.operation) for fold in folds}
-    with ExitStack() as stack:
-        for fold in folds:
-            stack.enter_context(patched(fold.conv.operation, "call", _with_norm(fold, scope)))
-            stack.enter_context(patched(fold.norm.operation, "call", _handing_on))
-        for operation in operations:
-            if is_frozen_norm(operation) and id(operation) not in folded:
-                stack.enter_context(patched(operation, "call", _multiply_and_add(operation)))
-        yield
+    for fold in folds:
+        patch(undo, fold.conv.operation, "call", _with_norm(fold, scope))
+        patch(undo, fold.norm.operation, "call", _handing_on)
+    for operation in operations:
+        if is_frozen_norm(operation) and id(operation) not in folded:
+            patch(undo, operation, "call", _multiply_and_add(operation))
 
 
 def _handing_on(x: Tensor, training: bool | None = None, mask: Any = None) -> Tensor:

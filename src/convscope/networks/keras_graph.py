@@ -6,30 +6,30 @@ Nothing here computes: the operations by path, what kind of thing each is, and t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import keras
 
 from convscope.networks import graph
 from convscope.networks.graph import Call, Flow, Value, flat_outputs
+from convscope.networks.restoring import checkpoint
 
 CHANNELS_FIRST = "channels_first"
 
 
-@contextmanager
-def patched(target: Any, name: str, value: Any) -> Iterator[None]:
-    """Give `target` an instance attribute for the length of a block, past any tracking `__setattr__`."""
-    had, before = name in vars(target), vars(target).get(name)
+def patch(undo: ExitStack, target: Any, name: str, value: Any) -> None:
+    """Give `target` an instance attribute until `undo` is run, past any tracking `__setattr__`."""
+    if name in vars(target):
+        undo.callback(object.__setattr__, target, name, vars(target)[name])
+    else:
+        undo.callback(_without, target, name)
     object.__setattr__(target, name, value)
-    try:
-        yield
-    finally:
-        if had:
-            object.__setattr__(target, name, before)
-        else:
-            object.__delattr__(target, name)
+
+
+def _without(target: Any, name: str) -> None:
+    vars(target).pop(name, None)
 
 
 # -- what the model consists of --------------------------------------------------------------------------
@@ -205,19 +205,17 @@ class Observer:
         self._operations = operations
         self._alive: list[Any] = []
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch for the length of a block."""
-        with ExitStack() as stack:
-            for path, operation in self._operations:
-                method = call_method(operation)
-                stack.enter_context(patched(operation, method, self._watched(path, operation, method)))
-            yield
+    def place(self, undo: ExitStack) -> None:
+        """Watch, until `undo` is run."""
+        for path, operation in self._operations:
+            method = call_method(operation)
+            patch(undo, operation, method, self._watched(path, operation, method))
 
     def _watched(self, path: str, operation: Any, method: str) -> Callable:
         call = python_call(operation, method)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
+            checkpoint()
             result = call(*args, **kwargs)
             self.calls.append(self._call(path, operation, (args, kwargs), result))
             return result

@@ -13,7 +13,7 @@ from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor
 from convscope.networks.keras_graph import CHANNELS_FIRST, kind_of, named_operations
-from convscope.networks.network import Inputs
+from convscope.networks.network import Inputs, blank_input, check_input
 
 
 class Entry:
@@ -39,6 +39,7 @@ class Entry:
         self._others = self._fed(name, feed)
         fixed = height is not None and width is not None
         chosen = _size(fixed, (height, width), size, family)
+        check_input(name, (*chosen, channels))
         others = {other: _said(feed.get(other)) for other in self._others}
         self.inputs = Inputs(name, chosen, not fixed, channels, others)
 
@@ -74,7 +75,7 @@ class Entry:
         if unknown:
             raise UsageError(f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._specs)}")
         return {
-            key: np.asarray(feed[key]) if key in feed else np.zeros([1] + [side or 1 for side in shape[1:]])
+            key: np.asarray(feed[key]) if key in feed else blank_input(key, shape)
             for key, shape in self._specs.items()
             if key != name
         }

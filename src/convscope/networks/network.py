@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import math
 import re
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from convscope import pictures
+from convscope import limits, pictures
 from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks.ops import Operations
 from convscope.networks.preprocessing import Preprocessing
+from convscope.networks.restoring import Block
 
 Tensor = Any
 Rule = Callable[[Tensor], Tensor]
@@ -210,6 +213,58 @@ class Inputs:
     note: str = ""
 
 
+@dataclass(eq=False)
+class _InForce:
+    """A block of `Network.replaced` with its weights, or of `unchanging` with what was found out in it."""
+
+    thread: int
+    weights: list[Tensor] | None = None
+    values: list[Tensor] | None = None
+    sha256: str | None = None
+
+
+def check_input(name: str, shape: Sequence[int]) -> None:
+    """Refuse an input before it is made.
+
+    Args:
+        name: of the input.
+        shape: for one picture; of a picture the channels last.
+
+    Raises:
+        ModelError: a side is no positive number, or the array is larger than the limits allow.
+    """
+    sides = [int(side) for side in shape]
+    if any(side < 1 for side in sides):
+        raise ModelError(f"the input {name!r} has the shape {tuple(sides)}; expected positive numbers.")
+    if len(sides) == 3 and sides[0] * sides[1] > limits.current().pixels:
+        raise ModelError(
+            f"the input {name!r} takes images of {sides[0]}x{sides[1]} pixels ({limits.how_to_raise('pixels')})."
+        )
+    taken = 4 * math.prod(sides)
+    if taken > limits.current().values:
+        raise ModelError(
+            f"the input {name!r} has the shape {tuple(sides)}, which takes {limits.shown('values', taken)} "
+            f"({limits.how_to_raise('values')})."
+        )
+
+
+def blank_input(name: str, shape: Sequence[int | None], whole: bool = False) -> np.ndarray:
+    """Zeros for an input that does not get the image, of a declared `shape`.
+
+    Args:
+        name: of the input.
+        shape: its first side is the batch, of which one is made.
+        whole: its first side is no batch.
+
+    Raises:
+        ModelError: see `check_input`.
+    """
+    sides = [side or 1 for side in shape]
+    sides = sides if whole else [1, *sides[1:]]
+    check_input(name, sides)
+    return np.zeros(sides)
+
+
 class Network(ABC):
     """One opened model with its preprocessing: the thing that every technique takes.
 
@@ -240,6 +295,7 @@ class Network(ABC):
 
     def __init__(self) -> None:
         self._programs: dict[tuple, Callable] = {}
+        self._in_force: list[_InForce] = []
 
     # -- what a framework provides ---------------------------------------------------------------------
 
@@ -286,8 +342,8 @@ class Network(ABC):
         """Every weight, in a fixed order, for the hash."""
 
     @abstractmethod
-    def replaced(self, weights: Sequence[np.ndarray]) -> AbstractContextManager[None]:
-        """For the length of a block the network computes with these `weights`, in the order of `weights()`."""
+    def _as_replacing(self, weights: Sequence[np.ndarray]) -> list[Tensor]:
+        """`weights`, in the order of `weights()`, as what a pass can take in the place of the network's own."""
 
     @abstractmethod
     def linearisable(self, path: str) -> tuple[str, ...]:
@@ -441,7 +497,15 @@ class Network(ABC):
         )
 
     def weights_sha256(self) -> str:
-        """Hash over every weight's shape, type and bytes."""
+        """Hash over every weight's shape, type and bytes; made once in a block of `unchanging`."""
+        block = self._unchanging()
+        if block is None:
+            return self._hashed()
+        if block.sha256 is None:
+            block.sha256 = self._hashed()
+        return block.sha256
+
+    def _hashed(self) -> str:
         digest = hashlib.sha256()
         for weight in self.weights():
             digest.update(f"{weight.shape}{weight.dtype}".encode())
@@ -505,8 +569,14 @@ class Network(ABC):
     def _weight_places(self) -> Mapping[str, Sequence[int]]:
         """For each layer, without marks for one of several calls, the numbers of its own arrays in `weights()`."""
 
-    @contextmanager
-    def scrambled(self, stages: Sequence[Sequence[int]], seed: int = 0) -> Iterator[None]:
+    def replaced(self, weights: Sequence[np.ndarray]) -> Block:
+        """For the length of a block the passes of this thread compute with `weights`, in the order of `weights()`.
+
+        The model's own are not touched but for the length of a pass.
+        """
+        return self._block(_InForce(threading.get_ident(), self._as_replacing(weights)))
+
+    def scrambled(self, stages: Sequence[Sequence[int]], seed: int = 0) -> Block:
         """For the length of a block the values inside of each array of some `stages` have changed places."""
         chosen = {index for stage in stages for index in stage}
         random = np.random.default_rng(seed)
@@ -514,13 +584,33 @@ class Network(ABC):
             random.permutation(weight.ravel()).reshape(weight.shape) if index in chosen else weight
             for index, weight in enumerate(self.weights())
         ]
-        with self.replaced(shuffled):
-            yield
+        return self.replaced(shuffled)
 
-    @contextmanager
-    def unchanging(self) -> Iterator[None]:
-        """For the length of a block nobody changes the weights, so that they need not be read at each call."""
-        yield
+    def unchanging(self) -> Block:
+        """For the length of a block nobody changes the weights, so that they need not be read or hashed again.
+
+        It holds for the passes of this thread. Blocks may overlap: each ends by itself, in any order.
+        """
+        return self._block(_InForce(threading.get_ident()))
+
+    def _block(self, block: _InForce) -> Block:
+        def begin(undo: ExitStack) -> None:
+            undo.callback(self._in_force.remove, block)
+            self._in_force.append(block)
+
+        return Block(begin)
+
+    def _replacing(self) -> list[Tensor] | None:
+        """What the passes of this thread compute with in place of the network's own weights."""
+        return next((block.weights for block in self._of_this_thread() if block.weights is not None), None)
+
+    def _unchanging(self) -> _InForce | None:
+        """The last block of this thread in which the weights stay as they are."""
+        return next((block for block in self._of_this_thread() if block.weights is None), None)
+
+    def _of_this_thread(self) -> list[_InForce]:
+        own = threading.get_ident()
+        return [block for block in reversed(self._in_force) if block.thread == own] if self._in_force else []
 
     def program(self, key: tuple, make: Callable[[], Callable]) -> Callable:
         """A compiled function, made once for each `key`: a loop over pictures must not compile again.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from textwrap import shorten
 from typing import Any
@@ -23,6 +24,7 @@ from convscope.errors import BackendError, ModelError, UsageError, nearest, one_
 from convscope.networks import preprocessing as pp
 from convscope.networks import torch_ops
 from convscope.networks.backends import TorchBackend
+from convscope.networks.failing import failing_layer, failure, said
 from convscope.networks.graph import (
     Call,
     Flow,
@@ -38,6 +40,7 @@ from convscope.networks.graph import (
 )
 from convscope.networks.modules import OpenedModule
 from convscope.networks.network import Head, Layer, Network, Record, Recording, Rule, Source, as_recording
+from convscope.networks.restoring import checkpoint, restored
 from convscope.networks.torch_graph import FunctionMode, Places, Watch, class_name, named_modules, tensors_of, unwrapped
 from convscope.networks.torch_inputs import Entry
 
@@ -79,7 +82,7 @@ def _moved(module: nn.Module, device: str, stays: bool) -> nn.Module:
     present = next((tensor.device for tensor in module.parameters()), wanted)
     if stays and present != wanted:
         raise UsageError(f"the module lies on {present}; move it yourself, module.to({device!r}), and open it then.")
-    return module.to(wanted)
+    return module if stays else module.to(wanted)
 
 
 class _Enough(BaseException):
@@ -99,6 +102,14 @@ class _Seen:
     given: list[Value]
     picture: Value
     outputs: dict[str, Value]
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """What is kept of a watched pass: the calls that taps are placed at, and their public face."""
+
+    calls: dict[str, tuple[Call, int]]
+    layers: tuple[Layer, ...]
 
 
 class TorchNetwork(Network):
@@ -159,8 +170,8 @@ class TorchNetwork(Network):
         self._refuse_inference_tensors()
         self._paths = named_modules(self.module)
         self._opening, self._changing = True, set[tuple[nn.Module, str]]()
-        with self._as_it_was():
-            self._entry = Entry(
+        self._entry = self._as_it_was(
+            lambda: Entry(
                 self.module,
                 self._called,
                 declared=input_shape,
@@ -172,11 +183,11 @@ class TorchNetwork(Network):
                 dtype=self._dtype,
                 device=self.device,
             )
+        )
         self.inputs = self._entry.inputs
         self._undo: str | None = None
         self._hash: tuple[Any, str] | None = None
-        self._calls: dict[tuple[int, int], dict[str, tuple[Call, int]]] = {}
-        self._observations: dict[tuple[int, int], tuple[Layer, ...]] = {}
+        self._shown: dict[tuple[int, int], _Shown] = {}
         seen = self._look(guess_size=size is None and advised is None)
         self._opening = False
         self.head = self._find_head(seen, head)
@@ -189,10 +200,19 @@ class TorchNetwork(Network):
         """See `Network.compile`. Eager; the weights are those of the moment of each call."""
 
         def call(*tensors: Tensor) -> Any:
-            with self._as_it_was():
-                return function(self._run, *tensors)
+            try:
+                return self._as_it_was(lambda: function(self._run, *tensors))
+            except Exception as error:
+                problem = None if self.out_of_memory(error) else failure(error, self.name, self._failing_layer(error))
+                if problem is None:
+                    raise
+                raise problem from error
 
         return call
+
+    def _failing_layer(self, error: BaseException) -> str | None:
+        paths = {id(self.module): "", **{id(module): path for module, path in self._paths.items()}}
+        return failing_layer(error, paths, _OWN)
 
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Network.value_and_grad`."""
@@ -201,20 +221,6 @@ class TorchNetwork(Network):
     def positive_gradient(self, x: Tensor) -> Tensor:
         """See `Network.positive_gradient`."""
         return self._backend.positive_gradient(x)
-
-    @contextmanager
-    def replaced(self, weights: Sequence[np.ndarray]) -> Iterator[None]:
-        """See `Network.replaced`. They are the module's own tensors for that long."""
-        with _ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
-            tensors = self._tensors()
-            kept = [tensor.detach().clone() for tensor in tensors]
-            try:
-                for tensor, weight in zip(tensors, weights, strict=True):
-                    tensor.data.copy_(torch.as_tensor(np.array(weight)))
-                yield
-            finally:
-                for tensor, own in zip(tensors, kept, strict=True):
-                    tensor.data.copy_(own)
 
     def _weight_places(self) -> dict[str, list[int]]:
         """See `Network._weight_places`."""
@@ -248,14 +254,18 @@ class TorchNetwork(Network):
             for tensor in self._tensors()
         ]
 
-    def weights_sha256(self) -> str:
-        """See `Network.weights_sha256`. Made anew only where a weight has changed, which costs less to find out."""
-        tensors = self._tensors()
-        with torch.inference_mode(False), torch.no_grad():
-            sums = [float(tensor.float().sum()) for tensor in tensors]
-        mark = (*((tensor.data_ptr(), tensor._version) for tensor in tensors), *sums)
+    def _hashed(self) -> str:
+        """Made anew where a tensor lies elsewhere, was written to, or has another checksum.
+
+        What is written through `.data` shows in the checksum alone, which costs a fifth of the hash.
+        """
+        tensors, arrays = self._tensors(), self.weights()
+        mark = [
+            (tensor.data_ptr(), _version(tensor), zlib.crc32(np.ascontiguousarray(array).data))
+            for tensor, array in zip(tensors, arrays, strict=True)
+        ]
         if self._hash is None or self._hash[0] != mark:
-            self._hash = (mark, super().weights_sha256())
+            self._hash = (mark, super()._hashed())
         return self._hash[1]
 
     @property
@@ -275,9 +285,9 @@ class TorchNetwork(Network):
 
     def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
         """See `Network.layers_at`."""
-        if size not in self._observations:
+        if size not in self._shown:
             self._remember(size, self._observe(size))
-        return self._observations[size]
+        return self._shown[size].layers
 
     def _tensors(self) -> list[Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
@@ -306,75 +316,94 @@ class TorchNetwork(Network):
         size = (int(x.shape[1]), int(x.shape[2]))
         undo = {self._undo} if self._undo and undone and (outputs or self._undo in record) else set()
         taps = _Taps(self._taps_at(size), self._paths, record, rules or {}, undo | {*linear}, stop=not outputs)
-        returned = None
-        with taps.placed(), suppress(_Enough):
-            returned = self._called(*self._entry.arguments(x), precision=precision)
+        returned = restored(taps.place, lambda _: self._unless_enough(*self._entry.arguments(x), precision=precision))
         taps.check_fired()
         return Record(None if returned is None else self._logits(returned), taps.recorded)
+
+    def _unless_enough(self, *arguments: Tensor, precision: str | None) -> Any:
+        """What the module returns, None where every tap spoke before its end."""
+        try:
+            return self._called(*arguments, precision=precision)
+        except _Enough:
+            return None
 
     def _called(self, *arguments: Tensor, precision: str | None = None) -> Any:
         own = self._precision != "float32"  # what the network was opened with stays
         kind = PRECISIONS[self._precision if own or precision is None else precision]
-        with torch.autocast(self.device.type, kind) if kind is not None else nullcontext():
+        if kind is None:
+            checkpoint()
             return self.module(*arguments)
+        autocast = torch.autocast(self.device.type, kind)
+        return restored(lambda undo: undo.enter_context(autocast), lambda _: self.module(*arguments))
 
-    @contextmanager
-    def _as_it_was(self) -> Iterator[None]:
-        """Evaluation mode, no parameter asking for a gradient, no graph; afterwards all of it as before.
+    def _as_it_was(self, body: Callable[[], Any]) -> Any:
+        """Run `body` in evaluation mode, no parameter asking for a gradient, no graph; afterwards all is as before.
 
         One at a time in the process: what is turned here belongs to modules that other threads may share.
         """
-        with _ONE_AT_A_TIME, _generators_kept(self.device), self._buffers_kept():
-            training = [module for module in self.module.modules() if module.training]
-            asking = [item for item in self.module.parameters() if item.requires_grad and item.is_leaf]
-            fast = torch.backends.mha.get_fastpath_enabled()
-            try:
-                for module in training:
-                    module.training = False  # not eval(): a module may do more in there
-                for parameter in asking:
-                    parameter.requires_grad_(False)
-                torch.backends.mha.set_fastpath_enabled(False)  # it takes other steps where no gradient is wanted
-                with torch.inference_mode(False), torch.no_grad(), _eagerly():
-                    yield
-            finally:
-                torch.backends.mha.set_fastpath_enabled(fast)
-                for parameter in asking:
-                    parameter.requires_grad_(True)
-                for module in training:
-                    module.training = True
+        return restored(self._switch, lambda _: body(), _ONE_AT_A_TIME)
 
-    @contextmanager
-    def _buffers_kept(self) -> Iterator[None]:
+    def _switch(self, undo: ExitStack) -> None:
+        undo.enter_context(_generators_kept(self.device))
+        self._keep_buffers(undo)
+        self._keep_switches(undo)
+        self._replace_weights(undo)
+        for mode in (torch.inference_mode(False), torch.no_grad(), _eagerly()):
+            undo.enter_context(mode)
+
+    def _keep_switches(self, undo: ExitStack) -> None:
+        training = [module for module in self.module.modules() if module.training]
+        asking = [item for item in self.module.parameters() if item.requires_grad and item.is_leaf]
+        fast = torch.backends.mha.get_fastpath_enabled()
+        undo.callback(_turn, training, asking, True)
+        undo.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        _turn(training, asking, False)
+        torch.backends.mha.set_fastpath_enabled(False)  # it takes other steps where no gradient is wanted
+
+    def _replace_weights(self, undo: ExitStack) -> None:
+        """The weights of `replaced` are the module's for the length of a pass: where they lie, not what they are."""
+        replacing = self._replacing()
+        if replacing is not None:
+            own = [(tensor, tensor.data) for tensor in self._tensors()]
+            undo.callback(_point, own)
+            _point([(tensor, other) for (tensor, _), other in zip(own, replacing, strict=True)])
+
+    def _as_replacing(self, weights: Sequence[np.ndarray]) -> list[Tensor]:
+        """See `Network._as_replacing`."""
+        with torch.inference_mode(False):
+            return [
+                torch.as_tensor(np.array(weight)).to(tensor.device, tensor.dtype)
+                for tensor, weight in zip(self._tensors(), weights, strict=True)
+            ]
+
+    def _keep_buffers(self, undo: ExitStack) -> None:
         """Leave buffers that a pass changes (a counter, an observer's ranges) as they were.
 
         Which ones change shows while the module is being opened, when all are copied; later only those are.
         """
         held = [
-            (module, name, tensor, _version(tensor))
+            _Buffer(module, name, tensor, _version(tensor), self._copied(module, name, tensor))
             for module in self.module.modules()
             for name, tensor in module._buffers.items()
             if tensor is not None
         ]
-        copies = {
-            (module, name): tensor.clone()
-            for module, name, tensor, _ in held
-            if self._opening or (module, name) in self._changing
-        }
-        try:
-            yield
-        finally:
-            for module, name, tensor, version in held:
-                if _version(tensor) != version:
-                    self._changing.add((module, name))
-                    if (module, name) in copies:
-                        with torch.no_grad():
-                            tensor.copy_(copies[module, name])
-                module._buffers[name] = tensor  # it may have been put in another's place
+        undo.callback(self._put_back, held)
+
+    def _copied(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
+        return tensor.clone() if self._opening or (module, name) in self._changing else None
+
+    def _put_back(self, held: Sequence[_Buffer]) -> None:
+        for buffer in held:
+            if buffer.changed:
+                self._changing.add((buffer.module, buffer.name))
+                if buffer.copy is not None:
+                    with torch.no_grad():
+                        buffer.tensor.copy_(buffer.copy)
+            buffer.module._buffers[buffer.name] = buffer.tensor  # it may have been put in another's place
 
     def _taps_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
-        if size not in self._calls:
-            self.layers_at(size)
-        return self._calls[size]
+        self.layers_at(size)
+        return self._shown[size].calls
 
     def _logits(self, returned: Any) -> Tensor:
         outputs = _named_outputs(self.module, returned)[self.output].float()
@@ -387,22 +416,23 @@ class TorchNetwork(Network):
         if not any(nn.parameter.is_lazy(tensor) for tensor in self._tensors()):
             return
         self.module = copy.deepcopy(self.module)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            errors = []
-            for channels in (3, 1):
-                try:
-                    self.module.eval()(torch.zeros((1, channels, *(size or (224, 224)))))
-                    break
-                except Exception as error:  # whatever the user's code raises
-                    errors.append(error)
-            else:
-                raise ModelError(
-                    f"{self.name} has layers that are created when it is first called, and it can't be called on a "
-                    f"picture ({one_line(errors[0])}). Call it once yourself, then open it."
-                ) from errors[0]
+        restored(_seeded, lambda _: self._create(size))
         note = "its lazily created layers have random weights, drawn with seed 0"
         self.source = replace(self.source, notes=(*self.source.notes, note))
+
+    def _create(self, size: tuple[int, int] | None) -> None:
+        """Call the module, so that its lazy layers make their weights."""
+        errors = []
+        for channels in (3, 1):
+            try:
+                self.module.eval()(torch.zeros((1, channels, *(size or (224, 224)))))
+                return
+            except Exception as error:  # whatever the user's code raises
+                errors.append(error)
+        raise ModelError(
+            f"{self.name} has layers that are created when it is first called, and it can't be called on a "
+            f"picture ({one_line(errors[0])}). Call it once yourself, then open it."
+        ) from errors[0]
 
     def _refuse_inference_tensors(self) -> None:
         if any(tensor.is_inference() for tensor in self._tensors()):
@@ -438,18 +468,24 @@ class TorchNetwork(Network):
         """The calls of one pass at `size`."""
         watch = Watch(self._paths)
         outputs: dict[str, Value] = {}
-        with self._as_it_was(), torch.enable_grad():
+        given: list[Value] = []
+
+        def look() -> None:
             leaf = torch.zeros((1, *size, self.inputs.channels), device=self.device, requires_grad=True)
             arguments = [argument.clone() for argument in self._entry.arguments(leaf)]
-            given = [watch.begin(argument) for argument in arguments]
+            given.extend(map(watch.begin, arguments))
             try:
-                with watch.watching():
-                    returned = _named_outputs(self.module, self._called(*arguments))
-                    outputs.update({name: watch.value(output) for name, output in returned.items()})
+                returned = _named_outputs(self.module, restored(watch.place, lambda _: self._called(*arguments)))
             except Exception as error:
                 # At a size that is not the module's own, the layers before a dense one run all the same.
                 if size == self.inputs.size or not watch.calls:
-                    raise ModelError(_cant_run(self.name, size, self.inputs.channels, error)) from error
+                    reason = said(error, self._failing_layer(error))
+                    raise ModelError(_cant_run(self.name, size, self.inputs.channels, reason)) from error
+            else:
+                outputs.update({name: watch.value(output) for name, output in returned.items()})
+            watch.finish()
+
+        self._as_it_was(lambda: restored(_recording, lambda _: look()))
         if not outputs and size == self.inputs.size:
             raise ModelError(f"{self.name} returned no tensor; expected class scores (n, classes) or maps.")
         mark_layouts(watch.calls, True)
@@ -460,9 +496,8 @@ class TorchNetwork(Network):
         paths = paths_of(seen.calls)
         output = seen.outputs.get(self.output)
         on_path = None if output is None else seen.flow.between(seen.given, seen.picture, output)
-        self._calls[size] = paths
-        self._observations[size] = layers_of(paths, seen.flow, on_path)
-        return self._observations[size]
+        self._shown[size] = _Shown(paths, layers_of(paths, seen.flow, on_path))
+        return self._shown[size].layers
 
     def _find_head(self, seen: _Seen, asked: str | None) -> Head:
         """What the graph tells of the output: a softmax or sigmoid to undo, else logits, as is usual in PyTorch."""
@@ -473,7 +508,7 @@ class TorchNetwork(Network):
         found = undoable_head(seen.flow, output)
         if found is not None and asked != "linear":
             kind, call = found
-            self._undo = next(path for path, (other, _) in self._calls[self.inputs.size].items() if other is call)
+            self._undo = next(path for path, (other, _) in self._shown[self.inputs.size].calls.items() if other is call)
             return Head(kind, units, self._undo)
         if asked is not None:
             return Head({"linear": "linear", "softmax": "logits", "sigmoid": "sigmoid_logits"}[asked], units)
@@ -501,21 +536,56 @@ def _version(tensor: Tensor) -> int:
     return tensor._version
 
 
-@contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
+@dataclass(frozen=True, eq=False)
+class _Buffer:
+    """A buffer of a module before a pass, and a copy of its values where it is known to change."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    version: int
+    copy: Tensor | None
+
+    @property
+    def changed(self) -> bool:
+        """True if its values are others now; `.data` can be written without a trace, so a copy is compared."""
+        if _version(self.tensor) != self.version:
+            return True
+        return self.copy is not None and self.copy.device.type != "meta" and not torch.equal(self.tensor, self.copy)
+
+
+def _turn(training: Sequence[nn.Module], asking: Sequence[nn.Parameter], on: bool) -> None:
+    """The switches of modules and parameters; not train(): a module may do more in there."""
+    for parameter in asking:
+        parameter.requires_grad_(on)
+    for module in training:
+        module.training = on
+
+
+def _point(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Have tensors use the memory of others."""
+    for tensor, other in pairs:
+        tensor.data = other
+
+
+def _generators_kept(device: torch.device) -> AbstractContextManager[None]:
     """Leave torch's random generators where they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-@contextmanager
-def _eagerly() -> Iterator[None]:
+def _seeded(undo: ExitStack) -> None:
+    undo.enter_context(torch.random.fork_rng(devices=[]))
+    undo.enter_context(torch.no_grad())
+    torch.manual_seed(0)
+
+
+def _recording(undo: ExitStack) -> None:
+    undo.enter_context(torch.enable_grad())
+
+
+def _eagerly() -> AbstractContextManager[Any]:
     """Hooks don't fire inside what `torch.compile` made: run the original."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _Taps:
@@ -538,25 +608,21 @@ class _Taps:
         self._busy = False
         self.recorded: dict[str, Any] = {}
 
-    @contextmanager
-    def placed(self) -> Iterator[None]:
-        """Tap for the length of a block."""
+    def place(self, undo: ExitStack) -> None:
+        """Tap; `undo` takes the taps away."""
         taps: dict[Any, list[tuple[str, Call, int]]] = {}
         for path, (call, index) in self._at.items():
             taps.setdefault(call.operation, []).append((path, call, index))
         functions = {key: at for key, at in taps.items() if isinstance(key, str)}
-        with ExitStack() as stack:
-            for module, at in taps.items():
-                if module not in functions:
-                    if any(path in self._undo for path, _, _ in at):
-                        stack.enter_context(_not_in_place(module))
-                    hook = module.register_forward_hook(self._hook(module, at), with_kwargs=True)
-                    stack.callback(hook.remove)
-            if functions:
-                places = Places(self._modules)
-                stack.enter_context(places.followed())
-                stack.enter_context(FunctionMode(places, self._mode(functions)))
-            yield
+        for module, at in taps.items():
+            if module not in functions:
+                if any(path in self._undo for path, _, _ in at):
+                    _not_in_place(module, undo)
+                undo.callback(module.register_forward_hook(self._hook(module, at), with_kwargs=True).remove)
+        if functions:
+            places = Places(self._modules)
+            places.follow(undo)
+            undo.enter_context(FunctionMode(places, self._mode(functions)))
 
     def check_fired(self) -> None:
         """A tap that did not fire would show an old picture or none: say so loudly."""
@@ -593,6 +659,7 @@ class _Taps:
         return seen
 
     def _touched(self, operation: Any, at: list[tuple[str, Call, int]], given: Any, result: Any) -> Any:
+        checkpoint()
         nth = self._count[operation] = self._count.get(operation, -1) + 1
         self._busy = True  # what a rule computes is no part of the network
         for path, call, index in at:
@@ -624,17 +691,15 @@ class _Taps:
         return self._stop and not self._left
 
 
-@contextmanager
-def _not_in_place(module: nn.Module) -> Iterator[None]:
+def _not_in_place(module: nn.Module, undo: ExitStack) -> None:
     """What a module is given is wanted afterwards, so it must not write over it."""
-    writes = bool(getattr(module, "inplace", False))
-    if writes:
+    if getattr(module, "inplace", False):
+        undo.callback(setattr, module, "inplace", True)
         module.inplace = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if writes:
-            module.inplace = True  # type: ignore[assignment]
+
+
+# Functions that modules call while they are watched and tapped.
+_OWN = {function.__code__ for function in (_Taps._touched, Watch._before, Watch._after)}
 
 
 def _channels_last(tensor: Tensor, call: Call) -> Tensor:
@@ -678,8 +743,8 @@ def _named_outputs(module: nn.Module, returned: Any) -> dict[str, Tensor]:
     return {name: tensor for name, (_, tensor) in zip(names, flat, strict=True) if tensor.is_floating_point()}
 
 
-def _cant_run(name: str, size: tuple[int, int], channels: int, error: Exception) -> str:
-    reason = shorten(one_line(error), 160, placeholder=" …").rstrip(".")
+def _cant_run(name: str, size: tuple[int, int], channels: int, reason: str) -> str:
+    reason = shorten(reason, 160, placeholder=" …").rstrip(".")
     return (
         f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with "
         f"{channels} channel{'s' if channels > 1 else ''} ({reason}). Give another size (--input-size). --debug shows "

@@ -7,8 +7,8 @@ Modules are seen by forward hooks; operations that are no modules (`F.relu`, `x 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from convscope.networks.graph import Call, Value, flat_outputs
 from convscope.networks.modules import Described
+from convscope.networks.restoring import checkpoint
 
 # -- what the module consists of -------------------------------------------------------------------------
 
@@ -160,14 +161,11 @@ class Places:
         self._stack: list[nn.Module] = []
         self._taken = set(modules.values())
 
-    @contextmanager
-    def followed(self) -> Iterator[None]:
-        """Follow the pass for the length of a block."""
-        with ExitStack() as stack:
-            for module in self._modules:
-                stack.callback(module.register_forward_pre_hook(self._enter).remove)
-                stack.callback(module.register_forward_hook(self._leave, prepend=True).remove)
-            yield
+    def follow(self, undo: ExitStack) -> None:
+        """Follow the pass, until `undo` is run."""
+        for module in self._modules:
+            undo.callback(module.register_forward_pre_hook(self._enter).remove)
+            undo.callback(module.register_forward_hook(self._leave, prepend=True).remove)
 
     @property
     def in_leaf(self) -> bool:
@@ -231,17 +229,16 @@ class Watch:
         self._alive: list[torch.Tensor] = []
         self._flowing: set[Any] = set()
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch for the length of a block."""
-        with ExitStack() as stack:
-            for module in self._modules:
-                stack.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(self._after, with_kwargs=True).remove)
-            stack.enter_context(self._places.followed())
-            stack.enter_context(FunctionMode(self._places, self._function))
-            yield
-        # A value that was changed in place afterwards (a ReLU that works in place) has to be copied when recorded.
+    def place(self, undo: ExitStack) -> None:
+        """Watch, until `undo` is run."""
+        for module in self._modules:
+            undo.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+            undo.callback(module.register_forward_hook(self._after, with_kwargs=True).remove)
+        self._places.follow(undo)
+        undo.enter_context(FunctionMode(self._places, self._function))
+
+    def finish(self) -> None:
+        """Note which values were changed in place (by a ReLU that works so): they have to be copied when recorded."""
         for call, index, tensor, version in self._made:
             if tensor._version != version:
                 call.facts.setdefault("overwritten", set()).add(index)
@@ -264,6 +261,7 @@ class Watch:
         return [value for tensor, value in values if tensor.requires_grad or value.key in self._flowing]
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        checkpoint()
         self._given.setdefault(module, []).append(self._values((args, kwargs)))
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:

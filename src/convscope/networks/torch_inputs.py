@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
@@ -16,9 +15,10 @@ import torch
 from torch import nn
 
 from convscope import limits
-from convscope.errors import ModelError, UsageError, nearest, one_line
+from convscope.errors import ModelError, UsageError, nearest
+from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import flat_outputs
-from convscope.networks.network import Inputs
+from convscope.networks.network import Inputs, blank_input, check_input
 from convscope.networks.torch_graph import named_modules
 
 USUAL = 224
@@ -100,12 +100,10 @@ class Entry:
                 raise UsageError(
                     f"the model takes pictures of {height}x{width} pixels only, not {asked[0]}x{asked[1]}."
                 )
-            _check_size(4 * (channels or 3) * height * width, f"pictures of {height}x{width} pixels")
             self._runs(channels or 3, (height, width))  # for the layout
             return channels or 3, (height, width), False, ""
         known = [channels] if channels else _likely_channels(self._module)
         wanted = asked or advised or (USUAL, USUAL)
-        _check_size(4 * min(known) * wanted[0] * wanted[1], f"pictures of {min(known)} channels")
         fitting = next((count for count in known if self._runs(count, wanted)), None)
         if fitting is not None:
             return fitting, wanted, self._is_free(fitting, wanted), ""
@@ -115,7 +113,13 @@ class Entry:
                 if side:
                     note = "a guess: the first size that its layers fit; --input-size sets another"
                     return count, (side, side), False, note
-        raise ModelError(_cant_run(type(self._module).__name__, known, wanted, self._last_error)) from self._last_error
+        raise ModelError(_cant_run(type(self._module).__name__, known, wanted, self._reason())) from self._last_error
+
+    def _reason(self) -> str:
+        if self._last_error is None:
+            return "it returned no tensor of one picture"
+        paths = {id(self._module): "", **{id(child): path for child, path in named_modules(self._module).items()}}
+        return said(self._last_error, failing_layer(self._last_error, paths))
 
     def _is_free(self, channels: int, size: tuple[int, int]) -> bool:
         other = (max(8, size[0] * 3 // 4 // 32 * 32), max(8, size[1] * 3 // 4 // 32 * 32))
@@ -157,6 +161,7 @@ class Entry:
 
     def _runs(self, channels: int, size: tuple[int, int]) -> bool:
         """Whether the module takes pictures of a size; it settles the layout in memory that it takes them in."""
+        check_input(self._names[self.position], (*size, channels))
         for layout in dict.fromkeys((self._layout, torch.contiguous_format)):
             before, self._layout = self._layout, layout
             try:
@@ -168,7 +173,6 @@ class Entry:
         return False
 
     def _blank(self, channels: int, size: tuple[int, int], device: Any = None) -> torch.Tensor:
-        _check_size(4 * channels * size[0] * size[1], f"pictures of {channels} channels")
         return torch.zeros((1, *size, channels), device=device or self._device)
 
     # the other inputs ------------------------------------------------------------------------------
@@ -187,33 +191,16 @@ class Entry:
                 "picture's input with --input."
             )
         return {
-            other: np.asarray(feed[other]) if other in feed else np.zeros(self._declared(other, shapes[other]))
+            other: np.asarray(feed[other])
+            if other in feed
+            else blank_input(other, shapes[other], whole=other in self._whole)
             for other in others
         }
-
-    def _declared(self, name: str, shape: Sequence[int | None]) -> list[int]:
-        """The shape of the zeros for an input, which a file may declare as large as it likes."""
-        sides = [side or 1 for side in shape]
-        sides = sides if name in self._whole else [1, *sides[1:]]
-        _check_size(8 * math.prod(sides), f"its input {name!r} {tuple(sides)}")
-        return sides
 
     def _repeated(self, name: str, count: int) -> torch.Tensor:
         value = torch.as_tensor(self._others[name], device=self._device)
         value = value.to(self._dtype) if value.is_floating_point() else value
         return value if name in self._whole else value.expand(count, *value.shape[1:])
-
-
-def _check_size(size: int, what: str) -> None:
-    """Refuse what a file declares of an input before it is allocated.
-
-    Raises:
-        ModelError: it takes more than the limits allow.
-    """
-    if size > limits.current().values:
-        raise ModelError(
-            f"the model declares {what}, which takes {limits.shown('values', size)} ({limits.how_to_raise('values')})."
-        )
 
 
 def _kept(returned: Any) -> bool:
@@ -263,8 +250,8 @@ def _said(fed: np.ndarray) -> str:
     return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"
 
 
-def _cant_run(name: str, channels: list[int], size: tuple[int, int], error: Exception | None) -> str:
-    reason = one_line(error)[:200].rstrip(".") if error is not None else "it returned no tensor of one picture"
+def _cant_run(name: str, channels: list[int], size: tuple[int, int], reason: str) -> str:
+    reason = reason[:200].rstrip(".")
     return (
         f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
         f"channels ({reason}). Expected a module that takes pictures (n, c, h, w); give its size with --input-size, "

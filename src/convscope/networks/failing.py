@@ -1,0 +1,45 @@
+"""Which layer of the user's model raised an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import CodeType
+
+from convscope.errors import ConvscopeError, ModelError, one_line
+
+
+def failing_layer(error: BaseException, paths: Mapping[int, str], own: Collection[CodeType] = ()) -> str | None:
+    """The path of the innermost layer that an exception came out of; None if it came out of none.
+
+    Args:
+        error: with its traceback.
+        paths: of layers by their `id`, the whole model's being "".
+        own: functions of convscope that layers call, for taps: what they raise is no layer's fault.
+    """
+    found, step = None, error.__traceback__
+    while step is not None:
+        frame = step.tb_frame
+        if frame.f_code in own:
+            return None
+        found = paths.get(id(frame.f_locals.get("self")), found)
+        step = step.tb_next
+    return found
+
+
+def failure(error: Exception, name: str, path: str | None) -> ModelError | None:
+    """What is said where a layer raised an exception that is not convscope's; None where none did."""
+    if path is None or isinstance(error, ConvscopeError):
+        return None
+    return ModelError(
+        f"{name} can't be run: {said(error, path)}. Expected a model that takes what preprocessing makes of a picture; "
+        "call it yourself on an array of that shape to look into it. --debug shows the whole story."
+    )
+
+
+def said(error: BaseException, path: str | None) -> str:
+    """An exception in a line, with the layer that raised it."""
+    text = one_line(error).rstrip(".")
+    if path is None or isinstance(error, ConvscopeError):
+        return text
+    where = f"its layer {path!r}" if path else "its own code"
+    return f"{where} raised {type(error).__name__}" + (f": {text}" if text != type(error).__name__ else "")

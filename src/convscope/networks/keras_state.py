@@ -1,0 +1,38 @@
+"""What Keras remembers of the call that is going on, for each thread: put back where a call is left in the middle."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import ExitStack
+from typing import Any
+
+# Keras' own names of what lives for the length of a call or of a `with`; the rest (names given, seeds) stays.
+_OF_A_CALL = (
+    *("autocast_scope", "current_call_ctx", "in_tf_graph_scope", "name_scope_stack", "remat_scope_stack"),
+    *("stateless_scope", "symbolic_scope", "traceback_filtering", "torch_device", "dtype_policy"),
+)
+
+
+def keep_state(undo: ExitStack) -> None:
+    """Put Keras' state of this thread back when `undo` is run; until then its errors keep their whole traceback."""
+    state = vars(importlib.import_module("keras.src.backend.common.global_state").GLOBAL_STATE_TRACKER)
+    kept = {name: (value, _content(value)) for name in _OF_A_CALL if (value := state.get(name)) is not None}
+    missing = [name for name in _OF_A_CALL if name not in state]
+    undo.callback(_put_back, state, kept, missing)
+    state["traceback_filtering"] = False
+
+
+def _content(value: Any) -> list[Any] | None:
+    return list(value) if isinstance(value, list) else None
+
+
+def _put_back(state: dict[str, Any], kept: dict[str, Any], missing: list[str]) -> None:
+    for name, (value, content) in kept.items():
+        state[name] = value
+        if content is not None:
+            value[:] = content
+    for name in _OF_A_CALL:
+        if name not in kept and name in state:
+            state[name] = None
+    for name in missing:
+        state.pop(name, None)

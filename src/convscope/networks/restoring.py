@@ -1,0 +1,264 @@
+"""The user's model comes back as it was, wherever an interrupt falls.
+
+A handler of a signal (Ctrl-C, a test's time limit) runs between any two steps of the main thread, and may raise there:
+also between a change and the `try` that would undo it, and inside of `__exit__`. So while something of the user's is
+changed the handlers are a gate's. It decides by what is going on:
+
+- *held*: a change is being made or undone. The signal waits.
+- *soft*: the model runs. The signal waits for the next `checkpoint`, where an exception is as harmless as one of the
+  model's own; the frameworks' code and the user's is not made to be left anywhere. It waits `PATIENCE` seconds at
+  most, for a model that never comes to an end.
+- *open*: convscope's own code runs. The signal is handled at once.
+
+Every signal reaches the user's own handler, once. Threads other than the main one never handle signals.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import FrameType
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
+Result = TypeVar("Result")
+
+PATIENCE = 5.0  # seconds; tracing a large network takes as long
+_HELD, _SOFT, _OPEN = "held", "soft", "open"
+_NEVER = {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")}
+# The usual signals; a real-time signal with a handler that raises is not known of any program.
+_SIGNALS = [int(number) for number in sorted(signal.valid_signals()) if number < 32 and number not in _NEVER]
+_SIGNALS.sort(key=lambda number: number != signal.SIGINT)  # taken first and given back last
+
+
+def restored(
+    switch: Callable[[ExitStack], Made], body: Callable[[Made], Result], lock: threading.RLock | None = None
+) -> Result:
+    """What `body` returns, between a change to something of the user's and its undoing.
+
+    Args:
+        switch: makes the change, quickly; what undoes a step is pushed on the stack before the step is taken.
+        body: runs the model; it is given what `switch` returns.
+        lock: held for the whole of it; signals are handled while it is waited for.
+    """
+    gate = _gate()
+    before = gate.enter()
+    try:
+        with ExitStack() as undo:
+            if lock is not None:
+                _acquire(lock, gate, undo)
+            made = switch(undo)
+            try:
+                gate.soften()
+                return body(made)
+            finally:  # an exception on the way into here has closed the gate itself
+                gate.hold()
+    finally:
+        gate.leave(before)
+
+
+class Block:
+    """A change for the length of a `with`, in which convscope's own code runs.
+
+    Args:
+        switch: as for `restored`.
+    """
+
+    def __init__(self, switch: Callable[[ExitStack], Any]) -> None:
+        self._switch, self._undo, self._begun = switch, ExitStack(), False
+        self._gate, self._before = _gate(), _OPEN
+
+    def __enter__(self) -> None:
+        self._before = self._gate.enter()
+        self._begun = True
+        try:
+            self._switch(self._undo)
+        except BaseException:
+            self._end()
+            raise
+        self._gate.open()
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._begun:
+            self._gate.hold()
+            self._begun = False
+            try:
+                self._undo.close()
+            finally:
+                self._gate.leave(self._before)
+
+
+def checkpoint() -> None:
+    """Handle the signals that wait, at a place where an exception does no harm."""
+    _gate().checkpoint()
+
+
+def _acquire(lock: threading.RLock, gate: _Gate | _Elsewhere, undo: ExitStack) -> None:
+    while not lock.acquire(timeout=0.1):
+        gate.checkpoint()
+    undo.callback(lock.release)
+
+
+# The frames in which the gate is not yet, or no longer, what it seems.
+_SWITCHING = {Block.__enter__.__code__, Block.__exit__.__code__, Block._end.__code__}
+
+
+class _Gate:
+    """Takes the place of the handlers of the main thread's signals."""
+
+    def __init__(self) -> None:
+        self._mode, self._users = _OPEN, 0
+        self._taken: dict[int, Any] = {}
+        self._waiting: dict[Any, int] = {}  # a reminder's lock, and which signal waits
+        self._overdue: set[int] = set()
+        self._handler = self._arrived  # one object, so that it can be told from others
+
+    def enter(self) -> str:
+        """Hold signals from here on; returns what `leave` has to be given."""
+        before = self._mode if self._users else _OPEN
+        self._mode = _HELD
+        if not self._users:
+            self._take()
+        self._users += 1
+        return before
+
+    def leave(self, before: str) -> None:
+        """Handle signals as before `enter`, those first that wait."""
+        self._users -= 1
+        try:
+            if self._users:
+                self._mode = before
+            else:
+                self._end()
+        finally:
+            if self._mode != _HELD:
+                self._deliver()
+
+    def hold(self) -> None:
+        """Something is changed."""
+        self._mode = _HELD
+
+    def open(self) -> None:
+        """Convscope's own code runs."""
+        self._mode = _OPEN
+
+    def soften(self) -> None:
+        """The model runs, if no signal waits."""
+        self._mode = _SOFT
+        self._deliver()
+
+    def checkpoint(self) -> None:
+        """Handle the signals that wait."""
+        if self._waiting:
+            self._deliver()
+
+    def _take(self) -> None:
+        taken: dict[int, Any] = {}
+        self._waiting.clear()
+        self._overdue.clear()
+        before, self._taken = self._taken, taken
+        try:
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    taken[number] = before.get(number) if handler is self._handler else handler
+                    signal.signal(number, self._handler)
+        except BaseException:  # what another signal's own handler raised
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """Give the handlers back that nobody has changed since."""
+        try:
+            for number, handler in reversed(self._taken.items()):
+                if signal.getsignal(number) is self._handler and _is_main():
+                    signal.signal(number, handler)
+        finally:
+            self._mode = _OPEN
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        """The handler of all signals."""
+        if self._mode != _HELD and number in self._overdue:
+            self._overdue.discard(number)
+            before, self._mode = self._mode, _HELD  # stays so if the handler raises: what follows is undoing
+            self._call(number, frame)
+            self._mode = before
+        elif self._mode == _OPEN and not _is_switching(frame):
+            self._call(number, frame)
+        elif number not in self._waiting.values():
+            self._wait(number)
+
+    def _wait(self, number: int) -> None:
+        delivered = _thread.allocate_lock()
+        delivered.acquire()
+        self._waiting[delivered] = number
+        try:
+            _thread.start_new_thread(self._remind, (delivered,))  # threading's own locks may be held just now
+        except RuntimeError:  # no more threads: it waits for as long as it takes
+            return
+
+    def _remind(self, delivered: Any) -> None:
+        """Send a signal again that has waited for too long."""
+        if not delivered.acquire(timeout=PATIENCE):
+            number = self._waiting.pop(delivered, None)  # one step: it is handled here or there
+            if number is not None:
+                self._overdue.add(number)
+                _thread.interrupt_main(signal.Signals(number))
+
+    def _deliver(self) -> None:
+        while self._waiting:
+            delivered: Any = next(iter(self._waiting), None)
+            number = self._waiting.pop(delivered, None)  # a reminder may have taken it
+            if number is not None:
+                delivered.release()
+                try:
+                    self._call(number, sys._getframe())
+                finally:  # what one raises does not hide the others
+                    self._deliver()
+
+    def _call(self, number: int, frame: FrameType | None) -> None:
+        handler = self._taken.get(number)
+        if callable(handler):
+            handler(number, frame)
+
+
+class _Elsewhere:
+    """The gate of all other threads, which no signal interrupts."""
+
+    def enter(self) -> str:
+        """See `_Gate`."""
+        return _OPEN
+
+    def leave(self, before: str) -> None:
+        """See `_Gate`."""
+
+    def hold(self) -> None:
+        """See `_Gate`."""
+
+    open = soften = checkpoint = hold
+
+
+_MAIN, _ELSEWHERE = _Gate(), _Elsewhere()
+
+
+def _is_main() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def _gate() -> _Gate | _Elsewhere:
+    return _MAIN if _is_main() else _ELSEWHERE
+
+
+def _is_switching(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code in _SWITCHING:
+            return True
+        frame = frame.f_back
+    return False
