@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -89,9 +90,9 @@ def _listed(findings: Sequence[Finding], most: int = 6) -> str:
 
 
 def _gist(text: str) -> str:
-    """What stays the same among findings of one cause: the exception and its place."""
-    said = text.partition(": ")[2] or text
-    return said.partition(": ")[0][:60] if " at " in said[:80] else "".join(c for c in said[:30] if not c.isdigit())
+    """What stays the same among findings of one cause: the exception and its place, or the first words."""
+    said = re.split(r": |b['\"]", text)[0]
+    return re.sub(r"\d+", "#", said)[:60]
 
 
 def _plain(run: Run) -> dict:

@@ -63,7 +63,7 @@ class Process:
         self.scratch = scratch
         command = [sys.executable, "-m", "trials.worker", runtime, str(scratch), str(bases)]
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(scratch), start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(scratch), start_new_session=True
         )
         self.size = 0
         self._read(180)
@@ -119,7 +119,8 @@ class Process:
         self._child.wait()
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def environment(scratch: Path) -> dict[str, str]:
+    """What a worker's process sees: one thread, a short limit, and folders of its own for what is temporary."""
     temporary = str(scratch / "tmp")
     root = Path(__file__).resolve().parent.parent
     paths = [str(root), *(entry for entry in sys.path if entry)]
@@ -140,7 +141,7 @@ def _environment(scratch: Path) -> dict[str, str]:
 
 def set_environment(scratch: Path) -> None:
     """Make this process' environment that of a worker."""
-    os.environ.update(_environment(scratch))
+    os.environ.update(environment(scratch))
 
 
 @dataclass(frozen=True)

@@ -92,12 +92,12 @@ class Worker:
         if used > bound:
             findings.append(("memory", f"{used >> 20} MiB, may take {bound >> 20} MiB; {text}"))
         if kind.group == "images" and self.log >= 0 and os.fstat(self.log).st_size:
-            findings.append(("other", "a library's own message came through"))
+            findings.append(("other", f"a library's own message came through: {os.pread(self.log, 200, 0)!r}"))
         findings += [("code", said) for said in (*self.watch.seen[:3], *self._touched(place))]
         if loud:
             print(f"{case.what}\n{column}: {text}\n{used >> 20} MiB used", file=sys.stderr)
         columns = {column, *(name for name, _ in findings)}
-        return Answer(Counter(columns), tuple((name, f"{case.what}: {said}") for name, said in findings))
+        return Answer(Counter(columns), tuple((name, f"{said} — {case.what}") for name, said in findings))
 
     def _touched(self, place: Place) -> list[str]:
         names = self.folder.touched()
@@ -172,7 +172,7 @@ def main() -> None:
     """Answer until standard input ends."""
     runtime, scratch, bases = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     target = os.fdopen(os.dup(1), "w")
-    log = os.open(scratch / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(scratch / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     worker = Worker(runtime, scratch, bases, log)
