@@ -15,6 +15,7 @@ CANARIES = frozenset({"antigravity", "this", "turtledemo", "idlelib", "nntplib",
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "os.startfile")
 _NETWORK = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "urllib.Request")
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod", "shutil.rmtree")
+_BESIDE = ("os.remove", "os.rmdir")  # these may name a file by the descriptor of its folder
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -58,7 +59,10 @@ class Watch:
         if event in _STARTS or event in _NETWORK:
             return f"{event} {arguments!r:.200}"
         if event in _CHANGES:
-            return None if self._may_write(arguments[0]) else f"{event} {arguments!r:.200}"
+            beside = [part for part in arguments[1:] if isinstance(part, int) and part > 2]
+            at = os.readlink(f"/proc/self/fd/{beside[-1]}") if beside and event in _BESIDE else ""
+            allowed = self._may_write(os.path.join(at, os.fsdecode(arguments[0])))
+            return None if allowed else f"{event} {arguments!r:.200}"
         if event == "subprocess.Popen":
             reader = any("convscope.isolation" in str(part) for part in arguments[1])
             return None if reader else f"started {arguments[1]!r:.200}"
@@ -74,7 +78,7 @@ class Watch:
 
     def _may_write(self, path: Any) -> bool:
         whole = os.path.abspath(os.fsdecode(path))
-        return whole.startswith((*self._writable, "/dev/", "/proc/self/"))
+        return f"{whole}/".startswith((*self._writable, "/dev/", "/proc/self/"))
 
     def _loaded(self, name: Any) -> str | None:
         ours = name is None or str(name).startswith((sys.prefix, sys.base_prefix, "lib", "/usr/lib", "/lib"))
