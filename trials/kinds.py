@@ -16,6 +16,8 @@ NEEDS = {
     "tensorflow": ("keras", "tensorflow", "h5py"),
     "jax": ("keras", "jax"),
     "keras-torch": ("keras", "torch"),
+    "torch-forked": ("torch",),
+    "keras-forked": ("keras",),
 }
 
 
@@ -115,13 +117,13 @@ def _long() -> list[Kind]:
             ("open", "torch", ()),
         )
     ]
-    commands = ("activations", "filters", "heatmap", "concepts", "report", "demo")
+    commands = ("activations", "filters", "film", "heatmap", "concepts", "report")
     kills = [
-        Kind(f"kills-{name}", "kills", "torch", "kills:attempt", seconds=180, slice=20, arguments={"command": name})
+        Kind(f"kills-{name}", "kills", "torch-forked", "kills:attempt", seconds=180, slice=20, arguments={"command": name})
         for name in commands
-        if name != "demo"
     ]
-    kills.append(Kind("kills-demo", "kills", "tensorflow", "kills:attempt", 1, 240, 20, arguments={"command": "demo"}))
+    kills.append(Kind("kills-demo", "kills", "keras-forked", "kills:attempt", 1, 300, 20, arguments={"command": "demo"}))
+    kills.append(Kind("kills-keras", "kills", "keras-forked", "kills:attempt", 1, 300, 20, arguments={"command": "keras"}))
     return interrupts + loops + kills
 
 

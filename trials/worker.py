@@ -28,8 +28,11 @@ _IMPORTS = {
     "tensorflow": ("tensorflow", "keras", "convscope.networks.keras_files"),
     "jax": ("jax", "keras", "convscope.networks.keras_files"),
     "keras-torch": ("torch", "keras", "convscope.networks.keras_files"),
+    # Forked for each try: nothing is computed in the worker itself, so that no threads are lost in a fork.
+    "torch-forked": ("torch", "convscope.cli", "convscope.networks.pytorch", "convscope.networks.torch_files", "convscope.reports"),
+    "keras-forked": ("convscope.cli", "keras", "convscope.networks.keras_files", "convscope.demo"),
 }
-_BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "keras-torch": "torch"}
+_BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "keras-torch": "torch", "keras-forked": "tensorflow"}
 
 
 class Worker:
