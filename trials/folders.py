@@ -65,14 +65,15 @@ def _array(path: Path, place: Place) -> str:
             return f"{path.name}: {said}"
         contents = mutations.members(path)
         key = rng.choice(list(contents))
-        contents[key] = _npy(contents[key], what, place)
+        contents[key] = npy(contents[key], what, place)
         path.write_bytes(mutations.rezipped(contents, place))
     else:
-        path.write_bytes(_npy(path.read_bytes(), what, place))
+        path.write_bytes(npy(path.read_bytes(), what, place))
     return f"{path.name}: {what}"
 
 
-def _npy(data: bytes, what: str, place: Place) -> bytes:
+def npy(data: bytes, what: str, place: Place) -> bytes:
+    """A `.npy` file with something changed."""
     import io
 
     rng, out = place.rng, io.BytesIO()

@@ -29,7 +29,7 @@ _PHOTO = ("photo.png",)
 _COMMANDS: dict[str, tuple[str, ...]] = {
     "activations": ("activations", "{net}", "{photo}", "--raw", "--out", "out"),
     "filters": ("filters", "{net}", "--layer", "0", "--channels", "0-3", "--steps", "4", "--size", "32", "--out", "out"),
-    "film": ("filters", "{net}", "--layer", "0", "--channels", "0-1", "--steps", "8", "--size", "32", "--film", "2", "--out", "out"),
+    "film": ("filters", "{net}", "--layer", "0", "--channels", "0-1", "--steps", "8", "--size", "32", "--frames", "4", "--out", "out"),
     "heatmap": ("heatmap", "{net}", "{photo}", "--out", "out"),
     "concepts": ("concepts", "{net}", "{photo}", "--layer", "2", "--count", "2", "--out", "out"),
     "report": ("report", "{net}", "{photo}", "--channels", "1", "--out", "out/page.html"),

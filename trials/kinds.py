@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-GROUPS = {"images": 8, "models": 18, "interrupts": 14, "kills": 12, "loops": 3, "folders": 3}
+GROUPS = {"images": 6, "models": 18, "interrupts": 14, "kills": 12, "loops": 6, "folders": 2}
 # What has to be installed for a worker's runtime.
 NEEDS = {
     "plain": (),
@@ -33,6 +33,7 @@ class Kind:
         share: of its group's minutes.
         seconds: after which a try is a hang.
         slice: seconds that a worker stays with it, at least.
+        least: seconds that the first try takes: it is not begun where less is left.
         needs: modules beside the runtime's.
     """
 
@@ -43,6 +44,7 @@ class Kind:
     share: float = 1
     seconds: float = 40
     slice: float = 5
+    least: float = 0
     needs: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ def _models() -> list[Kind]:
         ("onnx", "onnx_simple:generate", 1, ("onnx",)),
         ("onnx-malformed", "onnx_wrapped:generate", 3, ("onnx", "trials.onnx_files")),
         ("classes", "side_files:classes", 0.5, ()),
-        ("feed", "side_files:feed", 0.5, ()),
+        ("feed", "side_files:feed", 0.5, ("onnx",)),
     ]
     keras = [
         ("keras", "keras_files:keras_archive", 3, ()),
@@ -104,13 +106,14 @@ def _long() -> list[Kind]:
             "interrupts_wrapped:attempt",
             seconds=300,
             slice=60,
+            least=20,
             needs=("trials.interrupts",),
             arguments={"runtime": name},
         )
         for name in runtimes
     ]
     loops = [
-        Kind(f"loops-{name}", "loops", runtime, "loops:attempt", seconds=600, slice=1, needs=needs, arguments={"net": name})
+        Kind(f"loops-{name}", "loops", runtime, "loops:attempt", seconds=300, slice=1, least=25, needs=needs, arguments={"net": name})
         for name, runtime, needs in (
             *((name, name, ()) for name in runtimes),
             ("onnx", "torch", ("onnx",)),
@@ -119,11 +122,11 @@ def _long() -> list[Kind]:
     ]
     commands = ("activations", "filters", "film", "heatmap", "concepts", "report")
     kills = [
-        Kind(f"kills-{name}", "kills", "torch-forked", "kills:attempt", seconds=180, slice=20, arguments={"command": name})
+        Kind(f"kills-{name}", "kills", "torch-forked", "kills:attempt", seconds=180, slice=20, least=20, arguments={"command": name})
         for name in commands
     ]
-    kills.append(Kind("kills-demo", "kills", "keras-forked", "kills:attempt", 1, 300, 20, arguments={"command": "demo"}))
-    kills.append(Kind("kills-keras", "kills", "keras-forked", "kills:attempt", 1, 300, 20, arguments={"command": "keras"}))
+    kills.append(Kind("kills-demo", "kills", "keras-forked", "kills:attempt", 1, 900, 20, 300, arguments={"command": "demo"}))
+    kills.append(Kind("kills-keras", "kills", "keras-forked", "kills:attempt", 1, 300, 20, 40, arguments={"command": "keras"}))
     return interrupts + loops + kills
 
 

@@ -36,6 +36,11 @@ class Row:
     used: float = 0
     number: int = 0
 
+    @property
+    def each(self) -> float:
+        """Seconds that one more try takes."""
+        return self.used / self.number if self.number else self.kind.least
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -189,8 +194,9 @@ class Run:
     def _next(self) -> Row | None:
         """The kind that lags the most behind its share, or None at the end."""
         with self._lock:
-            free = [row for row in self.rows.values() if row.kind.name not in self._busy]
-            if time.monotonic() >= self._end or not free:
+            left = self._end - time.monotonic()
+            free = [row for row in self.rows.values() if row.kind.name not in self._busy and row.each <= left]
+            if not free:
                 return None
             row = min(free, key=lambda row: row.used / self._shares[row.kind.name])
             self._busy.add(row.kind.name)
@@ -205,7 +211,7 @@ class Run:
             started = time.monotonic()
             self._one(row, workers, scratch / row.kind.runtime)
             row.used += time.monotonic() - started
-            if time.monotonic() >= until:
+            if time.monotonic() + row.each / 2 >= until:
                 break
         with self._lock:
             self._busy.discard(row.kind.name)
