@@ -64,11 +64,16 @@ def table(rows: Sequence[Row]) -> str:
     for group in GROUPS:
         inside = [row for row in rows if row.kind.group == group]
         if inside:
-            lines.append(_cells(group.upper(), sum(row.tried for row in inside), sum((row.counts for row in inside), Counter())))
+            lines.append(
+                _cells(group.upper(), sum(row.tried for row in inside), sum((row.counts for row in inside), Counter()))
+            )
             lines += [_cells(f"  {row.kind.name}", row.tried, row.counts) for row in inside]
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     )
 
@@ -98,7 +103,10 @@ def _gist(text: str) -> str:
 def _plain(run: Run) -> dict:
     return {
         "seed": run.plan.seed,
-        "rows": {name: {"tried": row.tried, **{column: row.counts[column] for column in HEADS}} for name, row in run.rows.items()},
+        "rows": {
+            name: {"tried": row.tried, **{column: row.counts[column] for column in HEADS}}
+            for name, row in run.rows.items()
+        },
         "findings": [vars(finding) for finding in run.findings],
     }
 

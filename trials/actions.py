@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,11 @@ def command(case: Case) -> str:
 def is_control(letter: str) -> bool:
     """True for what moves a terminal's cursor or turns the direction of text."""
     code = ord(letter)
-    return (code < 32 and letter not in "\n\t\r") or 127 <= code < 160 or letter in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return (
+        (code < 32 and letter not in "\n\t\r")
+        or 127 <= code < 160
+        or letter in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
 
 
 def weights(case: Case) -> str:
@@ -105,11 +110,8 @@ def load(case: Case) -> str:
 
     result = load_result(case.path)
     repr(result)
-    count = 0
-    for _ in result.pictures():
-        count += 1
-        if count == 3:
-            break
+    for _ in itertools.islice(result.pictures(), 3):
+        pass
     return type(result).__name__
 
 

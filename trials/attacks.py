@@ -1,4 +1,4 @@
-"""TorchScript modules that do what no network does, with stand-ins for the paths: scripted once, filled in for a try."""
+"""TorchScript modules that do what no network does: scripted once, with stand-ins for the paths of a try."""
 
 from pathlib import Path
 from typing import Tuple  # noqa: UP035  (TorchScript's compiler wants it)
@@ -140,7 +140,16 @@ class _SavingInExported(_Base):
 
 
 _ATTACKS = (
-    *(_Saving, _Reading, _Waiting, _Growing, _SavingInForward, _ReadingInForward, _WaitingInForward, _CountingInForward),
+    *(
+        _Saving,
+        _Reading,
+        _Waiting,
+        _Growing,
+        _SavingInForward,
+        _ReadingInForward,
+        _WaitingInForward,
+        _CountingInForward,
+    ),
     *(_GrowingInForward, _SavingInFunction, _SavingInBranch, _Printing, _Raising, _SavingInExported),
 )
 

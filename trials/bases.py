@@ -28,7 +28,9 @@ def made(kinds: set[str]) -> Path:
     Raises:
         RuntimeError: they can't be made.
     """
-    folder = Path(tempfile.gettempdir()) / f"convscope-trial-files-{os.getuid() if hasattr(os, 'getuid') else 0}-{_key()}"
+    folder = (
+        Path(tempfile.gettempdir()) / f"convscope-trial-files-{os.getuid() if hasattr(os, 'getuid') else 0}-{_key()}"
+    )
     folder.mkdir(mode=0o700, exist_ok=True)
     for maker, names in _MAKERS.items():
         done = folder / f"{maker}.done"
@@ -42,7 +44,12 @@ def made(kinds: set[str]) -> Path:
 def _can(maker: str) -> bool:
     import importlib.util
 
-    needed = {"torch_bases": ("torch",), "keras_bases": ("keras", "h5py", "tensorflow"), "onnx_bases": ("onnx", "torch"), "folder_bases": ("torch",)}
+    needed = {
+        "torch_bases": ("torch",),
+        "keras_bases": ("keras", "h5py", "tensorflow"),
+        "onnx_bases": ("onnx", "torch"),
+        "folder_bases": ("torch",),
+    }
     return all(importlib.util.find_spec(name) is not None for name in (*needed[maker], f"trials.{maker}"))
 
 

@@ -47,11 +47,32 @@ def _json(path: Path, place: Place, change: Any) -> str:
 
 def _names(tree: Any, place: Place) -> Any:
     """Names of files that lie elsewhere."""
-    holders = [(holder, key) for holder in mutations._holders(tree) for key in (holder if isinstance(holder, dict) else range(len(holder))) if isinstance(holder[key], str)]
+    holders = [
+        (holder, key)
+        for holder in mutations._holders(tree)
+        for key in (holder if isinstance(holder, dict) else range(len(holder)))
+        if isinstance(holder[key], str)
+    ]
     files = [(holder, key) for holder, key in holders if "." in holder[key] and len(holder[key]) < 80]
     for holder, key in place.rng.sample(files or holders, min(len(files or holders), 2)):
         name = holder[key].rpartition("/")[2]
-        holder[key] = place.rng.choice((f"../outside/{name}", str(place.outside / "secret.txt"), "../outside/pipe", str(place.outside / "weights.bin"), ".", "..", "", f"photos/../../outside/{name}", "/dev/zero", "a\0b", f"./{name}", "\x1b[31m.png", "x" * 300))
+        holder[key] = place.rng.choice(
+            (
+                f"../outside/{name}",
+                str(place.outside / "secret.txt"),
+                "../outside/pipe",
+                str(place.outside / "weights.bin"),
+                ".",
+                "..",
+                "",
+                f"photos/../../outside/{name}",
+                "/dev/zero",
+                "a\0b",
+                f"./{name}",
+                "\x1b[31m.png",
+                "x" * 300,
+            )
+        )
     return tree
 
 
@@ -81,21 +102,40 @@ def npy(data: bytes, what: str, place: Place) -> bytes:
         return mutations.damaged(data, rng)
     if what == "pickle":
         header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
-        return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\x80\x02" + mutations.code_pickle(place) + b"."
+        return (
+            b"\x93NUMPY\x01\x00"
+            + len(header).to_bytes(2, "little")
+            + header
+            + b"\x80\x02"
+            + mutations.code_pickle(place)
+            + b"."
+        )
     if what in ("header", "large"):
-        shape = rng.choice(((2**40,), (10**6, 10**6), (-1,), (2**31, 2**31, 2**31), ())) if what == "large" else rng.choice(((True,), "x", (1.5,), (1, "a"), [2]))
+        shape = (
+            rng.choice(((2**40,), (10**6, 10**6), (-1,), (2**31, 2**31, 2**31), ()))
+            if what == "large"
+            else rng.choice(((True,), "x", (1.5,), (1, "a"), [2]))
+        )
         kind = rng.choice(("'<f4'", "'|O'", "[('a', '<f4')]", "'<U1000000000'", "'<M8[ns]'", "__import__('os')"))
-        header = f"{{'descr': {kind if what == 'header' else repr('<f4')}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
+        kind = kind if what == "header" else "'<f4'"
+        header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
         return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data[128:]
     values = np.load(io.BytesIO(data), allow_pickle=False)
-    new = {"shape": lambda: rng.choice((values.ravel(), values[None], values[..., :0], np.zeros(()))), "type": lambda: values.astype(rng.choice(("f8", "i1", "c8", "S3", "U3", "?"))), "nan": lambda: np.full(values.shape, rng.choice((np.nan, np.inf, 1e38)))}[what]()
+    new = {
+        "shape": lambda: rng.choice((values.ravel(), values[None], values[..., :0], np.zeros(()))),
+        "type": lambda: values.astype(rng.choice(("f8", "i1", "c8", "S3", "U3", "?"))),
+        "nan": lambda: np.full(values.shape, rng.choice((np.nan, np.inf, 1e38))),
+    }[what]()
     np.save(out, new)
     return out.getvalue()
 
 
 def _file(path: Path, files: list[Path], place: Place) -> str:
     """A file that is missing, empty, damaged, a link, a pipe, or another's."""
-    rng, what = place.rng, place.rng.choice(("missing", "empty", "damaged", "link", "pipe", "folder", "swapped", "ring", "device"))
+    rng, what = (
+        place.rng,
+        place.rng.choice(("missing", "empty", "damaged", "link", "pipe", "folder", "swapped", "ring", "device")),
+    )
     data = path.read_bytes()
     path.unlink()
     if what == "empty":

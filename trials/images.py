@@ -64,8 +64,14 @@ _VARIANTS: dict[str, list[Variant]] = {
         ("GIF", "P", {"interlace": 1, "transparency": 2, "comment": b"hello"}),
     ],
     "tiff": [
-        *(("TIFF", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I;16B", "I", "F")),
-        *(("TIFF", "RGB", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "lzma", "webp")),
+        *(
+            ("TIFF", mode, {})
+            for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I;16B", "I", "F")
+        ),
+        *(
+            ("TIFF", "RGB", {"compression": name})
+            for name in ("tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "lzma", "webp")
+        ),
         *(("TIFF", "1", {"compression": name}) for name in ("group3", "group4", "tiff_ccitt", "packbits")),
         *(("TIFF", mode, {"compression": "tiff_lzw"}) for mode in ("L", "I;16", "F", "P", "CMYK")),
         *(("TIFF", mode, {"frames": 3}) for mode in ("RGB", "L")),
@@ -81,13 +87,24 @@ _VARIANTS: dict[str, list[Variant]] = {
         ("ICO", "RGBA", {}),
         ("BMP", "rle", {}),
     ],
-    "avif": [*(("AVIF", mode, {"speed": 10}) for mode in ("RGB", "RGBA", "L")), ("AVIF", "RGB", {"frames": 2, "speed": 10})],
+    "avif": [
+        *(("AVIF", mode, {"speed": 10}) for mode in ("RGB", "RGBA", "L")),
+        ("AVIF", "RGB", {"frames": 2, "speed": 10}),
+    ],
     "jpeg2000": [
         *(("JPEG2000", mode, {}) for mode in ("L", "LA", "RGB", "RGBA", "I;16")),
         ("JPEG2000", "RGB", {"irreversible": True, "quality_layers": [20, 5]}),
         ("JPEG2000", "RGB", {"no_jp2": True, "tile_size": (32, 32)}),
     ],
-    "ppm": [*(("PPM", mode, {}) for mode in ("1", "L", "RGB", "I", "I;16", "F")), ("TGA", "RGB", {}), ("PCX", "RGB", {}), ("SGI", "RGB", {}), ("QOI", "RGB", {}), ("DDS", "RGB", {}), ("IM", "RGB", {})],
+    "ppm": [
+        *(("PPM", mode, {}) for mode in ("1", "L", "RGB", "I", "I;16", "F")),
+        ("TGA", "RGB", {}),
+        ("PCX", "RGB", {}),
+        ("SGI", "RGB", {}),
+        ("QOI", "RGB", {}),
+        ("DDS", "RGB", {}),
+        ("IM", "RGB", {}),
+    ],
 }
 
 
@@ -133,7 +150,11 @@ def _drawn(mode: str, width: int, height: int, frame: int = 0) -> Image.Image:
     y, x = np.mgrid[:height, :width]
     ramp = (3 * x + 5 * y + 40 * frame) % 256
     if mode in ("I;16", "I;16B"):
-        return Image.fromarray((ramp * 257).astype(np.uint16)) if mode == "I;16" else Image.frombytes("I;16B", (width, height), (ramp * 257).astype(">u2").tobytes())
+        return (
+            Image.fromarray((ramp * 257).astype(np.uint16))
+            if mode == "I;16"
+            else Image.frombytes("I;16B", (width, height), (ramp * 257).astype(">u2").tobytes())
+        )
     if mode == "I":
         return Image.fromarray((ramp * 257).astype(np.int32))
     if mode == "F":
@@ -155,8 +176,18 @@ def _rle_bmp() -> bytes:
 def _tiff(width: int, height: int, planar: bool = False, tiled: bool = False, double: bool = False) -> bytes:
     """TIFFs that Pillow reads and does not write."""
     samples, bits, form = (3, 8, 1) if planar else (1, 64, 3) if double else (1, 8, 1)
-    tags: list[tuple[int, int, list[int]]] = [(256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * samples), (259, 3, [1])]
-    tags += [(262, 3, [2 if planar else 1]), (277, 3, [samples]), (284, 3, [2 if planar else 1]), (339, 3, [form] * samples)]
+    tags: list[tuple[int, int, list[int]]] = [
+        (256, 4, [width]),
+        (257, 4, [height]),
+        (258, 3, [bits] * samples),
+        (259, 3, [1]),
+    ]
+    tags += [
+        (262, 3, [2 if planar else 1]),
+        (277, 3, [samples]),
+        (284, 3, [2 if planar else 1]),
+        (339, 3, [form] * samples),
+    ]
     if tiled:
         count, each = -(-width // 16) * -(-height // 16), 256
         tags += [(322, 3, [16]), (323, 3, [16]), (324, 4, [0] * count), (325, 4, [each] * count)]
@@ -177,13 +208,24 @@ def tiff_of(tags: list[tuple[int, int, list[int]]], data: bytes, each: int = 0, 
     for tag, kind, values in tags:
         if tag in (273, 324) and each:
             values = [first + i * each for i in range(len(values))]
-        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *(value & 0xFFFFFFFF if kind == 4 else value & 0xFFFF for value in values))
+        packed = struct.pack(
+            f"<{len(values)}{'H' if kind == 3 else 'I'}",
+            *(value & 0xFFFFFFFF if kind == 4 else value & 0xFFFF for value in values),
+        )
         if len(packed) <= 4:
             entries += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
         else:
             entries += struct.pack("<HHII", tag, kind, len(values), start + len(extra))
             extra += packed
-    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + struct.pack("<I", next_one) + extra + data
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8)
+        + struct.pack("<H", len(tags))
+        + entries
+        + struct.pack("<I", next_one)
+        + extra
+        + data
+    )
 
 
 # -- damaged ones ----------------------------------------------------------------------------------------
@@ -235,7 +277,9 @@ def _sides(rng: random.Random) -> tuple[int, int]:
     if rng.random() < 0.03:  # these may be decoded, which takes seconds
         return rng.choice(((20000, 8900), (1, 170_000_000), (16000, 11000), (4000, 4000)))
     large = 2**31 - 1
-    return rng.choice(((0, 0), (1, 0), (65535, 65535), (100000, 100000), (large, 1), (1, large), (large, large), (300, 200)))
+    return rng.choice(
+        ((0, 0), (1, 0), (65535, 65535), (100000, 100000), (large, 1), (1, large), (large, large), (300, 200))
+    )
 
 
 # PNG: chunks with a right CRC
@@ -261,7 +305,10 @@ def _png_header(data: bytes, place: Place) -> bytes:
     rng, chunks = place.rng, _chunks(data)
     width, height = _sides(rng)
     depth, colour = rng.choice(((1, 0), (8, 2), (16, 0), (16, 6), (8, 3), (4, 3), (3, 1), (255, 255)))
-    chunks[0] = (b"IHDR", struct.pack(">IIBBBBB", width & 0xFFFFFFFF, height, depth, colour, 0, 0, rng.choice((0, 1, 2))))
+    chunks[0] = (
+        b"IHDR",
+        struct.pack(">IIBBBBB", width & 0xFFFFFFFF, height, depth, colour, 0, 0, rng.choice((0, 1, 2))),
+    )
     return _png(chunks)
 
 
@@ -277,11 +324,32 @@ def _png_chunks(data: bytes, place: Place) -> bytes:
     elif what == 2:
         chunks[number] = (name, mutations.damaged(content, rng))
     elif what == 3:
-        kind = rng.choice((b"zTXt", b"iTXt", b"tEXt", b"iCCP", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"pHYs", b"sBIT"))
+        kind = rng.choice(
+            (
+                b"zTXt",
+                b"iTXt",
+                b"tEXt",
+                b"iCCP",
+                b"PLTE",
+                b"tRNS",
+                b"eXIf",
+                b"acTL",
+                b"fcTL",
+                b"fdAT",
+                b"gAMA",
+                b"pHYs",
+                b"sBIT",
+            )
+        )
         chunks.insert(1, (kind, rng.randbytes(rng.choice((0, 1, 4, 13, 26, 800)))))
     elif what == 4:
         packed = zlib.compress(bytes(rng.choice((2, 80)) * MIB), 9)
-        chunks.insert(1, rng.choice(((b"zTXt", b"a\0\0" + packed), (b"iCCP", b"a\0\0" + packed), (b"iTXt", b"a\0\1\0\0\0" + packed))))
+        chunks.insert(
+            1,
+            rng.choice(
+                ((b"zTXt", b"a\0\0" + packed), (b"iCCP", b"a\0\0" + packed), (b"iTXt", b"a\0\1\0\0\0" + packed))
+            ),
+        )
     else:
         chunks[-1:-1] = [chunks[min(1, len(chunks) - 1)]] * rng.choice((3, 3000))
     return _png(chunks)
@@ -298,13 +366,22 @@ def _png_frames(data: bytes, place: Place) -> bytes:
 
 def _png_bomb(data: bytes, place: Place) -> bytes:
     """Rows that are all there, of a large image that packs well."""
-    width, height, depth, colour = place.rng.choice(((6000, 4000, 8, 2), (6000, 4000, 16, 0), (12000, 9000, 1, 0), (5000, 3000, 16, 6), (8000, 8000, 8, 3)))
+    width, height, depth, colour = place.rng.choice(
+        ((6000, 4000, 8, 2), (6000, 4000, 16, 0), (12000, 9000, 1, 0), (5000, 3000, 16, 6), (8000, 8000, 8, 3))
+    )
     channels = {0: 1, 2: 3, 3: 1, 6: 4}[colour]
     row = 1 + (width * depth * channels + 7) // 8
     packer = zlib.compressobj(1)
     packed = b"".join(packer.compress(bytes(row)) for _ in range(height)) + packer.flush()
     palette = [(b"PLTE", bytes(768))] if colour == 3 else []
-    return _png([(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), *palette, (b"IDAT", packed), (b"IEND", b"")])
+    return _png(
+        [
+            (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
+            *palette,
+            (b"IDAT", packed),
+            (b"IEND", b""),
+        ]
+    )
 
 
 # JPEG: segments
@@ -322,7 +399,9 @@ def _jpeg_size(data: bytes, place: Place) -> bytes:
 
 def _jpeg_scans(data: bytes, place: Place) -> bytes:
     """A progressive image with its scans over and over, at its own or a large size."""
-    number = next(i for i, (_, mode, options) in enumerate(_VARIANTS["jpeg"]) if options.get("progressive") and mode == "L")
+    number = next(
+        i for i, (_, mode, options) in enumerate(_VARIANTS["jpeg"]) if options.get("progressive") and mode == "L"
+    )
     data = whole("jpeg", number, 3)
     start, end = data.find(b"\xff\xda"), data.rfind(b"\xff\xd9")
     scan = data[start:end]
@@ -333,7 +412,14 @@ def _jpeg_scans(data: bytes, place: Place) -> bytes:
 def _jpeg_segments(data: bytes, place: Place) -> bytes:
     rng = place.rng
     kind = rng.choice((0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE, 0xC8, 0xCC, 0xDC))
-    content = rng.choice((rng.randbytes(rng.choice((0, 2, 64, 4000))), b"Exif\0\0" + rng.randbytes(60), b"ICC_PROFILE\0\x01\x01" + rng.randbytes(200), b"MPF\0" + rng.randbytes(80)))
+    content = rng.choice(
+        (
+            rng.randbytes(rng.choice((0, 2, 64, 4000))),
+            b"Exif\0\0" + rng.randbytes(60),
+            b"ICC_PROFILE\0\x01\x01" + rng.randbytes(200),
+            b"MPF\0" + rng.randbytes(80),
+        )
+    )
     length = rng.choice((len(content) + 2, len(content) + 2, 0, 1, 65535))
     segment = bytes((0xFF, kind)) + struct.pack(">H", length) + content
     return data[:2] + segment * rng.choice((1, 1, 300)) + data[2:]
@@ -352,7 +438,14 @@ def _tiff_entry(data: bytes, place: Place) -> bytes:
     value = rng.choice((0, 1, 2, 3, 8, start, len(data), len(data) - 1, 2**31, 2**32 - 1, 65535, 256, 100000))
     what = rng.randrange(6)
     if what == 0:
-        struct.pack_into(end + "H", out, entry, rng.choice((256, 257, 258, 259, 262, 273, 277, 279, 284, 317, 320, 322, 330, 338, 339, 34665, 34675, 700, 0, 65535)))
+        struct.pack_into(
+            end + "H",
+            out,
+            entry,
+            rng.choice(
+                (256, 257, 258, 259, 262, 273, 277, 279, 284, 317, 320, 322, 330, 338, 339, 34665, 34675, 700, 0, 65535)
+            ),
+        )
     elif what == 1:
         struct.pack_into(end + "H", out, entry + 2, rng.choice((0, 1, 2, 3, 4, 5, 7, 12, 13, 16, 18, 255)))
     elif what == 2:
@@ -369,7 +462,21 @@ def _tiff_entry(data: bytes, place: Place) -> bytes:
 def _tiff_directories(data: bytes, place: Place) -> bytes:
     """A chain of very many directories, or one in a ring."""
     count = place.rng.choice((100, 5000, 100_000))
-    first = tiff_of([(256, 4, [8]), (257, 4, [8]), (258, 3, [8]), (259, 3, [1]), (262, 3, [1]), (273, 4, [0]), (277, 3, [1]), (278, 4, [8]), (279, 4, [64])], bytes(64), 64)
+    first = tiff_of(
+        [
+            (256, 4, [8]),
+            (257, 4, [8]),
+            (258, 3, [8]),
+            (259, 3, [1]),
+            (262, 3, [1]),
+            (273, 4, [0]),
+            (277, 3, [1]),
+            (278, 4, [8]),
+            (279, 4, [64]),
+        ],
+        bytes(64),
+        64,
+    )
     out = bytearray(first)
     struct.pack_into("<I", out, 8 + 2 + 12 * 9, len(first))
     place_of = len(first)
@@ -387,22 +494,39 @@ def _tiff_sides(data: bytes, place: Place) -> bytes:
     width, height = _sides(rng)
     bits, form = rng.choice(((1, 1), (8, 1), (16, 1), (32, 1), (32, 3), (64, 3), (16, 3), (24, 1)))
     samples = rng.choice((1, 3, 4, 5, 65535))
-    tags = [(256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * min(samples, 6)), (259, 3, [rng.choice((1, 5, 7, 8, 32773, 34712, 50000, 50001, 2, 3, 4, 6, 34925))])]
-    tags += [(262, 3, [rng.choice((0, 1, 2, 3, 5, 6, 8, 32803))]), (277, 3, [samples]), (284, 3, [rng.choice((1, 2))]), (339, 3, [form])]
+    tags = [
+        (256, 4, [width]),
+        (257, 4, [height]),
+        (258, 3, [bits] * min(samples, 6)),
+        (259, 3, [rng.choice((1, 5, 7, 8, 32773, 34712, 50000, 50001, 2, 3, 4, 6, 34925))]),
+    ]
+    tags += [
+        (262, 3, [rng.choice((0, 1, 2, 3, 5, 6, 8, 32803))]),
+        (277, 3, [samples]),
+        (284, 3, [rng.choice((1, 2))]),
+        (339, 3, [form]),
+    ]
     if rng.random() < 0.3:
-        tags += [(322, 4, [rng.choice((16, 65536, 2**31))]), (323, 4, [rng.choice((16, 65536))]), (324, 4, [300]), (325, 4, [64])]
+        tags += [
+            (322, 4, [rng.choice((16, 65536, 2**31))]),
+            (323, 4, [rng.choice((16, 65536))]),
+            (324, 4, [300]),
+            (325, 4, [64]),
+        ]
     else:
-        tags += [(273, 4, [300]), (278, 4, [rng.choice((1, height, 2**32 - 1))]), (279, 4, [rng.choice((64, 2**32 - 1))])]
+        tags += [
+            (273, 4, [300]),
+            (278, 4, [rng.choice((1, height, 2**32 - 1))]),
+            (279, 4, [rng.choice((64, 2**32 - 1))]),
+        ]
     return tiff_of(tags, rng.randbytes(400))
 
 
 def _tiff_large(data: bytes, place: Place) -> bytes:
     """A large image that is all there and packs well: every depth takes only its due."""
-    from PIL import Image as I
-
-    mode, kind = place.rng.choice((("F", np.float32), ("I;16", np.uint16), ("L", np.uint8), ("I", np.int32)))
+    kind = place.rng.choice((np.float32, np.uint16, np.uint8, np.int32))
     out = io.BytesIO()
-    image = I.fromarray(np.zeros((3000, 4000), kind))
+    image = Image.fromarray(np.zeros((3000, 4000), kind))
     image.save(out, "TIFF", compression="tiff_deflate")
     return out.getvalue()
 
@@ -425,7 +549,29 @@ def _gif_screen(data: bytes, place: Place) -> bytes:
 def _box(data: bytes, place: Place) -> bytes:
     """A size field of RIFF or of an ISO container set to something odd."""
     rng, out = place.rng, bytearray(data)
-    names = (b"VP8 ", b"VP8L", b"VP8X", b"ANIM", b"ANMF", b"EXIF", b"ICCP", b"ALPH", b"ftyp", b"meta", b"iloc", b"iinf", b"iprp", b"ispe", b"mdat", b"av1C", b"moov", b"stsz", b"ihdr", b"jp2c", b"jp2h")
+    names = (
+        b"VP8 ",
+        b"VP8L",
+        b"VP8X",
+        b"ANIM",
+        b"ANMF",
+        b"EXIF",
+        b"ICCP",
+        b"ALPH",
+        b"ftyp",
+        b"meta",
+        b"iloc",
+        b"iinf",
+        b"iprp",
+        b"ispe",
+        b"mdat",
+        b"av1C",
+        b"moov",
+        b"stsz",
+        b"ihdr",
+        b"jp2c",
+        b"jp2h",
+    )
     found = [(name, data.find(name)) for name in names if name in data]
     name, where = rng.choice(found)
     value = rng.choice((0, 1, 2, 8, 2**31, 2**32 - 1, 10**6))
@@ -455,7 +601,10 @@ def _icon(data: bytes, place: Place) -> bytes:
 
 def _ppm_header(data: bytes, place: Place) -> bytes:
     width, height = _sides(place.rng)
-    kind, top = place.rng.choice((b"P6", b"P5", b"P4", b"P3", b"P2", b"Pf", b"PF", b"P7")), place.rng.choice((b"255", b"65535", b"0", b"-1", b"1e9", b"99999999"))
+    kind, top = (
+        place.rng.choice((b"P6", b"P5", b"P4", b"P3", b"P2", b"Pf", b"PF", b"P7")),
+        place.rng.choice((b"255", b"65535", b"0", b"-1", b"1e9", b"99999999")),
+    )
     return kind + b"\n%d %d\n" % (width, height) + top + b"\n" + data[-300:]
 
 
@@ -468,12 +617,31 @@ def _exif(data: bytes, place: Place) -> bytes:
 
 def generate_png(place: Place) -> Case:
     """PNG and APNG."""
-    return _generated(place, "png", {"header": _png_header, "chunks": _png_chunks, "chunks ": _png_chunks, "frames": _png_frames, **({"large": _png_bomb} if place.rng.random() < 0.1 else {})})
+    return _generated(
+        place,
+        "png",
+        {
+            "header": _png_header,
+            "chunks": _png_chunks,
+            "chunks ": _png_chunks,
+            "frames": _png_frames,
+            **({"large": _png_bomb} if place.rng.random() < 0.1 else {}),
+        },
+    )
 
 
 def generate_jpeg(place: Place) -> Case:
     """JPEG of every kind."""
-    return _generated(place, "jpeg", {"size": _jpeg_size, "segments": _jpeg_segments, "exif": _exif, **({"scans": _jpeg_scans} if place.rng.random() < 0.3 else {})})
+    return _generated(
+        place,
+        "jpeg",
+        {
+            "size": _jpeg_size,
+            "segments": _jpeg_segments,
+            "exif": _exif,
+            **({"scans": _jpeg_scans} if place.rng.random() < 0.3 else {}),
+        },
+    )
 
 
 def generate_webp(place: Place) -> Case:
@@ -483,7 +651,9 @@ def generate_webp(place: Place) -> Case:
 
 def generate_gif(place: Place) -> Case:
     """GIF."""
-    return _generated(place, "gif", {"screen": _gif_screen, **({"frames": _gif_frames} if place.rng.random() < 0.3 else {})})
+    return _generated(
+        place, "gif", {"screen": _gif_screen, **({"frames": _gif_frames} if place.rng.random() < 0.3 else {})}
+    )
 
 
 def generate_tiff(place: Place) -> Case:
@@ -517,10 +687,35 @@ def generate_posing(place: Place) -> Case:
     rng = place.rng
     data = rng.choice(
         (
-            *(b"", b"\0" * 1000, rng.randbytes(300), b"<html><body>404", b"%PDF-1.4\n1 0 obj", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
-            *(b"version https://git-lfs.github.com/spec/v1\noid", b"hello\n" * 50, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"),
-            *(mutations.zipped([mutations.stored("a.png", b"x")]), b"\x89HDF\r\n\x1a\n" + bytes(100), b"RIFF\xff\xff\xff\xffWEBP", b"\0\0\0\x20ftypheic" + bytes(80)),
-            *(b"\0\0\0\x20ftypavif" + bytes(80), b"/* XPM */\nstatic char", b"#define x_width 9999999\n#define x_height 9999999\n", b"8BPS\0\x01" + bytes(60), b"icns" + rng.randbytes(60)),
+            *(
+                b"",
+                b"\0" * 1000,
+                rng.randbytes(300),
+                b"<html><body>404",
+                b"%PDF-1.4\n1 0 obj",
+                b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            ),
+            *(
+                b"version https://git-lfs.github.com/spec/v1\noid",
+                b"hello\n" * 50,
+                b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+                b"GIF89a",
+                b"\xff\xd8\xff",
+                b"\x89PNG\r\n\x1a\n",
+            ),
+            *(
+                mutations.zipped([mutations.stored("a.png", b"x")]),
+                b"\x89HDF\r\n\x1a\n" + bytes(100),
+                b"RIFF\xff\xff\xff\xffWEBP",
+                b"\0\0\0\x20ftypheic" + bytes(80),
+            ),
+            *(
+                b"\0\0\0\x20ftypavif" + bytes(80),
+                b"/* XPM */\nstatic char",
+                b"#define x_width 9999999\n#define x_height 9999999\n",
+                b"8BPS\0\x01" + bytes(60),
+                b"icns" + rng.randbytes(60),
+            ),
         )
     )
     name = rng.choice(("image.png", "image.jpg", "image.tif", "image.webp", "\x1b[31m.png", "\u202egnp.jpg", "image"))

@@ -16,7 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_GLOROT = {"class_name": "VarianceScaling", "config": {"scale": 1.0, "mode": "fan_avg", "distribution": "uniform", "seed": None}}
+_GLOROT = {
+    "class_name": "VarianceScaling",
+    "config": {"scale": 1.0, "mode": "fan_avg", "distribution": "uniform", "seed": None},
+}
 _ZEROS = {"class_name": "Zeros", "config": {}}
 
 
@@ -39,7 +42,14 @@ def _sequential() -> keras.Model:
     keras.utils.set_random_seed(0)
     layers = keras.layers
     return keras.Sequential(
-        [keras.Input((24, 24, 3)), layers.Conv2D(4, 3, activation="relu"), layers.BatchNormalization(), layers.MaxPooling2D(), layers.Flatten(), layers.Dense(5, activation="softmax")]
+        [
+            keras.Input((24, 24, 3)),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(5, activation="softmax"),
+        ]
     )
 
 
@@ -73,18 +83,55 @@ def _weighted(class_name: str, name: str, **config: Any) -> dict[str, Any]:
 def _old(folder: Path) -> None:
     rng = np.random.default_rng(0)
     kernel, matrix = rng.normal(size=(3, 3, 3, 4)).astype("f4"), rng.normal(size=(4, 5)).astype("f4")
-    arrays = {"conv": [("kernel:0", kernel), ("bias:0", np.zeros(4, "f4"))], "pool": [], "dense": [("kernel:0", matrix), ("bias:0", np.zeros(5, "f4"))]}
+    arrays = {
+        "conv": [("kernel:0", kernel), ("bias:0", np.zeros(4, "f4"))],
+        "pool": [],
+        "dense": [("kernel:0", matrix), ("bias:0", np.zeros(5, "f4"))],
+    }
     second = [
-        _weighted("Conv2D", "conv", filters=4, kernel_size=[3, 3], strides=[1, 1], padding="valid", data_format="channels_last", dilation_rate=[1, 1], batch_input_shape=[None, 16, 16, 3], dtype="float32"),
+        _weighted(
+            "Conv2D",
+            "conv",
+            filters=4,
+            kernel_size=[3, 3],
+            strides=[1, 1],
+            padding="valid",
+            data_format="channels_last",
+            dilation_rate=[1, 1],
+            batch_input_shape=[None, 16, 16, 3],
+            dtype="float32",
+        ),
         _layer("GlobalAveragePooling2D", "pool", data_format="channels_last"),
         _weighted("Dense", "dense", units=5),
     ]
     first = [
-        _layer("Convolution2D", "conv", nb_filter=4, nb_row=3, nb_col=3, border_mode="valid", subsample=[1, 1], dim_ordering="tf", init="glorot_uniform", activation="relu", bias=True, batch_input_shape=[None, 16, 16, 3], input_dtype="float32"),
+        _layer(
+            "Convolution2D",
+            "conv",
+            nb_filter=4,
+            nb_row=3,
+            nb_col=3,
+            border_mode="valid",
+            subsample=[1, 1],
+            dim_ordering="tf",
+            init="glorot_uniform",
+            activation="relu",
+            bias=True,
+            batch_input_shape=[None, 16, 16, 3],
+            input_dtype="float32",
+        ),
         _layer("GlobalAveragePooling2D", "pool", dim_ordering="tf"),
         _layer("Dense", "dense", output_dim=5, init="glorot_uniform", activation="softmax", bias=True, input_dim=4),
     ]
-    code = _layer("Lambda", "lambda", function=["4wEAAAAAAAAAAAAAAAEAAAABAAAAQwAAAHMEAAAAfAAAUygBAAAATigAAAAA", None, None], function_type="lambda", arguments={}, output_shape=None, output_shape_type="raw")
+    code = _layer(
+        "Lambda",
+        "lambda",
+        function=["4wEAAAAAAAAAAAAAAAEAAAABAAAAQwAAAHMEAAAAfAAAUygBAAAATigAAAAA", None, None],
+        function_type="lambda",
+        arguments={},
+        output_shape=None,
+        output_shape_type="raw",
+    )
     configs = {
         "1.2.2": {"class_name": "Sequential", "config": first},
         "2.1.6": {"class_name": "Sequential", "config": second},

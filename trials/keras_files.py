@@ -36,25 +36,98 @@ def hostile_config(config: Any, place: Place) -> Any:
     rng = place.rng
     found = _dicts(config)
     item = rng.choice(found)
-    named = rng.choice(("planted_module", "antigravity", "os", "builtins", "subprocess", "keras.src.utils", "tensorflow.python.lib.io.file_io", "keras.utils"))
+    named = rng.choice(
+        (
+            "planted_module",
+            "antigravity",
+            "os",
+            "builtins",
+            "subprocess",
+            "keras.src.utils",
+            "tensorflow.python.lib.io.file_io",
+            "keras.utils",
+        )
+    )
     function = rng.choice(("thing", "system", "exec", "eval", "Popen", "get_file", "write_string_to_file"))
-    whole = {"class_name": function, "config": {"args": [str(place.marker)]}, "module": named, "registered_name": function}
+    whole = {
+        "class_name": function,
+        "config": {"args": [str(place.marker)]},
+        "module": named,
+        "registered_name": function,
+    }
     lambda_ = {"class_name": "__lambda__", "config": {"value": [_bytecode(place), None, None]}}
     raw = {"class_name": "function", "config": function, "module": named, "registered_name": function}
     layers: tuple[dict[str, Any], ...] = (
-        {"class_name": "Lambda", "config": {"name": "code", "function": lambda_}, "module": "keras.layers", "registered_name": None},
-        {"class_name": "Lambda", "config": {"name": "code", "function": [_bytecode(place), None, None], "function_type": "lambda"}},
-        {"class_name": "Lambda", "config": {"name": "code", "function": function, "function_type": "function", "module": named}},
-        {"class_name": "TFSMLayer", "config": {"name": "code", "filepath": str(place.outside), "call_endpoint": "serve"}, "module": "keras.layers", "registered_name": None},
-        {"class_name": "TorchModuleWrapper", "config": {"name": "code", "module": base64.b64encode(b"\x80\x02" + mutations.code_pickle(place) + b".").decode()}, "module": "keras.layers", "registered_name": None},
-        {"class_name": "JaxLayer", "config": {"name": "code", "call_fn": lambda_}, "module": "keras.layers", "registered_name": None},
-        {"class_name": "FlaxLayer", "config": {"name": "code", "module": lambda_}, "module": "keras.layers", "registered_name": None},
-        {"class_name": "TensorFlowOpLayer", "config": {"name": "code", "node_def": "name: 'w' op: 'WriteFile'", "constants": {}}},
-        {"class_name": "StringLookup", "config": {"name": "code", "vocabulary": str(place.outside / "secret.txt")}, "module": "keras.layers", "registered_name": None},
-        {"class_name": "TextVectorization", "config": {"name": "code", "vocabulary": str(place.outside / "secret.txt")}, "module": "keras.layers", "registered_name": None},
-        {"class_name": "Pipeline", "config": {"name": "code", "layers": [whole]}, "module": "keras.layers", "registered_name": None},
+        {
+            "class_name": "Lambda",
+            "config": {"name": "code", "function": lambda_},
+            "module": "keras.layers",
+            "registered_name": None,
+        },
+        {
+            "class_name": "Lambda",
+            "config": {"name": "code", "function": [_bytecode(place), None, None], "function_type": "lambda"},
+        },
+        {
+            "class_name": "Lambda",
+            "config": {"name": "code", "function": function, "function_type": "function", "module": named},
+        },
+        {
+            "class_name": "TFSMLayer",
+            "config": {"name": "code", "filepath": str(place.outside), "call_endpoint": "serve"},
+            "module": "keras.layers",
+            "registered_name": None,
+        },
+        {
+            "class_name": "TorchModuleWrapper",
+            "config": {
+                "name": "code",
+                "module": base64.b64encode(b"\x80\x02" + mutations.code_pickle(place) + b".").decode(),
+            },
+            "module": "keras.layers",
+            "registered_name": None,
+        },
+        {
+            "class_name": "JaxLayer",
+            "config": {"name": "code", "call_fn": lambda_},
+            "module": "keras.layers",
+            "registered_name": None,
+        },
+        {
+            "class_name": "FlaxLayer",
+            "config": {"name": "code", "module": lambda_},
+            "module": "keras.layers",
+            "registered_name": None,
+        },
+        {
+            "class_name": "TensorFlowOpLayer",
+            "config": {"name": "code", "node_def": "name: 'w' op: 'WriteFile'", "constants": {}},
+        },
+        {
+            "class_name": "StringLookup",
+            "config": {"name": "code", "vocabulary": str(place.outside / "secret.txt")},
+            "module": "keras.layers",
+            "registered_name": None,
+        },
+        {
+            "class_name": "TextVectorization",
+            "config": {"name": "code", "vocabulary": str(place.outside / "secret.txt")},
+            "module": "keras.layers",
+            "registered_name": None,
+        },
+        {
+            "class_name": "Pipeline",
+            "config": {"name": "code", "layers": [whole]},
+            "module": "keras.layers",
+            "registered_name": None,
+        },
         {"class_name": "thing", "config": {"name": "code"}, "module": named, "registered_name": f"planted>{function}"},
-        {"class_name": "RandomFlip", "config": {"name": "code", "mode": lambda_}, "module": "keras.layers", "registered_name": None},
+        {
+            "class_name": "RandomFlip",
+            "config": {"name": "code", "mode": lambda_},
+            "module": "keras.layers",
+            "registered_name": None,
+        },
     )
     choice = rng.randrange(9)
     if choice < 3:
@@ -74,12 +147,28 @@ def hostile_config(config: Any, place: Place) -> Any:
         key = rng.choice(list(item["config"]) or ["activation"])
         item["config"][key] = rng.choice((whole, lambda_, raw))
     elif choice == 6 and isinstance(item.get("config"), dict):
-        item["config"][rng.choice(("activation", "kernel_initializer", "kernel_regularizer", "dtype", "kernel_constraint"))] = rng.choice((whole, lambda_, raw, function, f"{named}.{function}"))
+        item["config"][
+            rng.choice(("activation", "kernel_initializer", "kernel_regularizer", "dtype", "kernel_constraint"))
+        ] = rng.choice((whole, lambda_, raw, function, f"{named}.{function}"))
     elif choice == 7 and isinstance(config, dict):
-        config[rng.choice(("compile_config", "build_config"))] = rng.choice((whole, lambda_, {"optimizer": whole, "loss": lambda_}, {"input_shape": whole}))
+        config[rng.choice(("compile_config", "build_config"))] = rng.choice(
+            (whole, lambda_, {"optimizer": whole, "loss": lambda_}, {"input_shape": whole})
+        )
     else:
         item["shared_object_id"] = rng.choice((whole, -1, "x"))
-        item["class_name"] = rng.choice(("__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__", "__lambda__", "__keras_tensor__", "__typespec__", "__class__"))
+        item["class_name"] = rng.choice(
+            (
+                "__tensor__",
+                "__numpy__",
+                "__bytes__",
+                "__ellipsis__",
+                "__slice__",
+                "__lambda__",
+                "__keras_tensor__",
+                "__typespec__",
+                "__class__",
+            )
+        )
     return config
 
 
@@ -87,13 +176,31 @@ def _large_config(config: Any, place: Place) -> Any:
     """Numbers in it that would make arrays of many GiB."""
     rng = place.rng
     holders = [holder for holder in mutations._holders(config) if isinstance(holder, dict)]
-    keys = ("filters", "units", "kernel_size", "batch_shape", "batch_input_shape", "pool_size", "strides", "nb_filter", "output_dim", "dilation_rate", "padding")
+    keys = (
+        "filters",
+        "units",
+        "kernel_size",
+        "batch_shape",
+        "batch_input_shape",
+        "pool_size",
+        "strides",
+        "nb_filter",
+        "output_dim",
+        "dilation_rate",
+        "padding",
+    )
     places = [(holder, key) for holder in holders for key in keys if key in holder]
     if places:
         holder, key = rng.choice(places)
         many = rng.choice((2**20, 2**31, 2**40, 65536))
         old = holder[key]
-        holder[key] = many if isinstance(old, int) else [many if isinstance(side, int) else side for side in old] if isinstance(old, list) else [[many, many]] * 2
+        holder[key] = (
+            many
+            if isinstance(old, int)
+            else [many if isinstance(side, int) else side for side in old]
+            if isinstance(old, list)
+            else [[many, many]] * 2
+        )
     return config
 
 
@@ -105,7 +212,10 @@ def _in_config(change: Callable[[Any, Place], Any]) -> Any:
 
 
 def _metadata(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
-    return {**contents, "metadata.json": mutations.dumped(mutations.mutated(json.loads(contents["metadata.json"]), place))}
+    return {
+        **contents,
+        "metadata.json": mutations.dumped(mutations.mutated(json.loads(contents["metadata.json"]), place)),
+    }
 
 
 def _in_weights(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
@@ -125,7 +235,18 @@ def _long_text(contents: dict[str, bytes], place: Place) -> bytes:
 
 
 def _other_files(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
-    name = place.rng.choice(("assets/layers/x/vocabulary.txt", "../written.txt", "assets/../../outside/written.txt", str(place.marker), "model.weights.npz", "model.weights.json", "config.json/x", "model.weights.h5/x"))
+    name = place.rng.choice(
+        (
+            "assets/layers/x/vocabulary.txt",
+            "../written.txt",
+            "assets/../../outside/written.txt",
+            str(place.marker),
+            "model.weights.npz",
+            "model.weights.json",
+            "config.json/x",
+            "model.weights.h5/x",
+        )
+    )
     return {**contents, name: b"\x80\x02" + mutations.code_pickle(place) + b"."}
 
 
@@ -169,7 +290,15 @@ def _structure(path: Path, place: Place) -> str:
 def _external(file: Any, name: str, place: Place) -> None:
     """The data lie outside of the file."""
     shape, kind = file[name].shape, file[name].dtype
-    target = place.rng.choice((place.outside / "weights.bin", place.outside / "pipe", "../outside/weights.bin", "/dev/zero", place.outside / "secret.txt"))
+    target = place.rng.choice(
+        (
+            place.outside / "weights.bin",
+            place.outside / "pipe",
+            "../outside/weights.bin",
+            "/dev/zero",
+            place.outside / "secret.txt",
+        )
+    )
     if place.rng.random() < 0.6:
         del file[name]
     else:
@@ -180,7 +309,16 @@ def _external(file: Any, name: str, place: Place) -> None:
 def _link(file: Any, name: str, place: Place) -> None:
     """A link to another file, or in a ring."""
     rng = place.rng
-    link = rng.choice((h5py.ExternalLink(os.fspath(place.outside / "weights.bin"), "/x"), h5py.ExternalLink(os.fspath(place.outside / "pipe"), "/x"), h5py.ExternalLink("../outside/weights.bin", "/"), h5py.SoftLink("/"), h5py.SoftLink(f"/{name}"), h5py.SoftLink("/nowhere")))
+    link = rng.choice(
+        (
+            h5py.ExternalLink(os.fspath(place.outside / "weights.bin"), "/x"),
+            h5py.ExternalLink(os.fspath(place.outside / "pipe"), "/x"),
+            h5py.ExternalLink("../outside/weights.bin", "/"),
+            h5py.SoftLink("/"),
+            h5py.SoftLink(f"/{name}"),
+            h5py.SoftLink("/nowhere"),
+        )
+    )
     if rng.random() < 0.5:
         del file[name]
         file[name] = link
@@ -201,20 +339,38 @@ def _large_set(file: Any, name: str, place: Place) -> None:
     """A data set of many GiB of which nothing is there."""
     del file[name]
     shape = place.rng.choice(((2**32,), (2**17, 2**17), (3, 3, 2**16, 2**15)))
-    file.create_dataset(name, shape, place.rng.choice(("f4", "f8", "u1")), chunks=tuple(min(side, 64) for side in shape))
+    file.create_dataset(
+        name, shape, place.rng.choice(("f4", "f8", "u1")), chunks=tuple(min(side, 64) for side in shape)
+    )
 
 
 def _packed(file: Any, name: str, place: Place) -> None:
     """A chunk of zeros, packed a thousandfold."""
     del file[name]
-    file.create_dataset(name, data=np.zeros((4000, 4000), "f4"), chunks=(4000, 4000), compression="gzip", compression_opts=9)
+    file.create_dataset(
+        name, data=np.zeros((4000, 4000), "f4"), chunks=(4000, 4000), compression="gzip", compression_opts=9
+    )
 
 
 def _kind(file: Any, name: str, place: Place) -> None:
     """Another type of values."""
     shape = file[name].shape
     del file[name]
-    kind = place.rng.choice(("i8", "c16", "S10", h5py.string_dtype(), h5py.special_dtype(ref=h5py.Reference), "f2", "?", np.dtype([("a", "f4"), ("b", "i4")]), h5py.vlen_dtype("f4"), h5py.opaque_dtype("V8") if hasattr(h5py, "opaque_dtype") else "f8", ">f4"))
+    kind = place.rng.choice(
+        (
+            "i8",
+            "c16",
+            "S10",
+            h5py.string_dtype(),
+            h5py.special_dtype(ref=h5py.Reference),
+            "f2",
+            "?",
+            np.dtype([("a", "f4"), ("b", "i4")]),
+            h5py.vlen_dtype("f4"),
+            h5py.opaque_dtype("V8") if hasattr(h5py, "opaque_dtype") else "f8",
+            ">f4",
+        )
+    )
     file.create_dataset(name, shape, kind)
 
 
@@ -222,7 +378,17 @@ def _shape(file: Any, name: str, place: Place) -> None:
     """Another shape, or other numbers."""
     values = file[name][()]
     del file[name]
-    file[name] = place.rng.choice((values.T, np.ravel(values), np.zeros(()), np.zeros((0,)), np.full(np.shape(values), np.nan), np.zeros((*np.shape(values), 2)), np.full(np.shape(values), 1e38)))
+    file[name] = place.rng.choice(
+        (
+            values.T,
+            np.ravel(values),
+            np.zeros(()),
+            np.zeros((0,)),
+            np.full(np.shape(values), np.nan),
+            np.zeros((*np.shape(values), 2)),
+            np.full(np.shape(values), 1e38),
+        )
+    )
 
 
 def _moved(file: Any, name: str, place: Place) -> None:
@@ -239,7 +405,23 @@ def _attributes(file: Any, name: str, place: Place) -> None:
     holders = [file, *(file[key] for key in _groups(file))]
     holder = rng.choice([holder for holder in holders if len(holder.attrs)] or [file])
     key = rng.choice([*holder.attrs, "keras_version", "layer_names", "weight_names", "model_config", "vars"])
-    value = rng.choice((b"\xff\xfe", "", "2.4.0", "0.0", "x" * 10000, 5, np.zeros(3), np.array([b"\xff", b"a"]), np.array([b"../x", b"/"]), h5py.Empty("f"), "1.\x1b[31m2", np.array([b"a"] * 6000), float("nan")))
+    value = rng.choice(
+        (
+            b"\xff\xfe",
+            "",
+            "2.4.0",
+            "0.0",
+            "x" * 10000,
+            5,
+            np.zeros(3),
+            np.array([b"\xff", b"a"]),
+            np.array([b"../x", b"/"]),
+            h5py.Empty("f"),
+            "1.\x1b[31m2",
+            np.array([b"a"] * 6000),
+            float("nan"),
+        )
+    )
     if rng.random() < 0.2 and key in holder.attrs:
         del holder.attrs[key]
     else:
@@ -269,13 +451,33 @@ def _groups(file: Any) -> list[str]:
 
 _CHANGES: dict[str, Callable[[Any, str, Place], None]] = {
     function.__name__.strip("_"): function
-    for function in (_external, _external, _link, _virtual, _large_set, _packed, _kind, _shape, _moved, _attributes, _many_groups, _ring)
+    for function in (
+        _external,
+        _external,
+        _link,
+        _virtual,
+        _large_set,
+        _packed,
+        _kind,
+        _shape,
+        _moved,
+        _attributes,
+        _many_groups,
+        _ring,
+    )
 }
 
 
 def _config_of(path: Path, place: Place) -> str:
     """The config in an attribute of a whole model's file."""
-    what, change = place.rng.choice((("tree changed", mutations.mutated), ("names code", hostile_config), ("names code", hostile_config), ("large", _large_config)))
+    what, change = place.rng.choice(
+        (
+            ("tree changed", mutations.mutated),
+            ("names code", hostile_config),
+            ("names code", hostile_config),
+            ("large", _large_config),
+        )
+    )
     with h5py.File(path, "r+") as file:
         if "model_config" in file.attrs:
             text = file.attrs["model_config"]

@@ -28,8 +28,36 @@ from trials.outcomes import Answer, Place
 _PHOTO = ("photo.png",)
 _COMMANDS: dict[str, tuple[str, ...]] = {
     "activations": ("activations", "{net}", "{photo}", "--raw", "--out", "out"),
-    "filters": ("filters", "{net}", "--layer", "0", "--channels", "0-3", "--steps", "4", "--size", "32", "--out", "out"),
-    "film": ("filters", "{net}", "--layer", "0", "--channels", "0-1", "--steps", "8", "--size", "32", "--frames", "4", "--out", "out"),
+    "filters": (
+        "filters",
+        "{net}",
+        "--layer",
+        "0",
+        "--channels",
+        "0-3",
+        "--steps",
+        "4",
+        "--size",
+        "32",
+        "--out",
+        "out",
+    ),
+    "film": (
+        "filters",
+        "{net}",
+        "--layer",
+        "0",
+        "--channels",
+        "0-1",
+        "--steps",
+        "8",
+        "--size",
+        "32",
+        "--frames",
+        "4",
+        "--out",
+        "out",
+    ),
     "heatmap": ("heatmap", "{net}", "{photo}", "--out", "out"),
     "concepts": ("concepts", "{net}", "{photo}", "--layer", "2", "--count", "2", "--out", "out"),
     "report": ("report", "{net}", "{photo}", "--channels", "1", "--out", "out/page.html"),
@@ -63,7 +91,11 @@ _WHOLE: dict[str, _Whole] = {}
 def attempt(place: Place, command: str) -> Answer:
     """One kill of one command, and the run again."""
     base = place.base(_PHOTO[0])
-    named = {"net": f"{place.bases / 'net.py'}:plain", "photo": str(base), "keras": str(place.bases / "keras-sequential.keras")}
+    named = {
+        "net": f"{place.bases / 'net.py'}:plain",
+        "photo": str(base),
+        "keras": str(place.bases / "keras-sequential.keras"),
+    }
     arguments = [part.format(**named) for part in _COMMANDS[command]]
     if command not in _WHOLE:
         _WHOLE[command] = _undisturbed(arguments, place.folder)
@@ -71,7 +103,10 @@ def attempt(place: Place, command: str) -> Answer:
     whole, rng = _WHOLE[command], place.rng
     if rng.random() < 0.5:
         moment = rng.randrange(whole.moments) + 1
-        ended, what = _run(arguments, place.folder, moment=moment), f"killed at file operation {moment} of {whole.moments}"
+        ended, what = (
+            _run(arguments, place.folder, moment=moment),
+            f"killed at file operation {moment} of {whole.moments}",
+        )
     else:
         after = rng.uniform(whole.first * 0.95, whole.seconds)
         ended, what = _run(arguments, place.folder, after=after), f"killed after {after:.2f} of {whole.seconds:.2f} s"
@@ -116,7 +151,11 @@ def _run(arguments: list[str], folder: Path, moment: int = 0, after: float = 0, 
             _, status = os.waitpid(pid, 0)
             break
         time.sleep(0.001)
-    return _Ended(os.waitstatus_to_exitcode(status), time.monotonic() - begun, log.read_text(errors="replace")[-300:] if log.exists() else "")
+    return _Ended(
+        os.waitstatus_to_exitcode(status),
+        time.monotonic() - begun,
+        log.read_text(errors="replace")[-300:] if log.exists() else "",
+    )
 
 
 class _Moments:

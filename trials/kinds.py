@@ -92,7 +92,8 @@ def _models() -> list[Kind]:
         ("saved-model", "saved_models:generate", 4, ()),
     ]
     return [Kind(name, "models", "torch", function, share, needs=needs) for name, function, share, needs in torch] + [
-        Kind(name, "models", "tensorflow", function, share, slice=15, needs=needs) for name, function, share, needs in keras
+        Kind(name, "models", "tensorflow", function, share, slice=15, needs=needs)
+        for name, function, share, needs in keras
     ]
 
 
@@ -102,18 +103,29 @@ def _long() -> list[Kind]:
         Kind(
             f"interrupts-{name}",
             "interrupts",
-            name,
+            "plain",  # each starts a process of its own
             "interrupts_wrapped:attempt",
-            seconds=300,
-            slice=60,
-            least=20,
-            needs=("trials.interrupts",),
-            arguments={"runtime": name},
+            seconds=500,
+            slice=30,
+            least=30,
+            needs=("trials.interrupts", *NEEDS[name]),
+            share=2 if name == "torch" else 1,
+            arguments={"runtime": {"tensorflow": "keras-tensorflow", "jax": "keras-jax"}.get(name, name)},
         )
         for name in runtimes
     ]
     loops = [
-        Kind(f"loops-{name}", "loops", runtime, "loops:attempt", seconds=300, slice=1, least=25, needs=needs, arguments={"net": name})
+        Kind(
+            f"loops-{name}",
+            "loops",
+            runtime,
+            "loops:attempt",
+            seconds=300,
+            slice=1,
+            least=25,
+            needs=needs,
+            arguments={"net": name},
+        )
         for name, runtime, needs in (
             *((name, name, ()) for name in runtimes),
             ("onnx", "torch", ("onnx",)),
@@ -122,17 +134,32 @@ def _long() -> list[Kind]:
     ]
     commands = ("activations", "filters", "film", "heatmap", "concepts", "report")
     kills = [
-        Kind(f"kills-{name}", "kills", "torch-forked", "kills:attempt", seconds=180, slice=20, least=20, arguments={"command": name})
+        Kind(
+            f"kills-{name}",
+            "kills",
+            "torch-forked",
+            "kills:attempt",
+            seconds=180,
+            slice=20,
+            least=20,
+            arguments={"command": name},
+        )
         for name in commands
     ]
-    kills.append(Kind("kills-demo", "kills", "keras-forked", "kills:attempt", 1, 900, 20, 300, arguments={"command": "demo"}))
-    kills.append(Kind("kills-keras", "kills", "keras-forked", "kills:attempt", 1, 300, 20, 40, arguments={"command": "keras"}))
+    kills.append(
+        Kind("kills-demo", "kills", "keras-forked", "kills:attempt", 1, 900, 20, 300, arguments={"command": "demo"})
+    )
+    kills.append(
+        Kind("kills-keras", "kills", "keras-forked", "kills:attempt", 1, 300, 20, 40, arguments={"command": "keras"})
+    )
     return interrupts + loops + kills
 
 
 def _folders() -> list[Kind]:
     results = ("activations", "filters", "heatmap", "concepts")
-    return [Kind(f"folder-{name}", "folders", "plain", "folders:generate", arguments={"result": name}) for name in results]
+    return [
+        Kind(f"folder-{name}", "folders", "plain", "folders:generate", arguments={"result": name}) for name in results
+    ]
 
 
 def all_kinds() -> dict[str, Kind]:

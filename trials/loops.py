@@ -81,5 +81,12 @@ def _network(place: Place, net: str) -> Any:
     keras.utils.set_random_seed(0)
     layers = keras.layers
     return open_model(
-        keras.Sequential([keras.Input((24, 24, 3)), layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D(), layers.Dense(5)])
+        keras.Sequential(
+            [
+                keras.Input((24, 24, 3)),
+                layers.Conv2D(4, 3, activation="relu"),
+                layers.GlobalAveragePooling2D(),
+                layers.Dense(5),
+            ]
+        )
     )

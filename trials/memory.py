@@ -9,7 +9,9 @@ from pathlib import Path
 def family(pid: int) -> list[int]:
     """A process and all below it."""
     try:
-        children = [int(text) for task in Path(f"/proc/{pid}/task").iterdir() for text in _read(task / "children").split()]
+        children = [
+            int(text) for task in Path(f"/proc/{pid}/task").iterdir() for text in _read(task / "children").split()
+        ]
     except OSError:
         return [pid]
     return [pid, *(inner for child in children for inner in family(child))]

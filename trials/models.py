@@ -21,7 +21,9 @@ def case(place: Place, name: str, data: bytes, what: str, action: str | None = N
 
 def tried(place: Place, path: Path, what: str, action: str | None = None, **arguments: object) -> Case:
     """A file or folder that is there, to be opened as a model. A module that must not be imported lies beside it."""
-    (place.folder / "planted_module.py").write_text(f"open({str(place.marker)!r}, 'w').close()\nthing = {{'a': None}}\n")
+    (place.folder / "planted_module.py").write_text(
+        f"open({str(place.marker)!r}, 'w').close()\nthing = {{'a': None}}\n"
+    )
     action = action or ("command" if place.rng.random() < 0.2 else "open")
     return Case(action, path, what, MODEL_CONSTANT + MODEL_TIMES * size_of(path), dict(arguments))
 
@@ -50,5 +52,3 @@ def archive(place: Place, base: Path, name: str, hostile: Hostile, align: int = 
 def member(contents: Mapping[str, bytes], *ends: str) -> str:
     """The first member whose name has one of these ends."""
     return next(name for end in ends for name in contents if name.endswith(end))
-
-

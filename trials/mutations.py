@@ -83,7 +83,17 @@ def _move(out: bytearray, rng: random.Random) -> None:
     out[target : target + len(part)] = part
 
 
-_DAMAGES: tuple[Callable[[bytearray, random.Random], None], ...] = (_flip, _flip, _run, _cut, _insert, _number, _number, _repeat, _move)
+_DAMAGES: tuple[Callable[[bytearray, random.Random], None], ...] = (
+    _flip,
+    _flip,
+    _run,
+    _cut,
+    _insert,
+    _number,
+    _number,
+    _repeat,
+    _move,
+)
 
 
 def spliced(first: bytes, second: bytes, rng: random.Random) -> bytes:
@@ -99,10 +109,50 @@ def odd_text(place: Place) -> str:
     rng = place.rng
     return rng.choice(
         (
-            *("", " ", ".", "..", "/", "\\", "\0", "a\0b", "\x1b[31mred\x1b[0m", "\u202egnp.exe", "\r\nError: fake", "é" * 300),
-            *("../outside/secret.txt", "../../outside/weights.bin", str(place.outside / "secret.txt"), str(place.outside / "pipe")),
-            *("a" * 300, "a/b/c", "x" * 10**5, "__class__", "__init__.__globals__", "planted_module", "antigravity", "os.system"),
-            *("nan", "-1", "1e999", "null", "{}", "None", "\ud800", "float32", "complex128", "object", "{0.__class__}", "%s%n"),
+            *(
+                "",
+                " ",
+                ".",
+                "..",
+                "/",
+                "\\",
+                "\0",
+                "a\0b",
+                "\x1b[31mred\x1b[0m",
+                "\u202egnp.exe",
+                "\r\nError: fake",
+                "é" * 300,
+            ),
+            *(
+                "../outside/secret.txt",
+                "../../outside/weights.bin",
+                str(place.outside / "secret.txt"),
+                str(place.outside / "pipe"),
+            ),
+            *(
+                "a" * 300,
+                "a/b/c",
+                "x" * 10**5,
+                "__class__",
+                "__init__.__globals__",
+                "planted_module",
+                "antigravity",
+                "os.system",
+            ),
+            *(
+                "nan",
+                "-1",
+                "1e999",
+                "null",
+                "{}",
+                "None",
+                "\ud800",
+                "float32",
+                "complex128",
+                "object",
+                "{0.__class__}",
+                "%s%n",
+            ),
         )
     )
 
@@ -110,8 +160,36 @@ def odd_text(place: Place) -> str:
 def odd_number(rng: random.Random) -> int | float:
     """A number that no one writes."""
     return rng.choice(
-        (0, -1, 1, 2, 3, 7, 255, 2**15, 2**16 + 1, 2**20, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64, 10**30)
-        + (-(2**31), -(2**63), 0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), True)
+        (
+            0,
+            -1,
+            1,
+            2,
+            3,
+            7,
+            255,
+            2**15,
+            2**16 + 1,
+            2**20,
+            2**31 - 1,
+            2**31,
+            2**32,
+            2**40,
+            2**62,
+            2**63 - 1,
+            2**63,
+            2**64,
+            10**30,
+            -(2**31),
+            -(2**63),
+            0.5,
+            -0.0,
+            1e-320,
+            1e308,
+            float("nan"),
+            float("inf"),
+            True,
+        )
     )
 
 
@@ -128,7 +206,12 @@ def odd_value(place: Place) -> Any:
             lambda: [odd_number(rng)] * rng.choice((1, 2, 5, 40)),
             lambda: {odd_text(place): odd_number(rng)},
             lambda: nested(rng.choice((3, 50, 120, 3000))),
-            lambda: {"class_name": odd_text(place), "config": {}, "module": odd_text(place), "registered_name": odd_text(place)},
+            lambda: {
+                "class_name": odd_text(place),
+                "config": {},
+                "module": odd_text(place),
+                "registered_name": odd_text(place),
+            },
             lambda: [[]] * 3,
         )
     )()
@@ -203,9 +286,13 @@ def _change(holder: Any, place: Place) -> None:
     elif what == 3:
         holder[key] = copy.deepcopy(holder[rng.choice(keys)])
     elif what == 4 and isinstance(holder[key], str):
-        holder[key] = rng.choice((holder[key] + odd_text(place), holder[key][:-1], holder[key].upper(), holder[key] * 3))
+        holder[key] = rng.choice(
+            (holder[key] + odd_text(place), holder[key][:-1], holder[key].upper(), holder[key] * 3)
+        )
     elif what == 5 and isinstance(holder[key], int | float):
-        holder[key] = rng.choice((-holder[key], holder[key] + 1, holder[key] * 1000, str(holder[key]), float(holder[key])))
+        holder[key] = rng.choice(
+            (-holder[key], holder[key] + 1, holder[key] * 1000, str(holder[key]), float(holder[key]))
+        )
     elif what == 6 and isinstance(holder, list) and len(holder) > 1:
         rng.shuffle(holder)
     else:
@@ -265,12 +352,29 @@ def zipped(entries: Sequence[Entry], align: int = 0) -> bytes:
     for entry in entries:
         packed = len(entry.raw) if entry.packed is None else entry.packed
         extra = _padding(len(out) + 30 + len(entry.name), align)
-        fields = (entry.flags, entry.method, 0, 33, entry.crc & 0xFFFFFFFF, packed & 0xFFFFFFFF, entry.size & 0xFFFFFFFF)
+        fields = (
+            entry.flags,
+            entry.method,
+            0,
+            33,
+            entry.crc & 0xFFFFFFFF,
+            packed & 0xFFFFFFFF,
+            entry.size & 0xFFFFFFFF,
+        )
         where = len(out)
-        out += struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, *fields, len(entry.name), len(extra)) + entry.name + extra + entry.raw
-        central += struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 0x314, 20, *fields, len(entry.name), 0, 0, 0, 0, entry.attributes, where)
+        out += (
+            struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, *fields, len(entry.name), len(extra))
+            + entry.name
+            + extra
+            + entry.raw
+        )
+        central += struct.pack(
+            "<IHHHHHHIIIHHHHHII", 0x02014B50, 0x314, 20, *fields, len(entry.name), 0, 0, 0, 0, entry.attributes, where
+        )
         central += entry.name
-    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, len(entries) & 0xFFFF, len(entries) & 0xFFFF, len(central), len(out), 0)
+    end = struct.pack(
+        "<IHHHHIIH", 0x06054B50, 0, 0, len(entries) & 0xFFFF, len(entries) & 0xFFFF, len(central), len(out), 0
+    )
     return bytes(out + central + end)
 
 
@@ -307,13 +411,23 @@ def damaged_zip(contents: Mapping[str, bytes], place: Place, align: int = 0) -> 
         "unknown method": lambda: [replace(entry, method=rng.choice((1, 6, 9, 12, 14, 93, 95, 98, 99, 65535)))],
         "encrypted": lambda: [replace(entry, flags=rng.choice((1, 0x41, 0x2001, 0x21)))],
         "no deflate data": lambda: [replace(entry, method=8)],
-        "bad name": lambda: [replace(entry, name=rng.choice((b"\xff\xfe\x80", b"", b"../" + entry.name, b"/" + entry.name, entry.name * 50)))],
+        "bad name": lambda: [
+            replace(
+                entry, name=rng.choice((b"\xff\xfe\x80", b"", b"../" + entry.name, b"/" + entry.name, entry.name * 50))
+            )
+        ],
         "odd name": lambda: [stored(odd_text(place).encode("utf-8", "surrogatepass"), entry.raw)],
         "twice": lambda: [entry, stored(entry.name, damaged(entry.raw, rng))],
         "missing": lambda: [],
         "empty": lambda: [stored(entry.name, b"")],
-        "outside names": lambda: [entry, stored("../outside/written.txt", b"x"), stored(str(place.outside / "marker"), b"x")],
-        "symlink": lambda: [replace(stored(entry.name, str(place.outside / "weights.bin").encode()), attributes=0o120777 << 16)],
+        "outside names": lambda: [
+            entry,
+            stored("../outside/written.txt", b"x"),
+            stored(str(place.outside / "marker"), b"x"),
+        ],
+        "symlink": lambda: [
+            replace(stored(entry.name, str(place.outside / "weights.bin").encode()), attributes=0o120777 << 16)
+        ],
         "bomb": lambda: [bomb_entry(entry.name, rng.choice((64, 512, 3000)))],
         "bomb beside": lambda: [entry, bomb_entry("more/" + entry.name.decode("utf-8", "replace"), 3000)],
         "many": lambda: [entry, *(stored(f"extra/{i}", b"") for i in range(rng.choice((1000, 65000))))],
@@ -389,15 +503,53 @@ def mutated_pickle(data: bytes, place: Place) -> bytes:
             other = rng.randrange(len(parts))
             parts[number], parts[other] = parts[other], parts[number]
         elif what == 3:
-            parts[number] = rng.choice((b"N", b"K\x00", b"J\xff\xff\xff\x7f", b"\x8a\x09" + b"\xff" * 8 + b"\0", b"]", b"}", b")", b"\x88", b"G\x7f\xf0\0\0\0\0\0\0"))
+            parts[number] = rng.choice(
+                (
+                    b"N",
+                    b"K\x00",
+                    b"J\xff\xff\xff\x7f",
+                    b"\x8a\x09" + b"\xff" * 8 + b"\0",
+                    b"]",
+                    b"}",
+                    b")",
+                    b"\x88",
+                    b"G\x7f\xf0\0\0\0\0\0\0",
+                )
+            )
         elif what == 4:
             parts[number] = short(odd_text(place))
         elif what == 5:
-            parts.insert(number, rng.choice((b"(", b"0", b"1", b"2", b"t", b"u", b"b", b"Q", b"R", b"\x81", b"e", b".", b"r\xff\xff\xff\x7f", b"X\xff\xff\xff\x7f", b"\x80\x05")))
+            parts.insert(
+                number,
+                rng.choice(
+                    (
+                        b"(",
+                        b"0",
+                        b"1",
+                        b"2",
+                        b"t",
+                        b"u",
+                        b"b",
+                        b"Q",
+                        b"R",
+                        b"\x81",
+                        b"e",
+                        b".",
+                        b"r\xff\xff\xff\x7f",
+                        b"X\xff\xff\xff\x7f",
+                        b"\x80\x05",
+                    )
+                ),
+            )
         else:
             numbers = [i for i, part in enumerate(parts) if part[:1] in b"KMJ"]
             if numbers:
-                parts[rng.choice(numbers)] = rng.choice((b"J" + struct.pack("<i", rng.choice((-1, 0, 2**31 - 1, 2**20, 7))), b"\x8a\x08" + struct.pack("<q", rng.choice((2**40, 2**62, -(2**63))))))
+                parts[rng.choice(numbers)] = rng.choice(
+                    (
+                        b"J" + struct.pack("<i", rng.choice((-1, 0, 2**31 - 1, 2**20, 7))),
+                        b"\x8a\x08" + struct.pack("<q", rng.choice((2**40, 2**62, -(2**63)))),
+                    )
+                )
         if not parts:
             break
     return b"".join(parts)
@@ -406,7 +558,11 @@ def mutated_pickle(data: bytes, place: Place) -> bytes:
 def planted_pickle(data: bytes, place: Place) -> bytes:
     """A pickle in which a call that would run code stands in some place where a value may stand."""
     parts = opcodes(data)
-    places = [i for i, part in enumerate(parts) if part[:1] in (b"X", b"K", b"M", b"J", b"N", b"\x88", b"\x89", b"h", b"q", b")", b"}")]
+    places = [
+        i
+        for i, part in enumerate(parts)
+        if part[:1] in (b"X", b"K", b"M", b"J", b"N", b"\x88", b"\x89", b"h", b"q", b")", b"}")
+    ]
     number = place.rng.choice(places or [len(parts) - 1])
     call = code_pickle(place)
     if place.rng.random() < 0.5:  # called, thrown away, and the rest as before
@@ -487,7 +643,9 @@ def _change_repeated(values: Any, field: Any, place: Place) -> None:
 
 def _odd_of(field: Any, value: Any, place: Place) -> Any:
     if isinstance(value, bytes):
-        return place.rng.choice((b"", damaged(value, place.rng), odd_text(place).encode("utf-8", "replace"), b"\xff\xfe"))
+        return place.rng.choice(
+            (b"", damaged(value, place.rng), odd_text(place).encode("utf-8", "replace"), b"\xff\xfe")
+        )
     if isinstance(value, str):
         return odd_text(place).encode("utf-8", "replace").decode()
     if isinstance(value, bool):

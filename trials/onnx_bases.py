@@ -20,7 +20,9 @@ def main() -> None:
 
 def _weights(**shapes: tuple[int, ...]) -> list[TensorProto]:
     rng = np.random.default_rng(0)
-    return [numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), name) for name, shape in shapes.items()]
+    return [
+        numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), name) for name, shape in shapes.items()
+    ]
 
 
 def _nodes() -> list[onnx.NodeProto]:
@@ -36,7 +38,9 @@ def _nodes() -> list[onnx.NodeProto]:
     ]
 
 
-def _model(nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], functions: list[onnx.FunctionProto] | None = None) -> onnx.ModelProto:
+def _model(
+    nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], functions: list[onnx.FunctionProto] | None = None
+) -> onnx.ModelProto:
     output = helper.make_tensor_value_info("out", TensorProto.FLOAT, [None, 5])
     graph = helper.make_graph(nodes, "net", inputs, [output], _weights(k=(4, 3, 3, 3), b=(4,), w=(4, 5), v=(5,)))
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]

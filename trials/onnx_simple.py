@@ -34,9 +34,25 @@ def _outside(model: Any, place: Place) -> None:
     tensor = place.rng.choice(list(model.graph.initializer))
     tensor.ClearField("raw_data")
     tensor.data_location = 1
-    where = place.rng.choice(("../outside/weights.bin", str(place.outside / "weights.bin"), "../outside/pipe", "/dev/zero", ".", "", "a\0b", "net.onnx", "link"))
+    where = place.rng.choice(
+        (
+            "../outside/weights.bin",
+            str(place.outside / "weights.bin"),
+            "../outside/pipe",
+            "/dev/zero",
+            ".",
+            "",
+            "a\0b",
+            "net.onnx",
+            "link",
+        )
+    )
     (place.folder / "link").symlink_to(place.outside / "weights.bin")
-    for key, value in {"location": where, "offset": place.rng.choice(("0", "-1", "x", str(2**62))), "length": place.rng.choice(("16", str(2**40), "-1"))}.items():
+    for key, value in {
+        "location": where,
+        "offset": place.rng.choice(("0", "-1", "x", str(2**62))),
+        "length": place.rng.choice(("16", str(2**40), "-1")),
+    }.items():
         entry = tensor.external_data.add()
         entry.key, entry.value = key, value
 
@@ -48,9 +64,16 @@ def _doubled(model: Any, place: Place) -> None:
     opset = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
     levels = place.rng.choice((26, 26, 200))
     for level in range(levels):
-        calls = [helper.make_node(f"L{level + 1}", ["a" if half == 0 else "m"], ["m" if half == 0 else "c"], domain="own") for half in range(2)]
+        calls = [
+            helper.make_node(f"L{level + 1}", ["a" if half == 0 else "m"], ["m" if half == 0 else "c"], domain="own")
+            for half in range(2)
+        ]
         model.functions.append(helper.make_function("own", f"L{level}", ["a"], ["c"], calls, opset))
-    last = [helper.make_node("Relu", ["a"], ["c"])] if place.rng.random() < 0.7 else [helper.make_node("L0", ["a"], ["c"], domain="own")]
+    last = (
+        [helper.make_node("Relu", ["a"], ["c"])]
+        if place.rng.random() < 0.7
+        else [helper.make_node("L0", ["a"], ["c"], domain="own")]
+    )
     model.functions.append(helper.make_function("own", f"L{levels}", ["a"], ["c"], last, opset))
     _instead(model, helper.make_node("L0", ["c"], ["r"], "doubled", domain="own"))
 
@@ -70,7 +93,12 @@ def _large(model: Any, place: Place) -> None:
     shape = rng.choice(([2**34], [2**20, 2**20], [2**62, 4], [-1], [65536, 65536, 4]))
     model.graph.initializer.append(helper.make_tensor("planted_shape", TensorProto.INT64, [len(shape)], shape))
     op = rng.choice(("ConstantOfShape", "Expand", "Tile", "Resize", "Pad", "Range", "OneHot"))
-    inputs = {"ConstantOfShape": ["planted_shape"], "Resize": ["c", "", "", "planted_shape"], "Range": ["planted_shape"] * 3, "OneHot": ["planted_shape"] * 3}.get(op, ["c", "planted_shape"])
+    inputs = {
+        "ConstantOfShape": ["planted_shape"],
+        "Resize": ["c", "", "", "planted_shape"],
+        "Range": ["planted_shape"] * 3,
+        "OneHot": ["planted_shape"] * 3,
+    }.get(op, ["c", "planted_shape"])
     model.graph.node.insert(0, helper.make_node(op, inputs, ["planted"], "planted"))
     if rng.random() < 0.7:
         _instead(model, helper.make_node("Add", ["c", "planted"], ["r"], "add"))
@@ -95,7 +123,15 @@ def _deep(model: Any, place: Place) -> None:
     for level in range(levels):
         out = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
         graph = helper.make_graph([node], f"g{level}", [], [out])
-        node = helper.make_node("If", ["yes"], ["r"], then_branch=graph, else_branch=graph if level < 3 else helper.make_graph([helper.make_node("Relu", ["c"], ["r"])], "e", [], [out]))
+        node = helper.make_node(
+            "If",
+            ["yes"],
+            ["r"],
+            then_branch=graph,
+            else_branch=graph
+            if level < 3
+            else helper.make_graph([helper.make_node("Relu", ["c"], ["r"])], "e", [], [out]),
+        )
     _instead(model, node)
 
 
@@ -104,7 +140,9 @@ def _loop(model: Any, place: Place) -> None:
     from onnx import TensorProto, helper
 
     model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
-    model.graph.initializer.append(helper.make_tensor("many", TensorProto.INT64, [], [place.rng.choice((2**62, 10**9, 3))]))
+    model.graph.initializer.append(
+        helper.make_tensor("many", TensorProto.INT64, [], [place.rng.choice((2**62, 10**9, 3))])
+    )
     value = helper.make_tensor_value_info
     body = helper.make_graph(
         [helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Identity", ["go"], ["on"])],
@@ -132,7 +170,10 @@ def _many(model: Any, place: Place) -> None:
     """Very many nodes."""
     from onnx import helper
 
-    nodes = [helper.make_node("Relu", ["c" if i == 0 else f"m{i - 1}"], [f"m{i}"]) for i in range(place.rng.choice((2000, 300_000)))]
+    nodes = [
+        helper.make_node("Relu", ["c" if i == 0 else f"m{i - 1}"], [f"m{i}"])
+        for i in range(place.rng.choice((2000, 300_000)))
+    ]
     model.graph.node.extend(nodes)
 
 

@@ -98,7 +98,31 @@ def _planted(message: Any, place: Place) -> str:
     end = ":output:0" if inside else ":0"
     path, content = _text(nodes, "planted/path", str(place.marker)), _text(nodes, "planted/content", "x")
     secret = _text(nodes, "planted/secret", str(place.outside / "secret.txt"))
-    op = rng.choice(("WriteFile", "ReadFile", "PrintV2", "PyFunc", "EagerPyFunc", "PyFuncStateless", "MatchingFiles", "SaveV2", "Save", "MergeV2Checkpoints", "WholeFileReaderV2", "FixedLengthRecordDatasetV2", "TextLineDataset", "InitializeTableFromTextFileV2", "LoadAndRemapMatrix", "RestoreSlice", "ShardedFilename", "DebugIdentityV2", "LoopCond", "Abort", "WriteImageSummary"))
+    op = rng.choice(
+        (
+            "WriteFile",
+            "ReadFile",
+            "PrintV2",
+            "PyFunc",
+            "EagerPyFunc",
+            "PyFuncStateless",
+            "MatchingFiles",
+            "SaveV2",
+            "Save",
+            "MergeV2Checkpoints",
+            "WholeFileReaderV2",
+            "FixedLengthRecordDatasetV2",
+            "TextLineDataset",
+            "InitializeTableFromTextFileV2",
+            "LoadAndRemapMatrix",
+            "RestoreSlice",
+            "ShardedFilename",
+            "DebugIdentityV2",
+            "LoopCond",
+            "Abort",
+            "WriteImageSummary",
+        )
+    )
     node = nodes.add(name="planted/node", op=op)
     if op == "WriteFile":
         node.input.extend([path + end, content + end])
@@ -131,7 +155,16 @@ def _as_saver(message: Any, place: Place) -> None:
 def _as_initializer(message: Any, place: Place) -> None:
     name = _planted(message, place)
     meta = message.meta_graphs[0]
-    key = place.rng.choice(("saved_model_init_op", "legacy_init_op", "saved_model_main_op", "saved_model_train_op", "local_init_op", "table_initializer"))
+    key = place.rng.choice(
+        (
+            "saved_model_init_op",
+            "legacy_init_op",
+            "saved_model_main_op",
+            "saved_model_train_op",
+            "local_init_op",
+            "table_initializer",
+        )
+    )
     if place.rng.random() < 0.5:
         meta.signature_def["__" + key].outputs[key].name = name
     else:
@@ -150,12 +183,39 @@ def _op_changed(message: Any, place: Place) -> None:
     """A node of another type under the same name."""
     nodes = [node for node in _graphs(message, place.rng) if node.op != "Const"]
     if nodes:
-        place.rng.choice(nodes).op = place.rng.choice(("WriteFile", "ReadFile", "PyFunc", "Identity", "NoOp", "Planted>Op", "", "PartitionedCall", "StatefulPartitionedCall", "While", "SymbolicGradient", "Conv2D", "RestoreV2", "SaveV2", "MergeV2Checkpoints", "\x1b[31m", "Placeholder", "Reshape", "Fill", "RandomUniform"))
+        place.rng.choice(nodes).op = place.rng.choice(
+            (
+                "WriteFile",
+                "ReadFile",
+                "PyFunc",
+                "Identity",
+                "NoOp",
+                "Planted>Op",
+                "",
+                "PartitionedCall",
+                "StatefulPartitionedCall",
+                "While",
+                "SymbolicGradient",
+                "Conv2D",
+                "RestoreV2",
+                "SaveV2",
+                "MergeV2Checkpoints",
+                "\x1b[31m",
+                "Placeholder",
+                "Reshape",
+                "Fill",
+                "RandomUniform",
+            )
+        )
 
 
 def _saver_functions(message: Any, place: Place) -> None:
     """Functions that only the saver calls write instead."""
-    functions = [f for f in message.meta_graphs[0].graph_def.library.function if "save" in f.signature.name or "restore" in f.signature.name or "trace" in f.signature.name]
+    functions = [
+        f
+        for f in message.meta_graphs[0].graph_def.library.function
+        if "save" in f.signature.name or "restore" in f.signature.name or "trace" in f.signature.name
+    ]
     if not functions:
         return _as_saver(message, place)
     nodes = place.rng.choice(functions).node_def
@@ -202,7 +262,11 @@ def _doublings(message: Any, place: Place) -> None:
 def _large(message: Any, place: Place) -> None:
     """Declared shapes of many GiB."""
     rng = place.rng
-    shapes = [holder for holder in mutations._messages(message) if holder.DESCRIPTOR.name == "TensorShapeProto" and len(holder.dim)]
+    shapes = [
+        holder
+        for holder in mutations._messages(message)
+        if holder.DESCRIPTOR.name == "TensorShapeProto" and len(holder.dim)
+    ]
     for shape in rng.sample(shapes, min(len(shapes), rng.choice((1, 3, 20)))):
         rng.choice(list(shape.dim)).size = rng.choice((2**31, 2**40, 65536, -2, 0))
 
@@ -219,15 +283,28 @@ def _objects(message: Any, place: Place) -> None:
         rng.choice(list(node.children)).node_id = rng.choice((0, len(nodes), 2**31 - 1, -1))
     elif what == 1:
         node.asset.asset_file_def_index = 0
-        asset = meta.asset_file_def.add(filename=rng.choice(("../../outside/secret.txt", str(place.outside / "secret.txt"))))
+        asset = meta.asset_file_def.add(
+            filename=rng.choice(("../../outside/secret.txt", str(place.outside / "secret.txt")))
+        )
         asset.tensor_info.name = "planted:0"
     elif what == 2:
         node.resource.device = "/device:GPU:9"
     elif what == 3:
-        node.user_object.identifier = rng.choice(("_tf_keras_model", "planted_module", "tensor_forest_tree_model", "_tf_keras_layer", "signature_map", "optimizer"))
+        node.user_object.identifier = rng.choice(
+            (
+                "_tf_keras_model",
+                "planted_module",
+                "tensor_forest_tree_model",
+                "_tf_keras_layer",
+                "signature_map",
+                "optimizer",
+            )
+        )
         node.user_object.metadata = '{"class_name": "Lambda", "config": {}}'
     else:
-        node.bare_concrete_function.concrete_function_name = rng.choice(("", "planted", *(f.signature.name for f in meta.graph_def.library.function)))
+        node.bare_concrete_function.concrete_function_name = rng.choice(
+            ("", "planted", *(f.signature.name for f in meta.graph_def.library.function))
+        )
 
 
 def _tables(message: Any, place: Place) -> None:

@@ -15,14 +15,34 @@ def classes(place: Place) -> Case:
     """A list of class names: lines or JSON."""
     rng = place.rng
     names = ["cat", "dog", "bird", "fish", "horse"]
-    trees: Sequence[object] = (names, {str(i): name for i, name in enumerate(names)}, {name: i for i, name in enumerate(names)}, {str(i): [f"n{i}", name] for i, name in enumerate(names)})
+    trees: Sequence[object] = (
+        names,
+        {str(i): name for i, name in enumerate(names)},
+        {name: i for i, name in enumerate(names)},
+        {str(i): [f"n{i}", name] for i, name in enumerate(names)},
+    )
     chance, tree = rng.random(), rng.choice(trees)
     if chance < 0.2:
         data, what = ("\n".join(names) + "\n" + mutations.odd_text(place)).encode("utf-8", "surrogatepass"), "lines"
     elif chance < 0.4:
         data, what = mutations.damaged(json.dumps(tree).encode(), rng), "damaged bytes"
     elif chance < 0.5:
-        data, what = rng.choice((b"", b"\xff\xfea\0", b"[" * 10**5, b"{" * 10**6, b"\0" * 100, b"[1" + b"0" * 10**5 + b"]", rng.randbytes(200), b"\xef\xbb\xbfcat", b'{"a":' * 5000)), "odd bytes"
+        data, what = (
+            rng.choice(
+                (
+                    b"",
+                    b"\xff\xfea\0",
+                    b"[" * 10**5,
+                    b"{" * 10**6,
+                    b"\0" * 100,
+                    b"[1" + b"0" * 10**5 + b"]",
+                    rng.randbytes(200),
+                    b"\xef\xbb\xbfcat",
+                    b'{"a":' * 5000,
+                )
+            ),
+            "odd bytes",
+        )
     else:
         data, what = mutations.dumped(mutations.mutated(tree, place)), "tree changed"
     return case(place, rng.choice(("classes.json", "classes.txt", "classes")), data, f"classes, {what}", "classes")

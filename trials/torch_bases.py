@@ -70,14 +70,27 @@ def _state_dicts(folder: Path, name: str, module: nn.Module) -> None:
     optimizer = torch.optim.Adam(module.parameters())
     module(torch.zeros(1, 3, 32, 32)).sum().backward()
     optimizer.step()
-    beside = {"epoch": 3, "best": np.float64(0.5), "args": argparse.Namespace(lr=0.1), "optimizer": optimizer.state_dict()}
-    for kind, value in {"plain": state, "wrapped": {"state_dict": state, **beside}, "module": {f"module.{key}": tensor for key, tensor in state.items()}}.items():
+    beside = {
+        "epoch": 3,
+        "best": np.float64(0.5),
+        "args": argparse.Namespace(lr=0.1),
+        "optimizer": optimizer.state_dict(),
+    }
+    for kind, value in {
+        "plain": state,
+        "wrapped": {"state_dict": state, **beside},
+        "module": {f"module.{key}": tensor for key, tensor in state.items()},
+    }.items():
         torch.save(value, folder / f"state-{name}-{kind}.pth")
         torch.save(value, folder / f"legacy-{name}-{kind}.pth", _use_new_zipfile_serialization=False)
     try:
         from safetensors.torch import save_file
 
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / f"{name}.safetensors", {"format": "pt"})
+        save_file(
+            {key: tensor.contiguous() for key, tensor in state.items()},
+            folder / f"{name}.safetensors",
+            {"format": "pt"},
+        )
     except ImportError:
         pass
 
@@ -90,7 +103,10 @@ def _programs(folder: Path, name: str, build, names) -> None:  # type: ignore[no
         torch.jit.save(torch.jit.script(build()), folder / f"script-{name}-scripted.pt")
     torch.export.save(torch.export.export(build(), (example,)), folder / f"export-{name}.pt2")
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
-    torch.export.save(torch.export.export(build(), (torch.zeros(2, 3, 32, 32),), dynamic_shapes=(batch,)), folder / f"export-{name}-batch.pt2")
+    torch.export.save(
+        torch.export.export(build(), (torch.zeros(2, 3, 32, 32),), dynamic_shapes=(batch,)),
+        folder / f"export-{name}-batch.pt2",
+    )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,13 @@ def legacy(place: Place) -> Case:
         return _as_model_or_weights(place, "net.pth", mutations.damaged(data, rng), f"{base.name}, damaged bytes")
     pickles, rest = _pickles(data)
     number = rng.randrange(len(pickles))
-    what, change = rng.choice((("opcodes changed", mutations.mutated_pickle), ("a call planted", mutations.planted_pickle), ("a call only", _code_only)))
+    what, change = rng.choice(
+        (
+            ("opcodes changed", mutations.mutated_pickle),
+            ("a call planted", mutations.planted_pickle),
+            ("a call only", _code_only),
+        )
+    )
     pickles[number] = change(pickles[number], place)
     return _as_model_or_weights(place, "net.pth", b"".join(pickles) + rest, f"{base.name}, {what} in pickle {number}")
 
@@ -106,21 +112,21 @@ def _pickles(data: bytes) -> tuple[list[bytes], bytes]:
 # -- TorchScript -----------------------------------------------------------------------------------------
 
 _LINES = (
-    "    torch.save({x}, \"{marker}\")",
-    "    _w = torch.from_file(\"{secret}\", False, 16)",
+    '    torch.save({x}, "{marker}")',
+    '    _w = torch.from_file("{secret}", False, 16)',
     "    _z = torch.zeros([68719476736])",
     "    while True:\n      pass",
     "    for _i in range(1000000000000):\n      pass",
-    "    print(\"\x1b[31mhello\")",
-    "    ops.prim.RaiseException(\"\x1b[31m\u202etext\")",
-    "    _s = ops.aten.save({x}, \"{marker}\")",
+    '    print("\x1b[31mhello")',
+    '    ops.prim.RaiseException("\x1b[31m\u202etext")',
+    '    _s = ops.aten.save({x}, "{marker}")',
     "    _q = ops.planted.thing({x})",
     "    _l = torch.__class__",
     "    return {x}",
     "    _n = [[[[[[1]]]]]]",
-    "    _m = torch.load(\"{secret}\")",
+    '    _m = torch.load("{secret}")',
     "    _m = __torch__.missing.thing({x})",
-    "    assert False, \"no\"",
+    '    assert False, "no"',
 )
 
 
@@ -130,7 +136,11 @@ def _code_lines(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
     names = [name for name in contents if name.endswith(".py")]
     name = rng.choice(names)
     lines = contents[name].decode().split("\n")
-    heads = [i for i, line in enumerate(lines) if line.strip().startswith("input: Tensor") or line.strip().startswith("x: Tensor")]
+    heads = [
+        i
+        for i, line in enumerate(lines)
+        if line.strip().startswith("input: Tensor") or line.strip().startswith("x: Tensor")
+    ]
     at = (rng.choice(heads) if heads else rng.randrange(len(lines))) + 1
     argument = "x" if heads and "x: Tensor" in lines[at - 1] else "input"
     lines.insert(at, rng.choice(_LINES).format(x=argument, marker=place.marker, secret=place.outside / "weights.bin"))
@@ -143,8 +153,23 @@ def _code_text(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
     name = rng.choice([name for name in contents if name.endswith(".py")])
     text = contents[name].decode()
     old, new = rng.choice(
-        (("Tensor", "str"), ("forward", "forwardx"), ("conv2d", "conv3d"), ("self", "self_"), ("[1, 1]", "[10000000, 10000000]"), ("torch.", "ops.aten."), ("__torch__", "__planted__"))
-        + (("return ", "return torch.detach("), ("(", "(("), ("None", "True"), ("input", "input\u202e"), (" ", "  "), ("0", str(10**30)), ("def ", "def __"), ("class ", "class X(Module):\n  pass\nclass "))
+        (
+            ("Tensor", "str"),
+            ("forward", "forwardx"),
+            ("conv2d", "conv3d"),
+            ("self", "self_"),
+            ("[1, 1]", "[10000000, 10000000]"),
+            ("torch.", "ops.aten."),
+            ("__torch__", "__planted__"),
+            ("return ", "return torch.detach("),
+            ("(", "(("),
+            ("None", "True"),
+            ("input", "input\u202e"),
+            (" ", "  "),
+            ("0", str(10**30)),
+            ("def ", "def __"),
+            ("class ", "class X(Module):\n  pass\nclass "),
+        )
     )
     return {**contents, name: text.replace(old, new, rng.choice((1, 1, -1))).encode()}
 
@@ -164,11 +189,19 @@ def _scripted_attack(contents: dict[str, bytes], place: Place) -> dict[str, byte
 
 def _filled(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
     """The stand-ins for paths replaced, in code and in pickles."""
-    paths = {"@MARKER@": str(place.marker), "@SECRET@": str(place.outside / "weights.bin"), "@PIPE@": str(place.outside / "pipe")}
+    paths = {
+        "@MARKER@": str(place.marker),
+        "@SECRET@": str(place.outside / "weights.bin"),
+        "@PIPE@": str(place.outside / "pipe"),
+    }
     out = {}
     for name, data in contents.items():
         for text, path in paths.items():
-            data = data.replace(mutations.short(text), mutations.short(path)) if name.endswith(".pkl") else data.replace(text.encode(), path.encode())
+            data = (
+                data.replace(mutations.short(text), mutations.short(path))
+                if name.endswith(".pkl")
+                else data.replace(text.encode(), path.encode())
+            )
         out[name] = data
     return out
 
@@ -193,7 +226,14 @@ def torchscript(place: Place) -> Case:
     base = place.base("script-*.pt")
     if place.rng.random() < 0.1:
         base = place.base("attack-*.pt")
-        return case(place, "net.pt", mutations.zipped([mutations.stored(name, data) for name, data in _filled(mutations.members(base), place).items()], _ALIGN), base.name)
+        return case(
+            place,
+            "net.pt",
+            mutations.zipped(
+                [mutations.stored(name, data) for name, data in _filled(mutations.members(base), place).items()], _ALIGN
+            ),
+            base.name,
+        )
     data, what = archive(place, base, "net.pt", _TORCHSCRIPT, _ALIGN)
     return case(place, "net.pt", data, what)
 
@@ -217,7 +257,9 @@ def _specs(program: Any, place: Place) -> None:
     """Pytree specs of kinds that name modules."""
     rng = place.rng
     leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
-    named = rng.choice(("planted_module", "antigravity", "os", "./planted_module", "planted_lib.so", "turtledemo.clock"))
+    named = rng.choice(
+        ("planted_module", "antigravity", "os", "./planted_module", "planted_lib.so", "turtledemo.clock")
+    )
     enum = json.dumps({"__enum__": True, "fqn": f"{named}:thing", "name": "a"})
     factory = json.dumps({"default_factory_module": named, "default_factory_name": "thing", "dict_context": "[]"})
     kinds = [
@@ -238,9 +280,20 @@ def _specs(program: Any, place: Place) -> None:
     ]
     kind, context = rng.choice(kinds)
     inner = {"type": kind, "context": context, "children_spec": [leaf]}
-    outer = {"type": "builtins.tuple", "context": "null", "children_spec": [inner, {"type": "builtins.dict", "context": "[]", "children_spec": []}]}
+    outer = {
+        "type": "builtins.tuple",
+        "context": "null",
+        "children_spec": [inner, {"type": "builtins.dict", "context": "[]", "children_spec": []}],
+    }
     if rng.random() < 0.5:
-        outer = {"type": "builtins.tuple", "context": context, "children_spec": [{"type": "builtins.tuple", "context": "null", "children_spec": [leaf]}, {"type": "builtins.dict", "context": "[]", "children_spec": []}]}
+        outer = {
+            "type": "builtins.tuple",
+            "context": context,
+            "children_spec": [
+                {"type": "builtins.tuple", "context": "null", "children_spec": [leaf]},
+                {"type": "builtins.dict", "context": "[]", "children_spec": []},
+            ],
+        }
     signature = rng.choice(program["graph_module"]["module_call_graph"])["signature"]
     if signature is None:
         signature = program["graph_module"]["module_call_graph"][0]["signature"]
@@ -252,11 +305,48 @@ def _targets(program: Any, place: Place) -> None:
     node = place.rng.choice(program["graph_module"]["graph"]["nodes"])
     node["target"] = place.rng.choice(
         (
-            *("torch.ops.aten.__class__.default", "torch.ops.higher_order.wrap", "torch.ops.higher_order.__init__", "planted_module.thing", "builtins.eval", "os.system"),
-            *("math.__loader__", "_operator.attrgetter", "_operator.methodcaller", "torch.ops.aten.from_file.default", "torch.ops.aten.save.default", "torch.ops.load_library"),
-            *("torch.ops.planted.thing.default", "torch.ops.aten.conv2d", "torch.load", "torch.hub.load", "torch.sym_not.__globals__", "", "torch.ops.", "x" * 10**5, "torch.ops.aten.zeros.default"),
-            *("torch.ops.higher_order.map_impl", "torch.ops.higher_order.triton_kernel_wrapper_mutation", "torch.ops.prim.device.default", "torch.ops.inductor.resize_storage_bytes_.default", "torch.ops.c10d.send.default"),
-            *("torch.ops.aten.relu_.default", "torch.ops.aten.sigmoid.default", "torch.ops.aten.empty.memory_format", "_operator.getitem", "math.sqrt", "torch.ops.rngprims.philox_rand.default"),
+            *(
+                "torch.ops.aten.__class__.default",
+                "torch.ops.higher_order.wrap",
+                "torch.ops.higher_order.__init__",
+                "planted_module.thing",
+                "builtins.eval",
+                "os.system",
+            ),
+            *(
+                "math.__loader__",
+                "_operator.attrgetter",
+                "_operator.methodcaller",
+                "torch.ops.aten.from_file.default",
+                "torch.ops.aten.save.default",
+                "torch.ops.load_library",
+            ),
+            *(
+                "torch.ops.planted.thing.default",
+                "torch.ops.aten.conv2d",
+                "torch.load",
+                "torch.hub.load",
+                "torch.sym_not.__globals__",
+                "",
+                "torch.ops.",
+                "x" * 10**5,
+                "torch.ops.aten.zeros.default",
+            ),
+            *(
+                "torch.ops.higher_order.map_impl",
+                "torch.ops.higher_order.triton_kernel_wrapper_mutation",
+                "torch.ops.prim.device.default",
+                "torch.ops.inductor.resize_storage_bytes_.default",
+                "torch.ops.c10d.send.default",
+            ),
+            *(
+                "torch.ops.aten.relu_.default",
+                "torch.ops.aten.sigmoid.default",
+                "torch.ops.aten.empty.memory_format",
+                "_operator.getitem",
+                "math.sqrt",
+                "torch.ops.rngprims.philox_rand.default",
+            ),
         )
     )
 
@@ -264,8 +354,22 @@ def _targets(program: Any, place: Place) -> None:
 def _injected(program: Any, place: Place) -> None:
     """Texts that would be code, where names stand."""
     rng, marker = place.rng, str(place.marker)
-    code = rng.choice((f"x = open({marker!r}, 'w')", f'");open({marker!r},"w");("', f"\nopen({marker!r}, 'w')\n", f"__import__('planted_module').thing", f"x\\'); open({marker!r}, 'w') #", "x;import planted_module"))
-    texts = [(holder, key) for holder in mutations._holders(program) for key in (holder if isinstance(holder, dict) else range(len(holder))) if isinstance(holder[key], str)]
+    code = rng.choice(
+        (
+            f"x = open({marker!r}, 'w')",
+            f'");open({marker!r},"w");("',
+            f"\nopen({marker!r}, 'w')\n",
+            "__import__('planted_module').thing",
+            f"x\\'); open({marker!r}, 'w') #",
+            "x;import planted_module",
+        )
+    )
+    texts = [
+        (holder, key)
+        for holder in mutations._holders(program)
+        for key in (holder if isinstance(holder, dict) else range(len(holder)))
+        if isinstance(holder[key], str)
+    ]
     old = rng.choice([holder[key] for holder, key in texts])
     for holder, key in texts:  # everywhere alike, so that what refers to it still finds it
         if holder[key] == old:
@@ -276,8 +380,26 @@ def _expressions(program: Any, place: Place) -> None:
     """Sizes that are expressions."""
     rng = place.rng
     text = rng.choice(
-        ("__import__('planted_module')", "Symbol('s0').__class__", f"open({str(place.marker)!r}, 'w')", "Pow(Integer(10), Pow(Integer(10), Integer(10)))", "Mul(" * 500 + "1" + ")" * 500, "9**9**9**9", "s0", "", "Integer(-1)", "(lambda: 1)()")
-        + ("Symbol('__import__(\"planted_module\")')", "Max(1, 2)", "[x for x in [1]]", "Piecewise((1, True))", "factorial(100000)", "sympify('__import__(\"planted_module\")')", "Integer('planted')", "Float('1', 10**9)")
+        (
+            "__import__('planted_module')",
+            "Symbol('s0').__class__",
+            f"open({str(place.marker)!r}, 'w')",
+            "Pow(Integer(10), Pow(Integer(10), Integer(10)))",
+            "Mul(" * 500 + "1" + ")" * 500,
+            "9**9**9**9",
+            "s0",
+            "",
+            "Integer(-1)",
+            "(lambda: 1)()",
+            "Symbol('__import__(\"planted_module\")')",
+            "Max(1, 2)",
+            "[x for x in [1]]",
+            "Piecewise((1, True))",
+            "factorial(100000)",
+            "sympify('__import__(\"planted_module\")')",
+            "Integer('planted')",
+            "Float('1', 10**9)",
+        )
     )
     sizes = [size for value in program["graph_module"]["graph"]["tensor_values"].values() for size in value["sizes"]]
     size = rng.choice(sizes)
@@ -324,7 +446,10 @@ def _configs(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
         if rng.random() < 0.5:
             entry["use_pickle"] = True
             root = name.split("/")[0]
-            contents = {**contents, f"{root}/data/weights/{entry['path_name']}": b"\x80\x02" + mutations.code_pickle(place) + b"."}
+            contents = {
+                **contents,
+                f"{root}/data/weights/{entry['path_name']}": b"\x80\x02" + mutations.code_pickle(place) + b".",
+            }
         else:
             entry["path_name"] = mutations.odd_text(place)
     else:
@@ -335,7 +460,17 @@ def _configs(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
 def _objects(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
     """Files beside the program that no network needs."""
     root = next(iter(contents)).split("/")[0]
-    name = place.rng.choice(("data/constants/custom_obj_0", "data/constants/opaque_obj_0", "data/aotinductor/model/x.so", "extra/planted", "models/other.json", "data/weights/custom_obj_1", "data/constants/tensor_0"))
+    name = place.rng.choice(
+        (
+            "data/constants/custom_obj_0",
+            "data/constants/opaque_obj_0",
+            "data/aotinductor/model/x.so",
+            "extra/planted",
+            "models/other.json",
+            "data/weights/custom_obj_1",
+            "data/constants/tensor_0",
+        )
+    )
     content = b"\x80\x02" + mutations.code_pickle(place) + b"."
     return {**contents, f"{root}/{name}": content}
 
@@ -370,7 +505,9 @@ def safetensors(place: Place) -> Case:
     rng, base = place.rng, place.base("*.safetensors")
     data = base.read_bytes()
     if rng.random() < 0.3:
-        return _as_model_or_weights(place, "net.safetensors", mutations.damaged(data, rng), f"{base.name}, damaged bytes")
+        return _as_model_or_weights(
+            place, "net.safetensors", mutations.damaged(data, rng), f"{base.name}, damaged bytes"
+        )
     length = int.from_bytes(data[:8], "little")
     header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
     what = rng.choice(("tree changed", "tensor", "length", "twice"))
@@ -379,7 +516,23 @@ def safetensors(place: Place) -> Case:
         header = mutations.mutated(header, place)
     elif what == "tensor":
         key = rng.choice(("shape", "data_offsets", "dtype"))
-        tensor[key] = rng.choice(([2**40, 2**40], [0], [-1], [2**63], [0, 10**12], [5, 3], "F64", "F128", "I1", "BF16", None, [[1]], [1] * 100))
+        tensor[key] = rng.choice(
+            (
+                [2**40, 2**40],
+                [0],
+                [-1],
+                [2**63],
+                [0, 10**12],
+                [5, 3],
+                "F64",
+                "F128",
+                "I1",
+                "BF16",
+                None,
+                [[1]],
+                [1] * 100,
+            )
+        )
     text = mutations.dumped(header)
     if what == "twice":
         text = text[:-1] + b', "again": ' + json.dumps(tensor).encode() + b', "again": {}}'

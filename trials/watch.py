@@ -86,9 +86,11 @@ class Watch:
 
 
 class Folder:
-    """A folder that nothing may touch, watched by the kernel (inotify), so that C++ and other processes are seen too."""
+    """A folder that nothing may touch, watched by the kernel (inotify): C++ and other processes are seen too."""
 
-    _EVENTS = 0x1 | 0x2 | 0x4 | 0x20 | 0x40 | 0x80 | 0x100 | 0x200  # access, modify, attrib, open, moves, create, delete
+    _EVENTS = (
+        0x1 | 0x2 | 0x4 | 0x20 | 0x40 | 0x80 | 0x100 | 0x200
+    )  # access, modify, attrib, open, moves, create, delete
 
     def __init__(self, path: Path) -> None:
         self.path = path

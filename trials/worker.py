@@ -19,7 +19,7 @@ from typing import Any
 
 from trials import memory
 from trials.kinds import Kind, all_kinds
-from trials.outcomes import Answer, Case, NEW_PROCESS, Place
+from trials.outcomes import NEW_PROCESS, Answer, Case, Place
 from trials.watch import Folder, Watch
 
 _IMPORTS = {
@@ -29,7 +29,13 @@ _IMPORTS = {
     "jax": ("jax", "keras", "convscope.networks.keras_files"),
     "keras-torch": ("torch", "keras", "convscope.networks.keras_files"),
     # Forked for each try: nothing is computed in the worker itself, so that no threads are lost in a fork.
-    "torch-forked": ("torch", "convscope.cli", "convscope.networks.pytorch", "convscope.networks.torch_files", "convscope.reports"),
+    "torch-forked": (
+        "torch",
+        "convscope.cli",
+        "convscope.networks.pytorch",
+        "convscope.networks.torch_files",
+        "convscope.reports",
+    ),
     "keras-forked": ("convscope.cli", "keras", "convscope.networks.keras_files", "convscope.demo"),
 }
 _BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "keras-torch": "torch", "keras-forked": "tensorflow"}
