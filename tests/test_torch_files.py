@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from assets import ASSETS, needs_assets  # noqa: E402
 from torch import nn  # noqa: E402
 
 import convscope  # noqa: E402
+from convscope import limits  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
 from convscope.networks import torch_files  # noqa: E402
 from convscope.networks.files import kind_of_file  # noqa: E402
@@ -449,3 +451,235 @@ def test_a_collection_that_is_not_installed(monkeypatch):
 )
 def test_the_content_tells_the_kind(name, kind):
     assert kind_of_file(ASSETS / name) == kind
+
+
+# -- what a file says of itself against what it holds -----------------------------------------------------
+
+
+def members(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+
+
+def packed(path, held, how=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, data in held.items():
+            archive.writestr(f"net/{name}", data)
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.save(net().state_dict(), tmp_path / "saved.pt")
+    return members(tmp_path / "saved.pt")
+
+
+def refused(path, match=None):
+    with pytest.raises(ModelError, match=match) as error:
+        torch_files.load_state_dict(path)
+    assert "\n" not in str(error.value)
+
+
+def tensor(shape, strides, offset=0, count=4, key=b"0"):
+    """The pickle of {"w": a tensor}, written by hand: torch itself writes no wrong one."""
+    numbers = [b"(" + b"".join(b"\x8a\x08" + n.to_bytes(8, "little") for n in part) + b"t" for part in (shape, strides)]
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00" + key + b"X\x03\x00\x00\x00cpu"
+    storage += b"\x8a\x08" + count.to_bytes(8, "little") + b"tQ"
+    start = b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n("
+    end = b"\x8a\x08" + offset.to_bytes(8, "little") + numbers[0] + numbers[1] + b"\x89}tRs."
+    return start + storage + end
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tensor((2**40, 2**20), (2**20, 1)),
+        tensor((5,), (1,)),
+        tensor((4,), (2,)),
+        tensor((4,), (1,), offset=1),
+        tensor((2,), (2**61,)),
+        tensor((2**50,), (0,)),
+        tensor((2, 2), (1,)),
+        tensor((4,), (1,), count=2**40),
+        tensor((4,), (1,), count=5),
+        tensor((4,), (1,), key=b"7"),
+    ],
+)
+def test_shapes_are_held_to_the_bytes_that_are_there(tmp_path, data):
+    held = {"data.pkl": data, "data/0": bytes(16), "version": b"3\n"}
+    refused(packed(tmp_path / "net.pt", held))
+
+
+def test_the_pickle_written_by_hand_is_read_where_it_is_right(tmp_path):
+    values = np.arange(4, dtype="<f4")
+    held = {"data.pkl": tensor((2, 2), (1, 2)), "data/0": values.tobytes(), "version": b"3\n"}
+    found, _ = torch_files.load_state_dict(packed(tmp_path / "net.pt", held))
+    np.testing.assert_array_equal(found["w"].numpy(), values.reshape(2, 2).T)
+
+
+def test_views_and_shared_storages_come_out_as_torch_reads_them(tmp_path):
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    state = {"a": base, "t": base.t(), "s": base[1:, ::2], "e": torch.empty(0, 3), "x": base[:1].expand(5, 6)}
+    state |= {str(kind): torch.ones(3).to(kind) for kind in (torch.float16, torch.bfloat16, torch.int64, torch.bool)}
+    state |= {"c": torch.ones(2, dtype=torch.complex64), "p": nn.Parameter(torch.ones(2)), "n": torch.tensor(3)}
+    state["q"] = torch.quantize_per_tensor(torch.rand(3), 0.1, 3, torch.quint8)
+    for new in (True, False):
+        torch.save(state, tmp_path / "net.pt", _use_new_zipfile_serialization=new)
+        found, _ = torch_files.load_state_dict(tmp_path / "net.pt")
+        expected = torch.load(tmp_path / "net.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert found[name].dtype == value.dtype
+            assert torch.equal(found[name], value), name
+
+
+def test_archives_that_unpack_to_more_than_the_limits(tmp_path, saved):
+    saved["data/0"] = bytes(2**24)
+    path = packed(tmp_path / "net.pt", saved, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 2**16
+    with limits.using(weights=2**20):
+        refused(path, "limit weights")
+    with limits.using(entries=3):
+        refused(path, "limit entries")
+    saved["data.pkl"] = saved["data.pkl"][:-1] + b"0N" * 2**16 + b"."
+    with limits.using(text=2**12):
+        refused(packed(path, saved), "limit text")
+
+
+def test_a_declared_size_that_can_not_be_is_refused_before_memory_is_taken(tmp_path, saved):
+    path = packed(tmp_path / "net.pt", saved)
+    data = bytearray(path.read_bytes())
+    entry = data.rfind(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (2**31).to_bytes(4, "little")
+    path.write_bytes(data)
+    refused(path, "can't be")
+
+
+@pytest.mark.parametrize("damage", ["crc", "method", "encrypted", "local name", "twice", "cut", "prefix"])
+def test_damaged_archives(tmp_path, saved, damage):
+    path = packed(tmp_path / "net.pt", saved)
+    data = bytearray(path.read_bytes())
+    entry = data.find(b"PK\x01\x02")
+    if damage == "crc":
+        data[data.find(saved["data.pkl"]) + 5] ^= 1
+    elif damage == "method":
+        data[entry + 10] = 99
+    elif damage == "encrypted":
+        data[entry + 8] |= 1
+    elif damage == "local name":
+        data[30] ^= 1
+    elif damage == "cut":
+        del data[len(data) // 2 :]
+    elif damage == "prefix":
+        data[:0] = b"#!/bin/sh\n"
+    path.write_bytes(data)
+    if damage == "twice":
+        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("net/data.pkl", b"\x80\x02N.")
+    with pytest.raises(ModelError) as error:
+        torch_files.load_state_dict(path)
+    assert "\n" not in str(error.value)
+
+
+def nested(depth):
+    return b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x02.",
+        b"\x80\x02K\x01K\x02.",
+        b"\x80\x02q\x00.",
+        b"\x80\x02]r\xff\xff\xff\x7f.",
+        b"\x80\x02]q\x00h\x00a.",
+        b"\x80\x02h\x05.",
+        b"\x80\x02(K\x01u.",
+        b"\x80\x02}]N" + b"s.",
+        b"\x80\x02K\x01K\x02R.",
+        b"\x80\x02K\x01N" + b"b.",
+        b"\x80\x02ctorch\nFloatStorage\n)R.",
+        b"\x80\x02X\xff\xff\xff\x7fabc.",
+        b"\x80\x02]"
+        + b"".join(b"q" + bytes([n]) + b"](h" + bytes([n]) + b"h" + bytes([n]) + b"e" for n in range(60))
+        + b".",
+        nested(500),
+        nested(50_000),
+        b"\x80\x02N",
+        b"\x80\x02J\x01",
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_damaged_pickles(tmp_path, data, old):
+    path = tmp_path / "net.pt"
+    if old:
+        path.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}." + data)
+    else:
+        packed(path, {"data.pkl": data, "version": b"3\n"})
+    refused(path)
+
+
+@pytest.mark.parametrize("key", [3, "\x1b[31mred", "a\u202eb", (1, 2)])
+def test_names_that_are_no_plain_text(tmp_path, key):
+    torch.save({key: torch.ones(2)}, tmp_path / "net.pt")
+    refused(tmp_path / "net.pt", "name")
+
+
+@pytest.mark.parametrize("kept", [0.01, 0.2, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("new", [True, False])
+def test_downloads_that_broke_off(tmp_path, kept, new):
+    path = tmp_path / "net.pt"
+    torch.save(net().state_dict(), path, _use_new_zipfile_serialization=new)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    refused(path)
+
+
+def safetensors(path, header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    return path
+
+
+def told(first, last, shape=(2,)):
+    return {"dtype": "F32", "shape": list(shape), "data_offsets": [first, last]}
+
+
+@pytest.mark.parametrize(
+    ("header", "length"),
+    [
+        ({"a": told(0, 8)}, 2**40),
+        ({"a": told(0, 8)}, 10**5),
+        ({"a": told(0, 8), "b": told(4, 12)}, None),
+        ({"a": told(0, 2**40, (2**38,))}, None),
+        ({"a": told(-8, 0)}, None),
+        ({"a": told(0, 8, (2**60, 2**60))}, None),
+        (
+            b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+            b' "a": {"dtype":"F32","shape":[2],"data_offsets":[8,16]}}',
+            None,
+        ),
+        ({"a\x1b[31m": told(0, 8)}, None),
+        (b'{"a": ' + b"[" * 10**5, None),
+        (b'{"a": [1, 2]}', None),
+        (b'{"a": {"dtype": "F32"}}', None),
+    ],
+)
+def test_headers_of_safetensors(tmp_path, header, length):
+    refused(safetensors(tmp_path / "net.safetensors", header, bytes(16), length), None)
+
+
+def test_torch_does_not_unpickle_checkpoints_here(tmp_path, monkeypatch):
+    torch.save({"state_dict": net().state_dict()}, tmp_path / "net.pt")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has read it"))
+    assert len(torch_files.load_state_dict(tmp_path / "net.pt")[0]) == len(net().state_dict())
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "torch.load", "torch.storage._load_from_bytes", "torch.hub.load", "builtins.eval"]
+)
+@pytest.mark.parametrize("how", ["called", "named"])
+def test_any_name_that_is_no_tensor_s_is_refused(tmp_path, name, how):
+    home, _, kind = name.rpartition(".")
+    data = b"\x80\x02c" + f"{home}\n{kind}\n".encode() + (b"X\x01\x00\x00\x00a\x85R" if how == "called" else b"") + b"."
+    refused(packed(tmp_path / "net.pt", {"data.pkl": data, "version": b"3\n"}), rf"{name}.*--trust")

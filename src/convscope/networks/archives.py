@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,10 @@ class Archive:
         return bytes(self.read(name))
 
 
-def _fill(member: io.BufferedIOBase, into: memoryview) -> int:
+def _fill(member: IO[bytes], into: memoryview) -> int:
     done = 0
     while done < len(into):
-        more = member.readinto(into[done : done + 2**24])
+        more = member.readinto(into[done : done + 2**24])  # type: ignore[attr-defined]
         if not more:
             break
         done += more
@@ -185,7 +185,7 @@ def _root(names: list[str]) -> str:
     return folders.pop() if len(folders) == 1 else ""
 
 
-def packed(members: Iterator[tuple[str, bytes | bytearray]]) -> io.BytesIO:
+def packed(members: Iterable[tuple[str, bytes | bytearray]]) -> io.BytesIO:
     """A new archive in memory: what another library then reads is what was checked here, and nothing else."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:

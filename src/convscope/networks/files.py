@@ -97,8 +97,8 @@ def _kind_of_zip(path: Path) -> str:
     if "data.pkl" in names:
         return "torch"
     raise ModelError(
-        f"{path} is another zip archive (it holds {', '.join(ascii(name)[1:61] for name in whole[:3]) or 'nothing'}, …), "
-        "not a model. "
+        f"{path} is another zip archive (it holds {', '.join(ascii(name)[1:61] for name in whole[:3]) or 'nothing'}, …)"
+        ", not a model. "
         f"Expected {EXPECTED}."
     )
 

@@ -100,6 +100,7 @@ _BESIDE = (
 )
 _FACTORIES = re.compile(r"(__builtin__|builtins)\.(list|dict|int|float|set|str|bool|tuple)")
 _HANDED_ON = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+_AFFINE = "torch.per_tensor_affine"
 
 
 def table(name: str) -> Made | None:
@@ -112,7 +113,12 @@ def table(name: str) -> Made | None:
         return Made(lambda *_: {}, takes_state=True)
     if re.fullmatch(_BESIDE, name):
         return Made(lambda *_, **__: Beside(name), takes_state=True)
-    if name in _HANDED_ON or _FACTORIES.fullmatch(name) or _dtype_named(name) or _storage_dtype(name) is not _NONE:
+    if (
+        name in (*_HANDED_ON, _AFFINE)
+        or _FACTORIES.fullmatch(name)
+        or _dtype_named(name)
+        or _storage_dtype(name) is not _NONE
+    ):
         return Made(None)
     return None
 
@@ -257,8 +263,9 @@ _UNQUANTIZED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32
 
 
 def _with_scale(tensor: torch.Tensor, declared: Declared) -> torch.Tensor:
-    _, scale, zero, *axis = declared.quantizer or ()
-    if axis or declared.dtype not in _UNQUANTIZED or type(scale) is not float or type(zero) is not int:
+    scheme, scale, zero, *axis = declared.quantizer or ()
+    affine = isinstance(scheme, pickles.Named) and scheme.name == _AFFINE
+    if not affine or axis or declared.dtype not in _UNQUANTIZED or type(scale) is not float or type(zero) is not int:
         raise ValueError("it is quantized in a way that is not read from a checkpoint")
     return torch._make_per_tensor_quantized_tensor(tensor.contiguous(), scale, zero)
 

@@ -113,7 +113,7 @@ def cleaned(kind: Any, data: Any, where: str = "", field: tuple[str, str] = ("",
         }
     if isinstance(kind, type) and issubclass(kind, schema._Union):
         return _of_union(kind, data, where)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _of_class(kind, data, where)
     return _scalar(kind, data, where, field)
 
@@ -129,7 +129,7 @@ def _resolved(kind: Any) -> Any:
 @functools.cache
 def _fields(kind: type) -> Mapping[str, Any]:
     hints = typing.get_type_hints(kind, globalns=vars(schema))
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _a(kind: type, data: Any, where: str) -> Any:
@@ -306,7 +306,7 @@ def _is_plain_node(node: ast.AST, may_be_text: bool) -> bool:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return may_be_text and re.fullmatch(r"\w{1,100}|-?[\d.e+-]{1,40}", node.value) is not None
     if isinstance(node, ast.Constant):
-        return type(node.value) in (int, float, bool) and abs(node.value) < 2**63
+        return isinstance(node.value, int | float) and abs(node.value) < 2**63
     return True
 
 
@@ -331,7 +331,7 @@ def _has_small_exponent(node: ast.AST) -> bool:
 def _is_small(node: ast.expr) -> bool:
     if isinstance(node, ast.UnaryOp):
         return _is_small(node.operand)
-    return isinstance(node, ast.Constant) and type(node.value) in (int, float) and abs(node.value) <= 8
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float) and abs(node.value) <= 8
 
 
 # -- pytree texts ----------------------------------------------------------------------------------------
@@ -504,10 +504,10 @@ def refusal(path: object, odd: Odd) -> ModelError:
     place = f"{odd.where}: " if odd.where else ""
     if odd.code:
         return ModelError(
-            f"{path} holds text that PyTorch would run as code, import by, or write into code ({place}{odd.found}), and "
-            "it is not known to be harmless. If you trust the file, give --trust (trust=True)."
+            f"{path} holds text that PyTorch would run as code, import by, or write into code ({place}{odd.found}), "
+            "and it is not known to be harmless. If you trust the file, give --trust (trust=True)."
         )
     return ModelError(
-        f"{path} holds what no export of this PyTorch writes ({place}{odd.found}). It is damaged or was made by another "
-        "version; export it anew, or, if you trust the file, give --trust (trust=True)."
+        f"{path} holds what no export of this PyTorch writes ({place}{odd.found}). It is damaged or was made by "
+        "another version; export it anew, or, if you trust the file, give --trust (trust=True)."
     )

@@ -41,7 +41,7 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
     source: Any = str(path) if trust else _checked(path)
     load = torch._C.import_ir_module if trust else torch._C.import_ir_module_from_buffer
     try:
-        loaded = load(unit, source, torch.device("cpu"), {}, False)  # type: ignore[call-arg, arg-type]
+        loaded = load(unit, source, torch.device("cpu"), {}, False)  # type: ignore[call-arg]
         scripted = torch.jit._recursive.wrap_cpp_module(loaded).eval()
     except Exception as error:  # torch raises what its reader raises
         raise ModelError(f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.") from error
@@ -71,7 +71,7 @@ def _checked(path: Path) -> bytes:
         if "byteorder" in archive.members and archive.text("byteorder") != b"little":
             raise ModelError(f"{path} was written on a machine of another byte order, which is not read here.")
         tensors = [name for name in archive.members if re.fullmatch(r"(data|constants)/\d+", name)]
-        small = {**data, **code, place: version, "byteorder": b"little"}
+        small: dict[str, bytes | bytearray] = {**data, **code, place: version, "byteorder": b"little"}
         members = itertools.chain(small.items(), ((name, archive.read(name)) for name in tensors))
         return archives.packed(members).getvalue()
 
