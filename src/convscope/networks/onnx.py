@@ -174,7 +174,7 @@ class Step(nn.Module):
         ]
         self.groups = int(node.get("group", 1))
         kernel = getattr(self, "weight", None)
-        if node.operator == "Conv" and kernel is not None:
+        if node.operator == "Conv" and kernel is not None and kernel.dim() > 2:
             self.in_channels = int(kernel.shape[1]) * self.groups
 
     def _hold(self, place: int, value: torch.Tensor) -> str:
@@ -451,7 +451,12 @@ class _Builder:
         for name, array in body.constants.items():
             self._name(scope, name, self._tensor(array, name))
         for node in body.nodes:
-            self._add_node(node, scope)
+            try:
+                self._add_node(node, scope)
+            except (ModelError, RecursionError):
+                raise
+            except Exception as error:  # whatever torch or Python raise at values of the file that don't fit
+                raise self._refused(node)(one_line(error)[:200].rstrip(".")) from error
 
     def _add_node(self, node: FileNode, scope: _Scope) -> None:
         inputs = [self._made(name, scope, node.where) if name else None for name in node.inputs]

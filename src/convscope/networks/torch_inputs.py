@@ -128,7 +128,9 @@ class Entry:
 
     def _fixed_side(self, channels: int) -> int | None:
         """The side of the square pictures that a module of one fixed size takes, found on shapes alone."""
-        end = time.monotonic() + limits.current().seconds
+        # A file that fits at no size should not take all of its time here; a module of the user's may be a slow one.
+        from_file = getattr(self._module, "remembers_nothing", False)
+        end = time.monotonic() + limits.current().seconds / (6 if from_file else 1)
         all_sides = dict.fromkeys([*_COMMON, *range(8, LARGEST + 1)])
         sides = takewhile(lambda _: time.monotonic() < end, all_sides)
         fitting = (side for side in sides if self._fits(channels, side) and self._runs(channels, (side, side)))
