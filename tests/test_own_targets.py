@@ -85,9 +85,8 @@ class Strongest(Target):
 
 def test_a_subclass_reads_layers_by_its_own_names_and_resolves_what_depends_on_the_picture(network, photo):
     """In PyTorch the layer is called `body.late`."""
-    found = convscope.heatmap(
-        network, [photo, photo[::-1].copy()], Strongest(), "late", method=["hirescam", "occlusion"]
-    )
+    photos, methods = [photo, photo[::-1].copy()], ["hirescam", "occlusion"]
+    found = convscope.heatmap(network, photos, Strongest(), "late", method=methods)
     path = network.layer("late").path
     maps = network.forward(network.prepare(found.photos[::2]), (path,))[1][path]
     for index in range(2):
@@ -104,12 +103,9 @@ def test_an_object_that_was_changed_is_explained_anew(network, photo):
     target = duck(2)
     first = convscope.heatmap(network, photo, target, "late")
     type(target).score = lambda self, ops, logits, activations, arguments: logits[:, 0]
-    np.testing.assert_allclose(
-        convscope.heatmap(network, photo, target, "late").maps,
-        convscope.heatmap(network, photo, 0, "late").maps,
-        rtol=1e-5,
-    )
-    assert not np.allclose(first.maps, convscope.heatmap(network, photo, target, "late").maps)
+    changed = convscope.heatmap(network, photo, target, "late").maps
+    np.testing.assert_allclose(changed, convscope.heatmap(network, photo, 0, "late").maps, rtol=1e-5)
+    assert not np.allclose(first.maps, changed)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +129,7 @@ def test_a_target_that_does_not_keep_to_the_interface_is_refused_in_words(networ
 @pytest.mark.parametrize(
     ("score", "says"),
     [
-        (lambda ops, logits: logits, r"found the shape \(8?1?, ?5\)|found the shape"),
+        (lambda ops, logits: logits, r"found the shape \(\d+, 5\)"),
         (lambda ops, logits: ops.sum(logits), "found a single number"),
         (lambda ops, logits: None, "found NoneType"),
         (lambda ops, logits: ops.median(logits), "no operation 'median'"),
@@ -145,7 +141,7 @@ def test_an_answer_that_is_no_number_for_each_picture_is_refused_in_words(networ
 
 
 def test_what_is_no_target_is_refused_in_words(network, photo):
-    for wrong in (object(), 1.5, Strongest, {"a": 1}):
+    for wrong in (object(), 1.5, Strongest):
         with pytest.raises(UsageError, match="a target is a class"):
             convscope.heatmap(network, photo, wrong, "late")
     with pytest.raises(UsageError, match="a report explains classes"):
