@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convscope import pictures
+from convscope import isolation, limits, pictures
 from convscope.errors import PictureError, UsageError
 from convscope.pictures import Picture, batch, fit, read_picture, read_pictures
 
@@ -339,8 +339,7 @@ def test_garbage_is_read_or_refused_but_nothing_else(tmp_path_factory, garbage, 
     path = tmp_path_factory.mktemp("garbage") / "a.png"
     path.write_bytes(whole[:start] + garbage + whole[start + len(garbage) :])
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pictures, "MAX_PIXELS", 1_000_000)  # a damaged header may say anything
+        with limits.using(pixels=1_000_000):  # a damaged header may say anything
             picture = read_picture(path)
     except PictureError:
         return
@@ -354,26 +353,37 @@ def test_a_bomb_is_refused_before_decoding(tmp_path, monkeypatch, side, pillow_l
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow_limit)
     path = tmp_path / "bomb.png"
     path.write_bytes(png(side, side, 8, 2, b""))
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     assert "178 million pixels" in refusal(path)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(PictureError, match="178 million pixels"):  # as the reader does it
+        pictures.decode_file(str(path), str(path))
 
 
-def test_a_large_picture_below_the_limit_gives_no_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+def test_what_the_user_sets_in_pillow_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     path = saved(tmp_path / "a.png", noise(12, 12, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_picture(path).pixels.shape == (12, 12, 3)
 
 
+def test_the_limit_of_pixels_can_be_raised_and_lowered(tmp_path):
+    path = saved(tmp_path / "a.png", noise(12, 12, 3))
+    with limits.using(pixels=143):
+        assert "--limit pixels=715" in refusal(path)
+        with pytest.raises(PictureError, match="at most 143 pixels"):
+            read_picture(noise(12, 12, 3))
+    with limits.using(pixels=144):
+        assert read_picture(path).pixels.shape == (12, 12, 3)
+
+
 def test_a_decoder_out_of_memory(tmp_path, monkeypatch):
-    path = saved(tmp_path / "a.png", noise(4, 4, 3))
-
-    def exhausted(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(Image.Image, "convert", exhausted)
-    assert "smaller copy" in refusal(path)
+    path = saved(tmp_path / "a.png", np.zeros((4000, 4000, 3), np.uint8))
+    monkeypatch.setattr(pictures, "_HEADER_MEMORY", 2**20)
+    monkeypatch.setattr(pictures, "_PIXEL_MEMORY", 1)
+    monkeypatch.setattr(isolation, "_IN_THE_READER", True)
+    with pytest.raises(PictureError, match="smaller copy"):
+        pictures.decode_file(str(path), str(path))
 
 
 def test_closed_and_empty_pillow_images():

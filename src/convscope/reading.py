@@ -21,7 +21,7 @@ from typing import IO, Any, NoReturn
 from convscope import isolation, limits
 from convscope.errors import ConvscopeError, Unreadable, one_line
 
-FOLDER, NO_FILE = "it is a folder", "it is a device or a pipe"  # what is at a path instead of a file
+FOLDER, NO_FILE = "it is a directory", "it is a device or a pipe"  # what is at a path instead of a file
 _MIB = 2**20
 
 
@@ -37,7 +37,7 @@ def opened(path: str) -> FileIO:
             raise Unreadable(FOLDER)
         handle = os.open(path, flags)
     except FileNotFoundError:
-        raise Unreadable("there is no such file", missing=True) from None
+        raise Unreadable("No such file", missing=True) from None
     except (OSError, ValueError) as error:
         raise Unreadable(str(getattr(error, "strerror", None) or error)) from error
     try:

@@ -345,18 +345,19 @@ def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple
     path = os.fsdecode(classes)
     try:
         text = reading.text_of(path)
+    except Unreadable as error:
+        raise UsageError(
+            f"the class names at {path} can't be read: {error}. Expected text in UTF-8, a name a line, or JSON."
+        ) from None
+    try:
         if text.lstrip()[:1] not in ("[", "{"):
             return _names_from_lines(text)
         return _names_from_json(reading.json_of(_of_few_entries(text)))
-    except Unreadable as error:
+    except (Unreadable, ValueError) as error:
         raise UsageError(
-            f"the class names at {path!r} can't be read: {error}. Expected text in UTF-8, a name a line, or JSON."
+            f"the class names at {path} are not understood: {error}. Expected a name a line, or JSON such as "
+            '["cat", "dog"], {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}, with every number from 0 on.'
         ) from None
-    except ValueError as error:
-        raise UsageError(f"the class names at {path!r} are not understood: {error}. {_JSON_NAMES}") from None
-
-
-_JSON_NAMES = 'Expected JSON such as ["cat", "dog"], {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}, with every number from 0 on.'
 
 
 def _names_given(classes: Any) -> tuple[str, ...]:
