@@ -7,7 +7,7 @@ from typing import Any
 
 from trials.outcomes import Answer, Place
 
-_AT_ONCE = 400
+_AT_ONCE = 300
 
 
 def attempt(place: Place, runtime: str) -> Answer:
