@@ -170,7 +170,9 @@ def _tensors_anew(archive: archives.Archive, name: str) -> bytes:
             for key, value in checkpoint.value.items():
                 if not isinstance(value, torch_pickles.Declared) or not re.fullmatch(r"[\w.@]*", str(key)):
                     raise torch_schema.Odd(name, "a value that is no tensor", code=True)
-                tensors[str(key)] = checkpoint.tensor(value, held)
+                tensor = checkpoint.tensor(value, held)
+                plain = tensor.is_floating_point() or tensor.is_complex()
+                tensors[str(key)] = nn.Parameter(tensor, requires_grad=plain) if value.is_parameter else tensor
     made = io.BytesIO()
     torch.save(tensors, made)
     return made.getvalue()
