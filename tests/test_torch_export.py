@@ -13,10 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 from test_torch_script import Residual, Views, pictures  # noqa: E402
 from torch import nn  # noqa: E402
+from torch._export.serde import serialize  # noqa: E402
 from torch.export import Dim  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
+from convscope.networks import torch_export  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -336,3 +338,56 @@ def test_a_download_that_broke_off(exported_once, tmp_path, kept):
     (tmp_path / "cut.pt2").write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(ModelError):
         convscope.open_model(tmp_path / "cut.pt2")
+
+
+class Scaled(Residual):
+    def forward(self, x, *, scale=1.0, double=False):
+        x = super().forward(x) * scale
+        return {"p": 2 * x if double else x, "q": (x, None)}
+
+
+def test_arguments_that_are_no_tensors_are_those_of_the_example(tmp_path):
+    module = Scaled().eval()
+    program = torch.export.export(module, (pictures(16, 1),), {"scale": 3.0, "double": True})
+    torch.export.save(program, tmp_path / "model.pt2")
+    opened = torch_export.read(tmp_path / "model.pt2").module
+    with torch.no_grad():
+        expected = module(pictures(16, 1), scale=3.0, double=True)["p"]
+        torch.testing.assert_close(opened(pictures(16, 1))["p"], expected)
+
+
+def old_format(program, path, change=lambda name, data: data):
+    """As PyTorch 2.6 and 2.7 wrote it: four members, three of them pickles."""
+    held = serialize.serialize(program)
+    members = {
+        "version": ".".join(map(str, serialize.SCHEMA_VERSION)).encode(),
+        "serialized_exported_program.json": held.exported_program,
+        "serialized_state_dict.pt": held.state_dict,
+        "serialized_constants.pt": held.constants,
+        "serialized_example_inputs.pt": held.example_inputs,
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, change(name, data))
+    return path
+
+
+def test_the_format_of_earlier_versions(tmp_path):
+    module = Residual().eval()
+    program = torch.export.export(module, (pictures(16, 1),))
+    opened = torch_export.read(old_format(program, tmp_path / "model.pt2")).module
+    with torch.no_grad():
+        torch.testing.assert_close(opened(pictures(16, 1)), module(pictures(16, 1)))
+
+
+@pytest.mark.parametrize("member", ["state_dict", "constants", "example_inputs"])
+def test_pickles_of_the_earlier_format_are_walked(tmp_path, member):
+    marker, held = tmp_path / "marker", io.BytesIO()
+    torch.save({"conv.weight": Evil(marker)}, held)
+    program = torch.export.export(Residual().eval(), (pictures(16, 1),))
+    path = old_format(
+        program, tmp_path / "model.pt2", lambda name, data: held.getvalue() if name.endswith(member + ".pt") else data
+    )
+    with pytest.raises(ModelError, match=r"exec.*--trust"):
+        convscope.open_model(path)
+    assert not marker.exists()

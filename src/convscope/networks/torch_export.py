@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch._export.serde import schema
+from torch._export.serde import schema, serialize
 
 from convscope import limits
 from convscope.errors import ModelError, one_line
@@ -35,9 +35,9 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
         raise ModelError(
             f"{path} is compiled for one machine (AOTInductor), without a graph. Expected torch.export.save."
         )
-    source: Any = path if trust else _checked(path)
+    load = (lambda: torch.export.load(path)) if trust else _checked(path)
     try:
-        program = torch.export.load(source)
+        program = load()
         module = _unflattened(program)
     except Exception as error:  # torch raises what its reader raises
         raise ModelError(f"{path} can't be read as an exported program ({one_line(error)[:200]}).") from error
@@ -50,8 +50,19 @@ def _unflattened(program: Any) -> nn.Module:
     _free_the_batch(program)
     module = torch.export.unflatten(program)
     # Its own check insists on the sizes of the example.
-    module.process_forward_inputs = lambda *arguments: list(arguments)  # type: ignore[method-assign]
+    constants = _constants_of_the_example(program)
+
+    def inputs(*arguments: Any) -> list[Any]:
+        return [*arguments, *constants[len(arguments) :]]
+
+    module.process_forward_inputs = inputs  # type: ignore[method-assign]
     return module
+
+
+def _constants_of_the_example(program: Any) -> list[Any]:
+    """What stands for each argument that a pass is not given: the number that the program was exported with."""
+    specs = [spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    return [getattr(spec.arg, "value", None) for spec in specs]
 
 
 # -- reading the archive first ---------------------------------------------------------------------------
@@ -68,15 +79,19 @@ _MEMBERS = re.compile(
 )
 
 
-def _checked(path: Path) -> io.BytesIO:
-    """The archive, written anew of what was found to be harmless: torch's reader sees what was checked, and no more.
+def _checked(path: Path) -> Callable[[], Any]:
+    """What loads the program from parts that were found to be harmless: torch sees what was checked, and no more.
 
     The inputs of the example (a pickle) and what the author put beside the program are left out.
     """
     with archives.opened(path) as archive:
         _check_members(archive)
         try:
-            return archives.packed(_old_members(archive) if _OLD_MODEL in archive.members else _members(archive))
+            if _OLD_MODEL in archive.members:
+                parts = serialize.SerializedArtifact(*_old_parts(archive))
+                return lambda: serialize.deserialize(parts)
+            made = archives.packed(_members(archive))
+            return lambda: torch.export.load(made)
         except torch_schema.Odd as odd:
             raise torch_schema.refusal(path, odd) from odd
         except pickles.ForeignName as error:
@@ -135,15 +150,14 @@ def _payload(archive: archives.Archive, folder: str) -> Iterator[tuple[str, byte
         yield member, archive.read(member)
 
 
-def _old_members(archive: archives.Archive) -> Iterator[tuple[str, bytes | bytearray]]:
-    version = archive.text("version")
-    if not re.fullmatch(rb"\d{1,4}\.\d{1,4}\s*", version):
+def _old_parts(archive: archives.Archive) -> Iterator[bytes]:
+    """The program, its weights, its constants and the inputs of its example."""
+    if not re.fullmatch(rb"\d{1,4}(\.\d{1,4})*\s*", archive.text("version")):
         raise torch_schema.Odd("version", "what is no version")
-    yield "version", version
-    yield _OLD_MODEL, _json(torch_schema.program(torch_schema.parsed(archive.text(_OLD_MODEL), _OLD_MODEL)))
+    yield _json(torch_schema.program(torch_schema.parsed(archive.text(_OLD_MODEL), _OLD_MODEL)))
     for name in _OLD_STATES:
-        yield name, _tensors_anew(archive, name)
-    yield "serialized_example_inputs.pt", _walked(archive, "serialized_example_inputs.pt")
+        yield _tensors_anew(archive, name)
+    yield _walked(archive, "serialized_example_inputs.pt")
 
 
 def _tensors_anew(archive: archives.Archive, name: str) -> bytes:
@@ -156,7 +170,9 @@ def _tensors_anew(archive: archives.Archive, name: str) -> bytes:
             for key, value in checkpoint.value.items():
                 if not isinstance(value, torch_pickles.Declared) or not re.fullmatch(r"[\w.@]*", str(key)):
                     raise torch_schema.Odd(name, "a value that is no tensor", code=True)
-                tensors[str(key)] = checkpoint.tensor(value, held)
+                tensor = checkpoint.tensor(value, held)
+                plain = tensor.is_floating_point() or tensor.is_complex()
+                tensors[str(key)] = nn.Parameter(tensor, requires_grad=plain) if value.is_parameter else tensor
     made = io.BytesIO()
     torch.save(tensors, made)
     return made.getvalue()

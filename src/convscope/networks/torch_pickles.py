@@ -46,6 +46,7 @@ class Declared:
     Attributes:
         dtype: of its values; that of the storage where it has one.
         quantizer: ("affine", scale, zero point) and the like, for quantized ones.
+        is_parameter: of a `torch.nn.Parameter`.
     """
 
     storage: Storage
@@ -54,6 +55,7 @@ class Declared:
     strides: tuple[int, ...]
     dtype: torch.dtype
     quantizer: tuple | None = None
+    is_parameter: bool = False
 
     @property
     def end(self) -> int:
@@ -186,10 +188,10 @@ def _declared(storage: Storage, place: tuple[Any, Any, Any], dtype: torch.dtype)
     return made
 
 
-def _same(tensor: Any, *_: Any) -> Declared:
+def _parameter(tensor: Any, *_: Any) -> Declared:
     if not isinstance(tensor, Declared):
         raise TypeError("a parameter that is no tensor")
-    return tensor
+    return replace(tensor, is_parameter=True)
 
 
 def _of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
@@ -204,8 +206,8 @@ _REBUILDERS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_type,
     "torch._utils._rebuild_qtensor": _quantized,
-    "torch._utils._rebuild_parameter": _same,
-    "torch._utils._rebuild_parameter_with_state": _same,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
     _OF_TYPE: _of_type,
 }
 
