@@ -449,8 +449,13 @@ def main() -> None:
     parser.add_argument("runtime", choices=RUNTIMES)
     parser.add_argument("--tries", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patience", type=float, help="seconds that a signal waits while the model runs")
     parser.add_argument("--json", action="store_true", help="one line of JSON, in this process")
     given = parser.parse_args()
+    if given.json and given.patience is not None:
+        from convscope.networks import restoring
+
+        restoring.PATIENCE = given.patience
     counts = (trial if given.json else run)(given.tries, given.seed, given.runtime)
     print(json.dumps(asdict(counts), default=str, indent=None if given.json else 1))
 

@@ -189,6 +189,11 @@ def report(
 def study(network: Network | Any, images: Any, choices: Choices, progress: Progress = None) -> Study:
     """Run the three techniques; arguments and errors as in `report`."""
     network = open_model(network)
+    with network.unchanging():  # each result says which weights it is of: they are hashed once
+        return _studied(network, images, choices, progress)
+
+
+def _studied(network: Network, images: Any, choices: Choices, progress: Progress) -> Study:
     photos = tuple(read_pictures(images))
     sheets = _sheet_layers(network, choices.layers)
     filter_layers = _filter_layers(network, choices)

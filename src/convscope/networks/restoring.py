@@ -15,6 +15,7 @@ Every signal reaches the user's own handler, once. Threads other than the main o
 
 from __future__ import annotations
 
+import _signal  # what `signal` wraps: without its enumerations a look at a handler takes a fiftieth of the time
 import _thread
 import signal
 import sys
@@ -123,9 +124,9 @@ class _Gate:
     def enter(self) -> str:
         """Hold signals from here on; returns what `leave` has to be given."""
         before = self._mode if self._users else _OPEN
-        self._mode = _HELD
         if not self._users:
             self._take()
+        self._mode = _HELD
         self._users += 1
         return before
 
@@ -165,11 +166,12 @@ class _Gate:
         self._overdue.clear()
         before, self._taken = self._taken, taken
         try:
+            self._mode = _HELD  # from the first one that is taken
             for number in _SIGNALS:
-                handler = signal.getsignal(number)
+                handler = _signal.getsignal(number)
                 if callable(handler):
                     taken[number] = before.get(number) if handler is self._handler else handler
-                    signal.signal(number, self._handler)
+                    _signal.signal(number, self._handler)
         except BaseException:  # what another signal's own handler raised
             self._end()
             raise
@@ -178,8 +180,8 @@ class _Gate:
         """Give the handlers back that nobody has changed since."""
         try:
             for number, handler in reversed(self._taken.items()):
-                if signal.getsignal(number) is self._handler and _is_main():
-                    signal.signal(number, handler)
+                if _signal.getsignal(number) is self._handler and _is_main():
+                    _signal.signal(number, handler)
         finally:
             self._mode = _OPEN
 
