@@ -6,7 +6,6 @@ Reads lines `{"kind": ..., "seed": ..., "number": ...}`, answers with a line eac
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -88,6 +87,9 @@ class Worker:
         from trials.actions import ACTIONS
 
         self.folder.touched()
+        if self.log >= 0:  # what was said while the file was made is not the file's doing
+            os.ftruncate(self.log, 0)
+            os.lseek(self.log, 0, os.SEEK_SET)
         before = _start_counting()
         with self.watch.watching():
             column, text = _tried(ACTIONS[case.action], case, loud)
@@ -188,9 +190,6 @@ def main() -> None:
     print("{}", file=target, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        with contextlib.suppress(OSError):
-            os.ftruncate(log, 0)
-            os.lseek(log, 0, os.SEEK_SET)
         answer = worker.answer(asked["kind"], asked["seed"], asked["number"])
         answer["size"] = memory.resident(os.getpid())[0]
         print(json.dumps(answer), file=target, flush=True)
