@@ -145,7 +145,7 @@ def _check_directory(path: Path, file: IO[bytes]) -> None:
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) < end + 22:
-        raise zipfile.BadZipFile("it has no directory")
+        raise zipfile.BadZipFile("its end is missing; it may have been cut off while copying")
     directory = struct.unpack_from("<L", tail, end + 12)[0]
     large = tail.rfind(b"PK\x06\x06")
     if directory == 2**32 - 1 and 0 <= large <= len(tail) - 56:
