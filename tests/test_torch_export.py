@@ -233,6 +233,11 @@ def node_of(program):
     return program["graph_module"]["graph"]["nodes"][0]
 
 
+def size_in(program, text):
+    """A size as text, among those of the graph."""
+    program["graph_module"]["graph"]["sym_int_values"]["s"] = {"as_expr": {"expr_str": text, "hint": None}}
+
+
 EDITS = {
     "dunder in an operator": lambda p: node_of(p).update(target="torch.ops.aten.relu.__class__"),
     "dunder in a namespace": lambda p: node_of(p).update(target="torch.ops.__class__.relu.default"),
@@ -257,9 +262,10 @@ EDITS = {
     "named tuples": lambda p: p["graph_module"].update(treespec_namedtuple_fields={"os.x": {"field_names": ["a"]}}),
     "a symbol of many": lambda p: p.update(range_constraints={"u99999999999": {"min_val": 0, "max_val": 9}}),
     "a verifier": lambda p: p.update(verifiers=["os.system"]),
-    "a power tower": lambda p: p["graph_module"]["graph"]["sym_int_values"].update(
-        s={"as_expr": {"expr_str": "Pow(Integer(9), Pow(Integer(9), Integer(99)))", "hint": None}}
-    ),
+    "a number of many digits": lambda p: size_in(p, "Float('0.5', precision=1000000)"),
+    "a number of a large exponent": lambda p: size_in(p, "Float('1e999999999', precision=53)"),
+    "a power tower": lambda p: size_in(p, "Pow(Integer(9), Pow(Integer(9), Integer(99)))"),
+    "a call": lambda p: size_in(p, "sympify('1')"),
 }
 
 
