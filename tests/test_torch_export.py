@@ -248,6 +248,9 @@ EDITS = {
     "load_library": lambda p: node_of(p).update(target="torch.ops.load_library"),
     "torch.load": lambda p: node_of(p).update(target="torch.load"),
     "math dunder": lambda p: node_of(p).update(target="math.__loader__.load_module"),
+    "a large power": lambda p: node_of(p).update(
+        target="_operator.pow", inputs=[{"name": "", "arg": {"as_int": 2**40}, "kind": 1}] * 2
+    ),
     "an extension": lambda p: node_of(p).update(target="#aoti:thing"),
     "internal operator": lambda p: node_of(p).update(target="torch.ops.aten._test_string_default.default"),
     "operator of another space": lambda p: node_of(p).update(target="torch.ops._test.leaky_relu.default"),

@@ -436,7 +436,7 @@ def test_parts_of_lists(tmp_path):
     class Sizes(Views):
         def forward(self, x):
             x = self.conv(x)
-            return self.out(x.reshape(x.shape[:1] + [-1])) * x.shape[1:3][0]
+            return self.out(x.reshape(x.shape[:1] + [-1])) * x.shape[1:3][0]  # noqa: RUF005 TorchScript has no other
 
     scripted = torch.jit.script(Sizes().eval())
     torch.jit.save(scripted, tmp_path / "model.pt")

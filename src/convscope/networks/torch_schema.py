@@ -446,7 +446,16 @@ def _no_pickle(payload: dict[str, Any], where: str) -> None:
         raise Odd(where, "a pickled object", code=True)
 
 
-_TOGETHER: Mapping[str, Callable[[dict[str, Any], str], None]] = {"PayloadMeta": _no_pickle}
+def _small_power(node: dict[str, Any], where: str) -> None:
+    """Python computes a power of whole numbers in full, and can't be interrupted at it."""
+    if node.get("target") != "_operator.pow":
+        return
+    exponent = node["inputs"][1]["arg"].get("as_int") if len(node.get("inputs", ())) == 2 else None
+    if exponent is None or not 0 <= exponent <= 8:
+        raise Odd(where, "a power whose exponent is no small number", code=True)
+
+
+_TOGETHER: Mapping[str, Callable[[dict[str, Any], str], None]] = {"PayloadMeta": _no_pickle, "Node": _small_power}
 
 # What an export notes of each operation; the first alone is of use here.
 _NOTES = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "custom", "from_node")
