@@ -233,6 +233,11 @@ def node_of(program):
     return program["graph_module"]["graph"]["nodes"][0]
 
 
+def size_in(program, text):
+    """A size as text, among those of the graph."""
+    program["graph_module"]["graph"]["sym_int_values"]["s"] = {"as_expr": {"expr_str": text, "hint": None}}
+
+
 EDITS = {
     "dunder in an operator": lambda p: node_of(p).update(target="torch.ops.aten.relu.__class__"),
     "dunder in a namespace": lambda p: node_of(p).update(target="torch.ops.__class__.relu.default"),
@@ -243,6 +248,9 @@ EDITS = {
     "load_library": lambda p: node_of(p).update(target="torch.ops.load_library"),
     "torch.load": lambda p: node_of(p).update(target="torch.load"),
     "math dunder": lambda p: node_of(p).update(target="math.__loader__.load_module"),
+    "a large power": lambda p: node_of(p).update(
+        target="_operator.pow", inputs=[{"name": "", "arg": {"as_int": 2**40}, "kind": 1}] * 2
+    ),
     "an extension": lambda p: node_of(p).update(target="#aoti:thing"),
     "internal operator": lambda p: node_of(p).update(target="torch.ops.aten._test_string_default.default"),
     "operator of another space": lambda p: node_of(p).update(target="torch.ops._test.leaky_relu.default"),
@@ -257,9 +265,10 @@ EDITS = {
     "named tuples": lambda p: p["graph_module"].update(treespec_namedtuple_fields={"os.x": {"field_names": ["a"]}}),
     "a symbol of many": lambda p: p.update(range_constraints={"u99999999999": {"min_val": 0, "max_val": 9}}),
     "a verifier": lambda p: p.update(verifiers=["os.system"]),
-    "a power tower": lambda p: p["graph_module"]["graph"]["sym_int_values"].update(
-        s={"as_expr": {"expr_str": "Pow(Integer(9), Pow(Integer(9), Integer(99)))", "hint": None}}
-    ),
+    "a number of many digits": lambda p: size_in(p, "Float('0.5', precision=1000000)"),
+    "a number of a large exponent": lambda p: size_in(p, "Float('1e999999999', precision=53)"),
+    "a power tower": lambda p: size_in(p, "Pow(Integer(9), Pow(Integer(9), Integer(99)))"),
+    "a call": lambda p: size_in(p, "sympify('1')"),
 }
 
 

@@ -430,3 +430,16 @@ def test_torch_sees_what_was_checked_and_no_more(tmp_path, monkeypatch):
     assert torch_script.read(path).module is not None
     names = zipfile.ZipFile(io.BytesIO(given[0])).namelist()
     assert not [name for name in names if name.endswith(("debug_pkl", "bytecode.pkl"))]
+
+
+def test_parts_of_lists(tmp_path):
+    class Sizes(Views):
+        def forward(self, x):
+            x = self.conv(x)
+            return self.out(x.reshape(x.shape[:1] + [-1])) * x.shape[1:3][0]  # noqa: RUF005 TorchScript has no other
+
+    scripted = torch.jit.script(Sizes().eval())
+    torch.jit.save(scripted, tmp_path / "model.pt")
+    mirror, x = torch_script.read(tmp_path / "model.pt").module.eval(), pictures()
+    with torch.no_grad():
+        assert torch.equal(mirror(x), scripted(x))

@@ -265,7 +265,7 @@ _SIZES = frozenset(
     }
 )
 _POWERS = frozenset({"Pow", "PowByNatural", "FloatPow"})
-_OPTIONS_OF_SYMBOLS = frozenset({"integer", "positive", "nonnegative", "negative", "real", "precision", "evaluate"})
+_OPTIONS_OF_SYMBOLS = frozenset({"integer", "positive", "nonnegative", "negative", "real", "evaluate", "zero"})
 _SIZE_SYNTAX = (
     *(ast.Expression, ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.keyword),
     *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.unaryop, ast.cmpop, ast.boolop),
@@ -300,14 +300,25 @@ def _is_plain_node(node: ast.AST, may_be_text: bool) -> bool:
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id in _SIZES
     if isinstance(node, ast.keyword):
-        return node.arg in _OPTIONS_OF_SYMBOLS
+        return _is_option_of_symbols(node)
     if isinstance(node, ast.Name):
         return node.id in _SIZES or re.fullmatch(r"[a-z]{1,4}\d{1,10}|int_oo|oo|true|false", node.id) is not None
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return may_be_text and re.fullmatch(r"\w{1,100}|-?[\d.e+-]{1,40}", node.value) is not None
+        return may_be_text and re.fullmatch(_SYMBOL_OR_NUMBER, node.value) is not None
     if isinstance(node, ast.Constant):
         return isinstance(node.value, int | float) and abs(node.value) < 2**63
     return True
+
+
+# sympy computes with as many digits as it is told.
+_SYMBOL_OR_NUMBER = r"[a-zA-Z_]\w{0,100}|-?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,3})?"
+
+
+def _is_option_of_symbols(node: ast.keyword) -> bool:
+    value = node.value.value if isinstance(node.value, ast.Constant) else None
+    if node.arg == "precision":
+        return type(value) is int and 0 < value <= 64
+    return node.arg in _OPTIONS_OF_SYMBOLS and type(value) is bool
 
 
 def _is_power(node: ast.AST) -> bool:
@@ -435,7 +446,16 @@ def _no_pickle(payload: dict[str, Any], where: str) -> None:
         raise Odd(where, "a pickled object", code=True)
 
 
-_TOGETHER: Mapping[str, Callable[[dict[str, Any], str], None]] = {"PayloadMeta": _no_pickle}
+def _small_power(node: dict[str, Any], where: str) -> None:
+    """Python computes a power of whole numbers in full, and can't be interrupted at it."""
+    if node.get("target") != "_operator.pow":
+        return
+    exponent = node["inputs"][1]["arg"].get("as_int") if len(node.get("inputs", ())) == 2 else None
+    if exponent is None or not 0 <= exponent <= 8:
+        raise Odd(where, "a power whose exponent is no small number", code=True)
+
+
+_TOGETHER: Mapping[str, Callable[[dict[str, Any], str], None]] = {"PayloadMeta": _no_pickle, "Node": _small_power}
 
 # What an export notes of each operation; the first alone is of use here.
 _NOTES = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "custom", "from_node")

@@ -416,6 +416,7 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
     "__getitem__": operator.getitem,
     "pow": operator.pow,
     "abs": abs,
+    "slice": lambda values, start, stop, step: values[start:stop:step],
     "floor": lambda x: int(x // 1),
     "ceil": lambda x: -int(-x // 1),
     "sqrt": lambda x: x**0.5,
