@@ -211,9 +211,9 @@ def _addressed(node: dict[str, Any], registered: Callable, unknown: dict[str, No
         if not _MARKS[name](node.get("config")):
             unknown[f"a value of the kind {name!r} that can't be read"] = None
         return node
-    home, full = _home(module, name), node.get("registered_name")
-    if home is not None and (full in (None, name) or registered(full) is None):
-        return {**node, "registered_name": None, **({"module": home} if module else {})}
+    place, full = _home(module, name), node.get("registered_name")
+    if place is not None and (full in (None, name) or registered(full) is None):
+        return {**node, "registered_name": None, **({"module": place} if module else {})}
     own = registered(full) or registered(name)
     if own is None:
         unknown[f"{name!r}" + (f" of {module}" if module else "")] = None
@@ -222,12 +222,12 @@ def _addressed(node: dict[str, Any], registered: Callable, unknown: dict[str, No
 
 
 def _home(module: Any, name: Any) -> str | None:
-    """Where a class lives that may be named; "" for one that is named without a module."""
+    """Where a class lives that a file may name; "" for one that is named without a module, None for no such class."""
     if not isinstance(name, str) or not isinstance(module, str | None):
         return None
     if not module:
         return "" if name in _ANYWHERE else None
-    known = next((home for start, home in _KNOWN_AS if module == start or module.startswith(start + ".")), None)
+    known = next((place for start, place in _KNOWN_AS if module == start or module.startswith(start + ".")), None)
     if known is None or name not in ALLOWED[known]:
         return None
     if name == "Functional":

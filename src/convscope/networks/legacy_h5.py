@@ -1112,7 +1112,8 @@ def _build(stored: Stored, trust: bool) -> Any:
     name = _exported(stored.config["class_name"])
     root = {"module": "keras", "registered_name": None, **stored.config, "class_name": name}
     if not trust:
-        root = keras_config.checked(root, lambda key: key if key in custom else registered_key(key), stored.path.name)
+        own = hard_sigmoid_of_keras_2.__name__
+        root = keras_config.checked(root, lambda key: own if key == own else registered_key(key), stored.path.name)
     try:
         with keras_config.building(stored.size, stored.path.name):
             model = keras.saving.deserialize_keras_object(root, custom_objects=custom, safe_mode=not trust)

@@ -163,8 +163,7 @@ def program(folder: str, trust: bool) -> dict[str, Any]:
     outputs = {key: info.name for key, info in sorted(taken.outputs.items())}
     part = _Extraction(Path(folder), meta.graph_def, trust)
     graph = part.taken(image.name, list(outputs.values()))
-    keys = _restored(meta.graph_def)
-    variables = _values(Path(folder), {node: keys.get(node, node) for node in part.variables})
+    variables = _values(Path(folder), meta, list(part.variables))
     found = {
         "signature": name,
         "graph": graph.SerializeToString(),
@@ -352,7 +351,12 @@ def _check_constant(node: Any, folder: Path) -> None:
 
 
 def _plain(node: Any, prefix: str) -> Any:
-    """A node without what it asks of devices, compilers and gradients; functions get names that no other file has."""
+    """A node without what it asks of devices, compilers and gradients; functions get names that no other file has.
+
+    What assigns to a variable does nothing: in convscope's passes the state of a network doesn't change.
+    """
+    if node.op in operations.ASSIGNING:
+        return type(node)(name=node.name, op="NoOp", input=[name for name in node.input if name.startswith("^")])
     made = type(node)()
     made.CopyFrom(node)
     made.device = ""
@@ -381,8 +385,62 @@ def _plain_function(function: Any, prefix: str) -> Any:
 # -- which variable has which name in the checkpoint -------------------------------------------------------
 
 
+def _keys(meta: Any, reader: Any) -> dict[str, str]:
+    """Names in the checkpoint by variable node.
+
+    From TensorFlow 2 on the objects of a file say it: they come first, as for TensorFlow's own loader.
+    """
+    keys = _restored(meta.graph_def)
+    if reader.has_tensor(_OBJECTS) and meta.object_graph_def.nodes:
+        keys.update(_of_objects(meta, reader.get_tensor(_OBJECTS)))
+    return keys
+
+
+_OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def _of_objects(meta: Any, stored: bytes) -> dict[str, str]:
+    """By what each function takes beside its arguments, which are numbers of objects."""
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    try:
+        objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(stored)
+    except Exception:  # of the protobuf library at hand; what restores the variables may still say it
+        return {}
+    keys = {
+        number: item.checkpoint_key
+        for number, node in _side_by_side(meta.object_graph_def.nodes, objects.nodes)
+        for item in node.attributes
+        if item.name == "VARIABLE_VALUE"
+    }
+    found: dict[str, str] = {}
+    for node in meta.graph_def.node:
+        for name in _functions_of(node):
+            known = meta.object_graph_def.concrete_functions
+            bound = known[name].bound_inputs if name in known else ()
+            inputs = [_node_of(tensor) for tensor in node.input if not tensor.startswith("^")]
+            pairs = zip(inputs[len(inputs) - len(bound) :], bound, strict=False)
+            found.update({taken: keys[number] for taken, number in pairs if number in keys})
+    return found
+
+
+def _side_by_side(saved: Any, stored: Any) -> Iterator[tuple[int, Any]]:
+    """Numbers of objects in the graph with their nodes in the checkpoint: both are reached by the same names."""
+    waiting, seen = [(0, 0)], set()
+    while waiting:
+        here, there = waiting.pop()
+        if here in seen or not (0 <= here < len(saved) and 0 <= there < len(stored)):
+            continue
+        seen.add(here)
+        yield here, stored[there]
+        names = {child.local_name: child.node_id for child in stored[there].children}
+        waiting += [
+            (child.node_id, names[child.local_name]) for child in saved[here].children if child.local_name in names
+        ]
+
+
 def _restored(graph: Any) -> dict[str, str]:
-    """Names in the checkpoint by variable node, from what would restore them: read, not run."""
+    """From what would restore them: it is read, not run."""
     functions = {function.signature.name: function for function in graph.library.function}
     found = dict(_assigned({node.name: node for node in graph.node}, {}))
     for node in graph.node:
@@ -433,7 +491,7 @@ def _texts(node: Any) -> list[str]:
     return found + found[-1:] * missing if 0 < missing <= limits.current().entries else found
 
 
-def _values(folder: Path, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
     """Values from the checkpoint by variable node.
 
     Raises:
@@ -441,14 +499,16 @@ def _values(folder: Path, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
     """
     import tensorflow as tf
 
-    if not keys:
+    if not nodes:
         return {}
     held = sum(_size(path) for path in _parts(folder))
     try:
         reader = tf.train.load_checkpoint(str(folder / _CHECKPOINT))
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        known = _keys(meta, reader)
     except Exception as error:  # TensorFlow raises what its reader raises
         raise ModelError(f"the variables of the SavedModel {folder} can't be read. Copy it again.") from error
+    keys = {node: known.get(node, node) for node in nodes}
     lacking = [key for key in keys.values() if key not in shapes]
     if lacking:
         raise ModelError(

@@ -50,11 +50,13 @@ COMPUTING = frozenset(
 CALLING = frozenset({"PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "Case", "StatelessCase"})
 # They read a variable.
 READING = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp", "VariableShape"})
+# They change a variable. In their place stands an operation that does nothing.
+ASSIGNING = frozenset({"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
 # They are variables, and stand for the values that convscope has read from the checkpoint.
 VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 
 # What may run.
-RUNNING = COMPUTING | CALLING | READING
+RUNNING = COMPUTING | CALLING | READING | ASSIGNING
 
 # What may lie in a file beside that and is never run, whatever it is called or called by: how TensorFlow saves and
 # restores a model's variables, starts and trains it, and loops, which could be without end.
@@ -63,7 +65,7 @@ IDLE = frozenset(
     Placeholder PlaceholderV2
     SaveV2 SaveSlices Save RestoreV2 RestoreSlice Restore MergeV2Checkpoints ShardedFilename ShardedFilespec StringJoin
     StaticRegexFullMatch RegexFullMatch StaticRegexReplace AsString
-    Assign AssignAdd AssignSub AssignVariableOp AssignAddVariableOp AssignSubVariableOp IsVariableInitialized
+    Assign AssignAdd AssignSub IsVariableInitialized
     DisableCopyOnRead ResourceScatterAdd ResourceScatterSub ResourceScatterUpdate ScatterAdd ScatterSub ScatterUpdate
     While StatelessWhile Enter Exit NextIteration LoopCond RefEnter RefExit RefIdentity RefMerge RefNextIteration
     RefSelect RefSwitch
