@@ -232,7 +232,7 @@ def _not_decoded(path: str, error: isolation.ReaderError) -> PictureError:
 MAX_SCANS = 100  # of a JPEG: files that people make have about ten, and each takes as long as a whole picture
 MAX_FRAMES = 10_000  # that are counted
 _HEADER_MEMORY = 256 * 2**20  # what opening a file, and decoding a small one, may take
-_PIXEL_MEMORY = 24  # bytes: openjpeg, which takes most, needs 20 for a pixel of four channels
+_PIXEL_MEMORY = 32  # bytes: openjpeg, which takes most, has needed 22 for RGB; the other decoders need 6 to 18
 
 
 def decode_file(where: str, path: str) -> dict[str, Any]:
@@ -284,10 +284,14 @@ def _missing_hint(path: str, where: str) -> str:
 
 @contextmanager
 def _enough_for(image: Image.Image) -> Iterator[None]:
-    """Time and memory for the pixels that the header declares: a quarter of the time, and a share of the rest."""
+    """Time and memory for the pixels that the header declares: half of the time, and a share of the other half.
+
+    The slowest format needs 0.3 s for a million pixels (JPEG 2000), so half a minute is enough for any photo, also where
+    the machine has other work, and only the largest pictures need more.
+    """
     pixels, limit = image.width * image.height, limits.current()
     more = pixels * _PIXEL_MEMORY
-    seconds = limit.seconds * (0.25 + 0.75 * pixels / limit.pixels)
+    seconds = limit.seconds * (0.5 + 0.5 * pixels / limit.pixels)
     with isolation.bounded(_HEADER_MEMORY + more if more > _HEADER_MEMORY / 4 else None, seconds):
         yield
 
