@@ -47,7 +47,7 @@ def call(function: str, *arguments: Any, memory: int | None = None, seconds: flo
         function: "convscope.pictures:decode_file", a function of any module that can be imported. The caller's code
             names it; no file ever does.
         arguments: None, bool, int, float, str, bytes, arrays, and lists and dicts (keys are str) of these; what comes
-            back is of these too (a tuple comes back as a list).
+            back is of these too (a tuple comes back as a list). A `Path` arrives as the text of an absolute path.
         memory: bytes that the call may add to the reader's address space; no limit where None.
         seconds: instead of `limits.current().seconds`.
 
@@ -83,7 +83,9 @@ def _request(function: str, arguments: Sequence[Any], memory: int | None, second
     limit = limits.current()
     seconds = limit.seconds if seconds is None else seconds
     about = {"function": function, "limits": vars(limit), "memory": memory, "seconds": seconds}
-    return {**about, "arguments": list(arguments)}
+    # The reader's working folder is the one that it was started in.
+    absolute = [os.path.abspath(item) if isinstance(item, os.PathLike) else item for item in arguments]
+    return {**about, "arguments": absolute}
 
 
 # -- the caller's side -----------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def read(path: Path) -> Archive:
     hdf5.check_installed(path)
     size = path.stat().st_size
     function = "convscope.networks.keras_archive:members"
-    found = hdf5.in_reader(path, function, str(path), memory=hdf5.memory_for(size) + size)
+    found = hdf5.in_reader(path, function, path, memory=hdf5.memory_for(size) + size)
     metadata = keras_config.parse(found["metadata"] or "{}", path.name)
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     return Archive(

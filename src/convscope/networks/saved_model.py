@@ -76,7 +76,7 @@ def read(folder: Path, trust: bool = False) -> Program:
     try:
         isolation.call("convscope.networks.saved_model:prepare", seconds=max(120, limit.seconds))
         memory = 4096 * _MIB + 8 * (size + data)
-        found = isolation.call("convscope.networks.saved_model:program", str(folder), trust, memory=memory)
+        found = isolation.call("convscope.networks.saved_model:program", folder, trust, memory=memory)
     except isolation.ReaderError as error:
         raise ModelError(_broken(folder, error)) from error
     return Program(**{**found, "shape": tuple(found["shape"]), "handles": tuple(found["handles"])})
