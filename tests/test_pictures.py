@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -391,6 +392,179 @@ def test_closed_and_empty_pillow_images():
     image = Image.new("RGB", (3, 3))
     image.close()
     assert "this Pillow image" in refusal(image)
+
+
+# --- what could take for ever, or all the memory ----------------------------------------------------------
+
+
+def jpeg_of_scans(count: int, **options: object) -> bytes:
+    """A progressive JPEG whose last scan is there again and again."""
+    buffer = io.BytesIO()
+    Image.fromarray(noise(32, 32, 3)).save(buffer, "JPEG", progressive=True, **options)
+    data = buffer.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * (count - data.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_many_scans(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg_of_scans(1000))
+    assert "at most 100 are decoded" in refusal(path)
+    path.write_bytes(jpeg_of_scans(100))
+    assert read_picture(path).pixels.shape == (32, 32, 3)
+
+
+def test_scans_of_what_follows_a_jpeg_do_not_count(tmp_path):
+    """Phones put films and other pictures behind the photo, and small ones before it."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg_of_scans(8) + b"\xff\xda\0\2" * 1000)
+    assert read_picture(path).pixels.shape == (32, 32, 3)
+    path.write_bytes(jpeg_of_scans(8, exif=b"Exif\0\0" + b"\xff\xda\0\2" * 1000))
+    assert read_picture(path).pixels.shape == (32, 32, 3)
+
+
+def tiff_of_directories(count: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(8, 8)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    (first,) = struct.unpack_from("<L", data, 4)
+    end = first + 2 + 12 * struct.unpack_from("<H", data, first)[0]
+    directory, start = bytes(data[first:end]), len(data)
+    struct.pack_into("<L", data, end, start)
+    for number in range(2, count + 1):
+        following = start + (number - 1) * (len(directory) + 4) if number < count else 0
+        data += directory + struct.pack("<L", following)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("count", "note"), [(2, "2 frames"), (500, "500 frames"), (200_000, "more than 10000 frames")])
+def test_a_tiff_of_many_directories(tmp_path, count, note):
+    (tmp_path / "a.tiff").write_bytes(tiff_of_directories(count))
+    assert read_picture(tmp_path / "a.tiff").notes == (f"first of {note}",)
+
+
+def test_a_tiff_whose_directories_go_round(tmp_path):
+    data = bytearray(tiff_of_directories(3))
+    data[-4:] = data[4:8]
+    (tmp_path / "a.tiff").write_bytes(data)
+    assert read_picture(tmp_path / "a.tiff").notes == ("first of 3 frames",)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_frames_are_counted_as_pillow_counts_them(tmp_path, kind, count):
+    frames = [Image.fromarray(noise(9, 8 + n)[:, :8]).convert("P") for n in range(count)]
+    for number, options in enumerate(({}, {"big_tiff": True}, {"compression": "tiff_lzw"}, {"disposal": 2})):
+        path = tmp_path / f"{number}.{kind.lower()}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+        with Image.open(path) as image:
+            expected = image.n_frames
+        assert read_picture(path).notes == ((f"first of {expected} frames",) if expected > 1 else ())
+
+
+def test_a_gif_of_many_frames(tmp_path):
+    frame = b"\x2c\0\0\0\0\1\0\1\0\0\2\2\x44\1\0"
+    (tmp_path / "a.gif").write_bytes(b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 500_000 + b";")
+    assert read_picture(tmp_path / "a.gif").notes == ("first of more than 10000 frames",)
+
+
+def test_a_decoder_that_takes_too_long(tmp_path):
+    path = saved(tmp_path / "a.jp2", noise(500, 500, 3))
+    with limits.using(seconds=0.02):
+        assert "--limit seconds=0.1" in refusal(path)
+    read_picture(saved(tmp_path / "a.png", noise(4, 4, 3)))
+
+
+@pytest.mark.parametrize("kind", ["time", "memory", "crash", "error"])
+def test_whatever_happens_to_the_reader_is_one_message(tmp_path, monkeypatch, kind):
+    path = saved(tmp_path / "a.png", noise(4, 4, 3))
+    error = isolation.ReaderError(kind, "reading it went wrong")
+    monkeypatch.setattr(isolation, "each", lambda *_: [error])
+    message = refusal(path)
+    assert message.startswith(f"{str(path)!r} should be a whole picture, but ")
+    assert "save it anew as PNG" in message
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+@pytest.mark.parametrize("kind", ["F.tiff", "I;16.png", "RGBA.png", "P.png", "CMYK.tiff", "RGB.jpg"])
+def test_memory_is_a_small_multiple_of_the_decoded_size(tmp_path, kind):
+    """Four times the 8-bit size, and a constant: what a 64-bit copy of the whole would not fit into."""
+    mode, suffix = kind.split(".")
+    height, width = 2000, 3000
+    image = Image.new(
+        mode, (width, height), (1, 2, 3, 4) if mode in ("RGBA", "CMYK") else (1, 2, 3) if mode == "RGB" else 7
+    )
+    path = saved(tmp_path / f"a.{suffix}", image, **({"transparency": 7} if mode == "P" else {}))
+    isolation._THE_READER.stop()
+    read_picture(saved(tmp_path / "small.png", noise(4, 4, 3)))
+
+    def peak() -> int:
+        return isolation.call("builtins:eval", "__import__('resource').getrusage(0).ru_maxrss") * 1024
+
+    before = peak()
+    read_picture(path)
+    assert peak() - before < 4 * height * width * 3 + 2**25
+
+
+def test_large_pictures_are_converted_in_strips_as_in_one_piece(tmp_path, monkeypatch):
+    rgba = noise(70, 50, 4)
+    rgba[:40, :, 3] = 255  # the first strips have no transparency
+    images = {
+        "rgb.png": Image.fromarray(rgba[..., :3]),
+        "rgba.png": Image.fromarray(rgba),
+        "palette.png": Image.fromarray(rgba[..., :3]).quantize(40),
+        "grey.tiff": Image.fromarray(noise(70, 50).astype(np.float32) * 3 - 100),
+        "cmyk.tiff": Image.fromarray(rgba[..., :3]).convert("CMYK"),
+    }
+    for turn in range(1, 9):
+        for name, image in images.items():
+            exif = Image.Exif()
+            exif[0x0112] = turn
+            path = saved(tmp_path / f"{turn}-{name}", image, exif=exif)
+            whole = pictures.decode_file(str(path), "a")
+            with monkeypatch.context() as patch:
+                patch.setattr(pictures, "_STRIP", 333)
+                strips = pictures.decode_file(str(path), "a")
+            np.testing.assert_array_equal(strips["pixels"], whole["pixels"])
+            assert (strips["notes"], strips["sha256"]) == (whole["notes"], whole["sha256"])
+
+
+# --- files that are none ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_links_to_pipes_and_devices(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for number, target in enumerate((tmp_path / "fifo", "/dev/zero", "/dev/stdin", "/dev/tty")):
+        (tmp_path / f"{number}.png").symlink_to(target)
+        message = refusal(tmp_path / f"{number}.png")
+        assert "device or a pipe" in message or "can't be read" in message
+
+
+def test_a_file_that_is_too_large(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(2**40)
+    assert "--limit file=5GiB" in refusal(tmp_path / "a.png")
+
+
+def test_relative_paths_follow_the_working_directory(tmp_path, monkeypatch):
+    for number, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name / "x.png", np.full((2, 2, 3), number, np.uint8))
+    for number, name in enumerate("ab"):
+        monkeypatch.chdir(tmp_path / name)
+        assert read_picture("x.png").pixels.max() == number
+        assert "'x.png'" in refusal("y.png")
+
+
+def test_messages_of_libraries_do_not_reach_the_terminal(tmp_path, capfd):
+    path = saved(tmp_path / "a.tiff", noise(64, 64, 3), compression="tiff_lzw")
+    data = path.read_bytes()
+    for start in range(8, 2000, 50):
+        path.write_bytes(data[:start] + b"\xff\0\x7f" * 10 + data[start + 30 :])
+        with contextlib.suppress(PictureError):
+            read_picture(path)
+    assert capfd.readouterr() == ("", "")
 
 
 # --- many pictures ---------------------------------------------------------------------------------------

@@ -191,18 +191,9 @@ def _from_image(image: Image.Image) -> Picture:
 
 
 def _from_files(paths: Sequence[str]) -> Iterator[Picture | ConvscopeError]:
-    asked = [(_real(path), path) for path in paths]
+    asked = [(reading.real(path), path) for path in paths]
     answers = isolation.each("convscope.pictures:decode_file", asked)
     return (_decoded(path, answer) for path, answer in zip(paths, answers, strict=True))
-
-
-def _real(path: str) -> str:
-    """Where a path leads, for a process with another working directory and another standard input."""
-    with contextlib.suppress(OSError, ValueError):
-        real = os.path.realpath(path)
-        if os.path.exists(real):
-            return real
-    return os.path.abspath(path)
 
 
 def _decoded(path: str, answer: Any) -> Picture | ConvscopeError:
@@ -286,8 +277,8 @@ def _missing_hint(path: str, where: str) -> str:
 def _enough_for(image: Image.Image) -> Iterator[None]:
     """Time and memory for the pixels that the header declares: half of the time, and a share of the other half.
 
-    The slowest format needs 0.3 s for a million pixels (JPEG 2000), so half a minute is enough for any photo, also where
-    the machine has other work, and only the largest pictures need more.
+    The slowest format needs 0.3 s for a million pixels (JPEG 2000), so half a minute is enough for any photo, also
+    where the machine has other work, and only the largest pictures need more.
     """
     pixels, limit = image.width * image.height, limits.current()
     more = pixels * _PIXEL_MEMORY

@@ -8,6 +8,7 @@ do it in the reader process.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import os
@@ -23,6 +24,15 @@ from convscope.errors import ConvscopeError, Unreadable, one_line
 
 FOLDER, NO_FILE = "it is a directory", "it is a device or a pipe"  # what is at a path instead of a file
 _MIB = 2**20
+
+
+def real(path: str) -> str:
+    """Where a path leads, for the reader process: its working directory and its standard input are not the caller's."""
+    with contextlib.suppress(OSError, ValueError):
+        found = os.path.realpath(path)
+        if os.path.exists(found):
+            return found
+    return os.path.abspath(path)
 
 
 def opened(path: str) -> FileIO:
@@ -139,7 +149,7 @@ def array_of(path: str) -> Any:
         Unreadable: it is neither, holds something else than numbers, or less than its header says.
     """
     most = limits.current().file
-    where = os.path.realpath(path)
+    where = real(path)
     try:
         return isolation.call("convscope.reading:_array_here", where, memory=most + 256 * _MIB)
     except isolation.ReaderError as error:
