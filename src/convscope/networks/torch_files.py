@@ -141,7 +141,7 @@ def _check_header(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, limit.text):
             raise ModelError(
-                f"{path} says that its header has {length} bytes, and has {size} in all "
+                f"{path} can't be read whole: it says that its header has {length} bytes, and has {size} in all "
                 f"({limits.how_to_raise('text')}). Copy or download it again."
             )
         try:
