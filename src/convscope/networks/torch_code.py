@@ -213,7 +213,7 @@ def _what(node: ast.AST, known: frozenset[str]) -> str | None:
 def _what_function(function: ast.FunctionDef) -> str | None:
     name, arguments = function.name, function.args
     if name in _RUNS_AT_LOAD:
-        return f"the method {name}, which runs while the file is loaded"
+        return f"the method {name} (methods that keep and set the state may run while the file is loaded)"
     if name.startswith("__") and name not in _METHODS and "mangle" not in name:
         return f"the method {name}"
     if function.decorator_list or arguments.vararg or arguments.kwarg:
