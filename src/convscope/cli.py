@@ -25,7 +25,7 @@ from convscope.errors import BackendError, ConvscopeError, Unreadable, UsageErro
 if TYPE_CHECKING:
     from convscope.networks import Network
 
-FAILED, USAGE, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 class Shell:
@@ -72,7 +72,7 @@ class Shell:
                 text()
             self._stdout.flush()
         except BrokenPipeError:  # whoever reads it has read enough
-            sys.exit(NOBODY_READS)
+            sys.exit(FAILED)
         except OSError as error:
             raise ConvscopeError(
                 f"the result can't be printed on stdout ({error.strerror or error}): send it to another place."
@@ -909,7 +909,7 @@ def _diagnosed(found: Any) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted, 141 nobody reads stdout."""
+    """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     terminal.fill_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
