@@ -941,3 +941,168 @@ def test_concepts(desk, tmp_path):
     assert len(ran.json["concepts"][0]["predictions"]) == 3
     wrong = run("concepts", desk / "nested.keras", desk / "cat.png", "--count", 99, "--out", tmp_path / "wrong")
     assert (wrong.code, "1 to" in wrong.err) == (2, True)
+
+
+# -- a terminal that nothing from a file can steer -------------------------------------------------------
+
+
+HOSTILE = "\x1b[2J\x07\x9b31m\u202ecod\u2066.\u200f\u2028\u200b\ud800[red]:cat:"
+
+
+def steers(text):
+    """What could move the cursor, turn the line round, or not be seen: anything but what is printed, and line ends."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", text)  # of our own: bold titles
+    return sorted({one for one in text if one != "\n" and not (one.isprintable() or one == "\u3000")})
+
+
+def test_what_passes_to_the_terminal():
+    from convscope.terminal import safe, safe_json
+
+    harmless = "conv2d_1/kernel:0 · 14×14×5 é 고양이 猫 кот ₂ ½ ☺ “x” – €\u3000"
+    assert safe(harmless) == harmless
+    every = "".join(map(chr, range(0x110000)))
+    assert steers(safe(every)) == []
+    assert safe("a\tb\n") == r"a\tb\n"
+    assert safe("a\tb\n\r", lines=True) == "a\tb\n\\r"
+    assert safe("\x1b\u202e\U000e0041") == r"\x1b\u202e\U000e0041"
+    text = json.dumps({"a": every}, ensure_ascii=False)
+    assert steers(safe_json(text)) == []
+    assert json.loads(safe_json(text)) == {"a": every}
+
+
+def test_text_of_other_code_passes_the_guard():
+    from convscope.terminal import Guarded
+
+    out = io.StringIO()
+    with contextlib.redirect_stderr(Guarded(out)):
+        print(HOSTILE, file=sys.stderr)
+        sys.stderr.write("\r 10 %")
+        assert not sys.stderr.isatty()
+    assert steers(out.getvalue().replace("\r", "", 1)) == []
+    assert out.getvalue().endswith("\n\r 10 %")
+
+
+@pytest.fixture(scope="module")
+def hostile(desk, tmp_path_factory):
+    """A model with a layer, and class names, that would steer a terminal."""
+    folder = tmp_path_factory.mktemp("hostile")
+    name = HOSTILE.replace("\ud800", "").replace(".", "")  # what Keras refuses
+    x = picture_in = layers.Input((8, 8, 3))
+    x = layers.Flatten()(layers.Conv2D(3, 3, name="conv" + name)(x))
+    model = models.seeded(keras.Model(picture_in, layers.Dense(2, name="out")(x), name="m" + name))
+    model.save(folder / "model.keras")
+    (folder / "names.json").write_text(json.dumps([HOSTILE, "two\nlines"]))
+    picture().save(folder / "cat.png")
+    return folder
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("command", ["layers", "doctor", "heatmap", "activations"])
+def test_names_from_files_do_not_reach_the_terminal_raw(hostile, tmp_path, command, options):
+    images = () if command in ("layers", "doctor") else (hostile / "cat.png", "--out", tmp_path / "out")
+    ran = run(command, hostile / "model.keras", *images, "--classes", hostile / "names.json", *options)
+    assert ran.code == 0, ran.err
+    assert steers(ran.out) == steers(ran.err) == []
+    assert "[red]" in ran.out
+    assert ":cat:" in ran.out
+
+
+def test_names_do_not_steer_by_errors(hostile, tmp_path):
+    name = "\x1b[2J\u202e\nError: no such luck.png"
+    (tmp_path / name).write_bytes(b"no picture")
+    for arguments in (
+        ("heatmap", hostile / "model.keras", tmp_path / name, "--out", tmp_path / "out"),
+        ("heatmap", hostile / "model.keras", tmp_path / name, hostile / "cat.png", "--out", tmp_path / "out"),
+        ("heatmap", hostile / "model.keras", hostile / "cat.png", "--out", tmp_path / "out", "--layer", name),
+        ("heatmap", hostile / "model.keras", hostile / "cat.png", "--out", tmp_path / "out", "--class", name),
+        ("layers", tmp_path / name),
+        ("layers", hostile / "model.keras", "--classes", tmp_path / (name + "x")),
+        ("layers", hostile / "model.keras", "--debug", "--feed", f"x={name}"),
+        ("layers", hostile / "model.keras", "--" + name),
+        (name,),
+    ):
+        ran = run(*arguments)
+        assert ran.code in (1, 2)
+        assert steers(ran.out) == steers(ran.err) == []
+        assert [line for line in ran.err.splitlines() if line.startswith("Error: no such luck")] == []
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_progress_does_not_interpret_names(monkeypatch, colour):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with cli.Shell(quiet=False, as_json=True).progress() as progress:
+        progress(3, 9, HOSTILE)
+        print(HOSTILE, file=sys.stderr)
+        print(HOSTILE)
+    printed = sys.stderr.getvalue() + sys.stdout.getvalue()
+    assert not set(printed) & set("\x07\x9b\u202e\u2066\u200f\u2028\u200b\ud800")
+    assert "\x1b[2J" not in printed
+    assert "[red]" in printed
+
+
+# -- streams that are closed or full ---------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full and a shell")
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        (">&-", 1, "stdout is closed"),
+        (">/dev/full", 1, "can't be printed on stdout"),
+        ("--json >&-", 1, "stdout is closed"),
+        ("--json >/dev/full", 1, "can't be printed on stdout"),
+        (">/dev/null 2>&-", 0, ""),
+        (">/dev/null 2>/dev/full", 0, ""),
+        ("<&- >&- 2>&-", 1, ""),
+        ("--nonsense 2>/dev/full", 2, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(desk, redirection, code, said):
+    program = f"{sys.executable} -m convscope layers {desk / 'nested.keras'} {redirection}"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_results_are_written_where_nobody_listens(desk, tmp_path):
+    program = f"{sys.executable} -m convscope heatmap {desk / 'nested.keras'} {desk / 'cat.png'} -o {tmp_path / 'out'}"
+    done = subprocess.run(["sh", "-c", f"{program} >&- 2>&-"], env=ENVIRONMENT, timeout=100)
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "heatmaps.json").exists()
+
+
+# -- limits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", sorted(cli.app.commands))
+def test_every_command_takes_limits(command):
+    ran = run(command, "--help")
+    assert "--limit" in ran.out
+    assert "seconds" in ran.out
+
+
+def test_limits_hold_for_the_command(desk, tmp_path):
+    ran = run("heatmap", desk / "nested.keras", desk / "cat.png", "--out", tmp_path / "out", "--limit", "pixels=100")
+    assert ran.code == 1
+    assert "40 x 30" in ran.error
+    assert "--limit pixels=500" in ran.error
+    ran = run("heatmap", desk / "nested.keras", desk / "cat.png", "--out", tmp_path / "out", "--limit", "pixels=6K")
+    assert ran.code == 0
+    ran = run("layers", desk / "nested.keras", "--limit", "size=3")
+    assert (ran.code, "no limit 'size'" in ran.error) == (2, True)
+
+
+def test_what_is_fed_is_read_with_care(desk, tmp_path):
+    np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "huge.npy").write_bytes(
+        b"\x93NUMPY\1\0\x50\0" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (8589934592,)}".ljust(80)
+    )
+    for name, reason in (("two.npz", "2 arrays"), ("objects.npy", "objects"), ("huge.npy", "32GiB"), ("no", "No such")):
+        ran = run("layers", desk / "nested.keras", "--feed", f"x={tmp_path / name}")
+        assert (ran.code, reason in ran.error) == (2, True), ran.error

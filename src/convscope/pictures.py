@@ -240,6 +240,7 @@ def decode_file(where: str, path: str) -> dict[str, Any]:
     with _one_message(repr(path)), isolation.bounded(_HEADER_MEMORY), _identify(data, path) as image:
         _check_size(image, repr(path))
         _check_scans(image, data, path)
+        Image.MAX_IMAGE_PIXELS = (limits.current().pixels + 1) // 2  # twice as many are refused, also while decoding
         with _enough_for(image):
             pixels, notes = _decode(image, repr(path))
         notes = _frame_notes(image, data) + notes
@@ -305,7 +306,7 @@ def _identify(data: bytes, path: str) -> Image.Image:
     if data[4:8] == b"ftyp" and importlib.util.find_spec("pillow_heif") is not None:
         importlib.import_module("pillow_heif").register_heif_opener()
         formats = FORMATS
-    Image.MAX_IMAGE_PIXELS = (limits.current().pixels + 1) // 2  # Pillow refuses what is twice as large
+    Image.MAX_IMAGE_PIXELS = None  # `_check_size` is stricter, and says more
     try:
         return Image.open(BytesIO(data), formats=[known for known in formats if known in Image.OPEN])
     except UnidentifiedImageError:

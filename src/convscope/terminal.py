@@ -16,11 +16,11 @@ import unicodedata
 from functools import lru_cache
 from typing import TextIO
 
-# Letters, marks, numbers, punctuation, symbols and the space. Not in it: controls, formats (which turn the direction
-# of the line, or can't be seen), separators of lines, halves of surrogates, what is private or unknown.
+# Letters, marks, numbers, punctuation, symbols, and two spaces: that of English and that of Chinese. Not in it: controls, formats (which turn the direction
+# of the line, or can't be seen), separators of lines, other spaces, halves of surrogates, what is private or unknown.
 _HARMLESS = frozenset({
     "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po",
-    "Sm", "Sc", "Sk", "So", "Zs",
+    "Sm", "Sc", "Sk", "So",
 })  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def safe(text: str, lines: bool = False) -> str:
 @lru_cache(4096)
 def _safe_letter(one: str) -> str:
     # Some marks and letters are not drawn at all, and text of the same look would differ by them.
-    if unicodedata.category(one) in _HARMLESS and one not in _UNSEEN:
+    if one in " \u3000" or (unicodedata.category(one) in _HARMLESS and one not in _UNSEEN):
         return one
     return one.encode("unicode_escape").decode()
 
