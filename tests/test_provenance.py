@@ -310,8 +310,8 @@ match made["technique"]:
         if "like" in others:
             target = likeness_target(network, others["like"], given["target_details"]["layer"])
         found = convscope.heatmap(
-            network, images, target, given["layer"] or "auto", method=given["method"].split(", "), smooth=given["smooth"],
-            budget=given["budget"], check=given["check"], against=given["against"], **same,
+            network, images, target, given["layer"] or "auto", method=given["method"].split(", "),
+            smooth=given["smooth"], budget=given["budget"], check=given["check"], against=given["against"], **same,
         ).maps
     case "filters":
         found = convscope.filters(
