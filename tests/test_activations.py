@@ -1,5 +1,7 @@
 """Activations: the numbers against slow loops, groups under a limit of memory against one pass."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -189,7 +191,10 @@ def test_layers_without_maps_keep_their_numbers(photo, tmp_path):
     )
     result = convscope.activations(open_model(models.seeded(model)), photo, "all")
     result.save(tmp_path)
-    entries = {entry["layer"]: entry for entry in convscope.results._read(tmp_path, "activations.json")["activations"]}
+    entries = {
+        entry["layer"]: entry
+        for entry in json.loads((tmp_path / "activations.json").read_text(encoding="utf-8"))["activations"]
+    }
     assert entries["tokens"]["file"] is None
     assert entries["tokens"]["shape"] == [144, 4]
     assert entries["conv"]["file"]
@@ -203,4 +208,4 @@ def test_results_share_a_folder_without_mixing(photo, tmp_path):
     first = convscope.heatmap(network, photo).save(folder)
     second = convscope.heatmap(network, photo).save(folder)
     assert not set(first) & set(second)
-    assert convscope.results._read(tmp_path, "heatmaps-2.json")["files"] == second
+    assert json.loads((tmp_path / "heatmaps-2.json").read_text(encoding="utf-8"))["files"] == second

@@ -11,6 +11,7 @@ import io
 import json
 import platform
 import tempfile
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -43,19 +44,36 @@ def versions() -> dict[str, str]:
 
 
 def provenance(
-    network: Network, technique: str, photos: Sequence[Picture], parameters: Mapping[str, Any]
+    network: Network,
+    technique: str,
+    photos: Sequence[Picture],
+    parameters: Mapping[str, Any],
+    others: Mapping[str, Picture | None] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What is needed to make a result again: plain JSON values, and no time, so that the same is the same."""
+    """What is needed to make a result again: plain JSON values, and no time, so that the same is the same.
+
+    Args:
+        network, technique, photos: what was done to what.
+        parameters: everything that was asked for and changes the result.
+        others: further images that the result depends on, by what they are: "start", "like".
+    """
     return {
         "technique": technique,
         "parameters": dict(parameters),
         "network": network.describe(),
-        "pictures": [
-            {**asdict_picture(photo), "pixels_sha256": hashlib.sha256(photo.pixels.tobytes()).hexdigest()}
-            for photo in photos
-        ],
+        "pictures": [_identified(photo) for photo in photos],
+        "other_pictures": [{"role": role, **_identified(one)} for role, one in others.items() if one is not None],
         "versions": versions(),
     }
+
+
+def _identified(photo: Picture) -> dict[str, Any]:
+    return {**asdict_picture(photo), "pixels_sha256": array_sha256(photo.pixels)}
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """The SHA-256 of an array's values, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 class Folder:

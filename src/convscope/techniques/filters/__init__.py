@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from convscope.errors import UsageError
 from convscope.networks import Layer, Network, open_model
 from convscope.pictures import Picture, read_pictures
-from convscope.results import FilterRow, Filters, Progress, provenance
+from convscope.results import FilterRow, Filters, Progress, array_sha256, provenance
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, kept_steps, look_at
 from convscope.techniques.filters.courses import BATCH, FROM_PHOTO, Goal, Plan, pursue
 from convscope.techniques.filters.objectives import (
@@ -124,7 +124,16 @@ def filters(
     rows = judge.rows([wanted[i] for i in done], [bounds[i] for i in done], [courses[i] for i in done])
     rows = [replace(row, agreement=agreement.get(index)) for index, row in zip(done, rows, strict=True)]
     note = _cut_off(plan, bounds[0]) if size is not None else ""
-    return _result(plan, wanted, bounds, [courses[i] for i in done], rows, judge, interrupted, seeds, note)
+    more = {
+        "variants": variants,
+        "seeds": seeds,
+        "frames": frames,
+        "interrupted": interrupted,
+        "note": note,
+        "raised": [str(item.objective) for item in wanted[::variants]] if objectives else None,
+        "directions": _directions(wanted),
+    }
+    return _result(plan, bounds, [courses[i] for i in done], rows, judge, more, begin)
 
 
 def first_that_climb(
@@ -556,14 +565,12 @@ def _silent(course: Course, natural: np.ndarray) -> tuple[str, str]:
 
 def _result(
     plan: Plan,
-    wanted: Sequence[Wanted],
     bounds: Sequence[Bound],
     courses: Sequence[Course],
     rows: Sequence[FilterRow],
     judge: _Judge,
-    interrupted: bool,
-    seeds: int,
-    note: str,
+    more: Mapping[str, Any],
+    begin: Picture | None,
 ) -> Filters:
     network, recipe = plan.network, plan.recipe
     first = bounds[0].form.slots[0].layer
@@ -573,21 +580,19 @@ def _result(
         "objective": _objective_text(network, bounds[0]),
         "objectives": None if None not in channels else [_name(bound) for bound in bounds],
         "channels": channels if None not in channels else None,
-        "recipe": asdict(recipe),
+        "recipe": _described(recipe),
         "size": list(plan.size),
         "seed": plan.seed,
-        "seeds": seeds,
         "precision": plan.precision,
         "batch": plan.batch,
-        "interrupted": interrupted,
-        "note": note,
+        **more,
         "frame_steps": kept_steps(recipe.steps, plan.frames),
     }
     most = max((len(course.frames) for course in courses), default=0)
     # A filter that was done early stays as it is while the others go on.
     frames = [course.frames + [course.picture] * (most - len(course.frames)) for course in courses]
     return Filters(
-        provenance(network, "filters", judge.photos, parameters),
+        provenance(network, "filters", judge.photos, parameters, {"start": begin}),
         layer=first if None not in channels else None,
         values=np.stack([course.picture for course in courses]),
         rows=tuple(rows),
@@ -597,6 +602,24 @@ def _result(
         alpha=_alpha(courses) if recipe.transparent else None,
         frames=np.stack([np.stack(one) for one in frames]) if most else None,
     )
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain values, its parts with their kinds: two canvases may have fields of the same names."""
+    parts = {name: getattr(recipe, name) for name in ("canvas", "rule", "transforms")}
+    return {**asdict(recipe), **{name: None if part is None else _part(part) for name, part in parts.items()}}
+
+
+def _part(part: Any) -> dict[str, Any]:
+    """A canvas, a rule or transforms, perhaps of the user's own."""
+    values = asdict(part) if is_dataclass(part) and not isinstance(part, type) else {"repr": repr(part)}
+    return {"kind": type(part).__name__, **values}
+
+
+def _directions(wanted: Sequence[Wanted]) -> list[dict[str, str]]:
+    """The directions that objectives name, which their text leaves out."""
+    terms = dict.fromkeys(term for item in wanted for term in item.objective.terms if term.direction is not None)
+    return [{"layer": term.layer, "sha256": array_sha256(np.array(term.direction))} for term in terms]
 
 
 def _alpha(courses: Sequence[Course]) -> np.ndarray:

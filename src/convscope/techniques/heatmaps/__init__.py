@@ -34,6 +34,7 @@ from convscope.techniques.heatmaps.targets import (
     as_targets,
     channel_target,
     chosen,
+    described,
     goal_of,
     is_target,
     likeness_target,
@@ -134,7 +135,8 @@ def heatmap(
         "layer_rule": rule,
         **work.parameters(),
     }
-    return Heatmap(provenance(network, "heatmap", photos, parameters), tuple(shown), _stacked(maps), tuple(rows))
+    like = {"like": goal.target.photo} if isinstance(goal.target, Likeness) else {}
+    return Heatmap(provenance(network, "heatmap", photos, parameters, like), tuple(shown), _stacked(maps), tuple(rows))
 
 
 def _precision(network: Network, precision: str) -> str:
@@ -300,7 +302,10 @@ class _Work:
             "paper": "; ".join(one.paper for one in used),
             "left_out": self.left_out or {},
             "explained": self.network.head.text if isinstance(target, ClassScore) else target.text,
+            "target_details": described(target),
             "smooth": self.smooth,
+            "check": self.checked,
+            "batch": self.batch,
             "budget": self.asked.budget,
             "precision": self.asked.precision,
             "seed": self.asked.seed,

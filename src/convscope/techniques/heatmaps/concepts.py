@@ -67,7 +67,10 @@ def concepts(
     shares, vectors = factorised(table, count)
     values = shares.reshape(*maps.shape[:3], count).astype(np.float32)
     rows = _rows(network, where, table, shares, vectors)
-    parameters = {"layer": where.path, "count": count, "sweeps": SWEEPS, "paper": "Collins et al. 2018, 1806.10206"}
+    parameters = {
+        **{"layer": where.path, "count": count, "batch": batch, "sweeps": SWEEPS},
+        "paper": "Collins et al. 2018, 1806.10206",
+    }
     made = provenance(network, "concepts", photos, parameters)
     return Concepts(made, photos, values, vectors.astype(np.float32), tuple(rows))
 

@@ -6,6 +6,8 @@ photo to be like) are arguments with a row for each, so that one compiled progra
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,8 @@ import numpy as np
 from convscope.errors import UsageError
 from convscope.networks import Layer, Network
 from convscope.networks.ops import Operations
-from convscope.pictures import read_pictures
+from convscope.pictures import Picture, read_pictures
+from convscope.results import array_sha256
 
 Tensor = Any
 Activations = Mapping[str, Tensor]
@@ -160,6 +163,7 @@ class Likeness:
     Attributes:
         layer, text: where, and in words.
         other: its answer `(c,)`, of length 1.
+        photo: the other one, for provenance.
 
     Arguments: that answer `(n, c)`.
     """
@@ -168,6 +172,7 @@ class Likeness:
     text: str
     other: np.ndarray = field(compare=False)
     scores: bool = False
+    photo: Picture | None = field(default=None, compare=False)
 
     @property
     def record(self) -> tuple[str, ...]:
@@ -290,6 +295,40 @@ def _key(target: Any) -> Any:
         return object()
 
 
+def described(target: Target) -> dict[str, Any]:
+    """What tells a target from others, for provenance: plain JSON values.
+
+    Code of the user's own is named, with the SHA-256 of its text where Python knows that.
+    """
+    if isinstance(target, Channel):
+        mask = None if target.mask is None else array_sha256(np.asarray(target.mask, np.float32))
+        return {
+            **{"kind": "channel", "layer": target.layer, "channel": target.channel, "mask_sha256": mask},
+            **{"highest": target.highest, "middle": target.middle},
+        }
+    if isinstance(target, Likeness):
+        return {"kind": "likeness", "layer": target.layer, "other_sha256": array_sha256(target.other)}
+    if isinstance(target, Own):
+        code = target.target.function if isinstance(target.target, Custom) else type(target.target)
+        return {
+            **{"kind": "own", "layers": list(target.record), "scores": target.scores},
+            **{"code": f"{code.__module__}.{_named(code)}", "code_sha256": _code_sha256(code)},
+            "repr": repr(target.target)[:1000] if target.key.__class__ is tuple else None,
+        }
+    return {"kind": "class"}
+
+
+def _named(code: Any) -> str:
+    return getattr(code, "__qualname__", type(code).__qualname__)
+
+
+def _code_sha256(code: Any) -> str | None:
+    try:
+        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
 # -- from what the user says -----------------------------------------------------------------------------
 
 
@@ -404,7 +443,7 @@ def likeness_target(network: Network, photo: Any, layer: str | None = None) -> L
     answer = network.forward(network.prepare([other]), (path,))[1][path][0]
     answer = answer.mean(axis=(0, 1)) if answer.ndim == 3 else answer
     unit = (answer / max(float(np.linalg.norm(answer)), 1e-12)).astype(np.float32)
-    return Likeness(path, f"likeness to {other.name} ({path})", unit)
+    return Likeness(path, f"likeness to {other.name} ({path})", unit, photo=other)
 
 
 def _embedding(network: Network) -> Layer:

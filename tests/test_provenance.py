@@ -1,0 +1,367 @@
+"""Provenance says all that a result depends on: held against the functions' signatures, and results made again."""
+
+import hashlib
+import inspect
+import json
+import subprocess
+import sys
+
+import models
+import numpy as np
+import pytest
+from PIL import Image
+
+keras = pytest.importorskip("keras")
+from keras import layers  # noqa: E402
+
+import convscope  # noqa: E402
+from convscope import open_model  # noqa: E402
+from convscope.techniques.filters.objectives import channel, direction  # noqa: E402
+from convscope.techniques.filters.recipes import RECIPES  # noqa: E402
+from convscope.techniques.heatmaps import Custom, channel_target, likeness_target  # noqa: E402
+
+
+def parameter(name):
+    return lambda made: made["parameters"][name]
+
+
+def pictures(made):
+    return made["pictures"]
+
+
+def other(role):
+    return lambda made: [one for one in made["other_pictures"] if one["role"] == role]
+
+
+# Where each argument of the public functions is in the provenance, or why it is not there.
+NO_RESULT = "can't change a result: "
+PLACES = {
+    convscope.activations: {
+        "network": lambda made: made["network"],
+        "images": pictures,
+        "layers": parameter("layers"),
+        "memory": parameter("memory"),
+        "scratch": NO_RESULT + "a folder for temporary files",
+        "progress": NO_RESULT + "it only watches",
+    },
+    convscope.concepts: {
+        "network": lambda made: made["network"],
+        "images": pictures,
+        "count": parameter("count"),
+        "layer": parameter("layer"),
+        "batch": parameter("batch"),
+        "progress": NO_RESULT + "it only watches",
+    },
+    convscope.heatmap: {
+        "network": lambda made: made["network"],
+        "images": pictures,
+        "target": lambda made: (made["parameters"]["target"], made["parameters"]["target_details"]),
+        "layer": lambda made: (made["parameters"]["layer"], made["parameters"]["layer_rule"]),
+        "against": parameter("against"),
+        "method": parameter("method"),
+        "smooth": parameter("smooth"),
+        "budget": parameter("budget"),
+        "check": parameter("check"),
+        "precision": parameter("precision"),
+        "seed": parameter("seed"),
+        "batch": parameter("batch"),
+        "progress": NO_RESULT + "it only watches",
+    },
+    convscope.filters: {
+        "network": lambda made: made["network"],
+        "layer": parameter("layer"),
+        "channels": parameter("channels"),
+        "objectives": parameter("raised"),
+        "recipe": parameter("recipe"),
+        "steps": lambda made: made["parameters"]["recipe"]["steps"],
+        "size": parameter("size"),
+        "seed": parameter("seed"),
+        "seeds": parameter("seeds"),
+        "variants": parameter("variants"),
+        "photos": pictures,
+        "photo": other("start"),
+        "frames": parameter("frames"),
+        "precision": parameter("precision"),
+        "batch": parameter("batch"),
+        "progress": NO_RESULT + "it only watches",
+    },
+    convscope.report: {
+        "network": lambda made: made["network"],
+        "images": pictures,
+        "path": NO_RESULT + "it is where the page is written",
+        "title": NO_RESULT + "it is the page's heading",
+        "progress": NO_RESULT + "it only watches",
+        **{
+            name: lambda made, name=name: made["parameters"]["choices"][name]
+            for name in ("target", "layers", "filter_layers", "heatmap_layer", "channels", "check", "seed")
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("function", PLACES, ids=lambda function: function.__name__)
+def test_every_argument_has_its_place(function):
+    assert set(inspect.signature(function).parameters) == set(PLACES[function])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    picture = layers.Input((24, 24, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="one")(picture)
+    x = layers.Conv2D(6, 3, strides=2, activation="relu", name="two")(x)
+    x = layers.Dense(5, activation="softmax", name="out")(layers.GlobalAveragePooling2D()(x))
+    path = tmp_path_factory.mktemp("model") / "net.keras"
+    models.seeded(keras.Model(picture, x)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "start", "like"):
+        Image.fromarray(rng.integers(0, 256, (30, 28, 3), np.uint8)).save(folder / f"{name}.png")
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def network(model):
+    return open_model(model, preprocess="0..1")
+
+
+# For each argument two values of which each makes another result: they have to be told apart.
+CHANGES = {
+    convscope.activations: {"layers": ("one", "two"), "memory": ("1GB", 10_000), "images": ("cat", "dog")},
+    convscope.concepts: {"count": (2, 3), "layer": ("one", "two"), "batch": (1, 2), "images": ("cat", "dog")},
+    convscope.heatmap: {
+        "images": ("cat", "dog"),
+        "target": (1, 2),
+        "layer": ("one", "two"),
+        "against": (3, 4),
+        "method": ("grad-cam", "hirescam"),
+        "smooth": (False, True),
+        "budget": (10, 20),
+        "check": (False, True),
+        "precision": ("float32", "bfloat16"),
+        "seed": (0, 1),
+        "batch": (1, 2),
+    },
+    convscope.filters: {
+        "layer": ("one", "two"),
+        "channels": ([0], [1]),
+        "objectives": ([channel("one", 1)], [2 * channel("one", 1)]),
+        "recipe": ("fast", "fourier"),
+        "steps": (2, 3),
+        "size": (None, 20),
+        "seed": (0, 1),
+        "seeds": (1, 2),
+        "variants": (1, 2),
+        "photos": ("cat", "dog"),
+        "photo": ("start", "like"),
+        "frames": (0, 1),
+        "precision": ("float32", "bfloat16"),
+        "batch": (1, 2),
+    },
+}
+BASIS = {
+    convscope.activations: {"images": "cat"},
+    convscope.concepts: {"images": "cat", "count": 2},
+    convscope.heatmap: {"images": ["cat", "dog"], "target": 1},
+    convscope.filters: {"layer": "one", "channels": [0], "steps": 2},
+}
+PHOTOS = ("images", "photos", "photo")
+
+
+def called(function, network, files, options):
+    def path(value):
+        return [files[one] for one in value] if isinstance(value, list) else files[value]
+
+    given = {name: path(value) if name in PHOTOS else value for name, value in options.items()}
+    return function(network, **given)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(function, name) for function, names in CHANGES.items() for name in names]
+)
+def test_two_values_of_an_argument_are_told_apart(network, files, function, name):
+    if name == "size":
+        pytest.skip("this network takes one size; `test_the_size_is_told_apart` has another")
+    found = []
+    for value in CHANGES[function][name]:
+        made = called(function, network, files, {**BASIS[function], name: value}).provenance
+        json.dumps(made)
+        found.append(PLACES[function][name](made))
+    assert found[0] != found[1]
+
+
+def test_the_size_is_told_apart():
+    model = keras.Sequential([layers.Input((None, None, 3)), layers.Conv2D(4, 3, name="c")])
+    network = open_model(models.seeded(model))
+    made = [convscope.filters(network, "c", [0], steps=1, size=size).provenance for size in (20, 24)]
+    sizes = [one["parameters"]["size"] for one in made]
+    assert sizes == [[20, 20], [24, 24]]
+
+
+def test_every_argument_that_changes_a_result_is_tried():
+    for function, changes in CHANGES.items():
+        for name, place in PLACES[function].items():
+            assert name in changes or name == "network" or str(place).startswith(NO_RESULT), (function, name)
+
+
+# -- images ----------------------------------------------------------------------------------------------
+
+
+def check_image(entry, path):
+    pixels = np.asarray(Image.open(path))
+    assert entry["source"] == path
+    with open(path, "rb") as file:
+        assert entry["sha256"] == hashlib.sha256(file.read()).hexdigest()
+    assert entry["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_start_image_of_every_recipe_is_identified(network, files, recipe):
+    needs = RECIPES[recipe].photo
+    made = convscope.filters(
+        network, "two", [0], recipe=recipe, steps=1, photo=files["start"] if needs else None, photos=files["cat"]
+    ).provenance
+    assert [one["role"] for one in made["other_pictures"]] == ["start"] * needs
+    check_image(made["pictures"][0], files["cat"])
+    if needs:
+        check_image(made["other_pictures"][0], files["start"])
+    parts = {name: made["parameters"]["recipe"][name] for name in ("canvas", "rule", "transforms")}
+    kinds = {name: part and part["kind"] for name, part in parts.items()}
+    chosen = RECIPES[recipe]
+    assert kinds == {
+        "canvas": type(chosen.canvas).__name__,
+        "rule": type(chosen.rule).__name__,
+        "transforms": chosen.transforms and type(chosen.transforms).__name__,
+    }
+
+
+def test_an_image_without_a_file_is_identified_by_its_pixels(network, photo):
+    made = convscope.filters(network, "two", [0], recipe="deepdream", steps=1, photo=photo).provenance
+    (entry,) = made["other_pictures"]
+    assert (entry["source"], entry["sha256"]) == (None, None)
+    assert entry["pixels_sha256"] == hashlib.sha256(photo.tobytes()).hexdigest()
+
+
+def test_the_image_that_others_are_like_is_identified(network, files):
+    target = likeness_target(network, files["like"])
+    made = convscope.heatmap(network, files["cat"], target).provenance
+    (entry,) = made["other_pictures"]
+    assert entry["role"] == "like"
+    check_image(entry, files["like"])
+
+
+def details(network, files, target):
+    made = convscope.heatmap(network, files["cat"], target, "one").provenance
+    json.dumps(made)
+    return made["parameters"]["target_details"]
+
+
+def test_targets_are_told_apart(network, files):
+    half = network.layer("two").shape[:2]
+    masks = [np.zeros(half, np.float32) for _ in range(2)]
+    masks[0][0, 0] = masks[1][1, 1] = 1
+    targets = [
+        1,
+        "two:1",
+        "two:2",
+        channel_target(network, "two", 1, (0, 0)),
+        *(channel_target(network, "two", 1, mask=one) for one in masks),
+        likeness_target(network, files["like"], "two"),
+        likeness_target(network, files["dog"], "two"),
+        Custom(lambda ops, logits, activations: logits[:, 1]),
+        Custom(lambda ops, logits, activations: logits[:, 2], ("two",)),
+    ]
+    found = [details(network, files, target) for target in targets]
+    alike = [(a, b) for a in range(len(found)) for b in range(a) if found[a] == found[b]]
+    assert alike == [(4, 3)]  # a place, and a mask of that place
+    assert found[-1]["code"].startswith("test_provenance.")
+
+
+def test_directions_are_told_apart(network):
+    vectors = ([1, 0, 0, 0], [0, 1, 0, 0])
+    made = [convscope.filters(network, objectives=[direction("one", vector)], steps=1).provenance for vector in vectors]
+    assert made[0]["parameters"]["directions"] != made[1]["parameters"]["directions"]
+
+
+# -- made again in another process -----------------------------------------------------------------------
+
+AGAIN = """
+import hashlib, json, sys
+import numpy as np
+import convscope
+from convscope.techniques.heatmaps import likeness_target
+
+model, made = sys.argv[1], json.loads(sys.stdin.read())
+network, given = convscope.open_model(model, preprocess="0..1"), made["parameters"]
+images = [one["source"] for one in made["pictures"]]
+others = {one["role"]: one["source"] for one in made["other_pictures"]}
+same = {name: given[name] for name in ("seed", "batch", "precision") if name in given}
+match made["technique"]:
+    case "activations":
+        found = convscope.activations(network, images, given["layers"], memory=given["memory"]).arrays["two"]
+    case "concepts":
+        found = convscope.concepts(network, images, given["count"], given["layer"], batch=given["batch"]).values
+    case "heatmap":
+        target = given["target"] if len(given["target"]) > 1 else given["target"][0]
+        if "like" in others:
+            target = likeness_target(network, others["like"], given["target_details"]["layer"])
+        found = convscope.heatmap(
+            network, images, target, given["layer"] or "auto", method=given["method"].split(", "),
+            smooth=given["smooth"], budget=given["budget"], check=given["check"], against=given["against"], **same,
+        ).maps
+    case "filters":
+        found = convscope.filters(
+            network, given["layer"], given["channels"][:: given["variants"]], recipe=given["recipe"]["name"],
+            steps=given["recipe"]["steps"], variants=given["variants"], seeds=given["seeds"], frames=given["frames"],
+            photos=images, photo=others.get("start"), **same,
+        ).values
+print(hashlib.sha256(np.ascontiguousarray(found).tobytes()).hexdigest())
+"""
+
+
+def made_again(model, result):
+    ran = subprocess.run(
+        [sys.executable, "-c", AGAIN, str(model)],
+        input=json.dumps(result.provenance),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.split()[-1]
+
+
+# slow: each starts a framework in a process of its own
+@pytest.mark.parametrize(
+    ("function", "options", "values"),
+    [
+        (convscope.activations, {"images": ["cat", "dog"], "layers": "two"}, lambda made: made.arrays["two"]),
+        (convscope.concepts, {"images": ["cat", "dog"], "count": 3}, lambda made: made.values),
+        (
+            convscope.heatmap,
+            {"images": ["cat", "dog"], "target": 1, "against": 3, "method": "rise", "budget": 20, "seed": 3},
+            lambda made: made.maps,
+        ),
+        (convscope.heatmap, {"images": "cat", "target": "like"}, lambda made: made.maps),
+        (
+            convscope.filters,
+            {"layer": "two", "channels": [1, 3], "steps": 3, "seed": 5, "variants": 2, "photos": "cat"},
+            lambda made: made.values,
+        ),
+        (
+            convscope.filters,
+            {"layer": "two", "channels": [1], "recipe": "deepdream", "steps": 4, "photo": "start"},
+            lambda made: made.values,
+        ),
+    ],
+)
+def test_a_result_is_made_again_from_its_provenance(model, network, files, function, options, values):
+    if options.get("target") == "like":
+        options = {**options, "target": likeness_target(network, files["like"])}
+    result = called(function, network, files, options)
+    expected = hashlib.sha256(np.ascontiguousarray(values(result)).tobytes()).hexdigest()
+    assert made_again(model, result) == expected
