@@ -90,7 +90,7 @@ def _kind_of_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] or name for name in archive.namelist()]
             whole = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise ModelError(f"the archive {path} can't be read whole: {error}. Copy or download it again.") from error
     if "config.json" in whole:
         return "keras"
