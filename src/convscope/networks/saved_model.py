@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -208,11 +209,16 @@ def _meta_graph(folder: Path, trust: bool) -> Any:
 _KNOWN = operations.RUNNING | operations.VARIABLES | operations.IDLE
 
 
+def _shown(names: list[str]) -> str:
+    """Names from the file, for a message."""
+    return ", ".join(name if re.fullmatch(r"[\w./>-]+", name, re.ASCII) else repr(name)[:80] for name in names)
+
+
 def _refuse(folder: Path, found: set[str]) -> None:
     if found:
         raise ModelError(
             f"the SavedModel {folder} holds operations that do more than compute, or that convscope does not know "
-            f"({', '.join(sorted(found)[:4])}). If you trust it, give --trust (trust=True) to run it."
+            f"({_shown(sorted(found)[:4])}). If you trust it, give --trust (trust=True) to run it."
         )
 
 
@@ -225,7 +231,7 @@ def _all_nodes(meta: Any) -> Iterator[Any]:
 def _signature(folder: Path, meta: Any) -> tuple[str, Any]:
     taking = {name: found for name, found in meta.signature_def.items() if _takes_image(found)}
     if not taking:
-        found = ", ".join(name for name in meta.signature_def if not name.startswith("__")) or "none"
+        found = _shown([name for name in meta.signature_def if not name.startswith("__")]) or "none"
         raise ModelError(
             f"the SavedModel {folder} has no signature that takes one picture (n, h, w, c); its signatures: {found}."
         )
@@ -512,7 +518,7 @@ def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
     lacking = [key for key in keys.values() if key not in shapes]
     if lacking:
         raise ModelError(
-            f"the SavedModel {folder} is not whole: its variables/ lack {', '.join(lacking[:3])}. Copy it again, or "
+            f"the SavedModel {folder} is not whole: its variables/ lack {_shown(lacking[:3])}. Copy it again, or "
             "save it anew."
         )
     declared = sum(prod(shapes[key]) * max(1, dtypes[key].size) for key in set(keys.values()))
@@ -539,5 +545,5 @@ def _try(found: dict[str, Any], folder: Path) -> None:
         built(tf.zeros(sizes, trial.dtype))
     except tf.errors.ResourceExhaustedError:
         raise MemoryError from None
-    except tf.errors.OpError:
-        return  # what it says of an image that it does not like, it says later
+    except Exception as error:  # TensorFlow raises what its operations raise
+        raise ModelError(_damaged(folder, " ".join(str(error).split())[:200])) from error
