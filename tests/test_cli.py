@@ -965,9 +965,10 @@ def test_what_passes_to_the_terminal():
     assert safe("a\tb\n") == r"a\tb\n"
     assert safe("a\tb\n\r", lines=True) == "a\tb\n\\r"
     assert safe("\x1b\u202e\U000e0041") == r"\x1b\u202e\U000e0041"
-    text = json.dumps({"a": every}, ensure_ascii=False)
+    value = {"a": re.sub("[\ud800-\udfff]", "", every) + "\ud800"}  # two halves would make a whole
+    text = json.dumps(value, ensure_ascii=False)
     assert steers(safe_json(text)) == []
-    assert json.loads(safe_json(text)) == {"a": every}
+    assert json.loads(safe_json(text)) == value
 
 
 def test_text_of_other_code_passes_the_guard():
@@ -1003,8 +1004,7 @@ def test_names_from_files_do_not_reach_the_terminal_raw(hostile, tmp_path, comma
     ran = run(command, hostile / "model.keras", *images, "--classes", hostile / "names.json", *options)
     assert ran.code == 0, ran.err
     assert steers(ran.out) == steers(ran.err) == []
-    assert "[red]" in ran.out
-    assert ":cat:" in ran.out
+    assert "[red]:cat" in "".join(ran.out.split())  # cells are folded
 
 
 def test_names_do_not_steer_by_errors(hostile, tmp_path):

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
+import re
 import sys
 import unicodedata
 from functools import lru_cache
 from typing import TextIO
 
-# Letters, marks, numbers, punctuation, symbols, and two spaces: that of English and that of Chinese. Not in it: controls, formats (which turn the direction
-# of the line, or can't be seen), separators of lines, other spaces, halves of surrogates, what is private or unknown.
+# Letters, marks, numbers, punctuation and symbols. Not in it: controls, formats (which turn the direction of the line,
+# or can't be seen), separators of lines, spaces but two (English has one, Chinese the other), halves of surrogates, and
+# what is private or unknown.
 _HARMLESS = frozenset({
     "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po",
     "Sm", "Sc", "Sk", "So",
@@ -51,10 +52,16 @@ _UNSEEN = frozenset(
 
 
 def safe_json(text: str) -> str:
-    """A JSON text with what is not harmless as JSON's own escapes: the same value."""
-    if text.isascii():
-        return text
-    return "".join(one if one.isascii() or safe(one) == one else json.dumps(one)[1:-1] for one in text)
+    """A JSON text, as `json.dumps` makes it, with what is not harmless as JSON's own escapes: the same value."""
+    return re.sub(r"[^\n -~]", _json_escape, text)
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    one = found[0]
+    if safe(one) == one:
+        return one
+    units = one.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 class Lenient(io.TextIOBase):

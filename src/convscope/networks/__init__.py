@@ -363,7 +363,11 @@ def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple
 def _names_given(classes: Any) -> tuple[str, ...]:
     """Names that the caller holds."""
     try:
-        return _names_from_json(dict(classes)) if isinstance(classes, Mapping) else tuple(map(str, classes))
+        return (
+            _names_from_json(dict(classes))
+            if isinstance(classes, Mapping)
+            else tuple(_writable(str(name)) for name in classes)
+        )
     except (TypeError, ValueError) as error:
         raise UsageError(f"the class names are not understood: {error}. Expected a list of names.") from None
 
@@ -410,4 +414,9 @@ def _name(entry: Any) -> str:
         entry = entry[-1]
     if not isinstance(entry, str) and type(entry) is not int:
         raise ValueError(f"a name has to be text, but this is {str(entry)[:40]!r}")
-    return str(entry)
+    return _writable(str(entry))
+
+
+def _writable(name: str) -> str:
+    """JSON can hold halves of surrogates, which no file that a result is written to can."""
+    return name.encode("utf-8", "replace").decode()
