@@ -115,8 +115,11 @@ def test_a_signal_at_every_step(call, number):
 @pytest.mark.parametrize("call", [nested, blocks])
 def test_at_every_step_it_is_as_it_was(call, number):
     thing, lock = Thing(), threading.RLock()
+    usual = [signal.SIGINT, signal.SIGTERM, signal.SIGALRM]
+    before = [signal.getsignal(one) for one in usual]
     for _ in at_every_step(lambda: call(thing, lock), number):
         assert thing.same
+        assert [signal.getsignal(one) for one in usual] == before
 
 
 def test_the_handler_is_called_once_and_after_the_change(number):

@@ -202,7 +202,7 @@ def _of_process() -> dict[str, Any]:
     seen = {
         "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
         "recursion": sys.getrecursionlimit(),
-        "gate": gate and (gate._users, gate._mode, bool(gate._waiting)),
+        "gate": gate and (gate._users, bool(gate._waiting)),  # its mode is of no matter while nobody uses it
     }
     for name, lock in (("pytorch", "_ONE_AT_A_TIME"), ("keras", "TRACING")):
         room = sys.modules.get(f"convscope.networks.{name}")

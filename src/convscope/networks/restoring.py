@@ -161,29 +161,38 @@ class _Gate:
             self._deliver()
 
     def _take(self) -> None:
-        taken: dict[int, Any] = {}
         self._waiting.clear()
         self._overdue.clear()
-        before, self._taken = self._taken, taken
+        taken = self._taken = {number: own for number, own in self._taken.items() if self._is_there(number)}
         try:
             self._mode = _HELD  # from the first one that is taken
             for number in _SIGNALS:
                 handler = _signal.getsignal(number)
-                if callable(handler):
-                    taken[number] = before.get(number) if handler is self._handler else handler
+                if callable(handler) and handler is not self._handler:
+                    taken[number] = handler
                     _signal.signal(number, self._handler)
         except BaseException:  # what another signal's own handler raised
             self._end()
             raise
 
+    def _is_there(self, number: int) -> bool:
+        return _signal.getsignal(number) is self._handler
+
     def _end(self) -> None:
-        """Give the handlers back that nobody has changed since."""
+        """Give the handlers back; twice, since one that is back may raise before all are."""
         try:
-            for number, handler in reversed(self._taken.items()):
-                if _signal.getsignal(number) is self._handler and _is_main():
-                    _signal.signal(number, handler)
+            self._give_back()
         finally:
-            self._mode = _OPEN
+            try:
+                self._give_back()
+            finally:
+                self._mode = _OPEN
+
+    def _give_back(self) -> None:
+        """Give those handlers back that nobody has changed since."""
+        for number, handler in reversed(self._taken.items()):
+            if self._is_there(number) and _is_main():
+                _signal.signal(number, handler)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         """The handler of all signals."""
