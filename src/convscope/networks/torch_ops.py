@@ -272,6 +272,9 @@ def flip(x: Tensor, axis: int) -> Tensor:
 def _from_the_end(indices: Any, length: int, device: torch.device) -> Tensor:
     """Indices of which negative ones count from the end, as PyTorch takes them."""
     found = torch.as_tensor(indices, device=device).long()
+    # Looking is quicker than changing; on an accelerator it would wait for all that is being computed.
+    if found.device.type == "cpu" and (not found.numel() or found.min() >= 0):
+        return found
     return torch.where(found < 0, found + length, found)
 
 
