@@ -317,6 +317,17 @@ def test_inputs_that_no_image_has(shape, tmp_path):
     refused(with_config(saved(tmp_path), change), "expected an input for images")
 
 
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_outputs_that_no_memory_holds(nested, name, tmp_path):
+    given = keras.Input((16, 16, 3))
+    large = layers.UpSampling2D(20_000)(layers.Conv2D(4, 3)(given))
+    model = keras.Model(given, layers.Dense(2)(layers.GlobalAveragePooling2D()(large)))
+    if nested:
+        model = keras.Sequential([keras.Input((16, 16, 3)), model, layers.Dense(2)])
+    refused(saved(tmp_path, model, name), "outputs that fit the memory")
+
+
 def test_deep_configs_are_one_error(tmp_path):
     path = saved(tmp_path)
     members = parts(path)

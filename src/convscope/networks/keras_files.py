@@ -183,6 +183,7 @@ def _load_zip(archive: Archive, path: Path, trust: bool) -> Any:
         raise ModelError(_cant_load(path, error)) from error
     if not isinstance(model, keras.Model):
         raise ModelError(f"{path} describes a {type(model).__name__}; expected a model.")
+    keras_config.check_outputs(model, path.name)
     return model
 
 
