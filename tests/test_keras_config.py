@@ -2,11 +2,14 @@
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import struct
+import tempfile
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +25,19 @@ from convscope.networks import keras_config, keras_files  # noqa: E402
 
 
 def saved(tmp_path, model=None, name="m.keras"):
-    (model or models.plain()).save(tmp_path / name)
+    if model is None:
+        (tmp_path / name).write_bytes(plain_file(name))
+    else:
+        model.save(tmp_path / name)
     return tmp_path / name
+
+
+@functools.cache
+def plain_file(name):
+    """The bytes of a small model's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        models.plain().save(Path(folder) / name)
+        return (Path(folder) / name).read_bytes()
 
 
 def parts(path):
@@ -48,7 +62,7 @@ def with_config(path, change):
 def as_hdf5(tmp_path, change):
     import h5py
 
-    models.plain().save(tmp_path / "m.h5")
+    saved(tmp_path, name="m.h5")
     with h5py.File(tmp_path / "m.h5", "a") as file:
         config = json.loads(file.attrs["model_config"])
         change(config)
