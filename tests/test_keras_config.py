@@ -2,11 +2,14 @@
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import struct
+import tempfile
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +25,19 @@ from convscope.networks import keras_config, keras_files  # noqa: E402
 
 
 def saved(tmp_path, model=None, name="m.keras"):
-    (model or models.plain()).save(tmp_path / name)
+    if model is None:
+        (tmp_path / name).write_bytes(plain_file(name))
+    else:
+        model.save(tmp_path / name)
     return tmp_path / name
+
+
+@functools.cache
+def plain_file(name):
+    """The bytes of a small model's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        models.plain().save(Path(folder) / name)
+        return (Path(folder) / name).read_bytes()
 
 
 def parts(path):
@@ -48,7 +62,7 @@ def with_config(path, change):
 def as_hdf5(tmp_path, change):
     import h5py
 
-    models.plain().save(tmp_path / "m.h5")
+    saved(tmp_path, name="m.h5")
     with h5py.File(tmp_path / "m.h5", "a") as file:
         config = json.loads(file.attrs["model_config"])
         change(config)
@@ -315,6 +329,17 @@ def test_inputs_that_no_image_has(shape, tmp_path):
         config["config"]["layers"][0]["config"]["batch_shape"] = shape
 
     refused(with_config(saved(tmp_path), change), "expected an input for images")
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_outputs_that_no_memory_holds(nested, name, tmp_path):
+    given = keras.Input((16, 16, 3))
+    large = layers.UpSampling2D(20_000)(layers.Conv2D(4, 3)(given))
+    model = keras.Model(given, layers.Dense(2)(layers.GlobalAveragePooling2D()(large)))
+    if nested:
+        model = keras.Sequential([keras.Input((16, 16, 3)), model, layers.Dense(2)])
+    refused(saved(tmp_path, model, name), "outputs that fit the memory")
 
 
 def test_deep_configs_are_one_error(tmp_path):

@@ -415,13 +415,14 @@ def test_functions_that_call_each_other(itself, tmp_path):
         convscope.open_model(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize("which", ["saved_model.pb", "variables/variables.index"])
-def test_pipes_and_devices_are_not_waited_for(which, tmp_path):
+def test_pipes_and_devices_are_not_waited_for(which, trust, tmp_path):
     of_a_module(tmp_path / "saved")
     (tmp_path / "saved" / which).unlink()
     os.mkfifo(tmp_path / "saved" / which)
     with pytest.raises(ModelError, match=r"device, a pipe|can't be read"):
-        saved_model.read(tmp_path / "saved")
+        convscope.open_model(tmp_path / "saved", trust=trust)
 
 
 def test_links_to_files_are_files(tmp_path):

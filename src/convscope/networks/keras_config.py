@@ -324,6 +324,29 @@ def building(stored: int, name: str) -> Iterator[None]:
                 del keras.Variable.__init__
 
 
+def check_outputs(model: Any, name: str) -> None:
+    """Refuse a model with an output inside that no memory holds, before it is run: sizes that it leaves open count 1.
+
+    Raises:
+        ModelError: an operation's output for one image is larger than the limit.
+    """
+    for operation in _operations(model):
+        tensors = [tensor for node in operation._inbound_nodes for tensor in node.output_tensors]
+        for shape in (tensor.shape for tensor in tensors if hasattr(tensor, "shape")):
+            if 4 * prod(size or 1 for size in shape) > limits.current().weights:
+                raise ModelError(
+                    f"{name}: expected outputs that fit the memory, found {tuple(shape)} from the layer "
+                    f"{operation.name!r} ({limits.how_to_raise('weights')})."
+                )
+
+
+def _operations(model: Any) -> Iterator[Any]:
+    """Layers and operations of a model and of those inside of it."""
+    for item in [*model._flatten_layers(), model]:
+        yield item
+        yield from getattr(getattr(item, "_functional", None) or item, "operations", ())
+
+
 class _TooLarge(Exception):
     """On its way through Keras, which puts errors into others of its own."""
 

@@ -183,6 +183,7 @@ def _load_zip(archive: Archive, path: Path, trust: bool) -> Any:
         raise ModelError(_cant_load(path, error)) from error
     if not isinstance(model, keras.Model):
         raise ModelError(f"{path} describes a {type(model).__name__}; expected a model.")
+    keras_config.check_outputs(model, path.name)
     return model
 
 
@@ -238,6 +239,7 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
             f"a SavedModel is a program of TensorFlow's, and Keras runs on {keras.backend.backend()}. "
             "Choose --backend tensorflow (KERAS_BACKEND=tensorflow)."
         )
+    saved_model.check_files(folder)
     digest = sha256(folder / saved_model.GRAPH)
     try:
         program = saved_model.read(folder)

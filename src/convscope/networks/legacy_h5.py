@@ -1125,6 +1125,7 @@ def _build(stored: Stored, trust: bool) -> Any:
         raise ModelError(f"{stored.path.name}: {expected}, found: {reason}.") from error
     if not isinstance(model, keras.Model) or not model.built:
         raise ModelError(f"{stored.path.name}: expected a model with an input shape, found one without.")
+    keras_config.check_outputs(model, stored.path.name)
     return model
 
 

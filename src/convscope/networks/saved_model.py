@@ -67,20 +67,26 @@ def read(folder: Path, trust: bool = False) -> Program:
         ModelError: it is damaged or too large, has no such signature, or has operations that could do more than
             compute.
     """
-    size = _size(folder / GRAPH)
-    data = sum(_size(path) for path in _parts(folder))
-    limit = limits.current()
-    if size + data > limit.weights:
-        raise ModelError(
-            f"the SavedModel {folder} has {(size + data) / 2**30:.3g} GiB ({limits.how_to_raise('weights')})."
-        )
+    size = check_files(folder)
     try:
-        isolation.call("convscope.networks.saved_model:prepare", seconds=max(120, limit.seconds))
-        memory = 4096 * _MIB + 8 * (size + data)
+        isolation.call("convscope.networks.saved_model:prepare", seconds=max(120, limits.current().seconds))
+        memory = 4096 * _MIB + 8 * size
         found = isolation.call("convscope.networks.saved_model:program", folder, trust, memory=memory)
     except isolation.ReaderError as error:
         raise ModelError(_broken(folder, error)) from error
     return Program(**{**found, "shape": tuple(found["shape"]), "handles": tuple(found["handles"])})
+
+
+def check_files(folder: Path) -> int:
+    """Bytes of a SavedModel's files, which are files.
+
+    Raises:
+        ModelError: one is missing, or a pipe or a device; or they are larger than the limit.
+    """
+    size = sum(_size(path) for path in (folder / GRAPH, *_parts(folder)))
+    if size > limits.current().weights:
+        raise ModelError(f"the SavedModel {folder} has {size / 2**30:.3g} GiB ({limits.how_to_raise('weights')}).")
+    return size
 
 
 def _broken(folder: Path, error: isolation.ReaderError) -> str:
