@@ -66,20 +66,41 @@ def read(folder: Path, trust: bool = False) -> Program:
         ModelError: it is damaged or too large, has no such signature, or has operations that could do more than
             compute.
     """
-    size = _size(folder / GRAPH)
-    data = sum(_size(path) for path in _parts(folder))
-    limit = limits.current()
-    if size + data > limit.weights:
-        raise ModelError(
-            f"the SavedModel {folder} has {(size + data) / 2**30:.3g} GiB ({limits.how_to_raise('weights')})."
-        )
+    check(folder, trust)
+    limit, total = limits.current(), sum(map(_size, _files(folder)))
     try:
         isolation.call("convscope.networks.saved_model:prepare", seconds=max(120, limit.seconds))
-        memory = 4096 * _MIB + 8 * (size + data)
+        memory = 4096 * _MIB + 8 * total
         found = isolation.call("convscope.networks.saved_model:program", folder, trust, memory=memory)
     except isolation.ReaderError as error:
         raise ModelError(_broken(folder, error)) from error
     return Program(**{**found, "shape": tuple(found["shape"]), "handles": tuple(found["handles"])})
+
+
+def check(folder: Path, trust: bool = False) -> None:
+    """Look at the files of a SavedModel before anything is read of them.
+
+    Args:
+        folder: with `saved_model.pb` and `variables/`.
+        trust: take links to other folders.
+
+    Raises:
+        ModelError: one is no file, lies elsewhere, or they are larger than the limits.
+    """
+    files, inside = _files(folder), folder.resolve()
+    total = sum(map(_size, files))
+    away = [path for path in files if not path.resolve().is_relative_to(inside)]
+    if away and not trust:
+        raise ModelError(
+            f"expected the files of the SavedModel {folder} inside of it, found {away[0].name!r} as a link to another "
+            "folder. Copy the files themselves there (cp -rL), or if you trust it, give --trust (trust=True)."
+        )
+    if total > limits.current().weights:
+        raise ModelError(f"the SavedModel {folder} has {total / 2**30:.3g} GiB ({limits.how_to_raise('weights')}).")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder / GRAPH, *_parts(folder)]
 
 
 def _broken(folder: Path, error: isolation.ReaderError) -> str:
@@ -108,7 +129,7 @@ def _size(path: Path) -> int:
 def _parts(folder: Path) -> list[Path]:
     """The files of the checkpoint; none where the graph has its numbers inside."""
     inside = (folder / _CHECKPOINT).parent
-    return sorted(path for path in inside.glob("variables.*")) if inside.is_dir() else []
+    return sorted(path for path in inside.glob("variables*")) if inside.is_dir() else []
 
 
 def function(program: Program, variables: Mapping[str, Any]) -> Any:
@@ -503,7 +524,8 @@ def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
         return {}
     held = sum(_size(path) for path in _parts(folder))
     try:
-        reader = tf.train.load_checkpoint(str(folder / _CHECKPOINT))
+        # Not `load_checkpoint`: where the name is a folder, it follows a file in it to a checkpoint anywhere.
+        reader = tf.compat.v1.train.NewCheckpointReader(str(folder / _CHECKPOINT))
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         known = _keys(meta, reader)
     except Exception as error:  # TensorFlow raises what its reader raises
