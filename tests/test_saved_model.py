@@ -465,7 +465,7 @@ def test_damaged_folders_are_one_error_each(tmp_path):
             assert "\n" not in said
 
 
-# -- files that are none, or lie elsewhere ---------------------------------------------------------------
+# -- files that are none ---------------------------------------------------------------------------------
 
 
 def _refused(folder, match):
@@ -480,15 +480,6 @@ def test_a_pipe_is_not_waited_for(tmp_path, name):
     (tmp_path / "m" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "m" / name)
     _refused(tmp_path / "m", "a device, a pipe or a folder")
-
-
-@pytest.mark.parametrize("name", ["saved_model.pb", "variables", "variables/variables.index"])
-def test_links_out_of_the_folder_are_not_followed(tmp_path, name):
-    of_a_module(tmp_path / "m")
-    moved, place = tmp_path / "elsewhere", tmp_path / "m" / name
-    shutil.move(place, moved)
-    place.symlink_to(moved)
-    _refused(tmp_path / "m", "link to another folder")
 
 
 def test_a_folder_in_place_of_the_checkpoint_does_not_name_another(tmp_path):

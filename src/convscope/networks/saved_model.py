@@ -66,7 +66,7 @@ def read(folder: Path, trust: bool = False) -> Program:
         ModelError: it is damaged or too large, has no such signature, or has operations that could do more than
             compute.
     """
-    check(folder, trust)
+    check(folder)
     limit, total = limits.current(), sum(map(_size, _files(folder)))
     try:
         isolation.call("convscope.networks.saved_model:prepare", seconds=max(120, limit.seconds))
@@ -77,24 +77,16 @@ def read(folder: Path, trust: bool = False) -> Program:
     return Program(**{**found, "shape": tuple(found["shape"]), "handles": tuple(found["handles"])})
 
 
-def check(folder: Path, trust: bool = False) -> None:
+def check(folder: Path) -> None:
     """Look at the files of a SavedModel before anything is read of them.
 
     Args:
         folder: with `saved_model.pb` and `variables/`.
-        trust: take links to other folders.
 
     Raises:
-        ModelError: one is no file, lies elsewhere, or they are larger than the limits.
+        ModelError: one is no file, or they are larger than the limits.
     """
-    files, inside = _files(folder), folder.resolve()
-    total = sum(map(_size, files))
-    away = [path for path in files if not path.resolve().is_relative_to(inside)]
-    if away and not trust:
-        raise ModelError(
-            f"expected the files of the SavedModel {folder} inside of it, found {away[0].name!r} as a link to another "
-            "folder. Copy the files themselves there (cp -rL), or if you trust it, give --trust (trust=True)."
-        )
+    total = sum(map(_size, _files(folder)))
     if total > limits.current().weights:
         raise ModelError(f"the SavedModel {folder} has {total / 2**30:.3g} GiB ({limits.how_to_raise('weights')}).")
 
