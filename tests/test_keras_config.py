@@ -474,3 +474,26 @@ def test_nothing_is_read_from_outside_an_archive(tmp_path):
     refused(repacked(path, members), "lies in another file")
     with pytest.raises(ModelError, match="lies in another file"):
         keras_files.load_weights(models.plain(), tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [0, 2_000_000_000],
+        [{"class_name": "__numpy__", "config": {"value": [1.0], "dtype": "float32"}}],
+        [{"class_name": "__slice__", "config": {"start": {"class_name": "__keras_tensor__", "config": {}}}}],
+        [],
+    ],
+)
+def test_a_call_that_takes_constants_alone_is_refused(args):
+    """Keras computes it at once, while it builds the model."""
+    layer = {"class_name": "ReLU", "config": {}, "inbound_nodes": [{"args": args, "kwargs": {}}]}
+    with pytest.raises(ModelError, match="constants alone"):
+        keras_config.checked({"class_name": "Functional", "config": {"layers": [layer]}}, lambda key: None, "m.keras")
+
+
+def test_a_call_with_a_tensor_among_constants_is_taken():
+    tensor = {"class_name": "__keras_tensor__", "config": {"shape": [None, 3], "keras_history": ["in", 0, 0]}}
+    layer = {"class_name": "Add", "config": {}, "inbound_nodes": [{"args": [[1.0, {"x": tensor}]], "kwargs": {}}]}
+    config = {"class_name": "Functional", "config": {"layers": [layer]}}
+    assert keras_config.checked(config, lambda key: None, "m.keras")

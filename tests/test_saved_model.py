@@ -464,3 +464,30 @@ def test_damaged_folders_are_one_error_each(tmp_path):
         except ModelError as error:
             said = str(error)
             assert "\n" not in said
+
+
+# -- files that are none ---------------------------------------------------------------------------------
+
+
+def _refused(folder, match):
+    with pytest.raises(ModelError, match=match):
+        convscope.open_model(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have names on POSIX alone")
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index", "variables/variables"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    of_a_module(tmp_path / "m")
+    (tmp_path / "m" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "m" / name)
+    _refused(tmp_path / "m", "a device, a pipe or a folder")
+
+
+def test_a_folder_in_place_of_the_checkpoint_does_not_name_another(tmp_path):
+    of_a_module(tmp_path / "m")
+    inside, moved = tmp_path / "m" / "variables", tmp_path / "elsewhere"
+    inside.rename(moved)
+    (inside / "variables").mkdir(parents=True)
+    (inside / "variables.data-00000-of-00001").write_bytes(bytes(10_000))
+    (inside / "variables" / "checkpoint").write_text(f'model_checkpoint_path: "{moved / "variables"}"\n')
+    _refused(tmp_path / "m", "a device, a pipe or a folder")

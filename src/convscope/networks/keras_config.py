@@ -170,6 +170,7 @@ def checked(config: Any, registered: Callable[[Any], str | None], name: str) -> 
     unknown: dict[str, None] = {}
     for node in _nodes(config):
         _check_input(node, name)
+        _check_calls(node, name)
     config = _walked(config, registered, unknown)
     if unknown:
         shown = ", ".join(list(unknown)[:4])
@@ -271,6 +272,26 @@ def _check_input(node: dict[str, Any], name: str) -> None:
             f"{name}: expected an input for images, found one of the shape {tuple(shape)} "
             f"({limits.how_to_raise('pixels')})."
         )
+
+
+def _check_calls(node: dict[str, Any], name: str) -> None:
+    """Refuse calls that take constants alone: Keras would compute them while it builds, whatever their size."""
+    calls = node.get("inbound_nodes")
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, dict) and not _takes_tensor([call.get("args"), call.get("kwargs")]):
+            raise ModelError(
+                f"{name}: expected each call of a layer to take what comes of the image, found one that takes "
+                "constants alone. Put its result into the model as a weight, and save it anew."
+            )
+
+
+def _takes_tensor(item: Any) -> bool:
+    """True if a tensor of the graph is among what Keras looks through for one: plain lists and dicts."""
+    if isinstance(item, dict) and "class_name" in item:
+        return item["class_name"] == "__keras_tensor__"
+    if isinstance(item, dict | list):
+        return any(_takes_tensor(child) for child in (item.values() if isinstance(item, dict) else item))
+    return False
 
 
 # -- what may be allocated -------------------------------------------------------------------------------

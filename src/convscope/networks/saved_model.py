@@ -115,7 +115,7 @@ def _size(path: Path) -> int:
 def _parts(folder: Path) -> list[Path]:
     """The files of the checkpoint; none where the graph has its numbers inside."""
     inside = (folder / _CHECKPOINT).parent
-    return sorted(path for path in inside.glob("variables.*")) if inside.is_dir() else []
+    return sorted(path for path in inside.glob("variables*")) if inside.is_dir() else []
 
 
 def function(program: Program, variables: Mapping[str, Any]) -> Any:
@@ -515,7 +515,8 @@ def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
         return {}
     held = sum(_size(path) for path in _parts(folder))
     try:
-        reader = tf.train.load_checkpoint(str(folder / _CHECKPOINT))
+        # Not `load_checkpoint`: where the name is a folder, it follows a file in it to a checkpoint anywhere.
+        reader = tf.compat.v1.train.NewCheckpointReader(str(folder / _CHECKPOINT))
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         known = _keys(meta, reader)
     except Exception as error:  # TensorFlow raises what its reader raises
