@@ -17,6 +17,7 @@ import zlib
 from pathlib import Path
 
 import click
+import h5py
 import models
 import numpy as np
 import pytest
@@ -453,6 +454,13 @@ def spoiled(archive, part):
     return archive[:where] + bytes(byte ^ 0x5A for byte in archive[where : where + 50]) + archive[where + 50 :]
 
 
+def empty_hdf5():
+    buffer = io.BytesIO()
+    h5py.File(buffer, "w").close()
+    return buffer.getvalue()
+
+
+EMPTY_HDF5 = empty_hdf5()
 SAFETENSORS = struct.pack("<Q", 64) + json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
 CONFIG = json.dumps({"class_name": "Sequential", "config": {"name": "m", "layers": []}, "module": "keras"})
 SYSTEM = json.dumps({"module": "os", "class_name": "mkdir", "config": {"path": "ran"}, "registered_name": None})
@@ -468,12 +476,16 @@ BAD_MODELS = {
     "mnist.onnx": (b"\x08\x07\x12\x07pytorch", "ONNX"),
     "weights.safetensors": (SAFETENSORS, "can't be read whole" if TORCH else "needs torch"),
     "other.keras": (zipped(readme_txt="hello"), "another zip archive", "readme.txt", "Expected a .keras"),
-    "torch.pt": (zipped(model__data_pkl=b"\x80\x02K\x01."), "can't be read" if TORCH else "needs torch"),
-    "json.keras": (zipped(config_json="{no json"), "can't be read whole", "download it again"),
-    "list.keras": (zipped(config_json="[1, 2]"), "can't load", "copy or download it again"),
-    "bare.keras": (zipped(config_json=CONFIG), "can't load", "weights"),
+    "torch.pt": (zipped(model__data_pkl=b"\x80\x02K\x01."), "expected a state dict" if TORCH else "needs torch"),
+    "json.keras": (zipped(config_json="{no json"), "expected a config in JSON", "damaged"),
+    "list.keras": (
+        zipped(config_json="[1, 2]", model_weights_h5=EMPTY_HDF5),
+        "can't load",
+        "copy or download it again",
+    ),
+    "bare.keras": (zipped(config_json=CONFIG), "no model.weights.h5", "download it again"),
     "spoiled.keras": (spoiled(zipped(config_json=LONG_CONFIG), "config.json"), "can't be read whole"),
-    "module.keras": (zipped(config_json=SYSTEM, model_weights_h5=b""), "'mkdir'", "does not know"),
+    "module.keras": (zipped(config_json=SYSTEM, model_weights_h5=EMPTY_HDF5), "'mkdir'", "only compute"),
 }
 
 
@@ -1002,8 +1014,12 @@ def hostile(desk, tmp_path_factory):
 def test_names_from_files_do_not_reach_the_terminal_raw(hostile, tmp_path, command, options):
     images = () if command in ("layers", "doctor") else (hostile / "cat.png", "--out", tmp_path / "out")
     ran = run(command, hostile / "model.keras", *images, "--classes", hostile / "names.json", *options)
-    assert ran.code == 0, ran.err
     assert steers(ran.out) == steers(ran.err) == []
+    if keras.backend.backend() == "tensorflow":
+        # TensorFlow runs no layers of such names: that is said, and does not steer either.
+        assert ran.code == 1
+        return
+    assert ran.code == 0, ran.err
     assert "[red]:cat" in "".join(ran.out.split())  # cells are folded
 
 

@@ -309,56 +309,90 @@ def building(stored: int, name: str) -> Iterator[None]:
         name: of the file, for messages.
 
     Raises:
-        ModelError: a layer declares more, before it is allocated.
+        ModelError: a layer declares more, before it is allocated, or an output inside larger than the limits.
     """
     import keras
 
-    allowed = min(2 * stored + _SPARE, limits.current().weights // 4)
-    plain, here, taken = keras.Variable.__init__, threading.get_ident(), 0
+    allowed, limit = min(2 * stored + _SPARE, limits.current().weights // 4), limits.current()
+    taken = made = 0
+    refused: list[str] = []  # Keras puts errors into others of its own, or goes on without
 
-    def counted(self: Any, initializer: Any, shape: Any = None, *args: Any, **options: Any) -> None:
+    def refuse(text: str) -> None:
+        refused.append(text)
+        raise MemoryError(text)
+
+    def variable(initializer: Any, shape: Any = None, *_: Any, **__: Any) -> None:
         nonlocal taken
-        if threading.get_ident() == here and shape is not None:
-            taken += _elements(shape)
-            if taken > allowed:
-                raise _TooLarge(
-                    f"{name}: expected an architecture as large as its weights, found layers that declare more than "
-                    f"{allowed:,} numbers where the file holds {stored:,}."
-                )
-        plain(self, initializer, shape, *args, **options)
+        taken += 0 if shape is None else _elements(shape)
+        if taken > allowed:
+            refuse(
+                f"{name}: expected an architecture as large as its weights, found layers that declare more than "
+                f"{allowed:,} numbers where the file holds {stored:,}."
+            )
 
-    with _BUILDING:
-        plain = keras.Variable.__init__
-        own = "__init__" in vars(keras.Variable)
-        keras.Variable.__init__ = counted
+    def tensor(shape: Any, *_: Any, **__: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > limit.nodes:
+            refuse(
+                f"{name}: expected a network, found one of more than {limit.nodes} outputs inside "
+                f"({limits.how_to_raise('nodes')})."
+            )
+        if 4 * _elements(shape) > limit.values:
+            refuse(_too_large_inside(name, shape))
+
+    with _BUILDING, _before(keras.Variable, variable), _before(keras.KerasTensor, tensor):
         try:
             yield
         except RecursionError as error:
             raise ModelError(f"{name}: expected a config as Keras writes it, found one nested too deep.") from error
         except Exception as error:
-            too_large = _cause(error)
-            raise (ModelError(str(too_large)) if too_large else error) from error
-        finally:
-            if own:
-                keras.Variable.__init__ = plain
-            else:
-                del keras.Variable.__init__
+            raise (ModelError(refused[0]) if refused else error) from error
+        if refused:
+            raise ModelError(refused[0])
+
+
+@contextmanager
+def _before(cls: type, check: Callable[..., None]) -> Iterator[None]:
+    """Let `check` see what a class is made with, in this thread, before it is."""
+    plain, own, here = cls.__init__, "__init__" in vars(cls), threading.get_ident()  # type: ignore[misc]
+
+    def checked_first(self: Any, *args: Any, **options: Any) -> None:
+        if threading.get_ident() == here:
+            check(*args, **options)
+        plain(self, *args, **options)
+
+    cls.__init__ = checked_first  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        if own:
+            cls.__init__ = plain  # type: ignore[misc]
+        else:
+            del cls.__init__  # type: ignore[misc]
+
+
+def _too_large_inside(name: str, shape: Any) -> str:
+    return (
+        f"{name}: expected outputs that fit the memory, found one of the shape {tuple(shape)} for one image "
+        f"({limits.how_to_raise('values')})."
+    )
 
 
 def check_outputs(model: Any, name: str) -> None:
-    """Refuse a model with an output inside that no memory holds, before it is run: sizes that it leaves open count 1.
+    """Refuse a model whose outputs inside no memory holds, before it is run: sizes that it leaves open count 1.
 
     Raises:
-        ModelError: an operation's output for one image is larger than the limit.
+        ModelError: an operation's output for one image is larger than the limit, or all are than 16 times that.
     """
+    total, most = 0, limits.current().values
     for operation in _operations(model):
         tensors = [tensor for node in operation._inbound_nodes for tensor in node.output_tensors]
         for shape in (tensor.shape for tensor in tensors if hasattr(tensor, "shape")):
-            if 4 * prod(size or 1 for size in shape) > limits.current().weights:
-                raise ModelError(
-                    f"{name}: expected outputs that fit the memory, found {tuple(shape)} from the layer "
-                    f"{operation.name!r} ({limits.how_to_raise('weights')})."
-                )
+            size = 4 * _elements(shape)
+            total += size
+            if size > most or total > 16 * most:
+                raise ModelError(_too_large_inside(name, shape))
 
 
 def _operations(model: Any) -> Iterator[Any]:
@@ -368,18 +402,8 @@ def _operations(model: Any) -> Iterator[Any]:
         yield from getattr(getattr(item, "_functional", None) or item, "operations", ())
 
 
-class _TooLarge(Exception):
-    """On its way through Keras, which puts errors into others of its own."""
-
-
-def _cause(error: BaseException | None) -> _TooLarge | None:
-    while error is not None and not isinstance(error, _TooLarge):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def _elements(shape: Any) -> int:
     try:
-        return prod(int(size) for size in shape)
+        return prod(int(size or 1) for size in shape)
     except (TypeError, ValueError):  # Keras says what is wrong with it
         return 0

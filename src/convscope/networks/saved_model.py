@@ -28,6 +28,7 @@ from convscope.networks import tensorflow_operations as operations
 
 GRAPH = "saved_model.pb"
 _CHECKPOINT = "variables/variables"
+_USUAL = (1, 224, 224, 3)  # what is tried where the size of the image is open
 _MIB = 2**20
 
 
@@ -545,12 +546,14 @@ def _try(found: dict[str, Any], folder: Path) -> None:
         built = function(trial, {name: tf.Variable(value) for name, value in trial.variables.items()})
     except Exception as error:  # TensorFlow raises what its importer raises
         raise ModelError(_damaged(folder, " ".join(str(error).split())[:200])) from error
-    sizes = [size or 1 for size in trial.shape]
-    if None in trial.shape[1:] or prod(sizes) > limits.current().pixels:
+    sizes = [size or usual for size, usual in zip(trial.shape, _USUAL, strict=True)]
+    if prod(sizes) > limits.current().pixels:
         return
     try:
         built(tf.zeros(sizes, trial.dtype))
     except tf.errors.ResourceExhaustedError:
         raise MemoryError from None
     except Exception as error:  # TensorFlow raises what its operations raise
+        if None in trial.shape[1:]:  # another size may fit
+            return
         raise ModelError(_damaged(folder, " ".join(str(error).split())[:200])) from error
