@@ -229,6 +229,58 @@ def test_pytree_texts_hold_tuples_lists_and_dicts_alone(exported_once, tmp_path,
     assert "named_in_the_file" not in sys.modules
 
 
+class Keywords(nn.Module):
+    """Takes a keyword, and a dictionary whose keys are no names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x, scale=None):
+        return {"class scores/1": self.out(torch.relu(self.conv(x)).mean((2, 3)))}
+
+
+@pytest.fixture(scope="module")
+def with_keywords(tmp_path_factory):
+    path = tmp_path_factory.mktemp("keywords") / "model.pt2"
+    example = (torch.zeros(2, 3, 16, 16),), {"scale": torch.zeros(1)}
+    torch.export.save(torch.export.export(Keywords().eval(), *example), path)
+    return path
+
+
+def test_keywords_and_keys_that_are_no_names_are_read(with_keywords):
+    assert convscope.open_model(with_keywords).layer("conv").kind == "conv"
+
+
+@pytest.mark.parametrize(
+    "key", ["a=open({!r}, 'w')", "a: open({!r}, 'w')", "a):\n  pass\nopen({!r}, 'w')\ndef b(c", "if"]
+)
+def test_names_of_arguments_are_names(with_keywords, tmp_path, key):
+    """torch writes the keys of the keywords into the Python that it generates: a default value there runs."""
+    marker = tmp_path / "marker"
+
+    def edit(program):
+        signature = program["graph_module"]["module_call_graph"][0]["signature"]
+        version, tree = json.loads(signature["in_spec"])
+        tree["children_spec"][1]["context"] = json.dumps([key.format(str(marker))])
+        signature.update(in_spec=json.dumps([version, tree]), forward_arg_names=None)
+
+    path = edited(with_keywords, tmp_path / "model.pt2", edit)
+    with pytest.raises(ModelError, match="--trust"):
+        convscope.open_model(path)
+    assert not marker.exists()
+
+
+def test_a_description_of_too_many_values_is_not_parsed(exported_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("it was parsed"))
+    with zipfile.ZipFile(exported_once) as archive, zipfile.ZipFile(tmp_path / "m.pt2", "w") as made:
+        for entry in archive.infolist():
+            long = entry.filename.endswith("models/model.json")
+            made.writestr(entry, b"[" + b"[]," * 2**22 + b"0]" if long else archive.read(entry))
+    with pytest.raises(ModelError, match="nodes"):
+        convscope.open_model(tmp_path / "m.pt2")
+
+
 def node_of(program):
     return program["graph_module"]["graph"]["nodes"][0]
 

@@ -1,6 +1,7 @@
 """PyTorch's files: weights land where they belong, nothing is run unasked, and each refusal says why."""
 
 import collections
+import io
 import json
 import pickle
 import subprocess
@@ -531,6 +532,47 @@ def test_views_and_shared_storages_come_out_as_torch_reads_them(tmp_path):
         for name, value in expected.items():
             assert found[name].dtype == value.dtype
             assert torch.equal(found[name], value), name
+
+
+def doubled(times):
+    """A dictionary whose key is a tuple of twice the same tuple, and so on: hashing it takes 2 ** times steps."""
+    return b"\x80\x02})q\x00" + b"h\x00\x86q\x00" * times + b"K\x01s."
+
+
+def of_one_hash(count):
+    """A dictionary of whole numbers that Python gives the same hash."""
+    numbers = (pickle.encode_long(number * (2**61 - 1)) for number in range(1, count))
+    return b"\x80\x02}(" + b"".join(b"\x8a" + bytes([len(one)]) + one + b"N" for one in numbers) + b"u."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [doubled(60), b"\x80\x02})" + b"\x85" * 10**5 + b"K\x01s.", of_one_hash(10**5)],
+    ids=["doubled", "deep", "one hash"],
+)
+def test_keys_that_take_long_to_hash_are_refused(tmp_path, data):
+    refused(packed(tmp_path / "net.pt", {"data.pkl": data, "version": b"3\n"}))
+
+
+def test_pickles_of_many_operations_are_refused(tmp_path):
+    path = packed(tmp_path / "net.pt", {"data.pkl": b"\x80\x02" + b"N0" * 600 + b"N.", "version": b"3\n"})
+    with limits.using(entries=20):
+        refused(path, "too many operations")
+
+
+def test_quantized_tensors_that_repeat_a_value_are_refused(tmp_path):
+    """They are copied when they are made: one byte would become many."""
+    saved = io.BytesIO()
+    whole = torch.quantize_per_tensor(torch.arange(4.0), 0.5, 0, torch.qint8)
+    torch.save({"w": whole}, saved)
+    with zipfile.ZipFile(saved) as archive:
+        held = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    (tmp_path / "whole.pt").write_bytes(saved.getvalue())
+    state, _ = torch_files.load_state_dict(tmp_path / "whole.pt")
+    assert torch.equal(state["w"].dequantize(), whole.dequantize())
+    sides = held["data.pkl"].replace(b"K\x04\x85", b"J\x00\x00\x00\x10\x85").replace(b"K\x01\x85", b"K\x00\x85")
+    assert sides != held["data.pkl"]
+    refused(packed(tmp_path / "net.pt", held | {"data.pkl": sides}), "repeats")
 
 
 def test_archives_that_unpack_to_more_than_the_limits(tmp_path, saved):

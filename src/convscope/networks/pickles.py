@@ -110,9 +110,12 @@ def load(
 
 
 def operations(source: bytes | IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """The operations of one pickle with their arguments, bounded by the limit for one text."""
+    """The operations of one pickle with their arguments, bounded by the limits for one text and for entries."""
     bounded = _Bounded(io.BytesIO(source) if isinstance(source, bytes) else source, limits.current().text)
-    for opcode, argument, _ in pickletools.genops(bounded):  # type: ignore[arg-type]
+    most = 50 * limits.current().entries
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):  # type: ignore[arg-type]
+        if number >= most:
+            raise ModelError(f"a pickle in the file holds too many operations ({limits.how_to_raise('entries')}).")
         yield opcode.name, argument
 
 
@@ -232,9 +235,29 @@ def _set(target: Any, pairs: list[Any]) -> None:
     if not isinstance(target, dict):
         raise TypeError("items are set of what is no dictionary")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not isinstance(key, str | bytes | int | float | bool | tuple | type(None)):
-            raise TypeError(f"a key of a dictionary is a {type(key).__name__}")
+        check_key(key)
         target[key] = value
+
+
+def check_key(key: Any) -> None:
+    """Refuse keys whose hash takes long, overflows the stack, or can be that of many others.
+
+    Raises:
+        TypeError: it is one of these.
+    """
+    parts = key if isinstance(key, tuple) and len(key) <= _LONGEST_KEY else (key,)
+    if not all(_is_plain_key(part) for part in parts):
+        raise TypeError(f"a key of a dictionary is a {type(key).__name__} that no model has")
+
+
+_LONGEST_KEY = 16
+_LARGEST_KEY = 2**61 - 1  # Python hashes whole numbers modulo this
+
+
+def _is_plain_key(key: Any) -> bool:
+    if isinstance(key, int):
+        return abs(key) < _LARGEST_KEY
+    return isinstance(key, str | bytes | float | type(None))
 
 
 def _set_one(machine: _Machine, _: Any) -> None:

@@ -6,6 +6,7 @@ tensor is a description until it is wanted; sizes, strides and offsets are check
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -145,9 +146,8 @@ def _ordered(pairs: Any = ()) -> dict:
 
 def _pair(pair: Any) -> tuple[str, Any]:
     key, value = pair
-    if not isinstance(key, str | int | tuple):
-        raise TypeError(f"a key of a dictionary is a {type(key).__name__}")
-    return key, value  # type: ignore[return-value]
+    pickles.check_key(key)
+    return key, value
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Declared:
@@ -167,6 +167,8 @@ def _quantized(storage: Any, offset: Any, shape: Any, strides: Any, quantizer: A
     made = _tensor(storage, offset, shape, strides)
     if not isinstance(quantizer, tuple) or len(quantizer) not in (3, 4):
         raise TypeError("a quantized tensor without a scale")
+    if math.prod(made.shape) > made.storage.count:  # it is copied value by value when it is made
+        raise ValueError(f"a quantized tensor of shape {made.shape} repeats its {made.storage.count} values")
     return replace(made, quantizer=quantizer)
 
 

@@ -48,6 +48,9 @@ def parsed(data: bytes, name: str) -> Any:
     Raises:
         Odd: it is none, a key is there twice, or it is nested too deeply.
     """
+    most = 50 * limits.current().nodes
+    if sum(map(data.count, (b"[", b"{", b","))) > most:  # each value but the first has one of these before it
+        raise Odd(name, f"more than {most} values ({limits.how_to_raise('nodes')})")
     try:
         found = json.loads(data.decode(), object_pairs_hook=functools.partial(_once, name))
     except (ValueError, RecursionError) as error:
@@ -353,7 +356,16 @@ def _is_spec(text: str) -> bool:
         version, node = json.loads(text)
     except (ValueError, TypeError, RecursionError):
         return False
-    return type(version) is int and version == schema.TREESPEC_VERSION and _is_node(node, limits.current().depth)
+    known = type(version) is int and version == schema.TREESPEC_VERSION and _is_node(node, limits.current().depth)
+    return known and all(_is_name(key) for key in _names_of_arguments(node))
+
+
+def _names_of_arguments(node: Any) -> list[Any]:
+    """The keys of the second part of (positions, keywords): torch writes them into Python as names of arguments."""
+    parts = node["children_spec"]
+    if len(parts) != 2 or parts[1]["type"] != "builtins.dict":
+        return []
+    return list(map(str, json.loads(parts[1]["context"])))
 
 
 def _is_node(node: Any, depth: int) -> bool:
@@ -370,12 +382,15 @@ def _is_node(node: Any, depth: int) -> bool:
     return kind == "builtins.dict" and _is_keys(context, len(children))
 
 
+_is_key = _matching(r"[\w ./:@-]{0,200}")
+
+
 def _is_keys(context: Any, count: int) -> bool:
     try:
         keys = json.loads(context)
     except (ValueError, TypeError, RecursionError):
         return False
-    plain = isinstance(keys, list) and all(type(key) in (str, int) for key in keys)
+    plain = isinstance(keys, list) and all(type(key) is int or (type(key) is str and _is_key(key)) for key in keys)
     return plain and len(keys) == count == len(set(keys))
 
 
