@@ -758,9 +758,11 @@ def test_limits_can_be_raised(tmp_path):
 
 
 def test_a_picture_that_is_declared_too_large(tmp_path):
-    with pytest.raises(ModelError, match="limit values"):
+    with pytest.raises(ModelError, match="limit pixels"):
         opened(residual((1, 3, 2**20, 2**20)), tmp_path)
-    with pytest.raises(ModelError, match="its input 'second'"):
+    with pytest.raises(ModelError, match="limit values"):
+        opened(residual((1, 2**20, 2**13, 2**13)), tmp_path)
+    with pytest.raises(ModelError, match="the input 'second'"):
         opened(with_input("second", (1, 2**31, 2**31)), tmp_path)
 
 

@@ -29,8 +29,8 @@ MIB = 2**20
 IMAGE_TIMES, IMAGE_CONSTANT = 6, 200 * MIB
 # A model file may take this many times its unpacked size, beside a constant for what a framework loads late.
 MODEL_TIMES, MODEL_CONSTANT = 10, 500 * MIB
-# What a process that was started during a try, such as the reader, takes by itself.
-NEW_PROCESS = 400 * MIB
+# What a process that was started during a try, such as the reader, takes by itself: it may import TensorFlow or ONNX.
+NEW_PROCESS = 700 * MIB
 # Growth of the resident memory over 1,000 calls, after a start of STEADY_AFTER calls, that counts as a leak.
 LOOP_GROWTH, STEADY_AFTER = 5 * MIB, 200
 # Seconds that the trial gives to convscope's own limit, and those after which the supervisor calls it a hang.

@@ -140,7 +140,7 @@ def environment(scratch: Path) -> dict[str, str]:
         "TF_NUM_INTRAOP_THREADS": "1",
         "TF_NUM_INTEROP_THREADS": "1",
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-        **dict.fromkeys(("TMPDIR", "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME"), temporary),
+        **dict.fromkeys(("TMPDIR", "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"), temporary),
     }
 
 

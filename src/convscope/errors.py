@@ -10,11 +10,26 @@ import difflib
 import re
 from collections.abc import Iterable
 
+LONGEST_LINE = 1000
+
+
+def _cut(line: str) -> str:
+    """The beginning and the end of a line that is too long."""
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE * 2 // 3]} … {line[-LONGEST_LINE // 3 + 3 :]}"
+
 
 class ConvscopeError(Exception):
-    """Something outside convscope is not as it has to be: a file, a model, a backend (exit code 1)."""
+    """Something outside convscope is not as it has to be: a file, a model, a backend (exit code 1).
+
+    A name from a file can be as long as the file, so each line of the message is cut to `LONGEST_LINE` characters.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(map(_cut, message.split("\n"))))
 
 
 class UsageError(ConvscopeError):
