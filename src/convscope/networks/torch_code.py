@@ -237,10 +237,17 @@ def _what_function(function: ast.FunctionDef) -> str | None:
 def _what_class(node: ast.ClassDef) -> str | None:
     if node.decorator_list or node.keywords:
         return "a decorated class"
-    # The compiler runs the expressions of attributes, too.
-    values = (part.value for part in node.body if isinstance(part, ast.Assign | ast.AnnAssign))
-    odd = any(value is not None and not _is_literal(value) for value in values)
+    odd = not all(map(_is_plain_attribute, node.body))
     return f"an attribute of the class {node.name} that is computed" if odd else None
+
+
+def _is_plain_attribute(part: ast.stmt) -> bool:
+    """False for one whose value is computed: the compiler runs it."""
+    if not isinstance(part, ast.Assign | ast.AnnAssign) or part.value is None or _is_literal(part.value):
+        return True
+    target = part.targets[0] if isinstance(part, ast.Assign) else part.target
+    names_a_type = isinstance(target, ast.Subscript) and ast.unparse(target.value) == "__annotations__"
+    return names_a_type and not any(isinstance(inner, ast.Call | ast.operator) for inner in ast.walk(part.value))
 
 
 def _is_range(node: ast.expr) -> bool:
