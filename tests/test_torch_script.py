@@ -362,9 +362,76 @@ ODD_CODE = {
     "a continued line": (b"", b"    _9 = \\\n    torch.save(x, 'marker')\n"),
     "a text on several lines": (b"", b"    _9 = '''\n    torch.save(x, 'marker')\n'''\n"),
     "what is no code": (b"", b"    def (\n"),
+    "an attribute that is run": (b"  more : Final[Tensor] = torch.zeros([9, 9])\n", b""),
+    "a type that is run": (b'  __annotations__["0"] = torch.zeros([9, 9])\n', b""),
+    "loops that are unrolled": (b"", b"    for _9 in (1, 2, 3):\n      _8 = 1\n"),
     "deep code": (b"", b"    _9 = " + b"torch.relu(" * 250 + b"x" + b")" * 250 + b"\n"),
     "setstate": (b"  def __setstate__(self: Tensor, s: Tensor) -> NoneType:\n    return None\n", b""),
 }
+
+
+# What grows, and the words of the limit that ends it.
+_OWN = "__torch__.test_torch_script"
+_DOUBLES = "def f0(x: Tensor) -> Tensor:\n  return x\n" + "".join(
+    f"def f{n}(x: Tensor) -> Tensor:\n  return {_OWN}.f{n - 1}({_OWN}.f{n - 1}(x))\n" for n in range(1, 40)
+)
+GROWING = {
+    "functions that call each other twice": (_DOUBLES, "    x = __torch__.test_torch_script.f39(x)\n", "too often"),
+    "a list": ("", "    k = [1]\n    for i in range(60):\n      k = torch.add(k, k)\n", "list that is too large"),
+    "a text": ("", "    k = 'ab'\n    for i in range(60):\n      k = torch.add(k, k)\n", "str that is too large"),
+    "a tensor": ("", "    for i in range(60):\n      x = torch.cat([x, x], 0)\n", "of values"),
+    "code": ("", "    1\n" * 2**20, "bytes of code"),
+}
+
+
+@pytest.mark.parametrize("what", list(GROWING))
+def test_what_grows_without_end_is_stopped(tmp_path, what):
+    before, inside, words = GROWING[what]
+
+    def change(name, data):
+        if name == "code/__torch__/test_torch_script.py":
+            data = before.encode() + data.replace(FORWARD, FORWARD + inside.encode())
+        return data
+
+    path = changed(plain(tmp_path), tmp_path / "model.pt", change)
+    with pytest.raises(ModelError, match=words):
+        convscope.open_model(path, size=16)
+
+
+def test_types_that_double_are_compiled_in_the_reader_alone(tmp_path):
+    """torch's compiler compares types part by part, and can't be stopped at it."""
+    lines = "".join(f"    t{n} = (t{n - 1}, t{n - 1})\n" for n in range(1, 40))
+
+    def change(name, data):
+        inside = FORWARD + b"    t0 = (x, x)\n" + lines.encode()
+        return data.replace(FORWARD, inside) if name.endswith("test_torch_script.py") else data
+
+    path = changed(plain(tmp_path), tmp_path / "model.pt", change)
+    with limits.using(seconds=4), pytest.raises(ModelError, match="took too long"):
+        convscope.open_model(path, size=16)
+
+
+class Pairs(nn.Module):
+    """Many tuples, as detectors have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def pair(self, x):
+        return (x, (x, x + 1))
+
+    def forward(self, x):
+        x = self.conv(x)
+        a, (b, c) = self.pair(x)
+        d = ((a, b), (b, c), (c, a), (a, c), (b, a), (c, b), (a, a), (b, b), (c, c))
+        e = (d, (a, b), (c, x), (a, b, c, x), (x, x))
+        return e[0][0][0].mean(dim=(2, 3)) + e[2][1].mean(dim=(2, 3))
+
+
+def test_many_tuples_are_read(tmp_path):
+    torch.jit.save(torch.jit.script(Pairs().eval()), tmp_path / "model.pt")
+    assert convscope.open_model(tmp_path / "model.pt", size=16).layer("conv").kind == "conv"
 
 
 @pytest.mark.parametrize("what", list(ODD_CODE))

@@ -8,6 +8,7 @@ statement, every name and every operator, in each function, used or not.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,6 +133,14 @@ def check(member: str, source: bytes) -> Found | None:
     return next((Found(member, line, what) for line, what in _odd(tree)), None)
 
 
+def largest_type(source: bytes) -> int:
+    """How many parts a type in a member's code has at most: each tuple may hold the one before it several times."""
+    tree = ast.parse(source.decode("latin-1"))
+    annotations = {id(node.slice) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    tuples = (node for node in ast.walk(tree) if isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Load))
+    return math.prod(max(1, len(node.elts)) for node in tuples if id(node) not in annotations)
+
+
 def _depth(tree: ast.AST) -> int:
     depth, level = 0, [tree]
     while level:
@@ -194,8 +203,10 @@ def _what(node: ast.AST, known: frozenset[str]) -> str | None:
         return f"the statement {type(node).__name__}"
     if isinstance(node, ast.FunctionDef):
         return _what_function(node)
-    if isinstance(node, ast.ClassDef) and (node.decorator_list or node.keywords):
-        return "a decorated class"
+    if isinstance(node, ast.ClassDef):
+        return _what_class(node)
+    if isinstance(node, ast.For) and not _is_range(node.iter):  # the compiler unrolls others, within each other
+        return "a loop over something else than a range"
     if isinstance(node, ast.Import):
         return next((f"an import of {a.name}" for a in node.names if not a.name.startswith("__torch__")), None)
     if isinstance(node, ast.Attribute):
@@ -221,6 +232,26 @@ def _what_function(function: ast.FunctionDef) -> str | None:
     # The compiler runs the expressions of default arguments.
     odd = next((d for d in (*arguments.defaults, *arguments.kw_defaults) if d is not None and not _is_literal(d)), None)
     return None if odd is None else f"a default argument of {name} that is computed"
+
+
+def _what_class(node: ast.ClassDef) -> str | None:
+    if node.decorator_list or node.keywords:
+        return "a decorated class"
+    odd = not all(map(_is_plain_attribute, node.body))
+    return f"an attribute of the class {node.name} that is computed" if odd else None
+
+
+def _is_plain_attribute(part: ast.stmt) -> bool:
+    """False for one whose value is computed: the compiler runs it."""
+    if not isinstance(part, ast.Assign | ast.AnnAssign) or part.value is None or _is_literal(part.value):
+        return True
+    target = part.targets[0] if isinstance(part, ast.Assign) else part.target
+    names_a_type = isinstance(target, ast.Subscript) and ast.unparse(target.value) == "__annotations__"
+    return names_a_type and not any(isinstance(inner, ast.Call | ast.operator) for inner in ast.walk(part.value))
+
+
+def _is_range(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"
 
 
 def _is_literal(node: ast.expr) -> bool:

@@ -20,6 +20,7 @@ from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import flat_outputs
 from convscope.networks.network import Inputs, blank_input, check_input
 from convscope.networks.torch_graph import named_modules
+from convscope.networks.torch_limits import BeyondLimits
 
 USUAL = 224
 # Sizes that networks of one fixed size are made for, the most usual first; then all others up to LARGEST.
@@ -142,6 +143,8 @@ class Entry:
         try:
             arguments = [x.contiguous().to("meta") for x in self.arguments(self._blank(channels, (side, side), "meta"))]
             return _kept(self._empty()(*arguments))
+        except BeyondLimits:  # at another size, too
+            raise
         except Exception:  # whatever the user's code raises: this size does not fit
             return False
 
@@ -169,6 +172,8 @@ class Entry:
             try:
                 if _kept(self._attempt(*self.arguments(self._blank(channels, size)))):
                     return True
+            except BeyondLimits:  # at another size, too
+                raise
             except Exception as error:  # whatever the user's code raises
                 self._last_error = self._last_error or error
             self._layout = before

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from convscope import limits
+from convscope import isolation, limits
 from convscope.errors import ModelError, one_line
 from convscope.networks import archives, pickles, torch_code, torch_pickles
 from convscope.networks.modules import Described, OpenedModule
 from convscope.networks.torch_files import source_of
+from convscope.networks.torch_limits import BeyondLimits, allowance, held_to
 
 
 def read(path: Path, trust: bool = False) -> OpenedModule:
@@ -38,18 +41,50 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
         ModelError: it is damaged, may do more than compute and is not trusted, or calls what can't be run from Python.
     """
     unit = torch._C.CompilationUnit()  # as torch.jit.load does, which does not hand out the functions of the file
-    source: Any = str(path) if trust else _checked(path)
+    source: Any = str(path) if trust else _compilable(path)
     load = torch._C.import_ir_module if trust else torch._C.import_ir_module_from_buffer
-    try:
-        loaded = load(unit, source, torch.device("cpu"), {}, False)  # type: ignore[call-arg]
-        scripted = torch.jit._recursive.wrap_cpp_module(loaded).eval()
-    except Exception as error:  # torch raises what its reader raises
-        raise ModelError(f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.") from error
+    scripted = _loaded(unit, load, source, path)
     code = _Code(unit, trust)
+    code.steps.held = path.stat().st_size
     return OpenedModule(Scripted(scripted, code, {}), source_of(path, f"the class {scripted.original_name}"))
 
 
+def _loaded(unit: Any, load: Callable[..., Any], source: Any, path: Path) -> Any:
+    try:
+        loaded = load(unit, source, torch.device("cpu"), {}, False)
+        return torch.jit._recursive.wrap_cpp_module(loaded).eval()
+    except Exception as error:  # torch raises what its reader raises
+        raise ModelError(f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.") from error
+
+
 # -- reading the archive first ---------------------------------------------------------------------------
+
+
+_LARGE_TYPE = 2**16  # parts of a type that torch's compiler compares in no time
+_ROOM, _TIMES = 8 * 2**30, 6  # what PyTorch adds to a process, and how often an archive is held while it is read
+
+
+def _compilable(path: Path) -> bytes:
+    """The archive, checked. Where its types may be large the compiler is tried in the reader: it can't be stopped here."""
+    checked = _checked(path)
+    with archives.opened(path, checked) as archive:
+        size = math.prod(torch_code.largest_type(archive.text(name)) for name in archive.members if _is_code(name))
+    if size > _LARGE_TYPE:
+        room = _ROOM + _TIMES * len(checked)
+        try:
+            isolation.call("convscope.networks.torch_script:try_to_compile", path, memory=room)
+        except isolation.ReaderError as error:
+            raise ModelError(f"{path} can't be compiled as TorchScript: {error}.") from error
+    return checked
+
+
+def try_to_compile(path: str) -> None:
+    """Compile the code of an archive and let go of it: run in the reader, where this may take too much.
+
+    Raises:
+        ModelError: it is damaged, or may do more than compute.
+    """
+    _loaded(torch._C.CompilationUnit(), torch._C.import_ir_module_from_buffer, _checked(Path(path)), Path(path))
 
 
 def _checked(path: Path) -> bytes:
@@ -59,6 +94,7 @@ def _checked(path: Path) -> bytes:
     """
     with archives.opened(path) as archive:
         code = {name: archive.text(name) for name in archive.members if _is_code(name)}
+        _check_amount(path, sum(map(len, code.values())))
         for name, text in code.items():
             _refuse(path, torch_code.check(name, text))
         data = {name: archive.text(name) for name in _PICKLES if name in archive.members}
@@ -81,6 +117,15 @@ _PICKLES = ("data.pkl", "constants.pkl")
 
 def _is_code(name: str) -> bool:
     return name.startswith("code/") and name.endswith(".py")
+
+
+def _check_amount(path: Path, size: int) -> None:
+    """Python's parser takes up to a thousand times the memory of the text."""
+    if size > _LINE * limits.current().nodes:
+        raise ModelError(f"{path} holds {size} bytes of code ({limits.how_to_raise('nodes')}).")
+
+
+_LINE = 20  # bytes of code for an operation, at least
 
 
 def _refuse(path: Path, found: object) -> None:
@@ -150,19 +195,82 @@ _LISTS: Mapping[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class _Code:
-    """The functions of a file, and whether they may do more than compute."""
+    """The functions of a file, and whether they may do more than compute.
+
+    Attributes:
+        programs: those of them that were taken apart.
+        steps: how many operations the pass that is running has done.
+    """
 
     unit: Any
     trusted: bool
+    programs: dict[str, _Program] = field(default_factory=dict)
+    steps: _Steps = field(default_factory=lambda: _Steps())
+
+    def __deepcopy__(self, memo: Any) -> _Code:
+        return self  # a copy of a mirror runs the same functions, and its operations count as the mirror's do
+
+    def program(self, name: str, graph: Any) -> _Program:
+        """A function, taken apart when it is first called."""
+        if name not in self.programs:
+            self.programs[name] = _Program(graph, self)
+        return self.programs[name]
+
+
+@dataclass
+class _Steps:
+    """How many operations a pass has done, in calls within calls; each pass counts anew.
+
+    Attributes:
+        most: the limit; images: how many the pass is given; held: bytes of the file's weights.
+        met: the forms of operations that were found to keep within the limits.
+    """
+
+    done: int = 0
+    depth: int = 0
+    most: int = 0
+    images: int = 1
+    held: int = 0
+    met: set[Any] = field(default_factory=set)
+
+    def __deepcopy__(self, memo: Any) -> _Steps:
+        return self
+
+    @contextmanager
+    def counted(self, arguments: Sequence[Any]) -> Iterator[None]:
+        """A call, of the whole or within another."""
+        if not self.depth:
+            self.done, self.most = 0, limits.current().nodes
+            first = next((value for value in arguments if isinstance(value, torch.Tensor) and value.dim()), None)
+            self.images = 1 if first is None else int(first.shape[0])
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+    def take(self, count: int) -> None:
+        """Count operations before they are done.
+
+        Raises:
+            BeyondLimits: they are too many.
+        """
+        self.done += count
+        if self.done > self.most:
+            raise BeyondLimits(
+                f"a loop or a function in the TorchScript file runs too often ({limits.how_to_raise('nodes')})."
+            )
 
 
 class Scripted(nn.Module):
-    """The mirror of one scripted module.
+    """The mirror of one scripted module. It remembers nothing of a pass: attributes can't be set in one.
 
     Args:
         scripted: the module of the file; code: where its functions are.
         mirrors: those that were made already: a module that is reached twice has one mirror.
     """
+
+    remembers_nothing = True
 
     def __init__(self, scripted: Any, code: _Code, mirrors: dict[Any, Scripted]) -> None:
         super().__init__()
@@ -189,7 +297,8 @@ class Scripted(nn.Module):
             method = self._scripted._get_method(name)
             self._programs[name] = (_Program(method.graph, self._code), method.schema)
         program, schema = self._programs[name]
-        return program.call(_filled((self, *arguments), schema))
+        with self._code.steps.counted(arguments):
+            return program.call(_filled((self, *arguments), schema))
 
     def attribute(self, name: str) -> Any:
         """A child, parameter, buffer or plain attribute."""
@@ -220,6 +329,7 @@ class _Program:
     """
 
     def __init__(self, block: Any, code: _Code) -> None:
+        self._steps = code.steps
         self.inputs = [value.debugName() for value in block.inputs()]
         self.outputs = [value.debugName() for value in block.outputs()]
         self._nodes = [
@@ -233,8 +343,9 @@ class _Program:
 
     def run(self, values: dict[str, Any]) -> list[Any]:
         """Its outputs, with `values` by name, to which its own are added."""
+        self._steps.take(len(self._nodes) + 1)
         for node in self._nodes:
-            returned = node.run(values, [values[name] for name in node.inputs])
+            returned = _bounded(node.run(values, [values[name] for name in node.inputs]))
             if len(node.outputs) == 1:
                 values[node.outputs[0]] = returned
             elif node.outputs:  # else it only changed what it was given
@@ -244,6 +355,24 @@ class _Program:
     def call(self, arguments: Sequence[Any]) -> Any:
         """Its value for its inputs: one, or a tuple of several."""
         return _one(self.run(dict(zip(self.inputs, arguments, strict=True))))
+
+
+def _bounded(value: Any) -> Any:
+    """A value, unless it has grown as none of a network's does: lists and texts can double with each operation."""
+    most = _LARGEST.get(type(value))
+    if most is not None and not -most() <= (value if type(value) is int else len(value)) < most():
+        raise BeyondLimits(
+            f"the TorchScript file makes a {type(value).__name__} that is too large ({limits.how_to_raise('entries')})."
+        )
+    return value
+
+
+# Whole numbers have 64 bits in TorchScript.
+_LARGEST: Mapping[type, Callable[[], int]] = {
+    int: lambda: 2**63,
+    str: lambda: 2**14,
+    list: lambda: limits.current().entries,
+}
 
 
 def _one(returned: Sequence[Any]) -> Any:
@@ -288,8 +417,6 @@ def _looped(body: _Program, values: dict[str, Any], given: list[Any]) -> list[An
     most, going, *carried = given
     count = 0
     while going and count < most:
-        if count > limits.current().nodes:
-            raise ModelError(f"a loop in the TorchScript file runs too often ({limits.how_to_raise('nodes')}).")
         values.update(zip(body.inputs, (count, *carried), strict=True))
         going, *carried = body.run(values)
         count += 1
@@ -301,8 +428,7 @@ def _function(node: Any, code: _Code) -> Doing:
     found = code.unit.find_function(name)
     if found is None:
         raise ModelError(f"the TorchScript file calls the function {name!r}, which it does not hold.")
-    program = _Program(found.graph, code)
-    return lambda values, given: program.call(given[1:])
+    return lambda values, given: code.program(name, found.graph).call(given[1:])
 
 
 def _constant(node: Any) -> Any:
@@ -397,11 +523,29 @@ _STRUCTURE: Mapping[str, Callable[[list[Any]], Any]] = {
     "aten::warn": lambda given: None,
 }
 
+
+def _times(left: Any, right: Any) -> Any:
+    for values, count in ((left, right), (right, left)):
+        if isinstance(values, list | str) and len(values) * count > limits.current().entries:
+            raise BeyondLimits(
+                f"the TorchScript file makes a list that is too large ({limits.how_to_raise('entries')})."
+            )
+    return left * right
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    """Python computes a power of whole numbers in full, and can't be interrupted at it."""
+    whole = isinstance(base, int) and isinstance(exponent, int)
+    if whole and abs(base) > 1 and exponent > 63:
+        raise BeyondLimits("the TorchScript file computes a power that has more than 64 bits.")
+    return base**exponent
+
+
 # Operators that TorchScript also has for numbers and lists, where Python's own do the same.
 _PLAIN: Mapping[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
-    "mul": operator.mul,
+    "mul": _times,
     "div": operator.truediv,
     "floordiv": operator.floordiv,
     "remainder": operator.mod,
@@ -414,7 +558,7 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
     "ge": operator.ge,
     "len": len,
     "__getitem__": operator.getitem,
-    "pow": operator.pow,
+    "pow": _power,
     "abs": abs,
     "slice": lambda values, start, stop, step: values[start:stop:step],
     "floor": lambda x: int(x // 1),
@@ -444,6 +588,35 @@ def _operation(node: Any, code: _Code) -> Doing:
             raise ModelError(f"the TorchScript file uses {odd}.")
         assert call is not None
         places = len(given) - len(named)
-        return call(*given[:places], **dict(zip(named, given[places:], strict=True)))
+        return _within_limits(code, call, given[:places], dict(zip(named, given[places:], strict=True)))
 
     return operation
+
+
+def _within_limits(code: _Code, call: Any, places: list[Any], named: dict[str, Any]) -> Any:
+    """What an operator makes. Shapes and numbers that it has not met yet are checked beforehand."""
+    if code.trusted:
+        return call(*places, **named)
+    form = (call, code.steps.images, _form(places), _form(list(named.values())))
+    if form in code.steps.met:
+        return call(*places, **named)
+    try:
+        with held_to(allowance(code.steps.images, code.steps.held)):
+            made = call(*places, **named)
+    except BeyondLimits as error:  # of this size of image; another may do
+        raise ModelError(f"the operator {call} of the TorchScript file can't be computed: {error}.") from error
+    if len(code.steps.met) < limits.current().entries:
+        code.steps.met.add(form)
+    return made
+
+
+def _form(values: Sequence[Any]) -> Any:
+    """What decides how much an operator makes."""
+    return tuple(
+        (value.shape, value.dtype, value.device)
+        if isinstance(value, torch.Tensor)
+        else _form(value)
+        if isinstance(value, list | tuple)
+        else repr(value)
+        for value in values
+    )
