@@ -65,7 +65,7 @@ _ROOM, _TIMES = 8 * 2**30, 6  # what PyTorch adds to a process, and how often an
 
 
 def _compilable(path: Path) -> bytes:
-    """The archive, checked. Where its types may be large the compiler is tried in the reader: it can't be stopped here."""
+    """The archive, checked. Where its types may be large the reader tries to compile it: that can't be stopped here."""
     checked = _checked(path)
     with archives.opened(path, checked) as archive:
         size = math.prod(torch_code.largest_type(archive.text(name)) for name in archive.members if _is_code(name))
