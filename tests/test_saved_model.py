@@ -425,15 +425,38 @@ def test_pipes_and_devices_are_not_waited_for(which, trust, tmp_path):
         convscope.open_model(tmp_path / "saved", trust=trust)
 
 
-def test_links_to_files_are_files(tmp_path):
-    """As in the cache of a hub: each file is a link to its content."""
-    of_a_module(tmp_path / "saved")
-    (tmp_path / "blobs").mkdir()
-    for path in list((tmp_path / "saved").rglob("*.*")):
+def linked(folder):
+    """As in the cache of a hub: each file is a link to its content, which lies elsewhere."""
+    of_a_module(folder)
+    blobs = folder.parent / "blobs"
+    blobs.mkdir()
+    for path in list(folder.rglob("*.*")):
         if path.is_file():
-            shutil.move(path, tmp_path / "blobs" / path.name)
-            path.symlink_to(tmp_path / "blobs" / path.name)
-    assert convscope.open_model(tmp_path / "saved").layers
+            shutil.move(path, blobs / path.name)
+            path.symlink_to(blobs / path.name)
+
+
+def test_links_out_of_the_folder_are_followed_with_trust_alone(tmp_path):
+    linked(tmp_path / "saved")
+    with pytest.raises(ModelError, match=r"a link out of its folder.*cp -rL.*--trust"):
+        convscope.open_model(tmp_path / "saved")
+    assert convscope.open_model(tmp_path / "saved", trust=True).layers
+
+
+def test_a_folder_of_variables_that_lies_elsewhere(tmp_path):
+    of_a_module(tmp_path / "saved")
+    shutil.move(tmp_path / "saved" / "variables", tmp_path / "elsewhere")
+    (tmp_path / "saved" / "variables").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="a link out of its folder"):
+        convscope.open_model(tmp_path / "saved")
+
+
+def test_links_inside_the_folder_are_followed(tmp_path):
+    of_a_module(tmp_path / "saved")
+    (tmp_path / "saved" / "saved_model.pb").rename(tmp_path / "saved" / "graph.pb")
+    (tmp_path / "saved" / "saved_model.pb").symlink_to("graph.pb")
+    (tmp_path / "link").symlink_to(tmp_path / "saved")
+    assert convscope.open_model(tmp_path / "link").layers
 
 
 def test_lacking_variables_are_named(tmp_path):

@@ -239,7 +239,7 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
             f"a SavedModel is a program of TensorFlow's, and Keras runs on {keras.backend.backend()}. "
             "Choose --backend tensorflow (KERAS_BACKEND=tensorflow)."
         )
-    saved_model.check_files(folder)
+    saved_model.check_files(folder, trust)
     digest = sha256(folder / saved_model.GRAPH)
     try:
         program = saved_model.read(folder)

@@ -68,7 +68,7 @@ def read(folder: Path, trust: bool = False) -> Program:
         ModelError: it is damaged or too large, has no such signature, or has operations that could do more than
             compute.
     """
-    size = check_files(folder)
+    size = check_files(folder, trust)
     try:
         isolation.call("convscope.networks.saved_model:prepare", seconds=max(120, limits.current().seconds))
         memory = 4096 * _MIB + 8 * size
@@ -78,13 +78,25 @@ def read(folder: Path, trust: bool = False) -> Program:
     return Program(**{**found, "shape": tuple(found["shape"]), "handles": tuple(found["handles"])})
 
 
-def check_files(folder: Path) -> int:
-    """Bytes of a SavedModel's files, which are files.
+def check_files(folder: Path, trust: bool = False) -> int:
+    """Bytes of a SavedModel's files, which are files inside of it.
+
+    Args:
+        folder: with `saved_model.pb` and `variables/`.
+        trust: follow links that lead out of the folder.
 
     Raises:
-        ModelError: one is missing, or a pipe or a device; or they are larger than the limit.
+        ModelError: one is missing, lies elsewhere, or is a pipe or a device; or they are larger than the limit.
     """
-    size = sum(_size(path) for path in (folder / GRAPH, *_parts(folder)))
+    files = [folder / GRAPH, *_parts(folder)]
+    home = folder.resolve()
+    outside = [path for path in files if not trust and not path.resolve().is_relative_to(home)]
+    if outside:
+        raise ModelError(
+            f"the SavedModel's file {outside[0]} is a link out of its folder, and would be read from there. Copy the "
+            "folder with the files themselves (cp -rL), or, if you trust it, give --trust (trust=True)."
+        )
+    size = sum(map(_size, files))
     if size > limits.current().weights:
         raise ModelError(f"the SavedModel {folder} has {size / 2**30:.3g} GiB ({limits.how_to_raise('weights')}).")
     return size
