@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import pickle
+import struct
 import subprocess
 import sys
 import types
@@ -725,3 +726,16 @@ def test_any_name_that_is_no_tensor_s_is_refused(tmp_path, name, how):
     home, _, kind = name.rpartition(".")
     data = b"\x80\x02c" + f"{home}\n{kind}\n".encode() + (b"X\x01\x00\x00\x00a\x85R" if how == "called" else b"") + b"."
     refused(packed(tmp_path / "net.pt", {"data.pkl": data, "version": b"3\n"}), rf"{name}.*--trust")
+
+
+def test_a_header_of_too_many_values_is_not_parsed(tmp_path, monkeypatch):
+    header = b'{"__metadata__": {"a": "b"}' + b', "c": []' * 300 + b"}"
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    monkeypatch.setattr(json, "loads", lambda *a, **k: pytest.fail("it was parsed"))
+    with limits.using(entries=10), pytest.raises(ModelError, match="limit entries"):
+        convscope.open_model(f"{__file__}:_bare", weights=path)
+
+
+def _bare():
+    return torch.nn.Conv2d(3, 4, 3)

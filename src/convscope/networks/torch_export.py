@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
         )
     load = (lambda: torch.export.load(path)) if trust else _checked(path)
     try:
-        program = load()
-        module = _unflattened(program)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns of code of its own
+            program = load()
+            module = _unflattened(program)
     except Exception as error:  # torch raises what its reader raises
         raise ModelError(f"{path} can't be read as an exported program ({one_line(error)[:200]}).") from error
     shape = _input_shape(program)

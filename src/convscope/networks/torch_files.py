@@ -145,10 +145,21 @@ def _check_header(path: Path) -> None:
                 f"({limits.how_to_raise('text')}). Copy or download it again."
             )
         try:
-            tensors = json.loads(file.read(length), object_pairs_hook=_each_once)
+            header = file.read(length)
+            _check_count(header.count(b",") + header.count(b"[") + header.count(b"{"))
+            tensors = json.loads(header, object_pairs_hook=_each_once)
             _check_places({name: told for name, told in tensors.items() if name != "__metadata__"}, size - 8 - length)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"{path} can't be read whole: {one_line(error)}. Copy or download it again.") from error
+
+
+_MARKS = 20  # commas and brackets that describe one tensor: 9 at most with 4 sides, and room for metadata
+
+
+def _check_count(marks: int) -> None:
+    """JSON takes far more memory as values than as text: what it holds is estimated before it is parsed."""
+    if marks > _MARKS * limits.current().entries:
+        raise ValueError(f"its header describes too much ({limits.how_to_raise('entries')})")
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
