@@ -17,7 +17,6 @@ import zlib
 from pathlib import Path
 
 import click
-import h5py
 import models
 import numpy as np
 import pytest
@@ -455,6 +454,8 @@ def spoiled(archive, part):
 
 
 def empty_hdf5():
+    import h5py
+
     buffer = io.BytesIO()
     h5py.File(buffer, "w").close()
     return buffer.getvalue()
