@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 
+import convscope
+
 ROOT = Path(__file__).parents[1]
 RUNTIMES = ("torch", "keras-tensorflow", "keras-torch", "keras-jax")
 
@@ -337,7 +339,13 @@ class _Timer:
 class _AtStep:
     """A trace function that sends the signal as Python comes to a line for the n-th time."""
 
-    WITHIN = ("convscope", "contextlib", os.path.join("torch", "utils", "_contextlib"), "grad_mode", "threading")
+    WITHIN = (
+        os.path.dirname(convscope.__file__),
+        "contextlib",
+        os.path.join("torch", "utils", "_contextlib"),
+        "grad_mode",
+        "threading",
+    )
 
     def __init__(self, step: int, number: int) -> None:
         self.left, self.number, self.sent = step, number, 0

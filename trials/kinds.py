@@ -158,7 +158,8 @@ def _long() -> list[Kind]:
 def _folders() -> list[Kind]:
     results = ("activations", "filters", "heatmap", "concepts")
     return [
-        Kind(f"folder-{name}", "folders", "plain", "folders:generate", arguments={"result": name}) for name in results
+        Kind(f"folder-{name}", "folders", "plain", "folders:generate", arguments={"result": name}, needs=("torch",))
+        for name in results
     ]
 
 
