@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import convscope
-from convscope.errors import ModelError
+from convscope.errors import ModelError, OutOfMemoryError
 from convscope.networks import restoring
 from convscope.networks.restoring import Block, checkpoint, restored
 
@@ -404,8 +404,10 @@ def check_failures(network, layer, path, opened):
     with pytest.raises(KeyboardInterrupt):
         network.compile(lambda run, x: run(x).logits)(x)
     layer.fails = MemoryError("for the technique, which takes less then")
-    with pytest.raises(MemoryError):
+    with pytest.raises(OutOfMemoryError, match="does not suffice") as caught:
         network.compile(lambda run, x: run(x).logits)(x)
+    assert isinstance(caught.value.__cause__, MemoryError)
+    assert isinstance(caught.value, MemoryError)
     layer.fails = None
     tapped = network.compile(lambda run, x: run(x, rules={path: lambda _: 1 / 0}).logits)
     with pytest.raises(ZeroDivisionError):

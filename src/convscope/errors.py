@@ -46,6 +46,10 @@ class ModelError(ConvscopeError):
     """A model can't be opened or can't be run."""
 
 
+class OutOfMemoryError(ModelError, MemoryError):
+    """The memory does not suffice to run a model, whatever its framework raises then."""
+
+
 class Unreadable(ConvscopeError):
     """A file can't be read; the text is the reason alone, for whoever asked for the file to make a message of.
 

@@ -22,7 +22,7 @@ import numpy as np
 from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor, backend_named
-from convscope.networks.failing import failing_layer, failure, said
+from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import (
     Call,
     Flow,
@@ -149,7 +149,7 @@ class KerasNetwork(Network):
             try:
                 return restored(self._switch, lambda _: compiled(self._values(), *tensors), TRACING)
             except Exception as error:
-                problem = None if self.out_of_memory(error) else failure(error, self.name, self._failing_layer(error))
+                problem = self.explained(error)
                 if problem is None:
                     raise
                 raise problem from error

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from convscope import limits, pictures
-from convscope.errors import ModelError, UsageError, nearest
+from convscope.errors import ConvscopeError, ModelError, OutOfMemoryError, UsageError, nearest, one_line
+from convscope.networks.failing import failure
 from convscope.networks.ops import Operations
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.restoring import Block
@@ -366,6 +367,21 @@ class Network(ABC):
         return bool(names & {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}) or any(
             words in str(error) for words in said
         )
+
+    def explained(self, error: Exception) -> ModelError | None:
+        """What is said where a pass ended in an error of another library's or of the user's; None where it is left."""
+        if isinstance(error, ConvscopeError):
+            return None
+        if self.out_of_memory(error):
+            return OutOfMemoryError(
+                f"the memory does not suffice to run {self.name} ({one_line(error)[:200]}). "
+                "Give fewer images at a time, or smaller ones."
+            )
+        return failure(error, self.name, self._failing_layer(error))
+
+    @abstractmethod
+    def _failing_layer(self, error: BaseException) -> str | None:
+        """The path of the layer that raised an error, see `failing.failing_layer`."""
 
     def shapes_clash(self, error: BaseException) -> bool:
         """True if an exception may say that the shapes of tensors do not go together, as any framework says it."""

@@ -24,7 +24,7 @@ from convscope.errors import BackendError, ModelError, UsageError, nearest, one_
 from convscope.networks import preprocessing as pp
 from convscope.networks import torch_ops
 from convscope.networks.backends import TorchBackend
-from convscope.networks.failing import failing_layer, failure, said
+from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import (
     Call,
     Flow,
@@ -203,7 +203,7 @@ class TorchNetwork(Network):
             try:
                 return self._as_it_was(lambda: function(self._run, *tensors))
             except Exception as error:
-                problem = None if self.out_of_memory(error) else failure(error, self.name, self._failing_layer(error))
+                problem = self.explained(error)
                 if problem is None:
                     raise
                 raise problem from error
