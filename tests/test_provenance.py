@@ -21,6 +21,10 @@ from convscope.techniques.filters.recipes import RECIPES  # noqa: E402
 from convscope.techniques.heatmaps import Custom, channel_target, likeness_target  # noqa: E402
 
 
+# What is written does not depend on the backend, and each of these tests computes many results (minutes in all).
+on_one_backend = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend is enough, and slow")
+
+
 def parameter(name):
     return lambda made: made["parameters"][name]
 
@@ -180,6 +184,7 @@ def called(function, network, files, options):
     return function(network, **given)
 
 
+@on_one_backend
 @pytest.mark.parametrize(
     ("function", "name"), [(function, name) for function, names in CHANGES.items() for name in names]
 )
@@ -219,6 +224,7 @@ def check_image(entry, path):
     assert entry["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
+@on_one_backend
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_start_image_of_every_recipe_is_identified(network, files, recipe):
     needs = RECIPES[recipe].photo
@@ -260,6 +266,7 @@ def details(network, files, target):
     return made["parameters"]["target_details"]
 
 
+@on_one_backend
 def test_targets_are_told_apart(network, files):
     half = network.layer("two").shape[:2]
     masks = [np.zeros(half, np.float32) for _ in range(2)]
@@ -281,6 +288,7 @@ def test_targets_are_told_apart(network, files):
     assert found[-1]["code"].startswith("test_provenance.")
 
 
+@on_one_backend
 def test_directions_are_told_apart(network):
     vectors = ([1, 0, 0, 0], [0, 1, 0, 0])
     made = [convscope.filters(network, objectives=[direction("one", vector)], steps=1).provenance for vector in vectors]
