@@ -20,7 +20,6 @@ from convscope.techniques.filters.objectives import channel, direction  # noqa: 
 from convscope.techniques.filters.recipes import RECIPES  # noqa: E402
 from convscope.techniques.heatmaps import Custom, channel_target, likeness_target  # noqa: E402
 
-
 # What is written does not depend on the backend, and each of these tests computes many results (minutes in all).
 on_one_backend = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend is enough, and slow")
 
