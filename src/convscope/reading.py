@@ -16,8 +16,9 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import FileIO
-from typing import IO, Any, NoReturn
+from typing import IO, Any, Literal, NoReturn
 
 from convscope import isolation, limits
 from convscope.errors import ConvscopeError, Unreadable, one_line
@@ -185,20 +186,17 @@ def _only_array(file: IO[bytes]) -> Any:
 def _array(file: IO[bytes], size: int) -> Any:
     import numpy as np
 
-    header = _header(file)
-    dtype, shape = _numbers(header["descr"]), header["shape"]
-    wanted, most = math.prod(shape) * dtype.itemsize, limits.current().file
-    if wanted > most:
-        declared = f"its header declares {limits.shown('file', wanted)}"
+    header, most = npy_header(file), limits.current().file
+    if header.size > most:
+        declared = f"its header declares {limits.shown('file', header.size)}"
         raise Unreadable(f"{declared} ({limits.how_to_raise('file')})")
-    if wanted > size:
-        raise Unreadable(f"it is cut short: its header declares {wanted} bytes, but it holds {size}")
-    data = bytearray(wanted)
+    if header.size > size:
+        raise Unreadable(f"it is cut short: its header declares {header.size} bytes, but it holds {size}")
+    data = bytearray(header.size)
     got = _filled(file, memoryview(data))
-    if got < wanted:
-        raise Unreadable(f"it is cut short: its header declares {wanted} bytes, but {got} follow")
-    flat = np.frombuffer(data, dtype)
-    return flat.reshape(shape, order="F" if header["fortran_order"] else "C")
+    if got < header.size:
+        raise Unreadable(f"it is cut short: its header declares {header.size} bytes, but {got} follow")
+    return np.frombuffer(data, header.dtype).reshape(header.shape, order=header.order)
 
 
 def _filled(file: IO[bytes], view: memoryview) -> int:
@@ -212,6 +210,7 @@ def _filled(file: IO[bytes], view: memoryview) -> int:
     return count
 
 
+_LONGEST_HEADER = 10_000  # bytes
 _HEADER_CHECKS: dict[str, Callable[[Any], bool]] = {
     "descr": lambda value: isinstance(value, str),
     "fortran_order": lambda value: isinstance(value, bool),
@@ -221,24 +220,58 @@ _HEADER_CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _header(file: IO[bytes]) -> dict[str, Any]:
-    """The three entries of a `.npy` header, of the forms that numbers have (structured types are no text)."""
+@dataclass(frozen=True)
+class Header:
+    """The header of a `.npy` file that holds real numbers.
+
+    Attributes:
+        dtype: a NumPy type of at most 8 bytes; shape: of the array.
+        order: "C" or "F", as NumPy calls the order of the values.
+        start: the first byte of the values.
+    """
+
+    dtype: Any
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the values."""
+        return int(math.prod(self.shape) * self.dtype.itemsize)
+
+
+def npy_header(file: IO[bytes]) -> Header:
+    """The header of the `.npy` file that begins where `file` stands. Nothing is allocated, unpickled or evaluated.
+
+    Raises:
+        Unreadable: it is damaged, or declares something else than an array of real numbers.
+    """
     start = file.read(8)
     if start[:6] != b"\x93NUMPY":
         raise Unreadable("it is no .npy or .npz file")
-    wide = start[6:7] != b"\x01"
-    (length,) = struct.unpack("<I" if wide else "<H", file.read(4 if wide else 2))
-    if length > 10_000:
-        raise Unreadable(f"its header has {length} bytes, and those of arrays of numbers have about 100")
-    header = ast.literal_eval(file.read(length).decode("latin-1").strip())
-    if not isinstance(header, dict) or set(header) != set(_HEADER_CHECKS):
+    width, form = (2, "<H") if start[6:7] == b"\x01" else (4, "<I")
+    try:
+        (length,) = struct.unpack(form, file.read(width))
+        if length > _LONGEST_HEADER:
+            raise Unreadable(f"its header has {length} bytes, and those of arrays of numbers have about 100")
+        entries = ast.literal_eval(file.read(length).decode("latin-1").strip())
+        _check_entries(entries)
+        dtype = _numbers(entries["descr"])
+    except (struct.error, ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"it is damaged: {one_line(error)}") from None
+    return Header(dtype, entries["shape"], "F" if entries["fortran_order"] else "C", 8 + width + length)
+
+
+def _check_entries(entries: Any) -> None:
+    """The three entries, of the forms that numbers have."""
+    if not isinstance(entries, dict) or set(entries) != set(_HEADER_CHECKS):
         raise Unreadable("its header is not that of an array")
-    if isinstance(header["descr"], list):
+    if isinstance(entries["descr"], list):
         raise Unreadable("it holds a table with named columns, and not numbers")
-    wrong = [name for name, check in _HEADER_CHECKS.items() if not check(header[name])]
+    wrong = [name for name, check in _HEADER_CHECKS.items() if not check(entries[name])]
     if wrong:
         raise Unreadable(f"its header has no {wrong[0]} of an array of numbers")
-    return header
 
 
 def _numbers(descr: str) -> Any:
