@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from convscope import limits
@@ -58,3 +61,13 @@ def test_messages_say_what_to_do():
         for name in vars(limits.current()):
             said = limits.how_to_raise(name).split("--limit ")[1].split(",")[0]
             assert limits.parse([said])[name] == pytest.approx(5 * getattr(limits.current(), name), rel=1e-3)
+
+
+def test_the_help_and_the_security_page_name_every_limit():
+    from convscope.cli import app
+
+    page = (Path(__file__).parents[1] / "SECURITY.md").read_text(encoding="utf-8")
+    shown = next(option.help for option in app.commands["layers"].params if option.name == "limited")
+    for name in vars(limits.Limits()):
+        assert re.search(rf"\b{name}\b", shown)
+        assert f"| `{name}` |" in page

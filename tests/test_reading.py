@@ -231,3 +231,15 @@ def test_arrays_from_what_is_no_file(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_files_that_tell_no_size():
     assert reading.text_of("/proc/self/status").startswith("Name:")
+
+
+@pytest.mark.parametrize("levels", [1, 2, 7])
+def test_depth_is_that_of_the_definition(levels):
+    def deep(value):
+        return 1 + max(map(deep, value.values() if isinstance(value, dict) else value), default=0) if value != 0 else 0
+
+    for made in ([], {}, [0], {"a": 0}, {"a": [0, {"b": {}}]}, [[[[[[[]]]]]]], [0, {"a": [[0]]}]):
+        assert reading.is_deeper(made, levels) == (deep(made) > levels)
+    endless = []
+    endless.append(endless)
+    assert reading.is_deeper(endless, levels)

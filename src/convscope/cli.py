@@ -147,7 +147,8 @@ def _common(command: Callable) -> Callable:
         "limited",
         multiple=True,
         metavar="NAME=VALUE",
-        help="What one file may take: pixels, file, weights, text, entries, nodes, depth or seconds (weights=32GiB).",
+        help="Raise or lower a limit on what one file may take, such as weights=32GiB. Limits: pixels, file, weights, "
+        "text, entries, nodes, values, depth, seconds.",
     )
     @click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the whole traceback of an error."

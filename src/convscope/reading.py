@@ -140,6 +140,19 @@ def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def is_deeper(value: Any, most: int) -> bool:
+    """True if lists and objects of a JSON value are nested more than `most` levels deep; it does not recurse."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(isinstance(item, dict | list) for item in level)
+
+
 # -- arrays ----------------------------------------------------------------------------------------------
 
 

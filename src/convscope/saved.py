@@ -22,6 +22,7 @@ from convscope import imaging, limits, schema
 from convscope.arrays import NotAnArray, open_regular, read_npy
 from convscope.errors import ConvscopeError, UsageError, nearest
 from convscope.pictures import Picture, read_picture
+from convscope.reading import is_deeper
 from convscope.schema import Misfit
 
 ADVICE = "It is damaged, or was changed after it was saved: save the result again."
@@ -111,7 +112,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise Misfit("the top", f"at most {allowed.depth} levels", "more") from None
     except ValueError as error:
         raise Misfit("the top", "JSON", str(error)[:200]) from None
-    _check_depth(value, allowed.depth)
+    if is_deeper(value, allowed.depth):
+        raise Misfit("the top", f"at most {allowed.depth} levels", f"more ({limits.how_to_raise('depth')})")
     return schema.table(value, "the top")
 
 
@@ -124,21 +126,6 @@ def _check_size(name: str, size: int, most: int, what: str, path: Path) -> None:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _check_depth(value: Any, most: int) -> None:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > most:
-            raise Misfit("the top", f"at most {most} levels", f"more ({limits.how_to_raise('depth')})")
-        level = [
-            item
-            for one in level
-            if isinstance(one, dict | list)
-            for item in (one.values() if isinstance(one, dict) else one)
-            if isinstance(item, dict | list)
-        ]
 
 
 def is_plain(name: str, suffix: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from convscope import limits
 from convscope.errors import ModelError
+from convscope.reading import is_deeper
 
 _LAYERS = """
     Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
@@ -140,20 +141,10 @@ def check_depth(config: Any, name: str) -> None:
     Raises:
         ModelError: the config is deeper than the limit.
     """
-    level, depth = [config], 0
-    while level:
-        depth += 1
-        if depth > limits.current().depth:
-            raise ModelError(
-                f"{name}: expected a config as Keras writes it, found one nested too deep "
-                f"({limits.how_to_raise('depth')})."
-            )
-        level = [
-            child
-            for item in level
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
-        ]
+    if is_deeper(config, limits.current().depth):
+        raise ModelError(
+            f"{name}: expected a config as Keras writes it, found one nested too deep ({limits.how_to_raise('depth')})."
+        )
 
 
 def checked(config: Any, registered: Callable[[Any], str | None], name: str) -> Any:
