@@ -394,6 +394,27 @@ def test_weights_are_what_the_table_says(exported_once, tmp_path, change):
     assert "\n" not in str(error.value)
 
 
+def test_weights_count_at_each_place(tmp_path):
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3 * 16 * 16, 500)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1))
+
+    def change(name, data):
+        if not name.endswith("model_weights_config.json"):
+            return data
+        table = json.loads(data)
+        table["config"].update({f"again_{number}": table["config"]["fc.weight"] for number in range(10)})
+        return json.dumps(table).encode()
+
+    path = rewritten(exported(Wide(), tmp_path / "wide.pt2"), tmp_path / "model.pt2", change)
+    with limits.using(weights=2 * path.stat().st_size), pytest.raises(ModelError, match="a tensor of"):
+        convscope.open_model(path)
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9, 0.99])
 def test_a_download_that_broke_off(exported_once, tmp_path, kept):
     data = exported_once.read_bytes()

@@ -739,3 +739,27 @@ def test_a_header_of_too_many_values_is_not_parsed(tmp_path, monkeypatch):
 
 def _bare():
     return torch.nn.Conv2d(3, 4, 3)
+
+
+def ends_of_a_large_archive(directory, between=b"", decoy=b""):
+    """The end of an archive whose directory has `directory` bytes, as ZIP64 tells it."""
+    large = b"PK\x06\x06" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 9, 9, directory, 0)
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, 0, 1)
+    end = b"PK\x05\x06" + struct.pack("<HHHHLLH", 0, 0, 9, 9, 2**32 - 1, 0, len(decoy)) + decoy
+    return b"PK\x03\x04" + bytes(100_000) + large + between + locator + end
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ends_of_a_large_archive(90_000),
+        ends_of_a_large_archive(90_000, decoy=b"PK\x06\x06" + bytes(60)),
+        ends_of_a_large_archive(90_000, between=b"PK\x06\x06" + bytes(10)),
+    ],
+    ids=["plain", "another in the comment", "another place"],
+)
+def test_a_large_directory_is_not_read(tmp_path, monkeypatch, data):
+    (tmp_path / "net.pt").write_bytes(data)
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *a, **k: pytest.fail("its directory was read"))
+    with limits.using(entries=10), pytest.raises(ModelError, match=r"limit entries|can't be read whole"):
+        kind_of_file(tmp_path / "net.pt")

@@ -1,6 +1,7 @@
 """TorchScript: the mirror gives what the script module itself gives, and its layers can be tapped."""
 
 import io
+import pickle
 import re
 import zipfile
 
@@ -510,3 +511,45 @@ def test_parts_of_lists(tmp_path):
     mirror, x = torch_script.read(tmp_path / "model.pt").module.eval(), pictures()
     with torch.no_grad():
         assert torch.equal(mirror(x), scripted(x))
+
+
+class Twice(nn.Module):
+    """A module that is there under two names."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.one = self.two = inner
+
+    def forward(self, x):
+        return self.one(x) + self.two(x)
+
+
+class Naming(pickle.Pickler):
+    """Names the one array again for each tensor, which torch's own pickler does not."""
+
+    def persistent_id(self, item):
+        if isinstance(item, torch.storage.TypedStorage):
+            return ("storage", torch.FloatStorage, "0", "cpu", len(item))
+        return None
+
+
+def test_arrays_count_at_each_place(tmp_path):
+    values, constants = torch.ones(100_000), io.BytesIO()
+    Naming(constants, 2).dump(tuple(values[:] for _ in range(20)))
+    torch.jit.save(torch.jit.script(nn.ReLU()), tmp_path / "model.pt")
+    with zipfile.ZipFile(tmp_path / "model.pt") as archive, zipfile.ZipFile(tmp_path / "again.pt", "w") as made:
+        for name in archive.namelist():
+            made.writestr(name, constants.getvalue() if name.endswith("constants.pkl") else archive.read(name))
+        made.writestr("model/constants/0", values.numpy().tobytes())
+    assert torch_script.read(tmp_path / "again.pt").module
+    with limits.using(weights=2 * 10**6), pytest.raises(ModelError, match="limit weights"):
+        torch_script.read(tmp_path / "again.pt")
+
+
+def test_modules_count_at_each_place(tmp_path):
+    module = nn.ReLU()
+    for _ in range(12):
+        module = Twice(module)
+    torch.jit.save(torch.jit.script(module.eval()), tmp_path / "model.pt")
+    with limits.using(nodes=1000), pytest.raises(ModelError, match="too many modules"):
+        torch_script.read(tmp_path / "model.pt")

@@ -147,8 +147,10 @@ def _check_directory(path: Path, file: IO[bytes]) -> None:
     if end < 0 or len(tail) < end + 22:
         raise zipfile.BadZipFile("its end is missing; it may have been cut off while copying")
     directory = struct.unpack_from("<L", tail, end + 12)[0]
-    large = tail.rfind(b"PK\x06\x06")
-    if directory == 2**32 - 1 and 0 <= large <= len(tail) - 56:
+    if tail[max(0, end - 20) : end].startswith(b"PK\x06\x07"):  # what tells of a large one stands right before
+        large = end - 20 - 56
+        if large < 0 or tail[large : large + 4] != b"PK\x06\x06":
+            raise zipfile.BadZipFile("its directory is described in a way that no program writes")
         directory = struct.unpack_from("<Q", tail, large + 40)[0]
     if min(directory, size) > limits.current().entries * _USUAL_ENTRY:
         _check_count(path, directory // _SMALLEST_ENTRY)

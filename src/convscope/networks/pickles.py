@@ -146,31 +146,47 @@ def check_shape(value: Any) -> None:
     Raises:
         ModelError: it is one of these.
     """
-    sizes: dict[int, tuple[int, int]] = {}  # of each part: how many parts it has, and how deep they lie
-    open_parts: set[int] = set()
+    depths: dict[int, int] = {}
     most = limits.current()
+    for part, parts in _innermost_first(value):
+        depths[id(part)] = 1 + max((depths[id(inner)] for inner in parts), default=-1)
+        if depths[id(part)] > most.depth:
+            raise ModelError(f"a pickle in the file is nested too deeply ({limits.how_to_raise('depth')}).")
+    if count(value) > 50 * most.entries:
+        raise ModelError(f"a pickle in the file holds too many values ({limits.how_to_raise('entries')}).")
+
+
+def count(value: Any, kind: type = object) -> int:
+    """How many parts of a kind a value has, itself among them; one that is shared counts at each of its places."""
+    found: dict[int, int] = {}
+    for part, parts in _innermost_first(value):
+        below = sum(found[id(inner)] for inner in parts)
+        found[id(part)] = min(isinstance(part, kind) + below, 2**62)  # sharing doubles it at each level
+    return found[id(value)]
+
+
+def _innermost_first(value: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Each part once, after the parts that it has.
+
+    Raises:
+        ModelError: a part holds itself.
+    """
+    done: set[int] = set()
+    begun: set[int] = set()
     waiting: list[tuple[Any, list[Any] | None]] = [(value, None)]
     while waiting:
         part, parts = waiting.pop()
-        if parts is None:
+        if parts is not None:
+            begun.discard(id(part))
+            done.add(id(part))
+            yield part, parts
+        elif id(part) in begun:
+            raise ModelError("a pickle in the file holds a value that holds itself; no model does.")
+        elif id(part) not in done:
+            begun.add(id(part))
             parts = _parts(part)
-            if id(part) in sizes or not parts:
-                sizes.setdefault(id(part), (1, 0))
-                continue
-            if id(part) in open_parts:
-                raise ModelError("a pickle in the file holds a value that holds itself; no model does.")
-            open_parts.add(id(part))
             waiting.append((part, parts))
             waiting.extend((inner, None) for inner in parts)
-            continue
-        open_parts.discard(id(part))
-        size = 1 + sum(sizes[id(inner)][0] for inner in parts)
-        depth = 1 + max(sizes[id(inner)][1] for inner in parts)
-        if depth > most.depth:
-            raise ModelError(f"a pickle in the file is nested too deeply ({limits.how_to_raise('depth')}).")
-        sizes[id(part)] = (min(size, 2**62), depth)
-    if sizes[id(value)][0] > 50 * most.entries:
-        raise ModelError(f"a pickle in the file holds too many values ({limits.how_to_raise('entries')}).")
 
 
 def _parts(value: Any) -> list[Any]:

@@ -142,11 +142,13 @@ def _payload(archive: archives.Archive, folder: str) -> Iterator[tuple[str, byte
     table = torch_schema.cleaned(schema.PayloadConfig, torch_schema.parsed(archive.text(name), name))
     yield name, _json(table)
     needed: dict[str, int] = {}
+    total = 0
     for payload in table.get("config", {}).values():
         member = folder + payload["path_name"]
         span, values, item = torch_schema.nbytes(payload["tensor_meta"])
         held = archive.members[member].file_size if member in archive.members else -1
-        if span > held or held % item or values > limits.current().weights:
+        total += values  # several tensors may be made of one member
+        if span > held or held % item or total > limits.current().weights:
             raise torch_schema.Odd(name, f"a tensor of {max(span, values)} bytes, whose member {member} has {held}")
         needed[member] = held
     for member in needed:
@@ -168,12 +170,16 @@ def _tensors_anew(archive: archives.Archive, name: str) -> bytes:
     data = archive.read(name)
     tensors: dict[str, torch.Tensor] = {}
     held: dict[Any, bytearray] = {}
+    total = 0
     if data:
         with torch_pickles.opened(archive.path, data) as checkpoint:
             for key, value in checkpoint.value.items():
                 if not isinstance(value, torch_pickles.Declared) or not re.fullmatch(r"[\w.@]*", str(key)):
                     raise torch_schema.Odd(name, "a value that is no tensor", code=True)
                 tensor = checkpoint.tensor(value, held)
+                total += tensor.nbytes  # torch writes what several tensors share with each of them
+                if total > limits.current().weights:
+                    raise torch_schema.Odd(name, f"tensors that take too much ({limits.how_to_raise('weights')})")
                 plain = tensor.is_floating_point() or tensor.is_complex()
                 tensors[str(key)] = nn.Parameter(tensor, requires_grad=plain) if value.is_parameter else tensor
     made = io.BytesIO()

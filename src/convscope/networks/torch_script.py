@@ -154,8 +154,21 @@ def _check_pickle(archive: archives.Archive, name: str, data: bytes) -> None:
             return pickles.Made(lambda *given: _instance(instances, asked, given))
         return pickles.Made(_LISTS[asked]) if asked in _LISTS else _of_tensors(asked)
 
+    read = 0
+
+    def storage(told: Any) -> torch_pickles.Storage:
+        """PyTorch reads a storage again at each place that names it."""
+        nonlocal read
+        found = torch_pickles.in_archive(archive, folder, torch_pickles.stored(told))
+        read += found.nbytes
+        if read > limits.current().weights:
+            raise ValueError(f"its tensors take more than is read ({limits.how_to_raise('weights')})")
+        return found
+
     try:
-        pickles.load(data, table, lambda told: torch_pickles.in_archive(archive, folder, torch_pickles.stored(told)))
+        modules = pickles.count(pickles.load(data, table, storage), pickles.Instance)
+        if modules > limits.current().nodes:  # those that are shared are visited at each place
+            raise ValueError(f"it has too many modules ({limits.how_to_raise('nodes')})")
         if any(not instance.finished for instance in instances):
             raise ValueError("an object has no state")
     except pickles.ForeignName as error:
