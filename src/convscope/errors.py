@@ -47,7 +47,7 @@ class ModelError(ConvscopeError):
 
 
 class OutOfMemoryError(ModelError, MemoryError):
-    """The memory does not suffice to run a model, whatever its framework raises then."""
+    """The memory does not suffice to run a model. Each framework has an error of its own for that."""
 
 
 class Unreadable(ConvscopeError):

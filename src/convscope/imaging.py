@@ -856,7 +856,7 @@ _ASIDE = re.compile(r"\.convscope-[0-9a-f]{16}\.part")
 
 @cache  # once for each folder
 def _tidy(folder: str) -> None:
-    """Remove what processes that were killed left of files that they were writing."""
+    """Remove the temporary files of processes that were killed while they were writing."""
     with suppress(OSError):
         for name in filter(_ASIDE.fullmatch, os.listdir(folder)):
             with suppress(OSError):

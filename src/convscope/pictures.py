@@ -443,7 +443,7 @@ def _over_white(rgba: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _grey_levels(image: Image.Image) -> tuple[Callable[[Image.Image], Image.Image], str]:
-    """How grey of more than 8 bits becomes 8 bits, and what that is.
+    """How grey of more than 8 bits becomes 8 bits, with a note for the user.
 
     The range is the smallest usual one that holds all values, so that pictures of one kind stay comparable;
     where none does, the values are stretched from their minimum to their maximum.

@@ -142,7 +142,7 @@ def table(value: Any, where: str) -> dict[str, Any]:
 
 
 def anything(value: Any, where: str) -> Any:
-    """Any value, as it is: for what nothing is computed from."""
+    """Any value, as it is: for entries that no computation uses."""
     return value
 
 

@@ -78,7 +78,7 @@ class Lenient(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flush what can be flushed."""
+        """Flush the streams that are open."""
         if self._target is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._target.flush()
@@ -119,7 +119,7 @@ class Guarded(Lenient):
 
 
 def fill_closed() -> None:
-    """Open what was closed of stdin, stdout and stderr: else the next file gets its number, and what is printed."""
+    """Open closed ones of stdin, stdout and stderr: else the next file that is opened gets the printed text."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -128,7 +128,7 @@ def fill_closed() -> None:
 
 
 def let_go() -> None:
-    """Flush stdout and stderr; what can't be written is dropped, so that Python doesn't complain at its end."""
+    """Flush stdout and stderr; text that can't be written is dropped, so that Python prints no error when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -523,7 +523,7 @@ def _own_operations() -> dict[str, Any]:
 
 
 def _kept(reduction: Any) -> Any:
-    """Of everything Keras on torch keeps no axes, whatever `keepdims` says."""
+    """Keras on torch ignores `keepdims` where all axes are reduced."""
 
     def reduced(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
         everything = axis is None and keepdims

@@ -260,7 +260,7 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
 
 
 def _trusted(folder: Path) -> tuple[Any, str, tuple[int | None, ...], str]:
-    """A layer that runs whatever the folder holds, with its signature, and the shape and type that it takes.
+    """A layer that runs the folder's program as it is, with its signature, and the shape and type of its input.
 
     TensorFlow's loader comes first; where it can't restore the objects around the signature, the signature alone does.
     """

@@ -371,7 +371,7 @@ class _Reading:
         return self._widened_or_same(self._array(tensor, shape, -(-math.prod(shape) * bits // 8)))
 
     def _take(self, shape: list[int], bits: int) -> None:
-        """Count what a tensor will take; sides beside a 0 count too, since arrays can't have them as they like."""
+        """Count the bytes of a tensor; a side of 0 counts as 1, since NumPy bounds the other sides all the same."""
         size = math.prod(max(1, side) for side in shape) * bits // 8
         self._held += size
         if self._held > self._limits.weights:

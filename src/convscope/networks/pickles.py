@@ -37,7 +37,7 @@ class UnknownOperation(ValueError):
 
 @dataclass(frozen=True)
 class Made:
-    """What a table says of a name: what makes a value of it.
+    """A table's entry for a name: the function that makes its value.
 
     Attributes:
         call: makes the value from the arguments; None where the name is only handed on.

@@ -361,7 +361,7 @@ class TorchNetwork(Network):
         torch.backends.mha.set_fastpath_enabled(False)  # it takes other steps where no gradient is wanted
 
     def _replace_weights(self, undo: ExitStack) -> None:
-        """The weights of `replaced` are the module's for the length of a pass: where they lie, not what they are."""
+        """The tensors point to other memory for the length of a pass; their own values are not written."""
         replacing = self._replacing()
         if replacing is not None:
             own = [(tensor, tensor.data) for tensor in self._tensors()]

@@ -122,7 +122,7 @@ class _Gate:
         self._handler = self._arrived  # one object, so that it can be told from others
 
     def enter(self) -> str:
-        """Hold signals from here on; returns what `leave` has to be given."""
+        """Hold signals from here on; returns the argument for `leave`."""
         before = self._mode if self._users else _OPEN
         if not self._users:
             self._take()

@@ -376,7 +376,7 @@ def _check_constant(node: Any, folder: Path) -> None:
 
 
 def _plain(node: Any, prefix: str) -> Any:
-    """A node without what it asks of devices, compilers and gradients; functions get names that no other file has.
+    """A node without its attributes for devices, compilers and gradients; functions get names that no other file has.
 
     What assigns to a variable does nothing: in convscope's passes the state of a network doesn't change.
     """
@@ -425,7 +425,7 @@ _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 def _of_objects(meta: Any, stored: bytes) -> dict[str, str]:
-    """By what each function takes beside its arguments, which are numbers of objects."""
+    """Find variables by the captured inputs of each function, which are object numbers."""
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     try:
@@ -465,7 +465,7 @@ def _side_by_side(saved: Any, stored: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _restored(graph: Any) -> dict[str, str]:
-    """From what would restore them: it is read, not run."""
+    """Find variables by the operations that restore them, which are read and not run."""
     functions = {function.signature.name: function for function in graph.library.function}
     found = dict(_assigned({node.name: node for node in graph.node}, {}))
     for node in graph.node:
@@ -480,7 +480,7 @@ def _restored(graph: Any) -> dict[str, str]:
 
 
 def _assigned(nodes: Mapping[str, Any], outside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Variable and name, for each assignment of what a RestoreV2 gives."""
+    """Variable and checkpoint name, for each assignment of an output of RestoreV2."""
     for node in nodes.values():
         if node.op in ("Assign", "AssignVariableOp") and len(node.input) >= 2:
             variable = _node_of(node.input[0])
@@ -550,7 +550,7 @@ def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
 
 
 def _try(found: dict[str, Any], folder: Path) -> None:
-    """Build the program and run it once on a blank image: what crashes or never ends does so here."""
+    """Build the program and run it once on a blank image, so that a crash or an endless loop happens in the reader."""
     import tensorflow as tf
 
     trial = Program(**found)

@@ -95,7 +95,7 @@ _PACKED = re.compile(r"__torch__\.torch\.classes\.quantized\.(Conv2d|Conv3d|Line
 
 @dataclass(frozen=True)
 class Found:
-    """What stands in the way of a file: in which member, on which line, and what it is."""
+    """The reason why a file is refused: the member, the line, and the finding."""
 
     member: str
     line: int

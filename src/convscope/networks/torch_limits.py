@@ -212,7 +212,7 @@ def _pool(x: Any, kernel: Any, strides: Any = (), paddings: Any = (0,), *how: An
 def _sides(
     sides: Any, kernel: Any, strides: Any, paddings: Any, dilations: Any, transposed: bool, extra: Any
 ) -> Iterator[int]:
-    """Height, width and so on of what windows make; a list of one value stands for all axes."""
+    """Height, width and so on of the output of a windowed operation; a list of one value stands for all axes."""
     lists = [list(item) * (len(kernel) if len(item) == 1 else 1) for item in (strides, paddings, dilations, extra)]
     for side, size, stride, padding, dilation, more in zip(sides, kernel, *lists, strict=False):
         span = dilation * (size - 1) + 1

@@ -68,7 +68,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class Beside:
-    """In place of what checkpoints hold beside the weights: numbers of NumPy's, arguments. Nothing of it is needed.
+    """A placeholder for the values that checkpoints hold beside the weights (NumPy numbers, arguments). None is needed.
 
     NumPy's own constructors are not called: given the wrong bytes they read memory that is none of theirs.
     """
@@ -300,7 +300,7 @@ def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Check
 
 
 def is_archive(path: Path) -> bool:
-    """True for a zip archive, False for what came before."""
+    """True for a zip archive, False for the format before it."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 

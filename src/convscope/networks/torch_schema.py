@@ -369,7 +369,7 @@ def _names_of_arguments(node: Any) -> list[Any]:
 
 
 def _is_node(node: Any, depth: int) -> bool:
-    """A leaf, or a tuple, list or dict of nodes: torch imports what the others name."""
+    """A leaf, or a tuple, list or dict of nodes. For other kinds torch imports the class that the text names."""
     if depth < 0 or not isinstance(node, dict) or set(node) != {"type", "context", "children_spec"}:
         return False
     kind, context, children = node["type"], node["context"], node["children_spec"]

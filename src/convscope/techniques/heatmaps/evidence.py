@@ -26,7 +26,7 @@ WHOLE: WeakKeyDictionary[Network, set[str]] = WeakKeyDictionary()
 
 
 class TailNeedsMore(Exception):
-    """A map can't be repeated alone: what comes after it joins it with what came before, for one picture."""
+    """A map can't be repeated alone: the layers after it join it with earlier values, which are those of one image."""
 
 
 @dataclass(frozen=True)
