@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -648,6 +649,15 @@ def test_weights_that_can_not_be_downloaded(monkeypatch):
     assert ran.code == 1
     for word in ("can't be downloaded", "https://", "try again online", "weights=none"):
         assert word in ran.error
+
+
+def test_files_beside_a_model_do_not_stand_for_libraries(desk, tmp_path):
+    shutil.copy(desk / "free.keras", tmp_path / "free.keras")
+    for name in ("h5py", "PIL", "keras", "numpy", "tensorflow", "jax", "torch", "rich"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nraise ImportError")
+    command = [sys.executable, "-m", "convscope", "layers", "free.keras"]
+    ran = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, (tmp_path / "ran").exists()) == (0, False), ran.stderr
 
 
 # -- what does not exist or does not fit -----------------------------------------------------------------
