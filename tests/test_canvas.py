@@ -16,7 +16,7 @@ if importlib.util.find_spec("keras"):
 
     ops, to_numpy = keras.ops, keras.ops.convert_to_numpy
 else:
-    torch_ops = pytest.importorskip("convscope.networks.torch_ops")
+    torch_ops = pytest.importorskip("convscope.networks.torch.ops")
     ops, to_numpy = torch_ops, lambda tensor: tensor.detach().numpy()
 
 SIZES = [(8, 8), (9, 12), (12, 9), (7, 5)]

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from convscope.errors import UsageError
-from convscope.networks import code
+from convscope.networks.formats import code
 
 
 @pytest.fixture

@@ -427,7 +427,7 @@ HUGE = [(10**6, 10**6, 3), (1000, 1000, 10**6), (10**9, 4, 1)]
 def test_a_declared_input_of_torch_is_checked_before_it_is_made(shape):
     torch = pytest.importorskip("torch")
     from convscope.networks.network import Source
-    from convscope.networks.pytorch import TorchNetwork
+    from convscope.networks.torch.network import TorchNetwork
 
     module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     height, width, channels = shape
@@ -438,7 +438,7 @@ def test_a_declared_input_of_torch_is_checked_before_it_is_made(shape):
 def test_an_input_that_is_fed_zeros_is_checked_before_they_are_made():
     torch = pytest.importorskip("torch")
     from convscope.networks.network import Source
-    from convscope.networks.pytorch import TorchNetwork
+    from convscope.networks.torch.network import TorchNetwork
 
     module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     module.input_names, module.input_shapes = ["picture", "more"], {"more": (1, 10**6, 10**6, 10**3)}
@@ -463,7 +463,7 @@ def test_a_size_that_is_asked_for_is_checked_too():
 
 def test_patches_are_undone():
     pytest.importorskip("keras")
-    from convscope.networks.keras_graph import patch
+    from convscope.networks.keras.graph import patch
 
     thing = Thing()
     with ExitStack() as undo:

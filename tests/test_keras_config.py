@@ -21,7 +21,8 @@ from keras import layers, ops  # noqa: E402
 
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
-from convscope.networks import keras_config, keras_files  # noqa: E402
+from convscope.networks.formats.keras import config as keras_config  # noqa: E402
+from convscope.networks.formats.keras import files as keras_files  # noqa: E402
 
 
 def saved(tmp_path, model=None, name="m.keras"):

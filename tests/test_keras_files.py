@@ -17,7 +17,7 @@ from test_legacy_h5 import conv, conv2d, dense, flat, norm, pictures, relu, sigm
 
 import convscope  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
-from convscope.networks import keras_files  # noqa: E402
+from convscope.networks.formats.keras import files as keras_files  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 
 needs_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel runs on TensorFlow")

@@ -12,8 +12,8 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
-from convscope.networks import keras_folds  # noqa: E402
 from convscope.networks.backends import backend_named  # noqa: E402
+from convscope.networks.keras import folds as keras_folds  # noqa: E402
 
 
 def pictures(network, count=2, seed=1):

@@ -18,8 +18,8 @@ from assets import ASSETS, needs_assets  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from convscope.errors import ModelError  # noqa: E402
-from convscope.networks import legacy_h5  # noqa: E402
-from convscope.networks.legacy_h5 import RULES, is_hdf5, read  # noqa: E402
+from convscope.networks.formats.keras import legacy_h5  # noqa: E402
+from convscope.networks.formats.keras.legacy_h5 import RULES, is_hdf5, read  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------------------
 # A forward pass in NumPy, straight from the definitions.

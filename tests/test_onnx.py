@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
-from convscope.networks import onnx as importer  # noqa: E402
-from convscope.networks import onnx_files  # noqa: E402
-from convscope.networks.onnx_operators import OPERATORS  # noqa: E402
+from convscope.networks.formats.onnx import files as onnx_files  # noqa: E402
+from convscope.networks.formats.onnx import model as importer  # noqa: E402
+from convscope.networks.formats.onnx.operators import OPERATORS  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 
 # -- every operator, by the ONNX project's own cases -----------------------------------------------------

@@ -17,8 +17,8 @@ from tensorflow.core.protobuf import saved_model_pb2  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
-from convscope.networks import saved_model  # noqa: E402
-from convscope.networks import tensorflow_operations as operations  # noqa: E402
+from convscope.networks.formats.saved_model import operations  # noqa: E402
+from convscope.networks.formats.saved_model import program as saved_model  # noqa: E402
 
 v1 = tf.compat.v1
 IMAGE = tf.TensorSpec((None, 8, 8, 3), tf.float32, name="x")

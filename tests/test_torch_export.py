@@ -19,7 +19,7 @@ from torch.export import Dim  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
-from convscope.networks import torch_export  # noqa: E402
+from convscope.networks.formats.torch import export as torch_export  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -21,8 +21,8 @@ from torch import nn  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
-from convscope.networks import torch_files  # noqa: E402
-from convscope.networks.files import kind_of_file  # noqa: E402
+from convscope.networks.formats.files import kind_of_file  # noqa: E402
+from convscope.networks.formats.torch import files as torch_files  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 
 HERE = torch_models.__file__
@@ -301,7 +301,7 @@ def test_objects_that_would_read_foreign_memory_are_not_made(tmp_path):
             return np.ndarray, ((1,), np.dtype("O"), b"AAAAAAAA")
 
     torch.save({"state_dict": {"w": torch.ones(2)}, "beside": Pointers()}, tmp_path / "net.pth")
-    code = "import sys; from convscope.networks.torch_files import load_state_dict as load\n"
+    code = "import sys; from convscope.networks.formats.torch.files import load_state_dict as load\n"
     code += "from pathlib import Path; print(load(Path(sys.argv[1]))[0]['w'].sum())"
     command = [sys.executable, "-c", code, str(tmp_path / "net.pth")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
-from convscope.networks.pytorch import TorchNetwork  # noqa: E402
-from convscope.networks.torch_graph import function_name  # noqa: E402
+from convscope.networks.torch.graph import function_name  # noqa: E402
+from convscope.networks.torch.network import TorchNetwork  # noqa: E402
 
 
 def picture(side=40, channels=3, seed=0):

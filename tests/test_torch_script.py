@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
-from convscope.networks import torch_script  # noqa: E402
+from convscope.networks.formats.torch import script as torch_script  # noqa: E402
 from convscope.pictures import read_pictures  # noqa: E402
 
 

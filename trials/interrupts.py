@@ -135,7 +135,7 @@ def keras_case() -> tuple[Any, Callable[[], Any]]:
     import keras
     from keras import layers
 
-    from convscope.networks.keras_graph import named_operations
+    from convscope.networks.keras.graph import named_operations
 
     if keras.backend.backend() == "torch":
         import torch
@@ -206,7 +206,7 @@ def _of_process() -> dict[str, Any]:
         "recursion": sys.getrecursionlimit(),
         "gate": gate and (gate._users, bool(gate._waiting)),  # its mode is of no matter while nobody uses it
     }
-    for name, lock in (("pytorch", "_ONE_AT_A_TIME"), ("keras", "TRACING")):
+    for name, lock in (("torch.network", "_ONE_AT_A_TIME"), ("keras.network", "TRACING")):
         room = sys.modules.get(f"convscope.networks.{name}")
         if room is not None:
             seen[lock] = "owner=0" in repr(getattr(room, lock))

@@ -23,19 +23,19 @@ from trials.watch import Folder, Watch
 
 _IMPORTS = {
     "plain": ("convscope.pictures", "convscope.results"),
-    "torch": ("torch", "convscope.networks.pytorch", "convscope.networks.torch_files"),
-    "tensorflow": ("tensorflow", "keras", "convscope.networks.keras_files"),
-    "jax": ("jax", "keras", "convscope.networks.keras_files"),
-    "keras-torch": ("torch", "keras", "convscope.networks.keras_files"),
+    "torch": ("torch", "convscope.networks.torch.network", "convscope.networks.formats.torch.files"),
+    "tensorflow": ("tensorflow", "keras", "convscope.networks.formats.keras.files"),
+    "jax": ("jax", "keras", "convscope.networks.formats.keras.files"),
+    "keras-torch": ("torch", "keras", "convscope.networks.formats.keras.files"),
     # Forked for each try: nothing is computed in the worker itself, so that no threads are lost in a fork.
     "torch-forked": (
         "torch",
         "convscope.cli",
-        "convscope.networks.pytorch",
-        "convscope.networks.torch_files",
+        "convscope.networks.torch.network",
+        "convscope.networks.formats.torch.files",
         "convscope.reports",
     ),
-    "keras-forked": ("convscope.cli", "keras", "convscope.networks.keras_files", "convscope.demo"),
+    "keras-forked": ("convscope.cli", "keras", "convscope.networks.formats.keras.files", "convscope.demo"),
 }
 _BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "keras-torch": "torch", "keras-forked": "tensorflow"}
 

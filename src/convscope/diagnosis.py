@@ -14,7 +14,7 @@ import numpy as np
 
 from convscope.errors import ConvscopeError, one_line
 from convscope.networks import Network, open_model
-from convscope.networks.files import KINDS, kind_of_file, sha256
+from convscope.networks.formats.files import KINDS, kind_of_file, sha256
 from convscope.results import versions
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters, first_that_climb

@@ -18,8 +18,8 @@ import numpy as np
 from convscope import limits, reading
 from convscope.errors import BackendError, ModelError, Unreadable, UsageError, one_line
 from convscope.networks import preprocessing as pp
-from convscope.networks.modules import OpenedModule
 from convscope.networks.network import Head, Inputs, Layer, Network, Prediction, Record, Source
+from convscope.networks.torch.modules import OpenedModule
 
 __all__ = ["Head", "Inputs", "Layer", "Network", "Prediction", "Record", "Source", "open_model"]
 
@@ -105,7 +105,7 @@ def is_for_keras(name: str) -> bool:
     Raises:
         ModelError: there is no such file, or it is no model; no framework is imported to find out.
     """
-    from convscope.networks import code, files
+    from convscope.networks.formats import code, files
 
     collection = name.partition(":")[0]
     if collection in ("keras", "torchvision", "timm") or code.is_code(name):
@@ -127,14 +127,14 @@ class _Opening:
 
     def named(self, name: str) -> Network:
         """A file, code, or a name from a collection of models."""
-        from convscope.networks import code, files
+        from convscope.networks.formats import code, files
 
         collection = name.partition(":")[0]
         if collection == "keras":
             self._no_weights(name)
-            return self._keras(lambda: _room("keras_files").open_named(name))
+            return self._keras(lambda: _room("formats.keras.files").open_named(name))
         if collection in ("torchvision", "timm"):
-            return self._torch(lambda: _room("torch_files").open_zoo(name, self.weights), name)
+            return self._torch(lambda: _room("formats.torch.files").open_zoo(name, self.weights), name)
         if code.is_code(name):
             return self._from_code(name)
         path = Path(name)
@@ -142,9 +142,9 @@ class _Opening:
         kind = files.kind_of_file(path)
         self._no_weights(name)
         if kind == "saved_model":
-            return self._keras(lambda: _room("keras_files").read_saved_model(path, self.trust))
+            return self._keras(lambda: _room("formats.keras.files").read_saved_model(path, self.trust))
         if kind in ("keras", "hdf5"):
-            return self._keras(lambda: _room("keras_files").open_named(name, trust=self.trust))
+            return self._keras(lambda: _room("formats.keras.files").open_named(name, trust=self.trust))
         if kind == "pickle":
             raise ModelError(
                 f"{path} is a Python pickle, which is never loaded: that runs code. Give {files.EXPECTED}."
@@ -152,8 +152,8 @@ class _Opening:
         what = f"{path} is {files.KINDS[kind]}, which"
         if kind == "onnx":
             _needed("onnx", "onnx", what)
-            return self._torch(lambda: _room("onnx").read(path, self.options["input"]), what, "onnx")
-        return self._torch(lambda: _room("torch_files").open_file(path, trust=self.trust), what)
+            return self._torch(lambda: _room("formats.onnx.model").read(path, self.options["input"]), what, "onnx")
+        return self._torch(lambda: _room("formats.torch.files").open_file(path, trust=self.trust), what)
 
     def in_memory(self, model: Any) -> Network:
         """A model that the user holds."""
@@ -177,7 +177,7 @@ class _Opening:
 
     def _from_code(self, name: str) -> Network:
         """What a function of the user's returns, with the weights of a file."""
-        from convscope.networks import code, files
+        from convscope.networks.formats import code, files
 
         if self.weights is not None:
             files.check_file(self.weights)
@@ -188,7 +188,11 @@ class _Opening:
             os.environ["KERAS_BACKEND"] = _at_hand()
         made = code.build(name)
         if _is_keras(made):
-            notes = _room("keras_files").load_weights(made, self.weights) if self.weights is not None else _UNTRAINED
+            notes = (
+                _room("formats.keras.files").load_weights(made, self.weights)
+                if self.weights is not None
+                else _UNTRAINED
+            )
             return self._keras_in_memory(made, self._source(name, notes))
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(made, torch.nn.Module):
@@ -198,11 +202,15 @@ class _Opening:
         )
 
     def _filled(self, made: Any, name: str) -> OpenedModule:
-        notes = _room("torch_files").fill(made, self.weights, self.trust) if self.weights is not None else _UNTRAINED
+        notes = (
+            _room("formats.torch.files").fill(made, self.weights, self.trust)
+            if self.weights is not None
+            else _UNTRAINED
+        )
         return OpenedModule(made, self._source(name, notes))
 
     def _source(self, name: str, notes: Sequence[str]) -> Source:
-        from convscope.networks import files
+        from convscope.networks.formats import files
 
         if ".py:" in name:  # the name alone, as for a model file
             name, notes = os.path.basename(name), (f"made by {name}", *notes)
@@ -218,7 +226,7 @@ class _Opening:
     def _keras_in_memory(self, model: Any, source: Source) -> Network:
         self._only_torch()
         choose_backend(self.backend)
-        from convscope.networks.keras import KerasNetwork
+        from convscope.networks.keras.network import KerasNetwork
 
         return KerasNetwork(model, source, **self.options)
 
@@ -226,7 +234,7 @@ class _Opening:
         if self.backend not in (None, "torch"):
             raise UsageError(f"--backend {self.backend} is for Keras models; this is not one, and runs on torch.")
         _needed("torch", extra, what)
-        return _room("pytorch").network_of(
+        return _room("torch.network").network_of(
             opened(), device=self.device, precision=self.precision or "float32", **self.options
         )
 

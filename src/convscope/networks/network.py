@@ -1,6 +1,6 @@
 """What every opened model looks like to the techniques: a `Network` with `Layer`s, a `Head` and taps.
 
-Nothing here names a framework. A file for each framework (`keras.py`, `pytorch.py`) fills in the few
+Nothing here names a framework. A file for each framework (`keras/network.py`, `torch/network.py`) fills in the few
 abstract methods; selection, preparation of pictures and the reading of outputs are the same for all.
 """
 

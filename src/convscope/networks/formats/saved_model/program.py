@@ -24,7 +24,7 @@ import numpy as np
 
 from convscope import isolation, limits
 from convscope.errors import ModelError
-from convscope.networks import tensorflow_operations as operations
+from convscope.networks.formats.saved_model import operations
 
 GRAPH = "saved_model.pb"
 _CHECKPOINT = "variables/variables"
@@ -70,9 +70,11 @@ def read(folder: Path, trust: bool = False) -> Program:
     """
     size = check_files(folder, trust)
     try:
-        isolation.call("convscope.networks.saved_model:prepare", seconds=max(120, limits.current().seconds))
+        isolation.call(
+            "convscope.networks.formats.saved_model.program:prepare", seconds=max(120, limits.current().seconds)
+        )
         memory = 4096 * _MIB + 8 * size
-        found = isolation.call("convscope.networks.saved_model:program", folder, trust, memory=memory)
+        found = isolation.call(f"{__name__}:program", folder, trust, memory=memory)
     except isolation.ReaderError as error:
         raise ModelError(_broken(folder, error)) from error
     return Program(**{**found, "shape": tuple(found["shape"]), "handles": tuple(found["handles"])})

@@ -19,8 +19,9 @@ from typing import Any
 
 from convscope import limits
 from convscope.errors import ModelError, one_line
-from convscope.networks import hdf5, keras_config
-from convscope.networks.hdf5 import Contents
+from convscope.networks.formats import hdf5
+from convscope.networks.formats.hdf5 import Contents
+from convscope.networks.formats.keras import config as keras_config
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -53,7 +54,7 @@ def read(path: Path) -> Archive:
     """
     hdf5.check_installed(path)
     size = path.stat().st_size
-    function = "convscope.networks.keras_archive:members"
+    function = "convscope.networks.formats.keras.archive:members"
     found = hdf5.in_reader(path, function, path, memory=hdf5.memory_for(size) + size)
     metadata = keras_config.parse(found["metadata"] or "{}", path.name)
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None

@@ -21,15 +21,19 @@ import keras
 import numpy as np
 
 from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line
-from convscope.networks import hdf5, keras_archive, keras_config, legacy_h5, saved_model
 from convscope.networks import preprocessing as pp
-from convscope.networks.code import literal
-from convscope.networks.files import KINDS, kind_of_file, sha256
-from convscope.networks.hdf5 import Contents
-from convscope.networks.keras import KerasNetwork
-from convscope.networks.keras_archive import Archive
+from convscope.networks.formats import hdf5
+from convscope.networks.formats.code import literal
+from convscope.networks.formats.files import KINDS, kind_of_file, sha256
+from convscope.networks.formats.hdf5 import Contents
+from convscope.networks.formats.keras import archive as keras_archive
+from convscope.networks.formats.keras import config as keras_config
+from convscope.networks.formats.keras import legacy_h5
+from convscope.networks.formats.keras.archive import Archive
+from convscope.networks.formats.saved_model import program as saved_model
+from convscope.networks.formats.saved_model.program import Program
+from convscope.networks.keras.network import KerasNetwork
 from convscope.networks.network import Source
-from convscope.networks.saved_model import Program
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import flat_outputs
 from convscope.networks.network import Inputs, blank_input, check_input
-from convscope.networks.torch_graph import named_modules
-from convscope.networks.torch_limits import BeyondLimits
+from convscope.networks.torch.graph import named_modules
+from convscope.networks.torch.limits import BeyondLimits
 
 USUAL = 224
 # Sizes that networks of one fixed size are made for, the most usual first; then all others up to LARGEST.

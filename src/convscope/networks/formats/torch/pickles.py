@@ -19,8 +19,8 @@ import torch
 
 from convscope import limits
 from convscope.errors import ModelError, one_line
-from convscope.networks import archives, pickles
-from convscope.networks.pickles import Made
+from convscope.networks.formats import archives, pickles
+from convscope.networks.formats.pickles import Made
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what files from before the zip archives begin with
 

@@ -16,9 +16,11 @@ from torch._export.serde import schema, serialize
 
 from convscope import limits
 from convscope.errors import ModelError, one_line
-from convscope.networks import archives, pickles, torch_pickles, torch_schema
-from convscope.networks.modules import Described, OpenedModule
-from convscope.networks.torch_files import source_of
+from convscope.networks.formats import archives, pickles
+from convscope.networks.formats.torch import pickles as torch_pickles
+from convscope.networks.formats.torch import schema as torch_schema
+from convscope.networks.formats.torch.files import source_of
+from convscope.networks.torch.modules import Described, OpenedModule
 
 
 def read(path: Path, trust: bool = False) -> OpenedModule:

@@ -25,7 +25,7 @@ from torch._export.serde import schema
 
 from convscope import limits
 from convscope.errors import ModelError
-from convscope.networks import torch_operators
+from convscope.networks.formats.torch import operators as torch_operators
 
 
 class Odd(Exception):

@@ -16,7 +16,7 @@ import keras
 
 from convscope.networks.backends import Tensor
 from convscope.networks.graph import Call, Flow, Value
-from convscope.networks.keras_graph import CHANNELS_FIRST, patch
+from convscope.networks.keras.graph import CHANNELS_FIRST, patch
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,7 +91,7 @@ def read(path: Path, but: str = "") -> Contents:
     """
     check_installed(path)
     size = path.stat().st_size
-    found = in_reader(path, "convscope.networks.hdf5:contents_of_file", path, but, memory=memory_for(size))
+    found = in_reader(path, "convscope.networks.formats.hdf5:contents_of_file", path, but, memory=memory_for(size))
     return unpacked(found)
 
 

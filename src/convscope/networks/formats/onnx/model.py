@@ -1,7 +1,7 @@
 """ONNX files as PyTorch modules that can be differentiated: one `Step` for each node, named as Netron names it.
 
 The well-known converters need a torchvision that fits the torch at hand, or know old operator sets only; the operators
-that convolutional networks use are few, and `onnx_operators.py` has them in a table.
+that convolutional networks use are few, and `operators.py` has them in a table.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import nn
 
 from convscope import limits
 from convscope.errors import ModelError, UsageError, nearest, one_line
-from convscope.networks import onnx_files
-from convscope.networks.files import sha256
-from convscope.networks.modules import Described, OpenedModule
+from convscope.networks.formats.files import sha256
+from convscope.networks.formats.onnx import files as onnx_files
+from convscope.networks.formats.onnx.files import Body, FileNode, Input, OnnxFile, Shape
+from convscope.networks.formats.onnx.operators import OPERATORS, READS_NUMBERS, TYPES, Batch, Node, check_node
 from convscope.networks.network import Source
-from convscope.networks.onnx_files import Body, FileNode, Input, OnnxFile, Shape
-from convscope.networks.onnx_operators import OPERATORS, READS_NUMBERS, TYPES, Batch, Node, check_node
-from convscope.networks.torch_limits import BeyondLimits, allowance, held_to
+from convscope.networks.torch.limits import BeyondLimits, allowance, held_to
+from convscope.networks.torch.modules import Described, OpenedModule
 
 
 def read(path: Path, picture: str | None = None) -> OpenedModule:

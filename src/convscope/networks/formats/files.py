@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from convscope.errors import ModelError, nearest
-from convscope.networks import archives
+from convscope.networks.formats import archives
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LAST_USER_BLOCK = 1 << 20  # HDF5 may begin after a block of the user's own, of 512, 1024, 2048, ... bytes

@@ -1,7 +1,7 @@
 """Native PyTorch modules: taps are forward hooks, and everything is left as it was.
 
 Every pass runs in evaluation mode, with no parameter asking for a gradient, on the weights where they lie. Layers are
-modules, and the operations between them that are none (`torch_graph.py`).
+modules, and the operations between them that are none (`graph.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import nn
 
 from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line
 from convscope.networks import preprocessing as pp
-from convscope.networks import torch_ops
 from convscope.networks.backends import TorchBackend
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import (
@@ -38,11 +37,12 @@ from convscope.networks.graph import (
     paths_of,
     undoable_head,
 )
-from convscope.networks.modules import OpenedModule
 from convscope.networks.network import Head, Layer, Network, Record, Recording, Rule, Source, as_recording
 from convscope.networks.restoring import checkpoint, restored
-from convscope.networks.torch_graph import FunctionMode, Places, Watch, class_name, named_modules, tensors_of, unwrapped
-from convscope.networks.torch_inputs import Entry
+from convscope.networks.torch import ops as torch_ops
+from convscope.networks.torch.graph import FunctionMode, Places, Watch, class_name, named_modules, tensors_of, unwrapped
+from convscope.networks.torch.inputs import Entry
+from convscope.networks.torch.modules import OpenedModule
 
 Tensor = torch.Tensor
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -145,7 +145,7 @@ def _parsed(path: Path) -> Any:
     if size > limits.current().weights:
         raise ModelError(f"{path} has {size} bytes, more than is read ({limits.how_to_raise('weights')}).")
     try:
-        isolation.call("convscope.networks.onnx_files:parse", path, memory=_ROOM + _TIMES * size)
+        isolation.call("convscope.networks.formats.onnx.files:parse", path, memory=_ROOM + _TIMES * size)
         model = onnx.ModelProto.FromString(path.read_bytes())
     except ModelError:
         raise

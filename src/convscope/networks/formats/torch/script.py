@@ -2,7 +2,7 @@
 
 A `Scripted` module mirrors one of the file's: it has its children, parameters and buffers under the same names, and
 its `forward` interprets the module's own graph. A call of a child's `forward` goes through the mirror of the child, so
-hooks fire on it; every other operation is called from Python, where `torch_graph.py` sees it.
+hooks fire on it; every other operation is called from Python, where `networks/torch/graph.py` sees it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from torch import nn
 
 from convscope import isolation, limits
 from convscope.errors import ModelError, one_line
-from convscope.networks import archives, pickles, torch_code, torch_pickles
-from convscope.networks.modules import Described, OpenedModule
-from convscope.networks.torch_files import source_of
-from convscope.networks.torch_limits import BeyondLimits, allowance, held_to
+from convscope.networks.formats import archives, pickles
+from convscope.networks.formats.torch import code as torch_code
+from convscope.networks.formats.torch import pickles as torch_pickles
+from convscope.networks.formats.torch.files import source_of
+from convscope.networks.torch.limits import BeyondLimits, allowance, held_to
+from convscope.networks.torch.modules import Described, OpenedModule
 
 
 def read(path: Path, trust: bool = False) -> OpenedModule:
@@ -72,7 +74,7 @@ def _compilable(path: Path) -> bytes:
     if size > _LARGE_TYPE:
         room = _ROOM + _TIMES * len(checked)
         try:
-            isolation.call("convscope.networks.torch_script:try_to_compile", path, memory=room)
+            isolation.call("convscope.networks.formats.torch.script:try_to_compile", path, memory=room)
         except isolation.ReaderError as error:
             raise ModelError(f"{path} can't be compiled as TorchScript: {error}.") from error
     return checked

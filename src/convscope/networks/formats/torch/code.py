@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from convscope import limits
-from convscope.networks import torch_operators
+from convscope.networks.formats.torch import operators as torch_operators
 
 # What TorchScript's printer writes: no comments, no line continued with a backslash, texts on one line whose escapes
 # mean the same in both languages.

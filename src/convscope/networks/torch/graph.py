@@ -17,8 +17,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from convscope.networks.graph import Call, Value, flat_outputs
-from convscope.networks.modules import Described
 from convscope.networks.restoring import checkpoint
+from convscope.networks.torch.modules import Described
 
 # -- what the module consists of -------------------------------------------------------------------------
 

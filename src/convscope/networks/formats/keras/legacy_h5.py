@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import ModelError
-from convscope.networks import hdf5, keras_config
-from convscope.networks.files import is_hdf5
-from convscope.networks.hdf5 import Contents, Dataset
+from convscope.networks.formats import hdf5
+from convscope.networks.formats.files import is_hdf5
+from convscope.networks.formats.hdf5 import Contents, Dataset
+from convscope.networks.formats.keras import config as keras_config
 
 Node = dict[str, Any]  # a serialised object: {"class_name": ..., "config": ...}
 Scope = tuple[str, ...]  # names of layers from the outside to the inside

@@ -16,12 +16,13 @@ from torch import nn
 
 from convscope import limits
 from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line
-from convscope.networks import pickles, torch_pickles
 from convscope.networks import preprocessing as pp
-from convscope.networks.code import literal
-from convscope.networks.files import KINDS, kind_of_file, sha256
-from convscope.networks.modules import OpenedModule
+from convscope.networks.formats import pickles
+from convscope.networks.formats.code import literal
+from convscope.networks.formats.files import KINDS, kind_of_file, sha256
+from convscope.networks.formats.torch import pickles as torch_pickles
 from convscope.networks.network import Source
+from convscope.networks.torch.modules import OpenedModule
 
 HOW_TO_GIVE_CODE = "Give the code that makes the network: convscope layers file.py:function --weights {name}"
 
@@ -34,9 +35,9 @@ def open_file(path: Path, trust: bool = False) -> OpenedModule:
     """
     kind = kind_of_file(path)
     if kind == "torchscript":
-        return importlib.import_module("convscope.networks.torch_script").read(path, trust)
+        return importlib.import_module("convscope.networks.formats.torch.script").read(path, trust)
     if kind == "exported":
-        return importlib.import_module("convscope.networks.torch_export").read(path, trust)
+        return importlib.import_module("convscope.networks.formats.torch.export").read(path, trust)
     if kind != "safetensors" and trust and foreign_globals(path):
         return _pickled_module(path)
     state, _ = load_state_dict(path)

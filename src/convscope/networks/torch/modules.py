@@ -1,4 +1,4 @@
-"""Between a file and `pytorch.py`: a PyTorch module with what is known of where it came from."""
+"""Between a file and `network.py`: a PyTorch module with what is known of where it came from."""
 
 from __future__ import annotations
 

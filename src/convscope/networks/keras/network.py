@@ -35,8 +35,8 @@ from convscope.networks.graph import (
     paths_of,
     undoable_head,
 )
-from convscope.networks.keras_folds import Fold, first_in_blocks, folds_of, norms_folded
-from convscope.networks.keras_graph import (
+from convscope.networks.keras.folds import Fold, first_in_blocks, folds_of, norms_folded
+from convscope.networks.keras.graph import (
     Observer,
     call_method,
     first_norm,
@@ -46,8 +46,8 @@ from convscope.networks.keras_graph import (
     patch,
     python_call,
 )
-from convscope.networks.keras_inputs import Entry
-from convscope.networks.keras_state import keep_state
+from convscope.networks.keras.inputs import Entry
+from convscope.networks.keras.state import keep_state
 from convscope.networks.network import Head, Inputs, Layer, Network, Record, Recording, Rule, Source, as_recording
 from convscope.networks.ops import namespace
 from convscope.networks.restoring import checkpoint, restored

@@ -1,0 +1,1 @@
+"""Model files: what each kind holds, read with our own readers before a framework sees it."""
