@@ -115,7 +115,7 @@ def one_pass(network: Any, cases: list[Case]) -> Iterator[str]:
     """Grad-CAM, all methods of one pass, pytorch-grad-cam's, and forward passes."""
     import torch
 
-    x = torch.tensor(network.prepare(convscope.pictures.read_pictures([case.pixels for case in cases])))
+    x = torch.tensor(network.prepare(convscope.images.decode.read_images([case.pixels for case in cases])))
     plain = x.permute(0, 3, 1, 2).contiguous()
     last = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks.ascents import ASSETS, from_shares, opened
-from convscope.pictures import batch, read_those_that_can_be
+from convscope.images.decode import fit_batch, read_readable_images
 from convscope.techniques.filters.ascent import look_at
 from convscope.techniques.filters.courses import Plan
 from convscope.techniques.filters.objectives import channel
@@ -73,7 +73,7 @@ class Judge:
 def photographs() -> list:
     """Natural pictures of many classes."""
     files = sorted((ASSETS / "photos" / "imagenet").glob("*"))
-    return read_those_that_can_be([str(file) for file in files[:: max(1, len(files) // PHOTOS)]])[0]
+    return read_readable_images([str(file) for file in files[:: max(1, len(files) // PHOTOS)]])[0]
 
 
 def spectrum(shares: np.ndarray) -> np.ndarray:
@@ -91,4 +91,4 @@ def spectrum(shares: np.ndarray) -> np.ndarray:
 
 def natural_spectrum(size: int = 224) -> np.ndarray:
     """The mean of `spectrum` over photographs `(rings,)`."""
-    return spectrum(batch(photographs(), size, size, 3) / 255.0).mean(axis=0)
+    return spectrum(fit_batch(photographs(), size, size, 3) / 255.0).mean(axis=0)

@@ -131,7 +131,7 @@ def cams() -> Iterator[Row]:
     """Grad-CAM, HiResCAM and LayerCAM against pytorch-grad-cam; Grad-CAM against captum."""
     for name, (module, path, side) in _subjects().items():
         network = convscope.open_model(module, preprocess="-1..1", size=side)
-        x = network.tensor(network.prepare(convscope.pictures.read_pictures(agreement.photos())))
+        x = network.tensor(network.prepare(convscope.images.decode.read_images(agreement.photos())))
         x, layer = x.permute(0, 3, 1, 2), module.get_submodule(path)
         for method, theirs in _pytorch_grad_cam().items():
             ours = convscope.heatmap(network, agreement.photos(), CLASS, layer=path, method=method).maps
@@ -203,7 +203,7 @@ def pixels() -> Iterator[Row]:
     """Methods at the pixels against captum's, and the whole scaled map of pytorch-grad-cam."""
     for name, (module, path, side) in _subjects().items():
         network = convscope.open_model(module, preprocess="-1..1", size=side)
-        x = network.tensor(network.prepare(convscope.pictures.read_pictures(agreement.photos()))).permute(0, 3, 1, 2)
+        x = network.tensor(network.prepare(convscope.images.decode.read_images(agreement.photos()))).permute(0, 3, 1, 2)
         for method, theirs in _captum_pixels().items():
             if method == "guided-backprop" and name == "the small network":
                 continue  # its ReLUs are functions, which captum passes over

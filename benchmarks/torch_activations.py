@@ -21,7 +21,7 @@ import torch
 
 import convscope
 from benchmarks.torch_networks import ResNet50
-from convscope.pictures import read_pictures
+from convscope.images.decode import read_images
 
 ROUNDS = 15
 MIB = 2**20
@@ -33,7 +33,7 @@ def main(pictures: int = 8) -> None:
     module = ResNet50().eval()
     network = convscope.open_model(module)
     rng = np.random.default_rng(0)
-    photos = read_pictures([rng.integers(0, 256, (224, 224, 3), np.uint8) for _ in range(pictures)])
+    photos = read_images([rng.integers(0, 256, (224, 224, 3), np.uint8) for _ in range(pictures)])
     x = torch.from_numpy(network.prepare(photos)).permute(0, 3, 1, 2)
     layouts = {"contiguous": x.contiguous(), "channels_last": x}
 

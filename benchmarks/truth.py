@@ -102,9 +102,9 @@ def planted(network: Any, count: int, seed: int = 1) -> list[Case]:
 
 
 def _pictures(pixels: Sequence[np.ndarray]) -> list[Any]:
-    from convscope.pictures import read_pictures
+    from convscope.images.decode import read_images
 
-    return read_pictures(list(pixels))
+    return read_images(list(pixels))
 
 
 def _quarter(place: int, side: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import random
 
 import numpy as np
 
+from convscope.images.decode import InputImage
 from convscope.networks.network import Layer, Prediction
 from convscope.networks.preprocessing import Preprocessing
-from convscope.pictures import Picture
 from convscope.results import (
     Activations,
     Check,
@@ -27,7 +27,7 @@ from convscope.results import (
 
 def photo(name, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (9, 8, 3), np.uint8)
-    return Picture(name, pixels, f"folder/{name}.jpg", ("turned",), "0" * 64)
+    return InputImage(name, pixels, f"folder/{name}.jpg", ("turned",), "0" * 64)
 
 
 def provenance(photos, **parameters):

@@ -20,7 +20,7 @@ FLOORS = (
     ("isolation",),
     ("reading",),
     ("arrays",),
-    ("imaging", "pictures"),
+    ("imaging", "images"),
     ("saved",),
     ("networks",),
     ("results",),

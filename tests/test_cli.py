@@ -396,7 +396,7 @@ def encoded(kind):
 
 BAD_PICTURES = {
     "empty.png": (b"", "empty (0 bytes)", "download it again"),
-    "text.jpg": (b"this is no picture\n", "should be a picture", "text"),
+    "text.jpg": (b"this is no picture\n", "should be an image", "text"),
     "page.jpg": (b"<!DOCTYPE html><html></html>", "web page", "download it again"),
     "head.png": (b"\x89PNG\r\n\x1a\n", "damaged"),
     "half.jpg": (encoded("JPEG")[:20000], "cut short", "download it again"),
@@ -423,7 +423,7 @@ def test_every_bad_picture_is_named_at_once(desk, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     ran = run("heatmap", desk / "nested.keras", tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out")
     assert ran.code == 1
-    assert "2 of 2 pictures" in ran.error
+    assert "2 of 2 images" in ran.error
     assert "a.png" in ran.err
     assert "b.png" in ran.err
 
@@ -434,7 +434,7 @@ def test_a_missing_picture_and_an_empty_folder(desk, tmp_path):
     assert "did you mean 'cat.png'?" in ran.error
     ran = run("heatmap", desk / "nested.keras", tmp_path, "--out", tmp_path / "out")
     assert ran.code == 1
-    assert "should hold pictures" in ran.error
+    assert "should hold images" in ran.error
 
 
 # -- bad models ------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ pytest.importorskip("keras")
 from click.testing import CliRunner
 
 from convscope import cli, demo
+from convscope.images.decode import read_images
 from convscope.networks import open_model
-from convscope.pictures import read_pictures
 from convscope.techniques.heatmaps import heatmap
 
 HERE = Path(demo.__file__).parent
@@ -51,7 +51,7 @@ def test_every_photo_is_shown_and_listed_with_its_licence():
 
 
 def test_predictions_on_the_shipped_photos_are_right(network):
-    photos = read_pictures(list(demo.PHOTOS))
+    photos = read_images(list(demo.PHOTOS))
     logits = network.predict(network.prepare(photos))
     best = {photo.name: network.predictions(row)[0] for photo, row in zip(photos, logits, strict=True)}
     for name in ("cat", "coffee", "photographer", "retina"):

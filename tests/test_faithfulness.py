@@ -19,7 +19,7 @@ from convscope.techniques.heatmaps.targets import goal_of  # noqa: E402
 
 
 def single_of(network, picture, target=1, layer=None):
-    x = network.prepare(convscope.pictures.read_pictures([picture]))
+    x = network.prepare(convscope.images.decode.read_images([picture]))
     goal = goal_of(network, target, None, 1, lambda: None)
     return next(look(network, layer, goal.target, x, goal.arguments, 1).singles())
 
@@ -179,7 +179,7 @@ def test_checks_come_with_the_result_and_back_from_disk(photo, tmp_path):
 
 def test_scrambled_weights_are_the_networks_for_a_block_only(photo):
     network = open_model(models.plain(), preprocess="0..1")
-    x = network.prepare(convscope.pictures.read_pictures([photo]))
+    x = network.prepare(convscope.images.decode.read_images([photo]))
     before, weights, mark = network.predict(x), network.weights(), network.weights_sha256()
     assert len(network.stages()) == 3
     assert len(network.stages(("conv_b",))) == 2

@@ -12,7 +12,7 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import demo, open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
-from convscope.pictures import Picture, read_pictures  # noqa: E402
+from convscope.images.decode import InputImage, read_images  # noqa: E402
 from convscope.techniques.filters import NOISE_PICTURES, parse_channels  # noqa: E402
 from convscope.techniques.filters.ascent import settled, step_of  # noqa: E402
 from convscope.techniques.filters.courses import Plan  # noqa: E402
@@ -223,7 +223,7 @@ def test_what_was_begun_with_a_photo_says_so():
     model = keras.Sequential([layers.Input((12, 12, 3)), gate, layers.Flatten(), layers.Dense(2)])
     network = open_model(models.seeded(model), preprocess="0..1")
     white, black = (np.full((12, 12, 3), value, np.uint8) for value in (255, 0))
-    photos = [Picture("black", black), Picture("white", white)]
+    photos = [InputImage("black", black), InputImage("white", white)]
     result = filters(network, "gate", [0, 1], steps=3, photos=photos)
     assert [row.begun for row in result.rows] == ["white", ""]
     assert "found from a photo" in result.rows[0].reason
@@ -391,7 +391,7 @@ def test_recipes_that_start_from_a_photo_need_one(name):
 def test_a_tie_keeps_the_picture_near_the_photo(trained):
     before = [layer.path for layer in trained.layers if layer.spatial and layer.on_path]
     middle = before[before.index(LAYER) // 2]
-    x = trained.prepare(read_pictures([demo.PHOTOS[0]]), (64, 64))
+    x = trained.prepare(read_images([demo.PHOTOS[0]]), (64, 64))
 
     def apart(tie):
         recipe = replace(RECIPES["accentuation"], tie=tie)
@@ -417,7 +417,7 @@ def test_a_dream_that_does_not_move_is_the_photo(trained):
     """What a photo shows at a larger size only is given back to it there."""
     still = replace(RECIPES["deepdream"], rule=Normalised(step=1e-6))
     result = convscope.filters(trained, LAYER, recipe=still, steps=4, size=64, photo=demo.PHOTOS[0])
-    wanted = trained.prepare(read_pictures([demo.PHOTOS[0]]), (64, 64))[0]
+    wanted = trained.prepare(read_images([demo.PHOTOS[0]]), (64, 64))[0]
     np.testing.assert_allclose(result.values[0], wanted, atol=1e-3 * wanted.max())
     assert [row.name for row in result.rows] == [f"{LAYER}:*"]
 

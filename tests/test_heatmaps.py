@@ -10,8 +10,8 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
+from convscope.images.decode import read_images  # noqa: E402
 from convscope.imaging import resize_map  # noqa: E402
-from convscope.pictures import read_pictures  # noqa: E402
 from convscope.techniques.heatmaps.cam import grad_cam  # noqa: E402
 from convscope.techniques.heatmaps.evidence import WHOLE  # noqa: E402
 from convscope.techniques.heatmaps.methods import METHODS  # noqa: E402
@@ -157,7 +157,7 @@ def test_kpca_cam_is_the_first_kernel_component():
 def test_cam_is_the_dense_layers_weights_and_only_where_there_is_one(photo):
     model = gap_network()
     network = open_model(model, preprocess="0..1")
-    maps, kernel, _ = maps_and_head(model, network.prepare(read_pictures([photo])))
+    maps, kernel, _ = maps_and_head(model, network.prepare(read_images([photo])))
     found = convscope.heatmap(network, photo, 2, method="cam").maps[0]
     np.testing.assert_allclose(found, maps[0] @ kernel[:, 2], rtol=1e-3, atol=1e-5)
     flat = keras.Sequential(

@@ -177,7 +177,7 @@ def test_nothing_is_imported_for_nothing():
     isolation._THE_READER.stop()
     assert call("builtins:eval", "sorted({'numpy', 'PIL'} & set(__import__('sys').modules))") == []
     isolation._THE_READER.stop()
-    isolation.start("convscope.pictures")
+    isolation.start("convscope.images.decode")
     assert call("builtins:eval", "'PIL' in __import__('sys').modules")
 
 

@@ -17,8 +17,8 @@ from test_legacy_h5 import conv, conv2d, dense, flat, norm, pictures, relu, sigm
 
 import convscope  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
+from convscope.images.decode import read_images  # noqa: E402
 from convscope.networks.formats.keras import files as keras_files  # noqa: E402
-from convscope.pictures import read_pictures  # noqa: E402
 
 needs_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel runs on TensorFlow")
 
@@ -256,7 +256,7 @@ def test_the_pill_sorter_computes_what_its_datasets_say(tmp_path):
         names = [name for name in file["layers"] if name.startswith(("conv", "dense"))]
         w = {name: [file[f"layers/{name}/vars/{i}"][()] for i in (0, 1)] for name in names}
     network = convscope.open_model(ASSETS / "keras" / "pill_sorter.keras")
-    x = network.prepare(read_pictures([ASSETS / "photos" / "cats" / "cat.4099.jpg"]))
+    x = network.prepare(read_images([ASSETS / "photos" / "cats" / "cat.4099.jpg"]))
     y = x / 255
     for number in range(5):
         kernel, bias = w["conv2d" + (f"_{number}" if number else "")]
@@ -465,7 +465,7 @@ def test_the_real_weights_alone_with_the_code(tmp_path):
     assert network.inputs.size == (160, 320)
     assert network.preprocessing.name == "none"
     photo = sorted((ASSETS / "photos" / "steering").glob("*.jpg"))[0]
-    x = network.prepare(read_pictures([photo]))
+    x = network.prepare(read_images([photo]))
     with h5py.File(path) as file:
         w = {
             name: [file[f"{name}/{name}/{key}:0"][()] for key in ("kernel", "bias")]

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
+from convscope.images.decode import read_images  # noqa: E402
 from convscope.networks.formats.onnx import files as onnx_files  # noqa: E402
 from convscope.networks.formats.onnx import model as importer  # noqa: E402
 from convscope.networks.formats.onnx.operators import OPERATORS  # noqa: E402
-from convscope.pictures import read_pictures  # noqa: E402
 
 # -- every operator, by the ONNX project's own cases -----------------------------------------------------
 
@@ -261,7 +261,7 @@ def test_mnist_by_onnxruntime_and_by_its_digits():
     x = np.random.default_rng(0).uniform(0, 255, (1, 28, 28, 1)).astype(np.float32)
     agree(network, model, x, names)
     files = sorted((ASSETS / "photos" / "digits").glob("*/*.png"))
-    logits = network.predict(network.prepare(read_pictures(files)))
+    logits = network.predict(network.prepare(read_images(files)))
     assert (logits.argmax(axis=1) == [int(file.parent.name) for file in files]).mean() >= 0.96
 
 
@@ -342,7 +342,7 @@ def test_zeros_are_counted_after_a_bias_that_is_a_step_of_its_own(tmp_path):
     assert network.layer("second").rectified is None  # a sum with another branch is not this convolution's answer
     photo = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
     found = convscope.activations(network, photo, ["conv"]).statistics[0]
-    values = network.forward(network.prepare(read_pictures(photo)), ["conv"])[1]["conv"] + weights["b"].ravel()
+    values = network.forward(network.prepare(read_images(photo)), ["conv"])[1]["conv"] + weights["b"].ravel()
     assert found.zeros == pytest.approx((values <= 0).mean(), abs=1e-6)
 
 

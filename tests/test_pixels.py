@@ -54,7 +54,7 @@ def test_slopes_are_differences(photo):
         ]
     )
     network = open_model(models.seeded(smooth), preprocess="0..1")
-    x = network.prepare(convscope.pictures.read_pictures([photo]))
+    x = network.prepare(convscope.images.decode.read_images([photo]))
     heat = convscope.heatmap(network, photo, 2, method="input-x-gradient").maps[0]
     for row, column in ((3, 4), (8, 9), (11, 2)):
         expected = 0.0
@@ -156,7 +156,7 @@ def test_guided_backprop_is_backpropagation_that_lets_only_what_is_positive_thro
     found = convscope.heatmap(network, photo, 3, method="guided-backprop")
     heat = found.maps[0]
     assert "edges" in found.rows[0].note
-    x = network.prepare(convscope.pictures.read_pictures([photo]))[0]
+    x = network.prepare(convscope.images.decode.read_images([photo]))[0]
     values = {name: keras.ops.convert_to_numpy(model.get_layer(name).kernel) for name in ("first", "second", "out")}
     biases = {name: keras.ops.convert_to_numpy(model.get_layer(name).bias) for name in ("first", "second")}
     expected = np.zeros((6, 7))

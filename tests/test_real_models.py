@@ -9,7 +9,7 @@ from assets import ASSETS, needs_assets
 pytest.importorskip("keras")
 
 import convscope
-from convscope.pictures import read_pictures
+from convscope.images.decode import read_images
 
 pytestmark = needs_assets
 
@@ -20,7 +20,7 @@ def opened(name, **options):
 
 def guesses(network, files):
     """The best class of each photo."""
-    photos = read_pictures(files)
+    photos = read_images(files)
     found = [network.predict(network.prepare(photos[start : start + 32])) for start in range(0, len(photos), 32)]
     return np.concatenate(found)
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from convscope import imaging, reports
 from convscope.errors import ConvscopeError, UsageError
+from convscope.images.decode import InputImage
 from convscope.networks import open_model
-from convscope.pictures import Picture
 from convscope.reports import report
 from convscope.results import Heatmap, dump
 from convscope.techniques.activations import activations
@@ -33,7 +33,10 @@ CLASSES = ("cat", "강아지", "<b>fox</b>", "قطة", "a_class_with_quite_a_lon
 
 
 def two_photos(photo):
-    return [Picture(KOREAN, photo, notes=("transparency laid over white",)), Picture(HOSTILE, photo[:, ::-1].copy())]
+    return [
+        InputImage(KOREAN, photo, notes=("transparency laid over white",)),
+        InputImage(HOSTILE, photo[:, ::-1].copy()),
+    ]
 
 
 def page_of(path):
@@ -94,7 +97,7 @@ def test_the_page_holds_the_same_numbers(made):
 
 def test_the_next_best_classes_are_explained_beside_the_one_asked_for(made, photo):
     network, _, path, _ = made
-    probabilities = network.head.probabilities(network.predict(network.prepare([Picture("p", photo)])))[0]
+    probabilities = network.head.probabilities(network.predict(network.prepare([InputImage("p", photo)])))[0]
     best = [int(index) for index in np.argsort(-probabilities)]
     data = report(network, photo, path.with_name("worst.html"), target=best[-1], channels=0)
     assert [row["class"] for row in data["heatmaps"]][:2] == [best[-1], best[0]]
@@ -157,7 +160,7 @@ def test_a_network_without_maps_still_has_a_page(flat, photo, tmp_path):
     html = page_of(tmp_path / "page.html")
     assert "There is no heatmap: a heatmap needs a layer with a map" in html
     assert data["missing"]["filters"] in html
-    logits = flat.predict(flat.prepare([Picture("p", photo)]))[0]
+    logits = flat.predict(flat.prepare([InputImage("p", photo)]))[0]
     assert [row["logit"] for row in data["predictions"][0]["predictions"]] == sorted(map(float, logits), reverse=True)
     assert 'class="bar negative"' in html or (logits >= 0).all()
 

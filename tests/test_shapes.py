@@ -7,7 +7,8 @@ import pytest
 from beartype import beartype
 from jaxtyping import Float, Float32, UInt8, jaxtyped
 
-from convscope import imaging, pictures
+from convscope import imaging
+from convscope.images.decode import InputImage, fit_batch, read_images
 from convscope.networks.preprocessing import PRESETS, Preprocessing
 from convscope.techniques.heatmaps.methods import METHODS
 
@@ -53,8 +54,8 @@ def tiled(activation: Float32[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"
 
 
 @jaxtyped(typechecker=beartype)
-def batched(photos: list[pictures.Picture], count: Any) -> Float32[np.ndarray, "n 20 24 3"]:
-    made = pictures.batch(photos, 20, 24, 3)
+def batched(photos: list[InputImage], count: Any) -> Float32[np.ndarray, "n 20 24 3"]:
+    made = fit_batch(photos, 20, 24, 3)
     assert len(made) == count
     return made
 
@@ -78,7 +79,7 @@ def test_drawing():
 
 
 def test_batches():
-    batched(pictures.read_pictures([photo(9, 50), photo(300, 20)]), 2)
+    batched(read_images([photo(9, 50), photo(300, 20)]), 2)
 
 
 def test_a_wrong_shape_would_be_noticed():

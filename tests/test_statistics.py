@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 import convscope
+from convscope.images.decode import fit_batch, read_images
 from convscope.networks.preprocessing import PRESETS, guess_from_statistics, seen_by_batch_norm
-from convscope.pictures import batch, read_pictures
 
 PHOTOS = Path(convscope.__file__).parent / "demo" / "photos"
 
 
 def statistics(preset, seed):
     """Running mean and variance of a 3x3 convolution's output on the demo's photos, cell by cell in NumPy."""
-    photos = batch(read_pictures(sorted(PHOTOS.glob("*.jpg"))), 96, 96, 3)
+    photos = fit_batch(read_images(sorted(PHOTOS.glob("*.jpg"))), 96, 96, 3)
     x = PRESETS[preset].apply(photos)
     rng = np.random.default_rng(seed)
     kernel, bias = rng.normal(0, 0.3, (3, 3, 3, 24)), rng.normal(0, 0.1, 24)

@@ -28,7 +28,7 @@ def segmenting(head="softmax"):
 
 
 def maps_of(network, photo, path):
-    x = network.prepare(convscope.pictures.read_pictures([photo]))
+    x = network.prepare(convscope.images.decode.read_images([photo]))
     return network.forward(x, (path,))[1][path][0]
 
 

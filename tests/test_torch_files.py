@@ -21,15 +21,15 @@ from torch import nn  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
+from convscope.images.decode import read_images  # noqa: E402
 from convscope.networks.formats.files import kind_of_file  # noqa: E402
 from convscope.networks.formats.torch import files as torch_files  # noqa: E402
-from convscope.pictures import read_pictures  # noqa: E402
 
 HERE = torch_models.__file__
 
 
 def guesses(network, files):
-    photos = read_pictures(files)
+    photos = read_images(files)
     found = [network.predict(network.prepare(photos[start : start + 50])) for start in range(0, len(photos), 50)]
     return np.concatenate(found)
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
+from convscope.images.decode import read_images  # noqa: E402
 from convscope.networks.formats.torch import script as torch_script  # noqa: E402
-from convscope.pictures import read_pictures  # noqa: E402
 
 
 class Residual(nn.Module):
@@ -226,7 +226,7 @@ def test_digits():
     network = convscope.open_model(ASSETS / "torch" / "digits_torchscript.pt")
     assert (network.inputs.size, network.inputs.channels) == ((28, 28), 1)
     files = sorted((ASSETS / "photos" / "digits").glob("*/*.png"))
-    logits = network.predict(network.prepare(read_pictures(files)))
+    logits = network.predict(network.prepare(read_images(files)))
     assert (logits.argmax(axis=1) == [int(file.parent.name) for file in files]).mean() >= 0.96
 
 

@@ -18,9 +18,9 @@ _SMALL = 512 * 512  # larger inputs are opened, and not passed through
 
 def read_image(case: Case) -> str:
     """Pixels of an image."""
-    from convscope.pictures import read_picture
+    from convscope.images.decode import read_image
 
-    return str(read_picture(case.path).pixels.shape)
+    return str(read_image(case.path).pixels.shape)
 
 
 def open_file(case: Case) -> str:

@@ -224,7 +224,7 @@ def calls_on(model: Any) -> dict[str, Callable[[], Any]]:
     network = convscope.open_model(model, size=size, preprocess="0..1")
     photo = np.random.default_rng(0).integers(0, 255, (10, 10, 3), np.uint8)
     conv = [layer.path for layer in network.layers if layer.kind == "conv"][-1]
-    x = network.prepare(convscope.pictures.read_pictures([photo]))
+    x = network.prepare(convscope.images.decode.read_images([photo]))
     stages = network.stages()
 
     def scrambled() -> None:

@@ -22,7 +22,7 @@ from trials.outcomes import NEW_PROCESS, Answer, Case, Place
 from trials.watch import Folder, Watch
 
 _IMPORTS = {
-    "plain": ("convscope.pictures", "convscope.results"),
+    "plain": ("convscope.images.decode", "convscope.results"),
     "torch": ("torch", "convscope.networks.torch.network", "convscope.networks.formats.torch.files"),
     "tensorflow": ("tensorflow", "keras", "convscope.networks.formats.keras.files"),
     "jax": ("jax", "keras", "convscope.networks.formats.keras.files"),

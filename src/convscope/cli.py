@@ -169,7 +169,7 @@ def _start_reader(options: dict[str, Any]) -> None:
 
     images = any(options.get(name) for name in ("images", "image", "photos", "photo", "like"))
     with suppress(ConvscopeError):  # said by whoever needs it
-        isolation.start(*(("convscope.pictures",) if images else ()))
+        isolation.start(*(("convscope.images.decode",) if images else ()))
 
 
 def _model_options(command: Callable, precision: bool = True) -> Callable:
@@ -386,10 +386,10 @@ def activations(
     opening: dict[str, Any],
 ) -> None:
     """Show what the layers of MODEL make of each IMAGE."""
-    from convscope.pictures import read_pictures
+    from convscope.images.decode import read_images
     from convscope.techniques.activations import activations as technique
 
-    photos = read_pictures(images)
+    photos = read_images(images)
     _notes(shell, photos)
     network = _open(shell, model, opening)
     _check_channel(shell, network.select(layers_), channel)
@@ -551,9 +551,9 @@ def _readable(shell: Shell, photos: tuple[str, ...]) -> list[Any]:
 
 def _read_and_left_out(shell: Shell, photos: tuple[str, ...]) -> tuple[list[Any], int]:
     """The photos that can be read, and how many can't: these are named."""
-    from convscope.pictures import read_those_that_can_be
+    from convscope.images.decode import read_readable_images
 
-    found, failures = read_those_that_can_be(photos)
+    found, failures = read_readable_images(photos)
     if failures:
         shell.say(f"  {len(failures)} of {len(found) + len(failures)} photos can't be read and are left out:")
     for failure in failures:
@@ -659,14 +659,14 @@ def heatmap(
     **choices: Any,
 ) -> None:
     """Show which part of each IMAGE spoke for a class."""
+    from convscope.images.decode import read_images
     from convscope.imaging import Paint
-    from convscope.pictures import read_pictures
     from convscope.techniques.heatmaps import heatmap as technique
     from convscope.techniques.heatmaps import likeness_target
 
     # A file that was named has to be a picture; what else lies in a folder need not.
     folders = any(Path(image).is_dir() for image in images)
-    photos, left_out = _read_and_left_out(shell, images) if folders else (read_pictures(images), 0)
+    photos, left_out = _read_and_left_out(shell, images) if folders else (read_images(images), 0)
     _notes(shell, photos)
     network = _open(shell, model, opening)
     if like and target != "top":
@@ -730,10 +730,10 @@ def concepts(
     shell: Shell, model: str, images: tuple[str, ...], out: str, count: int, layer: str, opening: dict[str, Any]
 ) -> None:
     """Show the regions of all IMAGES that look alike to a layer, and the classes that each speaks for."""
-    from convscope.pictures import read_pictures
+    from convscope.images.decode import read_images
     from convscope.techniques.heatmaps.concepts import concepts as technique
 
-    photos = read_pictures(images)
+    photos = read_images(images)
     _notes(shell, photos)
     network = _open(shell, model, opening)
     with shell.progress() as progress:
@@ -802,10 +802,10 @@ def report(
     shell: Shell, model: str, images: tuple[str, ...], page: str, opening: dict[str, Any], **choices: Any
 ) -> None:
     """Write one HTML page about MODEL and each IMAGE: predictions, heatmaps, layers and filters."""
-    from convscope.pictures import read_pictures
+    from convscope.images.decode import read_images
     from convscope.reports import report as technique
 
-    photos = read_pictures(images)
+    photos = read_images(images)
     _notes(shell, photos)
     network = _open(shell, model, opening)
     with shell.progress() as progress:

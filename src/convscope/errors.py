@@ -38,7 +38,7 @@ class UsageError(ConvscopeError):
     exit_code = 2
 
 
-class PictureError(ConvscopeError):
+class ImageError(ConvscopeError):
     """A picture can't be read."""
 
 

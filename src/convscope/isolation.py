@@ -44,8 +44,8 @@ def call(function: str, *arguments: Any, memory: int | None = None, seconds: flo
     """What a function returns, computed in the reader.
 
     Args:
-        function: "convscope.pictures:decode_file", a function of any module that can be imported. The caller's code
-            names it; no file ever does.
+        function: "convscope.images.decode:decode_file", a function of any module that can be imported. The
+            caller's code names it; no file ever does.
         arguments: None, bool, int, float, str, bytes, arrays, and lists and dicts (keys are str) of these; what comes
             back is of these too (a tuple comes back as a list). A `Path` arrives as the text of an absolute path.
         memory: bytes that the call may add to the reader's address space; no limit where None.
@@ -71,7 +71,7 @@ def start(*modules: str) -> None:
     """Start the reader now, beside what is imported meanwhile: the first call then waits less.
 
     Args:
-        modules: what it imports at once, such as "convscope.pictures".
+        modules: what it imports at once, such as "convscope.images.decode".
 
     Raises:
         ConvscopeError: no process can be started here.

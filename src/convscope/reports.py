@@ -24,9 +24,9 @@ from PIL import Image
 
 from convscope import imaging
 from convscope.errors import UsageError
+from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, Prediction, open_model
 from convscope.networks.network import check_finite
-from convscope.pictures import Picture, read_pictures
 from convscope.results import Activations, Filters, Heatmap, HeatmapRow, LayerStatistics, Progress, dump, provenance
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters, first_that_climb
@@ -87,7 +87,7 @@ class Study:
     """
 
     network: Network
-    photos: tuple[Picture, ...]
+    photos: tuple[InputImage, ...]
     choices: Choices
     activations: Activations
     sheets: tuple[str, ...]
@@ -171,7 +171,7 @@ def report(
         the numbers that the page shows, `provenance`, and `files`: the page.
 
     Raises:
-        UsageError: no such class or layer; PictureError, ModelError; ConvscopeError: the page can't be written.
+        UsageError: no such class or layer; ImageError, ModelError; ConvscopeError: the page can't be written.
     """
     if is_target(target) or any(
         isinstance(one, str) and re.fullmatch(r"top\d+|.+:\d+(@\d+,\d+)?", one) for one in as_targets(target)
@@ -194,7 +194,7 @@ def study(network: Network | Any, images: Any, choices: Choices, progress: Progr
 
 
 def _studied(network: Network, images: Any, choices: Choices, progress: Progress) -> Study:
-    photos = tuple(read_pictures(images))
+    photos = tuple(read_images(images))
     sheets = _sheet_layers(network, choices.layers)
     filter_layers = _filter_layers(network, choices)
     by_method, missing = _heatmaps(network, photos, choices, _stage(progress, "heatmaps"))
@@ -253,7 +253,7 @@ def _filter_layers(network: Network, choices: Choices) -> list[Layer]:
 
 
 def _heatmaps(
-    network: Network, photos: Sequence[Picture], choices: Choices, progress: Progress
+    network: Network, photos: Sequence[InputImage], choices: Choices, progress: Progress
 ) -> tuple[dict[str, tuple[Heatmap, ...]], dict[str, str]]:
     """By each method a result for the class that is asked for and one for each further rank; or why there is none."""
     if choices.heatmap_layer not in ("auto", "best"):
@@ -298,7 +298,7 @@ def _rivals(row: HeatmapRow) -> list[Prediction]:
 
 
 def _predictions(
-    network: Network, photos: Sequence[Picture], maps: Sequence[Heatmap]
+    network: Network, photos: Sequence[InputImage], maps: Sequence[Heatmap]
 ) -> tuple[tuple[Prediction, ...], ...]:
     if maps:
         return tuple(row.predictions for row in maps[0].rows)
@@ -310,7 +310,7 @@ def _predictions(
 
 
 def _filters(
-    network: Network, photos: Sequence[Picture], layers: Sequence[Layer], choices: Choices, progress: Progress
+    network: Network, photos: Sequence[InputImage], layers: Sequence[Layer], choices: Choices, progress: Progress
 ) -> tuple[tuple[Filters, ...], tuple[tuple[int, int], ...], dict[str, str]]:
     """Of each layer the first channels that have something to show; the rest are counted, not drawn."""
     found, stuck, reasons = [], [], []

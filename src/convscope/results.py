@@ -24,9 +24,9 @@ import numpy as np
 
 from convscope import imaging, limits, saved, schema
 from convscope.errors import ConvscopeError, UsageError, nearest
+from convscope.images.decode import InputImage
 from convscope.networks.network import Layer, Network, Prediction, find_layer
 from convscope.networks.preprocessing import FOUND, GUESS, SET, Preprocessing
-from convscope.pictures import Picture
 from convscope.saved import PHOTO, PROVENANCE, Shelf, check
 
 Progress = Any  # called as progress(done, total, text); see cli.py
@@ -46,9 +46,9 @@ def versions() -> dict[str, str]:
 def provenance(
     network: Network,
     technique: str,
-    photos: Sequence[Picture],
+    photos: Sequence[InputImage],
     parameters: Mapping[str, Any],
-    others: Mapping[str, Picture | None] = types.MappingProxyType({}),
+    others: Mapping[str, InputImage | None] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """What is needed to make a result again: plain JSON values, and no time, so that the same is the same.
 
@@ -67,8 +67,8 @@ def provenance(
     }
 
 
-def _identified(photo: Picture) -> dict[str, Any]:
-    return {**asdict_picture(photo), "pixels_sha256": array_sha256(photo.pixels)}
+def _identified(photo: InputImage) -> dict[str, Any]:
+    return {**asdict_image(photo), "pixels_sha256": array_sha256(photo.pixels)}
 
 
 def array_sha256(array: np.ndarray) -> str:
@@ -180,15 +180,15 @@ def _plain(data: Any) -> Any:
     return data
 
 
-def _save_photos(folder: Folder, photos: Sequence[Picture]) -> list[dict[str, Any]]:
+def _save_photos(folder: Folder, photos: Sequence[InputImage]) -> list[dict[str, Any]]:
     files: dict[int, str] = {}  # a photo that is there several times is written once
     for photo in photos:
         if id(photo) not in files:
             files[id(photo)] = folder.picture(f"photos/{imaging.safe_name(photo.name)}.png", photo.pixels)
-    return [{**asdict_picture(photo), "file": files[id(photo)]} for photo in photos]
+    return [{**asdict_image(photo), "file": files[id(photo)]} for photo in photos]
 
 
-def asdict_picture(photo: Picture) -> dict[str, Any]:
+def asdict_image(photo: InputImage) -> dict[str, Any]:
     """A picture without its pixels."""
     return {"name": photo.name, "source": photo.source, "notes": list(photo.notes), "sha256": photo.sha256}
 
@@ -289,7 +289,7 @@ class Activations(Result):
         statistics: a row for each picture and layer.
     """
 
-    photos: tuple[Picture, ...] = ()
+    photos: tuple[InputImage, ...] = ()
     layers: tuple[Layer, ...] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     statistics: tuple[LayerStatistics, ...] = ()
@@ -1043,7 +1043,7 @@ class Heatmap(Result):
         rows: the words and numbers, one for each map.
     """
 
-    photos: tuple[Picture, ...] = ()
+    photos: tuple[InputImage, ...] = ()
     maps: Any = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
     rows: tuple[HeatmapRow, ...] = ()
     file: ClassVar[str] = "heatmaps.json"
@@ -1239,7 +1239,7 @@ class Concepts(Result):
         rows: the words and numbers, one for each concept.
     """
 
-    photos: tuple[Picture, ...] = ()
+    photos: tuple[InputImage, ...] = ()
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.float32))
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     rows: tuple[Concept, ...] = ()

@@ -21,7 +21,7 @@ import numpy as np
 from convscope import imaging, limits, schema
 from convscope.arrays import NotAnArray, open_regular, read_npy
 from convscope.errors import ConvscopeError, UsageError, nearest
-from convscope.pictures import Picture, read_picture
+from convscope.images.decode import InputImage, read_image
 from convscope.reading import is_deeper
 from convscope.schema import Misfit
 
@@ -178,11 +178,11 @@ class Shelf:
         self.left -= 0 if mapped else values.nbytes
         return values
 
-    def photos(self, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> tuple[Picture, ...]:
+    def photos(self, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> tuple[InputImage, ...]:
         """The photos that a result was made from, each file read once.
 
         Raises:
-            Misfit: one is missing, or another than the result was made from. PictureError: one can't be decoded.
+            Misfit: one is missing, or another than the result was made from. ImageError: one can't be decoded.
         """
         digests = {row.get("name"): row.get("pixels_sha256") for row in provenance.get("pictures", [])}
         found = []
@@ -192,7 +192,7 @@ class Shelf:
             digest = digests.get(row["name"])
             if digest and digest != hashlib.sha256(pixels.tobytes()).hexdigest():
                 raise Misfit(where, f"in {row['file']} the image that the result was made from", "another one")
-            found.append(Picture(row["name"], pixels, row["source"], row["notes"], row["sha256"]))
+            found.append(InputImage(row["name"], pixels, row["source"], row["notes"], row["sha256"]))
         return tuple(found)
 
     def _pixels(self, name: Any, where: str) -> np.ndarray:
@@ -203,7 +203,7 @@ class Shelf:
             except (OSError, NotAnArray) as reason:
                 found = reason.strerror if isinstance(reason, OSError) else str(reason)
                 raise Misfit(where, f"an image in {name}", found or "") from None
-            self._photos[name] = read_picture(path).pixels
+            self._photos[name] = read_image(path).pixels
             self.left -= self._photos[name].nbytes
             if self.left < 0:
                 raise ConvscopeError(

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from convscope import limits, pictures
+from convscope import limits
 from convscope.errors import ConvscopeError, ModelError, OutOfMemoryError, UsageError, nearest, one_line
+from convscope.images.decode import InputImage, fit_batch
 from convscope.networks.failing import failure
 from convscope.networks.ops import Operations
 from convscope.networks.preprocessing import Preprocessing
@@ -439,10 +440,10 @@ class Network(ABC):
                 "LAYER:CHANNEL; if another output has classes, choose it with --output."
             )
 
-    def prepare(self, sources: Sequence[pictures.Picture], size: tuple[int, int] | None = None) -> np.ndarray:
+    def prepare(self, sources: Sequence[InputImage], size: tuple[int, int] | None = None) -> np.ndarray:
         """Pictures as the network takes them: `(n, h, w, c)` float32 after preprocessing."""
         height, width = size or self.inputs.size
-        return self.preprocessing.apply(pictures.batch(sources, height, width, self.inputs.channels))
+        return self.preprocessing.apply(fit_batch(sources, height, width, self.inputs.channels))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Logits `(n, classes)` float32 of prepared pictures `x` `(n, h, w, c)`."""

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import ConvscopeError, UsageError
+from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, open_model
-from convscope.pictures import Picture, read_pictures
 from convscope.results import Activations, LayerStatistics, Progress, provenance
 
 BYTES = 4  # float32
@@ -58,10 +58,10 @@ def activations(
         the raw arrays `(n, h, w, c)` with the share of zeros and the number of empty channels of each layer.
 
     Raises:
-        UsageError: no such layer; PictureError: a picture can't be read; ModelError: the model can't be run.
+        UsageError: no such layer; ImageError: a picture can't be read; ModelError: the model can't be run.
     """
     network = open_model(network)
-    photos = tuple(read_pictures(images))
+    photos = tuple(read_images(images))
     chosen = network.select(layers)
     plan = _plan(chosen, len(photos), memory_bytes(memory))
     x = network.prepare(photos)
@@ -254,7 +254,9 @@ def _recording(network: Network, paths: tuple[str, ...], rectified: tuple[str, .
     return record
 
 
-def _row(photo: Picture, layer: Layer, size: np.ndarray, shares: dict[str, np.ndarray], index: int) -> LayerStatistics:
+def _row(
+    photo: InputImage, layer: Layer, size: np.ndarray, shares: dict[str, np.ndarray], index: int
+) -> LayerStatistics:
     alive = shares[layer.rectified][index] if layer.rectified else None
     return LayerStatistics(
         image=photo.name,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, open_model
-from convscope.pictures import Picture, read_pictures
 from convscope.results import FilterRow, Filters, Progress, array_sha256, provenance
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, kept_steps, look_at
 from convscope.techniques.filters.courses import BATCH, FROM_PHOTO, Goal, Plan, pursue
@@ -210,13 +210,13 @@ def _some(photos: Any) -> bool:
     return photos is not None and not (isinstance(photos, Sequence) and len(photos) == 0)
 
 
-def _read(photos: Any) -> list[Picture]:
+def _read(photos: Any) -> list[InputImage]:
     """Pictures that were read already go as they are."""
     if not _some(photos):
         return []
-    if isinstance(photos, list | tuple) and all(isinstance(photo, Picture) for photo in photos):
+    if isinstance(photos, list | tuple) and all(isinstance(photo, InputImage) for photo in photos):
         return list(photos)
-    return read_pictures(photos)
+    return read_images(photos)
 
 
 def _adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
@@ -228,10 +228,10 @@ def _adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
     return replace(chosen, steps=steps)
 
 
-def _photo(recipe: Recipe, photo: Any) -> Picture | None:
+def _photo(recipe: Recipe, photo: Any) -> InputImage | None:
     if photo is None and recipe.photo:
         raise UsageError(f"recipe {recipe.name!r} starts from a photo; give one with photo= (--photo IMAGE).")
-    return None if photo is None else read_pictures(photo if isinstance(photo, list | tuple) else [photo])[0]
+    return None if photo is None else read_images(photo if isinstance(photo, list | tuple) else [photo])[0]
 
 
 def _precision(network: Network, precision: str) -> str:
@@ -247,7 +247,7 @@ def _batch(batch: int | None, recipe: Recipe, variants: int) -> int:
 
 
 def _size(
-    network: Network, recipe: Recipe, size: int | tuple[int, int] | None, photo: Picture | None
+    network: Network, recipe: Recipe, size: int | tuple[int, int] | None, photo: InputImage | None
 ) -> tuple[int, int]:
     if size is not None:
         height, width = (size, size) if isinstance(size, int | np.integer) else size
@@ -368,7 +368,7 @@ def first_gradients(plan: Plan, bounds: Sequence[Bound], numbers: Sequence[int])
 
 
 def _made(
-    plan: Plan, wanted: Sequence[Wanted], bounds: Sequence[Bound], judge: _Judge, photo: Picture | None
+    plan: Plan, wanted: Sequence[Wanted], bounds: Sequence[Bound], judge: _Judge, photo: InputImage | None
 ) -> tuple[list[Course], bool]:
     """A course for each that is wanted, and whether Ctrl-C came before the last was finished."""
     begin = None if photo is None else plan.network.prepare([photo], plan.size)[0]
@@ -391,7 +391,7 @@ def _agreement(
     bounds: Sequence[Bound],
     judge: _Judge,
     courses: Sequence[Course],
-    photo: Picture | None,
+    photo: InputImage | None,
     seeds: int,
 ) -> dict[int, float]:
     """How alike the pictures of several seeds are to the layer: see `FilterRow.agreement`."""
@@ -420,7 +420,7 @@ def _correlation(one: np.ndarray, two: np.ndarray) -> float:
 class _Judge:
     """What noise and photos say to the objectives, measured before the ascent, and the verdicts after it."""
 
-    def __init__(self, plan: Plan, bounds: Sequence[Bound], photos: Sequence[Picture]) -> None:
+    def __init__(self, plan: Plan, bounds: Sequence[Bound], photos: Sequence[InputImage]) -> None:
         self.plan, self.photos = plan, photos
         self.network = plan.network
         self.forms: dict[Any, list[Bound]] = {}
@@ -570,7 +570,7 @@ def _result(
     rows: Sequence[FilterRow],
     judge: _Judge,
     more: Mapping[str, Any],
-    begin: Picture | None,
+    begin: InputImage | None,
 ) -> Filters:
     network, recipe = plan.network, plan.recipe
     first = bounds[0].form.slots[0].layer

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.images.decode import InputImage, read_images
 from convscope.imaging import resize_map
 from convscope.networks import Layer, Network, open_model
 from convscope.networks.network import check_finite
-from convscope.pictures import Picture, read_pictures
 from convscope.results import Check, Heatmap, HeatmapRow, Progress, provenance
 from convscope.techniques.heatmaps import (  # noqa: F401  they register their methods
     cam,
@@ -108,10 +108,10 @@ def heatmap(
         is one of pixels (of several sizes, a tuple of them); a map in which nothing is to be seen has its reason.
 
     Raises:
-        UsageError: no such class, layer or method, or a layer without a map; PictureError, ModelError.
+        UsageError: no such class, layer or method, or a layer without a map; ImageError, ModelError.
     """
     network = open_model(network)
-    photos = tuple(read_pictures(images))
+    photos = tuple(read_images(images))
     methods, skip = _methods(method), method == "all"
     if budget is not None and budget < 2:
         raise UsageError(f"a budget must be at least 2 passes, found {budget}.")
@@ -150,7 +150,7 @@ def _stacked(maps: list[np.ndarray]) -> Any:
     return np.stack(maps) if len({one.shape for one in maps}) == 1 else tuple(maps)
 
 
-def _ranked(network: Network, photos: Sequence[Picture], batch: int) -> np.ndarray:
+def _ranked(network: Network, photos: Sequence[InputImage], batch: int) -> np.ndarray:
     """The classes of each picture `(n, classes)`, best first."""
     parts = [network.predict(network.prepare(photos[at : at + batch])) for at in range(0, len(photos), batch)]
     return np.argsort(-np.concatenate(parts), axis=1, kind="stable")
@@ -168,7 +168,7 @@ def _layers(
     given: str | Sequence[str],
     goal: Goal,
     methods: Sequence[Method],
-    photos: Sequence[Picture],
+    photos: Sequence[InputImage],
     asked: Asked,
 ) -> tuple[list[Layer], str]:
     """The layers that are looked at, none where every method is one of the picture's own places; and by which rule."""
@@ -181,7 +181,7 @@ def _layers(
 
 
 def _best(
-    network: Network, goal: Goal, method: Method | None, photos: Sequence[Picture], asked: Asked
+    network: Network, goal: Goal, method: Method | None, photos: Sequence[InputImage], asked: Asked
 ) -> tuple[list[Layer], str]:
     """The layer whose maps of the first pictures do best, and how all did."""
     if method is None:
@@ -273,7 +273,9 @@ class _Work:
     batch: int
     left_out: dict[str, str] | None
 
-    def explain(self, photos: Sequence[Picture], rows: np.ndarray) -> Iterator[tuple[Picture, np.ndarray, HeatmapRow]]:
+    def explain(
+        self, photos: Sequence[InputImage], rows: np.ndarray
+    ) -> Iterator[tuple[InputImage, np.ndarray, HeatmapRow]]:
         """For each photo and method the photo, the raw map `(h, w)` and the row."""
         x = self.network.prepare(photos)
         arguments = tuple(argument[rows] for argument in self.goal.arguments)
@@ -311,7 +313,7 @@ class _Work:
             "seed": self.asked.seed,
         }
 
-    def _check_rivals(self, seen: Evidence, photos: Sequence[Picture]) -> None:
+    def _check_rivals(self, seen: Evidence, photos: Sequence[InputImage]) -> None:
         """A picture's own best class may turn out to be the one that was to be set against it."""
         for index, photo in enumerate(photos if isinstance(seen.target, ClassScore) else ()):
             if not seen.arguments[0][index].any():
@@ -400,7 +402,7 @@ def _moved(pictures: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _row(
-    seen: Evidence, index: int, photo: Picture, method: Method, raw: np.ndarray, note: str, layers: Sequence[str]
+    seen: Evidence, index: int, photo: InputImage, method: Method, raw: np.ndarray, note: str, layers: Sequence[str]
 ) -> HeatmapRow:
     network, logits = seen.network, None if seen.logits is None else seen.logits[index]
     row = HeatmapRow(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.images.decode import read_images
 from convscope.networks import Layer, Network, Prediction, open_model
-from convscope.pictures import read_pictures
 from convscope.results import Concept, Concepts, Progress, provenance
 
 BATCH = 8
@@ -45,10 +45,10 @@ def concepts(
         how much of each concept is at each place, and for each the classes that a map full of it speaks for.
 
     Raises:
-        UsageError: no such layer, or one without a map; more concepts than channels or places; PictureError.
+        UsageError: no such layer, or one without a map; more concepts than channels or places; ImageError.
     """
     network = open_model(network)
-    photos = tuple(read_pictures(images))
+    photos = tuple(read_images(images))
     where = network.last_spatial_layer() if layer == "auto" else network.layer(layer)
     if not where.spatial:
         raise UsageError(f"layer {where.path!r} has no map; its output has the shape {where.shape}.")

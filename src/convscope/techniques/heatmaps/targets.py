@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network
 from convscope.networks.ops import Operations
-from convscope.pictures import Picture, read_pictures
 from convscope.results import array_sha256
 
 Tensor = Any
@@ -172,7 +172,7 @@ class Likeness:
     text: str
     other: np.ndarray = field(compare=False)
     scores: bool = False
-    photo: Picture | None = field(default=None, compare=False)
+    photo: InputImage | None = field(default=None, compare=False)
 
     @property
     def record(self) -> tuple[str, ...]:
@@ -436,10 +436,10 @@ def likeness_target(network: Network, photo: Any, layer: str | None = None) -> L
     """What makes a picture like another `photo` to a layer, the last one before the class scores where None.
 
     Raises:
-        UsageError: no such layer; PictureError.
+        UsageError: no such layer; ImageError.
     """
     path = _with_channels(network, layer).path if layer else _embedding(network).path
-    (other,) = read_pictures([photo])
+    (other,) = read_images([photo])
     answer = network.forward(network.prepare([other]), (path,))[1][path][0]
     answer = answer.mean(axis=(0, 1)) if answer.ndim == 3 else answer
     unit = (answer / max(float(np.linalg.norm(answer)), 1e-12)).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Reading pictures: whatever people hand over becomes upright 8-bit RGB, or one message that says why not.
+"""Reading images: whatever people hand over becomes upright 8-bit RGB, or one message that says why not.
 
-Decoding is careful: only the formats of photos are tried (never PostScript, which would run a program), the
+Decoding is careful: only the formats of photographs are tried (never PostScript, which would run a program), the
 size is judged from the header before a pixel is decoded, and everything that decoding changes is noted.
 Colour profiles are not applied, as the loaders that networks are trained with don't apply them either.
 
@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from convscope import isolation, limits, reading
-from convscope.errors import ConvscopeError, PictureError, Unreadable, UsageError, nearest
+from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError, nearest
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF")
 SUFFIXES = frozenset({
@@ -49,13 +49,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LYING = (5, 6, 7, 8)  # the stored rows are the columns of the upright picture
+_LYING = (5, 6, 7, 8)  # the stored rows are the columns of the upright image
 _FROM_THE_END = (3, 4, 6, 7)  # its first stored row is the last one of these
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A decoded picture.
+class InputImage:
+    """A decoded image.
 
     Attributes:
         name: the file's name without its suffix; "picture" where there is no file.
@@ -72,47 +72,47 @@ class Picture:
     sha256: str | None = None
 
 
-Source = str | os.PathLike[str] | np.ndarray | Image.Image | Picture
+Source = str | os.PathLike[str] | np.ndarray | Image.Image | InputImage
 
 
-def read_picture(source: Source) -> Picture:
-    """Read one picture.
+def read_image(source: Source) -> InputImage:
+    """Read one image.
 
     Args:
         source: a path, a Pillow image, a uint8 array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), or a
-            `Picture`, which comes back as it is. Of an animation the first frame is read (of a Pillow image
+            `InputImage`, which comes back as it is. Of an animation the first frame is read (of a Pillow image
             the frame that it stands at).
 
     Raises:
-        PictureError: the file is missing, not a picture, damaged, or larger than the limits allow.
+        ImageError: the file is missing, not an image, damaged, or larger than the limits allow.
         UsageError: `source` is of another kind, or an array of another dtype or shape.
     """
     match source:
-        case Picture():
+        case InputImage():
             return source
         case np.ndarray():
             return _from_array(source)
         case Image.Image():
             return _from_image(source)
         case str() | os.PathLike():
-            (picture,) = _from_files([os.fsdecode(source)])
-            if isinstance(picture, ConvscopeError):
-                raise picture
-            return picture
+            (image,) = _from_files([os.fsdecode(source)])
+            if isinstance(image, ConvscopeError):
+                raise image
+            return image
     raise UsageError(
-        "a picture has to be a path, a NumPy array (h, w, 3) of uint8 or a Pillow image, "
+        "an image has to be a path, a NumPy array (h, w, 3) of uint8 or a Pillow image, "
         f"but this is a {type(source).__name__}: turn it into one of them"
     )
 
 
-def read_pictures(sources: Source | Iterable[Source]) -> list[Picture]:
-    """Read every source, a folder standing for the pictures in it (in the order of their names).
+def read_images(sources: Source | Iterable[Source]) -> list[InputImage]:
+    """Read every source, a folder standing for the images in it (in the order of their names).
 
-    One source alone may be given without a list, and an array (n, h, w, c) stands for n pictures. Where two
-    pictures have the same name, letter case aside, the later one is called `name-2`, then `name-3`.
+    One source alone may be given without a list, and an array (n, h, w, c) stands for n images. Where two
+    images have the same name, letter case aside, the later one is called `name-2`, then `name-3`.
 
     Raises:
-        PictureError: some can't be read (the message lists each with its reason), or a folder holds none.
+        ImageError: some can't be read (the message lists each with its reason), or a folder holds none.
         UsageError: there is no source, or the only source is of a wrong kind.
     """
     results = list(_attempts(_listed(sources)))
@@ -121,29 +121,29 @@ def read_pictures(sources: Source | Iterable[Source]) -> list[Picture]:
         raise failures[0]
     if failures:
         reasons = "".join(f"\n  - {failure}" for failure in failures)
-        raise PictureError(f"{len(failures)} of {len(results)} pictures can't be read:{reasons}")
+        raise ImageError(f"{len(failures)} of {len(results)} images can't be read:{reasons}")
     if not results:
-        raise UsageError("at least one picture is needed, but none was given: name a file or a folder")
-    return _named_apart([result for result in results if isinstance(result, Picture)])
+        raise UsageError("at least one image is needed, but none was given: name a file or a folder")
+    return _named_apart([result for result in results if isinstance(result, InputImage)])
 
 
-def read_those_that_can_be(sources: Source | Iterable[Source]) -> tuple[list[Picture], list[ConvscopeError]]:
-    """What `read_pictures` reads, and why the others can't be read.
+def read_readable_images(sources: Source | Iterable[Source]) -> tuple[list[InputImage], list[ConvscopeError]]:
+    """What `read_images` reads, and why the others can't be read.
 
     Raises:
-        PictureError: none can be read, with each one's reason.
+        ImageError: none can be read, with each one's reason.
     """
     results = list(_attempts(_listed(sources)))
     failures = [result for result in results if isinstance(result, ConvscopeError)]
     if len(failures) == len(results):
-        return read_pictures(sources), []  # which raises
-    return _named_apart([result for result in results if isinstance(result, Picture)]), failures
+        return read_images(sources), []  # which raises
+    return _named_apart([result for result in results if isinstance(result, InputImage)]), failures
 
 
-def fit(picture: Picture, height: int, width: int, channels: int) -> np.ndarray:
-    """The whole picture as a network takes it: (height, width, channels) float32, values 0..255.
+def fit(image: InputImage, height: int, width: int, channels: int) -> np.ndarray:
+    """The whole image as a network takes it: (height, width, channels) float32, values 0..255.
 
-    The picture is stretched to the size, not cropped, so its aspect may change: bilinear, averaged over
+    The image is stretched to the size, not cropped, so its aspect may change: bilinear, averaged over
     whole pixels where it shrinks. One channel is the luma of ITU-R BT.601.
 
     Raises:
@@ -151,52 +151,52 @@ def fit(picture: Picture, height: int, width: int, channels: int) -> np.ndarray:
     """
     if channels not in (1, 3):
         raise UsageError(
-            f"a picture gives 1 channel (grey) or 3 (RGB), but the model takes {channels}: "
+            f"an image gives 1 channel (grey) or 3 (RGB), but the model takes {channels}: "
             "prepare an array of its shape yourself"
         )
     if height < 1 or width < 1:
-        raise UsageError(f"a picture needs a size of at least 1 x 1, not {height} x {width}: give a larger one")
-    image = Image.fromarray(picture.pixels).convert("L" if channels == 1 else "RGB")
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        raise UsageError(f"an image needs a size of at least 1 x 1, not {height} x {width}: give a larger one")
+    decoded = Image.fromarray(image.pixels).convert("L" if channels == 1 else "RGB")
+    resized = decoded.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, np.float32).reshape(height, width, channels)
 
 
-def batch(pictures: Sequence[Picture], height: int, width: int, channels: int) -> np.ndarray:
-    """`fit` for each picture: (n, height, width, channels) float32, values 0..255."""
-    out = np.empty((len(pictures), height, width, channels), np.float32)
-    for row, picture in zip(out, pictures, strict=True):
-        row[:] = fit(picture, height, width, channels)
+def fit_batch(images: Sequence[InputImage], height: int, width: int, channels: int) -> np.ndarray:
+    """`fit` for each image: (n, height, width, channels) float32, values 0..255."""
+    out = np.empty((len(images), height, width, channels), np.float32)
+    for row, image in zip(out, images, strict=True):
+        row[:] = fit(image, height, width, channels)
     return out
 
 
 # --- the kinds of source ---------------------------------------------------------------------------------
 
 
-def _from_array(array: np.ndarray) -> Picture:
+def _from_array(array: np.ndarray) -> InputImage:
     wanted = "an array has to be uint8 0..255 of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
     if array.dtype != np.uint8:
         raise UsageError(
             f"{wanted}, but this one is {array.dtype}: scale it to 0..255 and convert it with astype('uint8')"
         )
     if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise UsageError(f"{wanted}, but this one is {array.shape}: give one picture, channels last")
+        raise UsageError(f"{wanted}, but this one is {array.shape}: give one image, channels last")
     flat = array[..., 0] if array.shape[2:] == (1,) else array
     return _from_image(Image.fromarray(np.ascontiguousarray(flat)))
 
 
-def _from_image(image: Image.Image) -> Picture:
+def _from_image(image: Image.Image) -> InputImage:
     with _one_message("this Pillow image"):
         pixels, notes = _decode(image, "this Pillow image")
-    return Picture("picture", pixels, notes=notes)
+    return InputImage("picture", pixels, notes=notes)
 
 
-def _from_files(paths: Sequence[str]) -> Iterator[Picture | ConvscopeError]:
+def _from_files(paths: Sequence[str]) -> Iterator[InputImage | ConvscopeError]:
     asked = [(reading.real(path), path) for path in paths]
-    answers = isolation.each("convscope.pictures:decode_file", asked)
+    answers = isolation.each("convscope.images.decode:decode_file", asked)
     return (_decoded(path, answer) for path, answer in zip(paths, answers, strict=True))
 
 
-def _decoded(path: str, answer: Any) -> Picture | ConvscopeError:
+def _decoded(path: str, answer: Any) -> InputImage | ConvscopeError:
     if isinstance(answer, isolation.ReaderError):
         return _not_decoded(path, answer)
     if isinstance(answer, ConvscopeError):
@@ -204,37 +204,37 @@ def _decoded(path: str, answer: Any) -> Picture | ConvscopeError:
     answer["pixels"].setflags(write=False)
     # The name goes into texts, and a file's name may hold bytes that are none.
     name = Path(path).stem.encode("utf-8", "replace").decode()
-    return Picture(name, answer["pixels"], path, tuple(answer["notes"]), answer["sha256"])
+    return InputImage(name, answer["pixels"], path, tuple(answer["notes"]), answer["sha256"])
 
 
-def _not_decoded(path: str, error: isolation.ReaderError) -> PictureError:
+def _not_decoded(path: str, error: isolation.ReaderError) -> ImageError:
     if error.kind == "time":
         share = limits.how_to_raise("seconds")
-        found = f"decoding it takes longer than a picture of its size may (a share of {share}): save it anew as PNG"
+        found = f"decoding it takes longer than an image of its size may (a share of {share}): save it anew as PNG"
     elif error.kind == "memory":
-        found = "decoding it takes more memory than a picture of its size should: save it anew as PNG"
+        found = "decoding it takes more memory than an image of its size should: save it anew as PNG"
     else:
         found = f"it is damaged so badly that its decoder fails ({error}): copy it again, or save it anew as PNG"
-    return PictureError(f"{path!r} should be a whole picture, but {found}")
+    return ImageError(f"{path!r} should be a whole image, but {found}")
 
 
 # --- in the reader ---------------------------------------------------------------------------------------
 
-MAX_SCANS = 100  # of a JPEG: files that people make have about ten, and each takes as long as a whole picture
+MAX_SCANS = 100  # of a JPEG: files that people make have about ten, and each takes as long as a whole image
 MAX_FRAMES = 10_000  # that are counted
 _HEADER_MEMORY = 256 * 2**20  # what opening a file, and decoding a small one, may take
 _PIXEL_MEMORY = 32  # bytes: openjpeg, which takes most, has needed 22 for RGB; the other decoders need 6 to 18
 
 
 def decode_file(where: str, path: str) -> dict[str, Any]:
-    """Pixels, notes and hash of a picture file, read once. Runs in the reader.
+    """Pixels, notes and hash of an image file, read once. Runs in the reader.
 
     Args:
         where: its absolute path.
         path: as it was given, for messages.
 
     Raises:
-        PictureError: the file is missing, not a picture, damaged, or larger than the limits allow.
+        ImageError: the file is missing, not an image, damaged, or larger than the limits allow.
     """
     data = _bytes(where, path)
     with _one_message(repr(path)), isolation.bounded(_HEADER_MEMORY), _identify(data, path) as image:
@@ -252,14 +252,14 @@ def _bytes(where: str, path: str) -> bytes:
         return reading.bytes_of(where, "file")
     except Unreadable as error:
         if error.missing:
-            raise PictureError(f"there is no picture at {path!r}: {_missing_hint(path, where)}") from None
+            raise ImageError(f"there is no image at {path!r}: {_missing_hint(path, where)}") from None
         if str(error) == reading.FOLDER:
-            raise PictureError(f"{path!r} should be one picture, but it is a folder: name a file in it") from None
+            raise ImageError(f"{path!r} should be one image, but it is a folder: name a file in it") from None
         if str(error) == reading.NO_FILE:
-            raise PictureError(
-                f"{path!r} should be a picture file, but it is a device or a pipe: save it as a file"
+            raise ImageError(
+                f"{path!r} should be an image file, but it is a device or a pipe: save it as a file"
             ) from None
-        raise PictureError(f"{path!r} can't be read ({error}): check the path and its permissions") from None
+        raise ImageError(f"{path!r} can't be read ({error}): check the path and its permissions") from None
 
 
 def _missing_hint(path: str, where: str) -> str:
@@ -269,9 +269,9 @@ def _missing_hint(path: str, where: str) -> str:
     if not folder.is_dir():
         return f"the folder {str(Path(path).parent)!r} does not exist either, so check the path"
     try:
-        return nearest(Path(path).name, (file.name for file in _pictures_in(folder)))
-    except PictureError:
-        return "its folder holds no pictures, so check the path"
+        return nearest(Path(path).name, (file.name for file in _images_in(folder)))
+    except ImageError:
+        return "its folder holds no images, so check the path"
 
 
 @contextmanager
@@ -279,7 +279,7 @@ def _enough_for(image: Image.Image) -> Iterator[None]:
     """Time and memory for the pixels that the header declares: half of the time, and a share of the other half.
 
     The slowest format needs 0.3 s for a million pixels (JPEG 2000), so half a minute is enough for any photo, also
-    where the machine has other work, and only the largest pictures need more.
+    where the machine has other work, and only the largest images need more.
     """
     pixels, limit = image.width * image.height, limits.current()
     more = pixels * _PIXEL_MEMORY
@@ -310,13 +310,13 @@ def _identify(data: bytes, path: str) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=[known for known in formats if known in Image.OPEN])
     except UnidentifiedImageError:
-        raise PictureError(
-            f"{path!r} should be a picture (JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF), but it is {_kind(data[:512])}"
+        raise ImageError(
+            f"{path!r} should be an image (JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF), but it is {_kind(data[:512])}"
         ) from None
 
 
 def _kind(head: bytes) -> str:
-    """What a file that is no picture seems to be, and what to do about it, from its first bytes."""
+    """What a file that is no image seems to be, and what to do about it, from its first bytes."""
     lowered = head.lower().lstrip()
     if not head:
         return "empty (0 bytes): copy or download it again"
@@ -331,13 +331,13 @@ def _kind(head: bytes) -> str:
     if head[4:8] == b"ftyp":
         return "a HEIC photo, an AVIF or a film that can't be decoded here: convert it to JPEG or PNG"
     if head.isascii() and b"\0" not in head:
-        return "text: give the picture itself"
+        return "text: give the image itself"
     return "in another format, or damaged from its start on: convert it to JPEG or PNG, or copy it again"
 
 
 @contextmanager
 def _one_message(what: str) -> Iterator[None]:
-    """Turn whatever a decoder throws into one PictureError; its warnings are of no use to the reader."""
+    """Turn whatever a decoder throws into one ImageError; its warnings are of no use to the reader."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -349,16 +349,16 @@ def _one_message(what: str) -> Iterator[None]:
     except MemoryError as error:
         raise _too_large(what, "it does not fit in the memory") from error
     except Exception as error:  # decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
-        raise PictureError(
-            f"{what} should be a whole picture, but it is damaged or cut short (Pillow says: {error}): "
+        raise ImageError(
+            f"{what} should be a whole image, but it is damaged or cut short (Pillow says: {error}): "
             "copy or download it again, or save it anew as PNG"
         ) from error
 
 
-def _too_large(what: str, found: str) -> PictureError:
+def _too_large(what: str, found: str) -> ImageError:
     most = limits.current().pixels
     limit = f"at most {most // 1_000_000} million" if most >= 1_000_000 else f"at most {most}"
-    return PictureError(
+    return ImageError(
         f"{what} is too large to decode safely, {limit} pixels are read ({found}; {limits.how_to_raise('pixels')}): "
         "make a smaller copy"
     )
@@ -366,7 +366,7 @@ def _too_large(what: str, found: str) -> PictureError:
 
 # --- from a Pillow image to upright RGB ------------------------------------------------------------------
 
-_STRIP = 2**20  # pixels that are converted at a time: what converting takes does not grow with the picture
+_STRIP = 2**20  # pixels that are converted at a time: what converting takes does not grow with the image
 
 
 def _check_size(image: Image.Image, what: str) -> None:
@@ -374,7 +374,7 @@ def _check_size(image: Image.Image, what: str) -> None:
     if width * height > limits.current().pixels:
         raise _too_large(what, f"its header says {width} x {height}")
     if not width * height:
-        raise PictureError(f"{what} should hold pixels, but it is {width} x {height}: make it anew")
+        raise ImageError(f"{what} should hold pixels, but it is {width} x {height}: make it anew")
 
 
 def _decode(image: Image.Image, what: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -445,7 +445,7 @@ def _over_white(rgba: Image.Image, notes: list[str]) -> Image.Image:
 def _grey_levels(image: Image.Image) -> tuple[Callable[[Image.Image], Image.Image], str]:
     """How grey of more than 8 bits becomes 8 bits, with a note for the user.
 
-    The range is the smallest usual one that holds all values, so that pictures of one kind stay comparable;
+    The range is the smallest usual one that holds all values, so that images of one kind stay comparable;
     where none does, the values are stretched from their minimum to their maximum.
     """
     usual = (1, 255) if image.mode == "F" else (255, 65535)
@@ -475,12 +475,12 @@ def _wide(strip: Image.Image) -> np.ndarray:
 
 
 def _check_scans(image: Image.Image, data: bytes, path: str) -> None:
-    """A JPEG of many scans takes the time of as many pictures."""
+    """A JPEG of many scans takes the time of as many images."""
     if image.format not in ("JPEG", "MPO") or data.count(b"\xff\xda") <= MAX_SCANS:
         return  # the common case in the time that finding two bytes takes
     if (scans := _scans(data)) > MAX_SCANS:
-        raise PictureError(
-            f"{path!r} should be a photo, but it is a JPEG of {scans} scans or more, and at most {MAX_SCANS} are "
+        raise ImageError(
+            f"{path!r} should be an image, but it is a JPEG of {scans} scans or more, and at most {MAX_SCANS} are "
             "decoded: save it anew as PNG"
         )
 
@@ -489,7 +489,7 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
 
 def _scans(data: bytes) -> int:
-    """How many scans the first picture of a JPEG file has, counted to one more than `MAX_SCANS`."""
+    """How many scans the first image of a JPEG file has, counted to one more than `MAX_SCANS`."""
     at, count = 2, 0
     while count <= MAX_SCANS and (found := _MARKER.search(data, at)):
         kind, at = found[1][0], found.end()
@@ -554,7 +554,7 @@ def _after_blocks(data: bytes, at: int) -> int:
     return at + 1
 
 
-# --- many pictures ---------------------------------------------------------------------------------------
+# --- many images ---------------------------------------------------------------------------------------
 
 
 def _listed(sources: Source | Iterable[Source]) -> Iterable[Source]:
@@ -565,17 +565,17 @@ def _listed(sources: Source | Iterable[Source]) -> Iterable[Source]:
     return sources
 
 
-def _attempts(sources: Iterable[Source]) -> Iterator[Picture | ConvscopeError]:
+def _attempts(sources: Iterable[Source]) -> Iterator[InputImage | ConvscopeError]:
     listed = [member for source in sources for member in _members(source)]
     files = _from_files([os.fsdecode(member) for member in listed if isinstance(member, str | os.PathLike)])
     for member in listed:
         yield next(files) if isinstance(member, str | os.PathLike) else _attempt(member)
 
 
-def _attempt(source: Source | ConvscopeError) -> Picture | ConvscopeError:
+def _attempt(source: Source | ConvscopeError) -> InputImage | ConvscopeError:
     try:
-        return source if isinstance(source, ConvscopeError) else read_picture(source)
-    except (PictureError, UsageError) as error:
+        return source if isinstance(source, ConvscopeError) else read_image(source)
+    except (ImageError, UsageError) as error:
         return error
 
 
@@ -583,37 +583,37 @@ def _members(source: Source) -> Sequence[Source | ConvscopeError]:
     if not isinstance(source, str | os.PathLike) or not os.path.isdir(source):
         return [source]
     try:
-        return _pictures_in(Path(source))
-    except PictureError as error:
+        return _images_in(Path(source))
+    except ImageError as error:
         return [error]
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def _images_in(folder: Path) -> list[Path]:
     try:
         files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     except OSError as error:
-        raise PictureError(
+        raise ImageError(
             f"the folder {str(folder)!r} can't be read ({error.strerror}): check its permissions"
         ) from error
     files = [path for path in files if not path.name.startswith(".")]  # macOS leaves ._cat.jpg beside cat.jpg
     if not files:
-        raise PictureError(
-            f"the folder {str(folder)!r} should hold pictures (.jpg, .png, .webp, ...), but it holds none; "
-            "folders inside it are not searched: name a folder that holds pictures"
+        raise ImageError(
+            f"the folder {str(folder)!r} should hold images (.jpg, .png, .webp, ...), but it holds none; "
+            "folders inside it are not searched: name a folder that holds images"
         )
     return sorted(files, key=lambda path: (path.name.lower(), path.name))
 
 
-def _named_apart(pictures: Sequence[Picture]) -> list[Picture]:
-    taken = {picture.name.casefold() for picture in pictures}
+def _named_apart(images: Sequence[InputImage]) -> list[InputImage]:
+    taken = {image.name.casefold() for image in images}
     seen: set[str] = set()
     out = []
-    for picture in pictures:
-        name, count = picture.name, 2
+    for image in images:
+        name, count = image.name, 2
         if name.casefold() in seen:
-            while (name := f"{picture.name}-{count}").casefold() in taken:
+            while (name := f"{image.name}-{count}").casefold() in taken:
                 count += 1
             taken.add(name.casefold())
         seen.add(name.casefold())
-        out.append(picture if name == picture.name else replace(picture, name=name))
+        out.append(image if name == image.name else replace(image, name=name))
     return out

@@ -1,4 +1,4 @@
-"""Reading pictures: files are written here, by Pillow or by hand, and what they must read as is in pixels."""
+"""Reading images: files are written here, by Pillow or by hand, and what they must read as is in pixels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convscope import isolation, limits, pictures
-from convscope.errors import PictureError, UsageError
-from convscope.pictures import Picture, batch, fit, read_picture, read_pictures
+from convscope import isolation, limits
+from convscope.errors import ImageError, UsageError
+from convscope.images import decode
+from convscope.images.decode import InputImage, fit, fit_batch, read_image, read_images
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -57,20 +58,20 @@ def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> b
 def test_a_file_keeps_its_pixels_name_source_and_hash(tmp_path):
     pixels = noise(12, 9, 3)
     path = saved(tmp_path / "my cat.v2.png", pixels)
-    picture = read_picture(str(path))
-    np.testing.assert_array_equal(picture.pixels, pixels)
-    assert (picture.name, picture.source, picture.notes) == ("my cat.v2", str(path), ())
-    assert picture.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    np.testing.assert_array_equal(read_picture(path).pixels, pixels)
+    image = read_image(str(path))
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert (image.name, image.source, image.notes) == ("my cat.v2", str(path), ())
+    assert image.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    np.testing.assert_array_equal(read_image(path).pixels, pixels)
 
 
-def test_a_picture_comes_back_as_it_is_and_cannot_be_changed():
-    picture = read_picture(noise(4, 4, 3))
-    assert read_picture(picture) is picture
+def test_a_image_comes_back_as_it_is_and_cannot_be_changed():
+    image = read_image(noise(4, 4, 3))
+    assert read_image(image) is image
     with pytest.raises(ValueError, match="read-only"):
-        picture.pixels[0] = 0
+        image.pixels[0] = 0
     with pytest.raises(dataclasses.FrozenInstanceError):
-        picture.name = "other"
+        image.name = "other"
 
 
 @pytest.mark.parametrize("depth", [(), (1,), (3,), (4,)])
@@ -79,17 +80,17 @@ def test_arrays(depth):
     if depth == (4,):
         array[..., 3] = 255
     expected = array[..., :3] if depth in ((3,), (4,)) else np.stack([array.reshape(5, 7)] * 3, axis=-1)
-    picture = read_picture(array)
-    np.testing.assert_array_equal(picture.pixels, expected)
-    assert (picture.name, picture.source, picture.sha256, picture.notes) == ("picture", None, None, ())
+    image = read_image(array)
+    np.testing.assert_array_equal(image.pixels, expected)
+    assert (image.name, image.source, image.sha256, image.notes) == ("picture", None, None, ())
     array[:] = 0
-    np.testing.assert_array_equal(picture.pixels, read_picture(picture).pixels)
-    assert picture.pixels.any()
+    np.testing.assert_array_equal(image.pixels, read_image(image).pixels)
+    assert image.pixels.any()
 
 
 def test_an_array_in_another_memory_order():
     array = noise(5, 7, 3)
-    np.testing.assert_array_equal(read_picture(array[::-1, ::2]).pixels, array[::-1, ::2])
+    np.testing.assert_array_equal(read_image(array[::-1, ::2]).pixels, array[::-1, ::2])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_an_array_in_another_memory_order():
 )
 def test_other_arrays_are_refused(array, found):
     with pytest.raises(UsageError) as error:
-        read_picture(array)
+        read_image(array)
     assert "uint8 0..255" in str(error.value)
     assert found in str(error.value)
 
@@ -115,19 +116,19 @@ def test_other_arrays_are_refused(array, found):
 @pytest.mark.parametrize("source", [None, 3, [[1, 2], [3, 4]], b"bytes"])
 def test_other_kinds_of_source_are_refused(source):
     with pytest.raises(UsageError, match=type(source).__name__):
-        read_picture(source)
+        read_image(source)
 
 
 def test_transparency_is_laid_over_white(tmp_path):
     rgba = np.array([[(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 51)]], np.uint8)
-    picture = read_picture(saved(tmp_path / "a.png", rgba))
-    np.testing.assert_array_equal(picture.pixels, [[RED, WHITE, (204, 204, 204)]])
-    assert picture.notes == ("transparency laid over white",)
+    image = read_image(saved(tmp_path / "a.png", rgba))
+    np.testing.assert_array_equal(image.pixels, [[RED, WHITE, (204, 204, 204)]])
+    assert image.notes == ("transparency laid over white",)
 
 
 def test_grey_with_alpha(tmp_path):
     grey = Image.merge("LA", [Image.new("L", (2, 1), 100), Image.fromarray(np.array([[255, 0]], np.uint8))])
-    np.testing.assert_array_equal(read_picture(saved(tmp_path / "a.png", grey)).pixels, [[(100, 100, 100), WHITE]])
+    np.testing.assert_array_equal(read_image(saved(tmp_path / "a.png", grey)).pixels, [[(100, 100, 100), WHITE]])
 
 
 def palette_image() -> Image.Image:
@@ -138,36 +139,36 @@ def palette_image() -> Image.Image:
 
 
 def test_palettes_with_and_without_transparency(tmp_path):
-    plain = read_picture(saved(tmp_path / "plain.png", palette_image()))
+    plain = read_image(saved(tmp_path / "plain.png", palette_image()))
     np.testing.assert_array_equal(plain.pixels, [[RED, GREEN, BLUE]])
     assert plain.notes == ()
-    clear = read_picture(saved(tmp_path / "clear.png", palette_image(), transparency=1))
+    clear = read_image(saved(tmp_path / "clear.png", palette_image(), transparency=1))
     np.testing.assert_array_equal(clear.pixels, [[RED, WHITE, BLUE]])
     assert clear.notes == ("transparency laid over white",)
 
 
 def test_one_bit(tmp_path):
     bits = Image.fromarray(np.array([[255, 0]], np.uint8)).convert("1")
-    np.testing.assert_array_equal(read_picture(saved(tmp_path / "a.png", bits)).pixels, [[WHITE, (0, 0, 0)]])
+    np.testing.assert_array_equal(read_image(saved(tmp_path / "a.png", bits)).pixels, [[WHITE, (0, 0, 0)]])
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
     values = np.array([[0, 257, 30000, 65535]], np.uint16)
-    picture = read_picture(saved(tmp_path / f"a.{suffix}", values))
-    assert picture.pixels[0, :, 0].tolist() == [0, 1, 117, 255]
-    assert picture.notes == ("16-bit grey scaled to 8 bits",)
+    image = read_image(saved(tmp_path / f"a.{suffix}", values))
+    assert image.pixels[0, :, 0].tolist() == [0, 1, 117, 255]
+    assert image.notes == ("16-bit grey scaled to 8 bits",)
 
 
 def test_16_bit_grey_in_the_other_byte_order(tmp_path):
-    picture = read_picture(saved(tmp_path / "a.tiff", np.array([[0, 514, 65535]], ">u2")))
-    assert picture.pixels[0, :, 1].tolist() == [0, 2, 255]
+    image = read_image(saved(tmp_path / "a.tiff", np.array([[0, 514, 65535]], ">u2")))
+    assert image.pixels[0, :, 1].tolist() == [0, 2, 255]
 
 
 def test_16_bit_rgb(tmp_path):
     row = np.array([65535, 0, 30000], ">u2").tobytes()
     (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, b"\0" + row))
-    assert read_picture(tmp_path / "a.png").pixels.tolist() == [[[255, 0, 117]]]
+    assert read_image(tmp_path / "a.png").pixels.tolist() == [[[255, 0, 117]]]
 
 
 @pytest.mark.parametrize(
@@ -184,16 +185,16 @@ def test_16_bit_rgb(tmp_path):
     ],
 )
 def test_wide_grey(tmp_path, values, expected, note):
-    picture = read_picture(saved(tmp_path / "a.tiff", values))
-    assert picture.pixels[0, :, 2].tolist() == expected
-    assert note in picture.notes[0]
+    image = read_image(saved(tmp_path / "a.tiff", values))
+    assert image.pixels[0, :, 2].tolist() == expected
+    assert note in image.notes[0]
 
 
 def test_cmyk_jpeg_is_not_inverted(tmp_path):
     path = saved(tmp_path / "a.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)), quality=95)  # red ink
-    picture = read_picture(path)
-    assert np.abs(picture.pixels.astype(int) - RED).max() < 12
-    assert picture.notes == ("CMYK converted to RGB",)
+    image = read_image(path)
+    assert np.abs(image.pixels.astype(int) - RED).max() < 12
+    assert image.notes == ("CMYK converted to RGB",)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
@@ -201,25 +202,25 @@ def test_the_first_frame_of_an_animation(tmp_path, suffix):
     frames = [Image.new("RGB", (8, 6), colour) for colour in (RED, GREEN, BLUE)]
     lossless = {"lossless": True} if suffix == "webp" else {}
     path = saved(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **lossless)
-    picture = read_picture(path)
-    np.testing.assert_array_equal(picture.pixels, np.broadcast_to(RED, (6, 8, 3)))
-    assert picture.notes == ("first of 3 frames",)
+    image = read_image(path)
+    np.testing.assert_array_equal(image.pixels, np.broadcast_to(RED, (6, 8, 3)))
+    assert image.notes == ("first of 3 frames",)
 
 
 def test_an_animation_with_a_damaged_later_frame(tmp_path):
     frames = [Image.fromarray(noise(20, 20 + n)[:, :20]) for n in range(12)]
     path = saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
-    whole = read_picture(path).pixels
+    whole = read_image(path).pixels
     data = path.read_bytes()
     for length in range(len(data) - 400, len(data) - 2, 23):
         path.write_bytes(data[:length])
-        picture = read_picture(path)
-        np.testing.assert_array_equal(picture.pixels, whole)
-        assert picture.notes[0].startswith("first of")
+        image = read_image(path)
+        np.testing.assert_array_equal(image.pixels, whole)
+        assert image.notes[0].startswith("first of")
 
 
 def upright_oracle(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """From the EXIF standard: where row 0 and column 0 of the stored picture lie when it is seen upright."""
+    """From the EXIF standard: where row 0 and column 0 of the stored image lie when it is seen upright."""
     row_side, column_side = {
         1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
         5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
@@ -242,23 +243,23 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     lossless = {"lossless": True} if suffix == "webp" else {}
-    picture = read_picture(saved(tmp_path / f"a.{suffix}", stored, exif=exif, **lossless))
-    np.testing.assert_array_equal(picture.pixels, upright_oracle(stored, orientation))
-    assert picture.notes == (("turned upright by its EXIF orientation",) if orientation > 1 else ())
+    image = read_image(saved(tmp_path / f"a.{suffix}", stored, exif=exif, **lossless))
+    np.testing.assert_array_equal(image.pixels, upright_oracle(stored, orientation))
+    assert image.notes == (("turned upright by its EXIF orientation",) if orientation > 1 else ())
 
 
-def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path):
+def test_a_damaged_exif_block_does_not_cost_the_image(tmp_path):
     path = saved(tmp_path / "a.jpg", noise(16, 16, 3), exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff\xff")
-    assert read_picture(path).pixels.shape == (16, 16, 3)
+    assert read_image(path).pixels.shape == (16, 16, 3)
 
 
 def test_pillow_images(tmp_path):
     pixels = noise(6, 5, 3)
-    picture = read_picture(Image.fromarray(pixels))
-    np.testing.assert_array_equal(picture.pixels, pixels)
-    assert (picture.name, picture.source, picture.sha256) == ("picture", None, None)
+    image = read_image(Image.fromarray(pixels))
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert (image.name, image.source, image.sha256) == ("picture", None, None)
     with Image.open(saved(tmp_path / "a.png", pixels)) as lazy:
-        np.testing.assert_array_equal(read_picture(lazy).pixels, pixels)
+        np.testing.assert_array_equal(read_image(lazy).pixels, pixels)
 
 
 # --- what is refused -------------------------------------------------------------------------------------
@@ -268,8 +269,8 @@ def refusal(source: object) -> str:
     """The one message; nothing else may come out, not even a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(PictureError) as error:
-            read_picture(source)
+        with pytest.raises(ImageError) as error:
+            read_image(source)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -280,7 +281,7 @@ def test_a_missing_file_and_what_may_be_meant(tmp_path):
     assert "'elephant.jpg'" in refusal(tmp_path / "zzz.png")
     assert "does not exist either" in refusal(tmp_path / "nowhere" / "a.jpg")
     (tmp_path / "none").mkdir()
-    assert "holds no pictures" in refusal(tmp_path / "none" / "a.jpg")
+    assert "holds no images" in refusal(tmp_path / "none" / "a.jpg")
     assert "does not download" in refusal("https://example.org/cat.jpg")
     assert "can't be read" in refusal("a\0b.jpg")
     assert "can't be read" in refusal("a" * 5000)
@@ -317,7 +318,7 @@ def test_no_permission(tmp_path):
         (bytes(range(256)), "another format"),
     ],
 )
-def test_files_that_are_no_pictures(tmp_path, data, found):
+def test_files_that_are_no_images(tmp_path, data, found):
     (tmp_path / "cat.jpg").write_bytes(data)
     message = refusal(tmp_path / "cat.jpg")
     assert "cat.jpg" in message
@@ -343,11 +344,11 @@ def test_garbage_is_read_or_refused_but_nothing_else(tmp_path_factory, garbage, 
     path.write_bytes(whole[:start] + garbage + whole[start + len(garbage) :])
     try:
         with limits.using(pixels=1_000_000):  # a damaged header may say anything
-            picture = read_picture(path)
-    except PictureError:
+            image = read_image(path)
+    except ImageError:
         return
-    assert picture.pixels.dtype == np.uint8
-    assert picture.pixels.shape[2:] == (3,)
+    assert image.pixels.dtype == np.uint8
+    assert image.pixels.shape[2:] == (3,)
 
 
 @pytest.mark.parametrize("side", [13_343, 15_000, 60_000])  # just above our limit, above Pillow's, far above
@@ -358,8 +359,8 @@ def test_a_bomb_is_refused_before_decoding(tmp_path, monkeypatch, side, pillow_l
     path.write_bytes(png(side, side, 8, 2, b""))
     assert "178 million pixels" in refusal(path)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(PictureError, match="178 million pixels"):  # as the reader does it
-        pictures.decode_file(str(path), str(path))
+    with pytest.raises(ImageError, match="178 million pixels"):  # as the reader does it
+        decode.decode_file(str(path), str(path))
 
 
 def test_what_the_user_sets_in_pillow_does_not_matter(tmp_path, monkeypatch):
@@ -367,26 +368,27 @@ def test_what_the_user_sets_in_pillow_does_not_matter(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", noise(12, 12, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_picture(path).pixels.shape == (12, 12, 3)
+        assert read_image(path).pixels.shape == (12, 12, 3)
 
 
 def test_the_limit_of_pixels_can_be_raised_and_lowered(tmp_path):
     path = saved(tmp_path / "a.png", noise(12, 12, 3))
     with limits.using(pixels=143):
         assert "--limit pixels=715" in refusal(path)
-        with pytest.raises(PictureError, match="at most 143 pixels"):
-            read_picture(noise(12, 12, 3))
+        with pytest.raises(ImageError, match="at most 143 pixels"):
+            read_image(noise(12, 12, 3))
     with limits.using(pixels=144):
-        assert read_picture(path).pixels.shape == (12, 12, 3)
+        assert read_image(path).pixels.shape == (12, 12, 3)
 
 
 OUT_OF_MEMORY = """
 import sys
-from convscope import isolation, pictures
-pictures._HEADER_MEMORY, pictures._PIXEL_MEMORY, isolation._IN_THE_READER = 2**20, 1, True
+from convscope import isolation
+from convscope.images import decode
+decode._HEADER_MEMORY, decode._PIXEL_MEMORY, isolation._IN_THE_READER = 2**20, 1, True
 try:
-    pictures.decode_file(sys.argv[1], sys.argv[1])
-except pictures.PictureError as error:
+    decode.decode_file(sys.argv[1], sys.argv[1])
+except decode.ImageError as error:
     print(error)
 """
 
@@ -423,16 +425,16 @@ def test_a_jpeg_of_many_scans(tmp_path):
     path.write_bytes(jpeg_of_scans(1000))
     assert "at most 100 are decoded" in refusal(path)
     path.write_bytes(jpeg_of_scans(100))
-    assert read_picture(path).pixels.shape == (32, 32, 3)
+    assert read_image(path).pixels.shape == (32, 32, 3)
 
 
 def test_scans_of_what_follows_a_jpeg_do_not_count(tmp_path):
-    """Phones put films and other pictures behind the photo, and small ones before it."""
+    """Phones put films and other images behind the photo, and small ones before it."""
     path = tmp_path / "a.jpg"
     path.write_bytes(jpeg_of_scans(8) + b"\xff\xda\0\2" * 1000)
-    assert read_picture(path).pixels.shape == (32, 32, 3)
+    assert read_image(path).pixels.shape == (32, 32, 3)
     path.write_bytes(jpeg_of_scans(8, exif=b"Exif\0\0" + b"\xff\xda\0\2" * 1000))
-    assert read_picture(path).pixels.shape == (32, 32, 3)
+    assert read_image(path).pixels.shape == (32, 32, 3)
 
 
 def tiff_of_directories(count: int) -> bytes:
@@ -452,14 +454,14 @@ def tiff_of_directories(count: int) -> bytes:
 @pytest.mark.parametrize(("count", "note"), [(2, "2 frames"), (500, "500 frames"), (200_000, "more than 10000 frames")])
 def test_a_tiff_of_many_directories(tmp_path, count, note):
     (tmp_path / "a.tiff").write_bytes(tiff_of_directories(count))
-    assert read_picture(tmp_path / "a.tiff").notes == (f"first of {note}",)
+    assert read_image(tmp_path / "a.tiff").notes == (f"first of {note}",)
 
 
 def test_a_tiff_whose_directories_go_round(tmp_path):
     data = bytearray(tiff_of_directories(3))
     data[-4:] = data[4:8]
     (tmp_path / "a.tiff").write_bytes(data)
-    assert read_picture(tmp_path / "a.tiff").notes == ("first of 3 frames",)
+    assert read_image(tmp_path / "a.tiff").notes == ("first of 3 frames",)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF"])
@@ -471,20 +473,20 @@ def test_frames_are_counted_as_pillow_counts_them(tmp_path, kind, count):
         frames[0].save(path, save_all=True, append_images=frames[1:], **options)
         with Image.open(path) as image:
             expected = image.n_frames
-        assert read_picture(path).notes == ((f"first of {expected} frames",) if expected > 1 else ())
+        assert read_image(path).notes == ((f"first of {expected} frames",) if expected > 1 else ())
 
 
 def test_a_gif_of_many_frames(tmp_path):
     frame = b"\x2c\0\0\0\0\1\0\1\0\0\2\2\x44\1\0"
     (tmp_path / "a.gif").write_bytes(b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 500_000 + b";")
-    assert read_picture(tmp_path / "a.gif").notes == ("first of more than 10000 frames",)
+    assert read_image(tmp_path / "a.gif").notes == ("first of more than 10000 frames",)
 
 
 def test_a_decoder_that_takes_too_long(tmp_path):
     path = saved(tmp_path / "a.jp2", noise(500, 500, 3))
     with limits.using(seconds=0.02):
         assert "--limit seconds=0.1" in refusal(path)
-    read_picture(saved(tmp_path / "a.png", noise(4, 4, 3)))
+    read_image(saved(tmp_path / "a.png", noise(4, 4, 3)))
 
 
 @pytest.mark.parametrize("kind", ["time", "memory", "crash", "error"])
@@ -493,7 +495,7 @@ def test_whatever_happens_to_the_reader_is_one_message(tmp_path, monkeypatch, ki
     error = isolation.ReaderError(kind, "reading it went wrong")
     monkeypatch.setattr(isolation, "each", lambda *_: [error])
     message = refusal(path)
-    assert message.startswith(f"{str(path)!r} should be a whole picture, but ")
+    assert message.startswith(f"{str(path)!r} should be a whole image, but ")
     assert "save it anew as PNG" in message
 
 
@@ -508,17 +510,17 @@ def test_memory_is_a_small_multiple_of_the_decoded_size(tmp_path, kind):
     )
     path = saved(tmp_path / f"a.{suffix}", image, **({"transparency": 7} if mode == "P" else {}))
     isolation._THE_READER.stop()
-    read_picture(saved(tmp_path / "small.png", noise(4, 4, 3)))
+    read_image(saved(tmp_path / "small.png", noise(4, 4, 3)))
 
     def peak() -> int:
         return isolation.call("builtins:eval", "__import__('resource').getrusage(0).ru_maxrss") * 1024
 
     before = peak()
-    read_picture(path)
+    read_image(path)
     assert peak() - before < 4 * height * width * 3 + 2**25
 
 
-def test_large_pictures_are_converted_in_strips_as_in_one_piece(tmp_path, monkeypatch):
+def test_large_images_are_converted_in_strips_as_in_one_piece(tmp_path, monkeypatch):
     rgba = noise(70, 50, 4)
     rgba[:40, :, 3] = 255  # the first strips have no transparency
     images = {
@@ -533,10 +535,10 @@ def test_large_pictures_are_converted_in_strips_as_in_one_piece(tmp_path, monkey
             exif = Image.Exif()
             exif[0x0112] = turn
             path = saved(tmp_path / f"{turn}-{name}", image, exif=exif)
-            whole = pictures.decode_file(str(path), "a")
+            whole = decode.decode_file(str(path), "a")
             with monkeypatch.context() as patch:
-                patch.setattr(pictures, "_STRIP", 333)
-                strips = pictures.decode_file(str(path), "a")
+                patch.setattr(decode, "_STRIP", 333)
+                strips = decode.decode_file(str(path), "a")
             np.testing.assert_array_equal(strips["pixels"], whole["pixels"])
             assert (strips["notes"], strips["sha256"]) == (whole["notes"], whole["sha256"])
 
@@ -565,7 +567,7 @@ def test_relative_paths_follow_the_working_directory(tmp_path, monkeypatch):
         saved(tmp_path / name / "x.png", np.full((2, 2, 3), number, np.uint8))
     for number, name in enumerate("ab"):
         monkeypatch.chdir(tmp_path / name)
-        assert read_picture("x.png").pixels.max() == number
+        assert read_image("x.png").pixels.max() == number
         assert "'x.png'" in refusal("y.png")
 
 
@@ -574,33 +576,33 @@ def test_messages_of_libraries_do_not_reach_the_terminal(tmp_path, capfd):
     data = path.read_bytes()
     for start in range(8, 2000, 50):
         path.write_bytes(data[:start] + b"\xff\0\x7f" * 10 + data[start + 30 :])
-        with contextlib.suppress(PictureError):
-            read_picture(path)
+        with contextlib.suppress(ImageError):
+            read_image(path)
     assert capfd.readouterr() == ("", "")
 
 
-# --- many pictures ---------------------------------------------------------------------------------------
+# --- many images ---------------------------------------------------------------------------------------
 
 
-def test_a_folder_stands_for_its_pictures(tmp_path):
+def test_a_folder_stands_for_its_images(tmp_path):
     for index, name in enumerate(["b.PNG", "A.png", "c.jpeg", "._A.png", "notes.txt"]):
         target = tmp_path / name
         saved(target, np.full((4, 4, 3), index, np.uint8), format="PNG")
     (tmp_path / "inner.png").mkdir()
-    pictures = read_pictures([tmp_path, np.zeros((2, 2), np.uint8)])
-    assert [picture.name for picture in pictures] == ["A", "b", "c", "picture"]
-    assert [int(picture.pixels[0, 0, 0]) for picture in pictures] == [1, 0, 2, 0]
-    assert [picture.name for picture in read_pictures(str(tmp_path))] == ["A", "b", "c"]
+    images = read_images([tmp_path, np.zeros((2, 2), np.uint8)])
+    assert [image.name for image in images] == ["A", "b", "c", "picture"]
+    assert [int(image.pixels[0, 0, 0]) for image in images] == [1, 0, 2, 0]
+    assert [image.name for image in read_images(str(tmp_path))] == ["A", "b", "c"]
 
 
 def test_one_source_and_a_batch(tmp_path):
     pixels = noise(4, 4, 3)
     path = saved(tmp_path / "a.png", pixels)
-    for source in (path, str(path), pixels, Image.fromarray(pixels), read_picture(path)):
-        (picture,) = read_pictures(source)
-        np.testing.assert_array_equal(picture.pixels, pixels)
-    several = read_pictures(np.stack([pixels, pixels // 2]))
-    assert [picture.name for picture in several] == ["picture", "picture-2"]
+    for source in (path, str(path), pixels, Image.fromarray(pixels), read_image(path)):
+        (image,) = read_images(source)
+        np.testing.assert_array_equal(image.pixels, pixels)
+    several = read_images(np.stack([pixels, pixels // 2]))
+    assert [image.name for image in several] == ["picture", "picture-2"]
     np.testing.assert_array_equal(several[1].pixels, pixels // 2)
 
 
@@ -609,26 +611,26 @@ def test_every_failure_is_listed(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty").mkdir()
     sources = [tmp_path, "missing.png", np.zeros((2, 2)), tmp_path / "empty"]
-    with pytest.raises(PictureError) as error:
-        read_pictures(sources)
+    with pytest.raises(ImageError) as error:
+        read_images(sources)
     message = str(error.value)
-    assert message.startswith("4 of 5 pictures can't be read:")
+    assert message.startswith("4 of 5 images can't be read:")
     for reason in ("text.jpg", "missing.png", "float64", "holds none"):
         assert reason in message
     assert message.count("\n  - ") == 4
 
 
 def test_a_single_failure_speaks_for_itself(tmp_path):
-    with pytest.raises(PictureError, match=r"^there is no picture at"):
-        read_pictures([tmp_path / "nowhere.png"])
-    with pytest.raises(PictureError, match="holds none"):
-        read_pictures(tmp_path)
+    with pytest.raises(ImageError, match=r"^there is no image at"):
+        read_images([tmp_path / "nowhere.png"])
+    with pytest.raises(ImageError, match="holds none"):
+        read_images(tmp_path)
     with pytest.raises(UsageError, match="float32"):
-        read_pictures(np.zeros((4, 4), np.float32))
+        read_images(np.zeros((4, 4), np.float32))
     with pytest.raises(UsageError, match="none was given"):
-        read_pictures([])
+        read_images([])
     with pytest.raises(UsageError, match="NoneType"):
-        read_pictures(None)
+        read_images(None)
 
 
 def test_names_are_made_unique(tmp_path):
@@ -636,8 +638,8 @@ def test_names_are_made_unique(tmp_path):
         (tmp_path / folder).mkdir()
     names = ["a/cat.png", "b/Cat.png", "c/cat-2.png", "d/CAT.png"]
     paths = [saved(tmp_path / name, noise(2, 2, 3)) for name in names]
-    assert [picture.name for picture in read_pictures(paths)] == ["cat", "Cat-3", "cat-2", "CAT-4"]
-    assert read_pictures(paths)[1].source == str(paths[1])
+    assert [image.name for image in read_images(paths)] == ["cat", "Cat-3", "cat-2", "CAT-4"]
+    assert read_images(paths)[1].source == str(paths[1])
 
 
 @given(st.lists(st.sampled_from(["a", "A", "a-2", "a-2-2", "A-3", "b", "ß", "SS"]), max_size=12))
@@ -645,7 +647,7 @@ def test_unique_names_keep_first_comers(names):
     pixels = np.zeros((1, 1, 3), np.uint8)
     if not names:
         return
-    result = [picture.name for picture in read_pictures([Picture(name, pixels) for name in names])]
+    result = [image.name for image in read_images([InputImage(name, pixels) for name in names])]
     assert len({name.casefold() for name in result}) == len(names)
     seen = set()
     for old, new in zip(names, result, strict=True):
@@ -659,16 +661,16 @@ def test_unique_names_keep_first_comers(names):
 
 def test_fit_at_the_same_size_changes_nothing():
     pixels = noise(6, 5, 3)
-    out = fit(read_picture(pixels), 6, 5, 3)
+    out = fit(read_image(pixels), 6, 5, 3)
     assert out.dtype == np.float32
     np.testing.assert_array_equal(out, pixels)
 
 
-def test_fit_stretches_the_whole_picture():
+def test_fit_stretches_the_whole_image():
     pixels = np.zeros((2, 8, 3), np.uint8)
     pixels[:, :4] = RED
     pixels[:, 4:] = BLUE
-    out = fit(read_picture(pixels), 4, 2, 3)
+    out = fit(read_image(pixels), 4, 2, 3)
     np.testing.assert_array_equal(out, np.broadcast_to(out[:1], out.shape))
     assert out[0, 0, 0] > 200
     assert out[0, 1, 2] > 200
@@ -676,7 +678,7 @@ def test_fit_stretches_the_whole_picture():
 
 
 def bilinear_oracle(row: np.ndarray, size: int) -> np.ndarray:
-    """Resampling by a triangle as wide as a pixel of the smaller of the two pictures, in a plain loop."""
+    """Resampling by a triangle as wide as a pixel of the smaller of the two images, in a plain loop."""
     scale = len(row) / size
     reach = max(scale, 1.0)
     out = []
@@ -690,32 +692,32 @@ def bilinear_oracle(row: np.ndarray, size: int) -> np.ndarray:
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_fit_is_bilinear_with_antialiasing(before, after):
     row = np.random.default_rng(before).integers(0, 256, before, dtype=np.uint8)
-    out = fit(read_picture(row[None]), 1, after, 1)
+    out = fit(read_image(row[None]), 1, after, 1)
     np.testing.assert_allclose(out[0, :, 0], bilinear_oracle(row.astype(float), after), atol=0.51)
 
 
 def test_one_channel_is_luma():
     pixels = noise(5, 4, 3)
     luma = pixels @ np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(fit(read_picture(pixels), 5, 4, 1)[..., 0], luma, atol=0.51)
+    np.testing.assert_allclose(fit(read_image(pixels), 5, 4, 1)[..., 0], luma, atol=0.51)
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])
 def test_other_channel_counts_are_refused(channels):
     with pytest.raises(UsageError, match=f"takes {channels}"):
-        fit(read_picture(noise(4, 4, 3)), 4, 4, channels)
+        fit(read_image(noise(4, 4, 3)), 4, 4, channels)
 
 
 def test_no_size_is_refused():
     with pytest.raises(UsageError, match="0 x 4"):
-        fit(read_picture(noise(4, 4, 3)), 0, 4, 3)
+        fit(read_image(noise(4, 4, 3)), 0, 4, 3)
 
 
 def test_batch_is_fit_for_each():
-    pictures = [read_picture(noise(4 + n, 9, 3)) for n in range(3)]
-    out = batch(pictures, 5, 6, 1)
+    images = [read_image(noise(4 + n, 9, 3)) for n in range(3)]
+    out = fit_batch(images, 5, 6, 1)
     assert out.dtype == np.float32
     assert out.shape == (3, 5, 6, 1)
-    for row, picture in zip(out, pictures, strict=True):
-        np.testing.assert_array_equal(row, fit(picture, 5, 6, 1))
-    assert batch([], 5, 6, 3).shape == (0, 5, 6, 3)
+    for row, image in zip(out, images, strict=True):
+        np.testing.assert_array_equal(row, fit(image, 5, 6, 1))
+    assert fit_batch([], 5, 6, 3).shape == (0, 5, 6, 3)

@@ -1,0 +1,1 @@
+"""Images as inputs: files to pixels (`decode`), streams of images (`source`)."""
