@@ -18,8 +18,10 @@ from assets import ASSETS, needs_assets  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from convscope.errors import ModelError  # noqa: E402
-from convscope.networks.formats.keras import legacy_h5  # noqa: E402
-from convscope.networks.formats.keras.legacy_h5 import RULES, is_hdf5, read  # noqa: E402
+from convscope.networks.formats.files import is_hdf5  # noqa: E402
+from convscope.networks.formats.keras.legacy_h5 import files as legacy_h5  # noqa: E402
+from convscope.networks.formats.keras.legacy_h5.files import read  # noqa: E402
+from convscope.networks.formats.keras.legacy_h5.migrations.table import MIGRATIONS  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------------------
 # A forward pass in NumPy, straight from the definitions.
@@ -203,7 +205,7 @@ def check(opened, sample, tolerance=2e-5):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Samples. Between them they use every rule; `said` names words of the rules that have to show.
+# Samples. Between them they use every migration; `said` names words of the migrations that have to show.
 
 SAMPLES = {}
 
@@ -710,10 +712,10 @@ def test_old_format_answers_as_the_definition_says(name, opened_sample):
         assert any(word in line for line in opened.translated), (word, opened.translated)
 
 
-def test_every_rule_has_a_sample(opened_sample):
+def test_every_migration_has_a_sample(opened_sample):
     said = {line for name in SAMPLES for line in opened_sample(name)[1].translated}
-    assert {rule.said for rule in RULES} - said == set()
-    assert all(rule.change.__doc__ for rule in RULES)
+    assert {migration.said for migration in MIGRATIONS} - said == set()
+    assert all(migration.change.__doc__ for migration in MIGRATIONS)
 
 
 # ------------------------------------------------------------------------------------------------------------

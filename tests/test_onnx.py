@@ -18,7 +18,8 @@ from convscope import limits  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
 from convscope.images.decode import read_images  # noqa: E402
 from convscope.networks.formats.onnx import files as onnx_files  # noqa: E402
-from convscope.networks.formats.onnx import model as importer  # noqa: E402
+from convscope.networks.formats.onnx import module as onnx_module  # noqa: E402
+from convscope.networks.formats.onnx.model import read  # noqa: E402
 from convscope.networks.formats.onnx.operators import OPERATORS  # noqa: E402
 
 # -- every operator, by the ONNX project's own cases -----------------------------------------------------
@@ -61,7 +62,7 @@ CASES = list(_cases())
 
 def module_of(model):
     file = onnx_files.of_model(model, Path("model.onnx"))
-    return importer.module_of(file, next(iter(file.inputs), None))
+    return onnx_module.module_of(file, next(iter(file.inputs), None))
 
 
 @pytest.mark.parametrize(("model", "given", "expected"), CASES)
@@ -271,7 +272,7 @@ def test_each_weight_of_mnist_is_in_its_place(tmp_path):
     path = ASSETS / "onnx" / "mnist-8.onnx"
     model = onnx.load(path)
     stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    module = importer.read(path).module
+    module = read(path).module
     state = {key: value.numpy() for key, value in module.state_dict().items()}
     used = [
         name

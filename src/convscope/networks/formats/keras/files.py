@@ -28,8 +28,10 @@ from convscope.networks.formats.files import KINDS, kind_of_file, sha256
 from convscope.networks.formats.hdf5 import Contents
 from convscope.networks.formats.keras import archive as keras_archive
 from convscope.networks.formats.keras import config as keras_config
-from convscope.networks.formats.keras import legacy_h5
 from convscope.networks.formats.keras.archive import Archive
+from convscope.networks.formats.keras.legacy_h5 import files as legacy_h5
+from convscope.networks.formats.keras.legacy_h5.building import registered_key
+from convscope.networks.formats.keras.legacy_h5.code import code_layers
 from convscope.networks.formats.saved_model import program as saved_model
 from convscope.networks.formats.saved_model.program import Program
 from convscope.networks.keras.network import KerasNetwork
@@ -78,7 +80,7 @@ def _file(path: Path, trust: bool) -> OpenedModel:
 
 def _read_zip(path: Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
     archive = keras_archive.read(path)
-    code = dict.fromkeys(f"{kind} layer {name!r}" for kind, name, _ in legacy_h5.code_layers(archive.config, ""))
+    code = dict.fromkeys(f"{kind} layer {name!r}" for kind, name, _ in code_layers(archive.config, ""))
     if code and not trust:
         raise ModelError(
             f"{path} holds Python code in the {', '.join(code)}; expected none. "
@@ -175,7 +177,7 @@ def _mark(values: np.ndarray) -> str:
 
 def _load_zip(archive: Archive, path: Path, trust: bool) -> Any:
     if not trust:
-        config = keras_config.checked(archive.config, legacy_h5.registered_key, path.name)
+        config = keras_config.checked(archive.config, registered_key, path.name)
         archive = replace(archive, config=config, assets={})
     weights = _weights_of(archive, path)
     try:

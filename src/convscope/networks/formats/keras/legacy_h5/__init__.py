@@ -1,0 +1,1 @@
+"""Keras model files in HDF5, of any age."""
