@@ -154,6 +154,7 @@ def run(job: Job) -> Made:
 def by_convscope(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
     """A recipe of convscope, or a part of it as JSON after a second colon."""
     import convscope
+    from convscope import events
     from convscope.techniques.filters.recipes import recipe_named
 
     network = opened(job.network)
@@ -163,8 +164,8 @@ def by_convscope(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
     def climb() -> np.ndarray:
         ticks: list[float] = []
 
-        def tick(done: int, total: int, text: str) -> None:
-            if "noise" not in text:
+        def tick(event: events.Event) -> None:
+            if isinstance(event, events.Advanced):
                 ticks.append(time.perf_counter())
 
         result = convscope.filters(

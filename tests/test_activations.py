@@ -12,6 +12,7 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
+from convscope.events import ItemFinished  # noqa: E402
 from convscope.techniques.activations import _plan, memory_bytes  # noqa: E402
 
 
@@ -96,9 +97,11 @@ def test_each_group_is_written_before_the_next(photo, tmp_path):
     network = open_model(silent_network())
     seen = []
 
-    def progress(done, total, text):
+    def progress(event):
+        if isinstance(event, ItemFinished):
+            return
         files = [path for path in tmp_path.rglob("*.npy") if np.load(path).any()]
-        seen.append((done, len(files)))
+        seen.append((event.done, len(files)))
 
     convscope.activations(network, photo, "conv|pool|relu|norm", memory=1, scratch=tmp_path, progress=progress)
     assert [files for _, files in seen] == list(range(6))

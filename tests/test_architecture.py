@@ -16,7 +16,7 @@ FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "onnx", "tf_keras"}
 # From the ground up. A room may use what stands in a floor below it; rooms of one floor don't know each other.
 FLOORS = (
     ("errors",),
-    ("limits", "schema"),
+    ("limits", "schema", "events"),
     ("isolation",),
     ("reading",),
     ("arrays",),

@@ -27,6 +27,7 @@ from PIL import Image
 
 import convscope
 from convscope import cli
+from convscope.events import Advanced
 from convscope.networks import BACKENDS
 from convscope.results import Heatmap
 
@@ -338,7 +339,7 @@ def test_progress_is_on_stderr_and_no_colour_is_respected(monkeypatch, colour):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
     with cli.Shell(quiet=False, as_json=True).progress() as progress:
-        progress(3, 9, "step")
+        progress(Advanced(3, 9, "step"))
     assert "step" in sys.stderr.getvalue()
     assert sys.stdout.getvalue() == ""
     assert bool(re.search(r"\x1b\[[\d;]*3\d", sys.stderr.getvalue())) == colour
@@ -1060,7 +1061,7 @@ def test_progress_does_not_interpret_names(monkeypatch, colour):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
     with cli.Shell(quiet=False, as_json=True).progress() as progress:
-        progress(3, 9, HOSTILE)
+        progress(Advanced(3, 9, HOSTILE))
         print(HOSTILE, file=sys.stderr)
         print(HOSTILE)
     printed = sys.stderr.getvalue() + sys.stdout.getvalue()

@@ -188,8 +188,8 @@ def test_frames_begin_at_the_start_and_end_before_the_last_step(small):
 def test_what_is_finished_is_kept_when_interrupted(small):
     import convscope
 
-    def after(done, total, text):
-        if done >= 12:
+    def after(event):
+        if event.done >= 12:
             raise KeyboardInterrupt
 
     options = {"recipe": "classic", "steps": 5, "batch": 2, "precision": "float32", "size": 16}
@@ -200,8 +200,8 @@ def test_what_is_finished_is_kept_when_interrupted(small):
     assert [row.channel for row in part.rows] == [0, 1]
     np.testing.assert_array_equal(part.values, whole.values[:2])
 
-    def at_once(done, total, text):
-        if done:
+    def at_once(event):
+        if event.done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -256,7 +256,7 @@ def test_a_guess_is_called_a_guess(made, photo, tmp_path):
 
 def test_progress_speaks_of_each_part(made, photo, tmp_path):
     said = []
-    report(made[0], photo, tmp_path / "page.html", channels=1, progress=lambda done, total, text: said.append(text))
+    report(made[0], photo, tmp_path / "page.html", channels=1, progress=lambda event: said.append(event.label))
     assert {text.split(":")[0] for text in said} == {"heatmaps", "layers", "filters of conv_a", "filters of conv_b"}
 
 

@@ -23,6 +23,7 @@ from convscope import limits, terminal
 from convscope.errors import BackendError, ConvscopeError, Unreadable, UsageError
 
 if TYPE_CHECKING:
+    from convscope.events import Progress
     from convscope.networks import Network
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -85,12 +86,13 @@ class Shell:
         click.echo(terminal.safe_json(dump(data)).encode(), nl=False, file=self._stdout)
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[int, int, str], None] | None]:
+    def progress(self) -> Iterator[Progress]:
         """A bar on stderr, for work that takes long; none where nobody would see it."""
         if self.quiet or not self._stderr.isatty():
             yield None
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -98,12 +100,12 @@ class Shell:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._console(), transient=True) as bar:
+        with Bar(*columns, console=self._console(), transient=True) as bar:
             task = bar.add_task("", total=None)
             # The bar prints above itself what other code prints.
             with redirect_stderr(terminal.Guarded(sys.stderr)), redirect_stdout(terminal.Guarded(sys.stdout)):
-                yield lambda done, total, text: bar.update(
-                    task, completed=done, total=total, description=terminal.safe(text)
+                yield lambda event: bar.update(
+                    task, completed=event.done, total=event.total, description=terminal.safe(event.label)
                 )
 
     def table(self, title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> None:

@@ -24,10 +24,11 @@ from PIL import Image
 
 from convscope import imaging
 from convscope.errors import UsageError
+from convscope.events import Progress, within
 from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, Prediction, open_model
 from convscope.networks.network import check_finite
-from convscope.results import Activations, Filters, Heatmap, HeatmapRow, LayerStatistics, Progress, dump, provenance
+from convscope.results import Activations, Filters, Heatmap, HeatmapRow, LayerStatistics, dump, provenance
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters, first_that_climb
 from convscope.techniques.heatmaps import as_targets, heatmap, is_target
@@ -165,7 +166,7 @@ def report(
         path: of the page; it needs no other file and no connection.
         target, layers, filter_layers, heatmap_layer, channels, check, seed: see `Choices`.
         title: of the page.
-        progress: called as `progress(done, total, text)`.
+        progress: called with each event (`convscope.events`).
 
     Returns:
         the numbers that the page shows, `provenance`, and `files`: the page.
@@ -197,9 +198,9 @@ def _studied(network: Network, images: Any, choices: Choices, progress: Progress
     photos = tuple(read_images(images))
     sheets = _sheet_layers(network, choices.layers)
     filter_layers = _filter_layers(network, choices)
-    by_method, missing = _heatmaps(network, photos, choices, _stage(progress, "heatmaps"))
+    by_method, missing = _heatmaps(network, photos, choices, within(progress, "heatmaps"))
     maps = by_method.pop(METHODS_SHOWN[0], ())
-    seen = activations(network, photos, choices.layers, progress=_stage(progress, "layers"))
+    seen = activations(network, photos, choices.layers, progress=within(progress, "layers"))
     found, stuck, unfound = _filters(network, photos, filter_layers, choices, progress)
     return Study(
         network,
@@ -215,12 +216,6 @@ def _studied(network: Network, images: Any, choices: Choices, progress: Progress
         stuck=stuck,
         missing={**missing, **unfound},
     )
-
-
-def _stage(progress: Progress, stage: str) -> Progress:
-    if progress is None:
-        return None
-    return lambda done, total, text: progress(done, total, f"{stage}: {text}")
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
@@ -317,7 +312,7 @@ def _filters(
     for layer in layers:
         try:
             channels, *counts = first_that_climb(network, layer.path, choices.channels, seed=choices.seed)
-            watch = _stage(progress, f"filters of {layer.path}")
+            watch = within(progress, f"filters of {layer.path}")
             found.append(filters(network, layer.path, channels, seed=choices.seed, photos=photos, progress=watch))
             stuck.append((counts[0], counts[1]))
         except UsageError as reason:  # the layer and its channels exist, so it is the network that can't

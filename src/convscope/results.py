@@ -24,12 +24,12 @@ import numpy as np
 
 from convscope import imaging, limits, saved, schema
 from convscope.errors import ConvscopeError, UsageError, nearest
+from convscope.events import Advanced, Progress, tell
 from convscope.images.decode import InputImage
 from convscope.networks.network import Layer, Network, Prediction, find_layer
 from convscope.networks.preprocessing import FOUND, GUESS, SET, Preprocessing
 from convscope.saved import PHOTO, PROVENANCE, Shelf, check
 
-Progress = Any  # called as progress(done, total, text); see cli.py
 CLASSIC_GAP = 5
 
 
@@ -397,7 +397,7 @@ class Activations(Result):
             shared: draw each sheet on one scale.
             channel: draw this channel instead of the sheets.
             raw: write `arrays/LAYER.npy` and the photos too, which `load` needs.
-            progress: called after each picture.
+            progress: called with an event after each picture.
         """
         folder = _folder(directory)
         report, since = self.to_json(), folder.begin(self.file)
@@ -410,8 +410,7 @@ class Activations(Result):
                     folder, f"{stem}/{imaging.safe_name(layer.path)}", layer, index, shared, channel
                 )
                 drawn += 1
-                if progress:
-                    progress(drawn, len(report["activations"]), f"drawing {layer.path}")
+                tell(progress, Advanced(drawn, len(report["activations"]), f"drawing {layer.path}"))
             folder.write(f"{stem}/depth.png", _png(lambda ax, index=index: self.plot(ax, index), 7.5, 3.6))
         if raw:
             report["arrays"] = {

@@ -12,10 +12,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from convscope.events import Progress
 from convscope.imaging import safe_name
 from convscope.networks import Network
 from convscope.reports import Choices, Study, study, write
-from convscope.results import Progress, Result
+from convscope.results import Result
 
 __all__ = ["CLASSES", "FIGURES", "MODEL", "PHOTOS", "run"]
 
@@ -46,7 +47,7 @@ def run(
         photos: of which it is made.
         channels: filters of each layer.
         seed: for the pictures that filters start from.
-        progress: called as `progress(done, total, text)`.
+        progress: called with each event (`convscope.events`).
 
     Returns:
         the report's numbers, `figures` (the network's accuracy on what it never saw), `provenance`, and `files`, named

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import ConvscopeError, UsageError
+from convscope.events import Advanced, ItemFinished, Progress, Started, tell
 from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, open_model
-from convscope.results import Activations, LayerStatistics, Progress, provenance
+from convscope.results import Activations, LayerStatistics, provenance
 
 BYTES = 4  # float32
 MOST_PICTURES = 16  # in one pass
@@ -52,7 +53,7 @@ def activations(
         memory: bytes, or text such as "500MB", that the recorded arrays may take; beyond it the layers run in
             groups, each written to disk before the next, and the arrays of the result are memory-mapped.
         scratch: folder for those files; the system's folder for temporary files where None.
-        progress: called as `progress(done, total, text)`.
+        progress: called with each event (`convscope.events`).
 
     Returns:
         the raw arrays `(n, h, w, c)` with the share of zeros and the number of empty channels of each layer.
@@ -69,17 +70,18 @@ def activations(
     rows: dict[tuple[int, str], LayerStatistics] = {}
     passes = list(plan.passes())
     for done, (group, start, stop) in enumerate(passes):
-        if progress:
-            progress(done, len(passes), f"{group[0].path} … {group[-1].path}")
+        begun = Advanced if done else Started
+        tell(progress, begun(done, len(passes), f"{group[0].path} … {group[-1].path}"))
         arrays, sizes, shares = _look(network, group, x[start:stop], plan.at_once)
         for layer in group:
             keep.put(layer, start, arrays[layer.path])
             for index, photo in enumerate(photos[start:stop]):
-                rows[start + index, layer.path] = _row(photo, layer, sizes[layer.path][index], shares, index)
+                row = _row(photo, layer, sizes[layer.path][index], shares, index)
+                rows[start + index, layer.path] = row
+                tell(progress, ItemFinished(done, len(passes), photo.name, item=row))
         keep.flush()
     keep.close()
-    if progress:
-        progress(len(passes), len(passes), "done")
+    tell(progress, Advanced(len(passes), len(passes), "done"))
     return Activations(
         provenance(network, "activations", photos, {"layers": [layer.path for layer in chosen], "memory": memory}),
         photos=photos,

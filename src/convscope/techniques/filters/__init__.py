@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.events import Progress, Started, tell
 from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, open_model
-from convscope.results import FilterRow, Filters, Progress, array_sha256, provenance
+from convscope.results import FilterRow, Filters, array_sha256, provenance
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, kept_steps, look_at
 from convscope.techniques.filters.courses import BATCH, FROM_PHOTO, Goal, Plan, pursue
 from convscope.techniques.filters.objectives import (
@@ -85,7 +86,7 @@ def filters(
         precision: "float32", "bfloat16", or "auto": bfloat16 for the ascent where the machine gains by it. The final
             activations and those of photos are measured in float32 either way.
         batch: how many filters are raised side by side; pictures are bit-equal at equal `batch`.
-        progress: called as `progress(done, total, text)`.
+        progress: called with each event (`convscope.events`).
 
     Returns:
         canvases, activations at each step, and for each filter whether it is alive, weak or dead. If interrupted
@@ -427,8 +428,7 @@ class _Judge:
         for bound in bounds:
             self.forms.setdefault(bound.form, []).append(bound)
         self.masks = {form: distinct_masks(members) for form, members in self.forms.items()}
-        if plan.progress:
-            plan.progress(0, 1, f"{NOISE_PICTURES} noise pictures")
+        tell(plan.progress, Started(0, None, f"{NOISE_PICTURES} noise pictures"))
         # A percentile of noise is far less certain than what the ascent's precision rounds off.
         self.noise = {form: self._means(form, self._noise, NOISE_PICTURES, plan.precision) for form in self.forms}
         self.natural = {form: self._means(form, self._natural, len(photos)) for form in self.forms}

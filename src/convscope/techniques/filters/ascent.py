@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from convscope.events import Advanced, ItemFinished, Progress, tell
 from convscope.networks import Network
-from convscope.results import Progress
 from convscope.techniques.filters.canvas import generator, middle_and_half
 from convscope.techniques.filters.objectives import BESIDE, Bound, Form
 from convscope.techniques.filters.recipes import Recipe
@@ -306,16 +306,20 @@ def ascend(
         courses: one for each task, empty.
         batch: number of lanes.
         frames: pictures to keep on the way, evenly over the steps.
-        progress: called after each step.
+        progress: called with an event after each step, and for each run that is finished.
     """
     lanes = _Lanes(climb, tasks, courses, batch, frames)
     total = len(tasks) * climb.recipe.steps
+    text = f"{tasks[0].bound.form.slots[0].layer.path}, {len(tasks)} filters"
     with climb.network.unchanging():
         while lanes.busy:
+            before = [course.finished for course in courses]
             lanes.advance()
-            if progress:
-                done = sum(len(course.gradients) if not course.finished else climb.recipe.steps for course in courses)
-                progress(done, total, f"{tasks[0].bound.form.slots[0].layer.path}, {len(tasks)} filters")
+            done = sum(len(course.gradients) if not course.finished else climb.recipe.steps for course in courses)
+            for was, course in zip(before, courses, strict=True):
+                if course.finished and not was:
+                    tell(progress, ItemFinished(done, total, text, item=course))
+            tell(progress, Advanced(done, total, text))
 
 
 def kept_steps(steps: int, frames: int) -> list[int]:

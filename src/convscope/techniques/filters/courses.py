@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from convscope.events import Progress
 from convscope.imaging import resize_map
 from convscope.networks import Layer, Network
-from convscope.results import Progress
 from convscope.techniques.filters.ascent import Climb, Course, Task, ascend, lifted
 from convscope.techniques.filters.objectives import Bound, Objective, bind
 from convscope.techniques.filters.recipes import Recipe

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.events import Advanced, ItemFinished, Progress, Started, tell
 from convscope.images.decode import InputImage, read_images
 from convscope.imaging import resize_map
 from convscope.networks import Layer, Network, open_model
 from convscope.networks.network import check_finite
-from convscope.results import Check, Heatmap, HeatmapRow, Progress, provenance
+from convscope.results import Check, Heatmap, HeatmapRow, provenance
 from convscope.techniques.heatmaps import (  # noqa: F401  they register their methods
     cam,
     full_gradient,
@@ -101,7 +102,7 @@ def heatmap(
         precision: "bfloat16", or "auto" where the machine gains by it, of the passes of Score-CAM and RISE.
         seed: of what is drawn.
         batch: pictures at a time.
-        progress: called as `progress(done, total, text)`.
+        progress: called with each event (`convscope.events`).
 
     Returns:
         raw signed maps, `(n, h, w)` at the layer's size, or at the picture's size where they are smoothed or the method
@@ -120,6 +121,7 @@ def heatmap(
     layers, rule = _layers(network, layer, goal, methods, photos, asked)
     batch = max(1, min(batch, len(goal.photos)))
     work = _Work(network, layers, goal, methods, smooth, check, asked, batch, {} if skip else None)
+    tell(progress, Started(0, len(goal.photos), "heatmaps"))
     shown, maps, rows = [], [], []
     for start in range(0, len(goal.photos), batch):
         some = np.arange(start, min(start + batch, len(goal.photos)))
@@ -127,8 +129,8 @@ def heatmap(
             shown.append(photo)
             maps.append(np.where(np.isfinite(raw), raw, 0).astype(np.float32))
             rows.append(row)
-        if progress:
-            progress(int(some[-1]) + 1, len(goal.photos), photos[goal.photos[some[-1]]].name)
+            tell(progress, ItemFinished(start, len(goal.photos), photo.name, item=(photo, maps[-1], row)))
+        tell(progress, Advanced(int(some[-1]) + 1, len(goal.photos), photos[goal.photos[some[-1]]].name))
     parameters = {
         "target": as_targets(target),
         "against": None if against is None else as_targets(against),

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.events import Advanced, Progress, Started, tell
 from convscope.images.decode import read_images
 from convscope.networks import Layer, Network, Prediction, open_model
-from convscope.results import Concept, Concepts, Progress, provenance
+from convscope.results import Concept, Concepts, provenance
 
 BATCH = 8
 SWEEPS = 200
@@ -39,7 +40,7 @@ def concepts(
         count: how many concepts.
         layer: a path, or "auto" for the last layer whose map has more than one cell.
         batch: pictures at a time.
-        progress: called as `progress(done, total, text)`.
+        progress: called with each event (`convscope.events`).
 
     Returns:
         how much of each concept is at each place, and for each the classes that a map full of it speaks for.
@@ -52,12 +53,12 @@ def concepts(
     where = network.last_spatial_layer() if layer == "auto" else network.layer(layer)
     if not where.spatial:
         raise UsageError(f"layer {where.path!r} has no map; its output has the shape {where.shape}.")
+    tell(progress, Started(0, len(photos), "maps"))
     parts = []
     for start in range(0, len(photos), batch):
         x = network.prepare(photos[start : start + batch])
         parts.append(network.forward(x, (where.path,))[1][where.path])
-        if progress:
-            progress(min(start + batch, len(photos)), len(photos), "maps")
+        tell(progress, Advanced(min(start + batch, len(photos)), len(photos), "maps"))
     maps = np.maximum(np.concatenate(parts).astype(np.float64), 0)
     table = maps.reshape(-1, maps.shape[-1])
     if not 1 <= count <= min(table.shape):
