@@ -83,7 +83,7 @@ def main() -> None:
     statuses = [row.status for row in result.rows]
     print(f"{options.filters} filters of {LAYER}, {options.steps} steps, 180 x 180 pixels, tensorflow {tf.__version__}")
     print(f"plain procedure {theirs:.1f} s, convscope with its noise pictures {ours:.1f} s")
-    print(f"computed in {result.provenance['parameters']['precision']}")
+    print(f"computed in {result.parameters.precision}")
     print(f"ratio {theirs / ours:.2f}")
     print(f"final activations apart: median {np.median(apart):.2e}, largest {apart.max():.2e}")
     print(", ".join(f"{statuses.count(status)} {status}" for status in ("alive", "weak", "dead")))

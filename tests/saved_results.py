@@ -13,15 +13,21 @@ from convscope.images.decode import InputImage
 from convscope.networks.network import Layer, Prediction
 from convscope.networks.preprocessing import Preprocessing
 from convscope.results import (
+    ActivationParameters,
     Activations,
     Check,
     Concept,
+    ConceptParameters,
     Concepts,
+    FilterParameters,
     FilterRow,
     Filters,
     Heatmap,
+    HeatmapParameters,
     HeatmapRow,
     LayerStatistics,
+    Origin,
+    RecipeParameters,
 )
 
 
@@ -30,10 +36,10 @@ def photo(name, seed=0):
     return InputImage(name, pixels, f"folder/{name}.jpg", ("turned",), "0" * 64)
 
 
-def provenance(photos, **parameters):
+def origin(photos):
     pictures = [{"name": one.name, "pixels_sha256": hashlib.sha256(one.pixels.tobytes()).hexdigest()} for one in photos]
     network = {"name": "net", "input": {"height": 9, "width": 8}}
-    return {"technique": "t", "parameters": parameters, "network": network, "pictures": pictures}
+    return Origin("net", (9, 8), {"technique": "t", "network": network, "pictures": pictures}, {"paper": "none"})
 
 
 def activations():
@@ -46,7 +52,7 @@ def activations():
         for one in photos
         for la in layers
     )
-    return Activations(provenance(photos, layers=["a/conv", "dense"]), photos, layers, arrays, rows)
+    return Activations(origin(photos), ActivationParameters(("a/conv", "dense"), "2GB"), photos, layers, arrays, rows)
 
 
 def filters():
@@ -56,7 +62,10 @@ def filters():
         FilterRow(4, math.nan, (0.5,), "weak", "overflowed", 0.7),
     )
     return Filters(
-        provenance((), layer="conv", recipe={"name": "fast", "steps": 2}, seed=0, frame_steps=[0, 2]),
+        origin(()),
+        FilterParameters(
+            "conv", recipe=RecipeParameters("fast", 2, {"name": "fast", "steps": 2}), seed=0, frame_steps=(0, 2)
+        ),
         Layer("conv", "conv", "Conv2D", (4, 4, 8), 10),
         rng.random((2, 12, 12, 3)).astype(np.float32),
         rows,
@@ -77,7 +86,8 @@ def heatmap():
         for one in photos
     )
     maps = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
-    return Heatmap(provenance(photos, method="grad-cam", layer="conv"), photos, maps, rows)
+    parameters = HeatmapParameters("conv", "best", "the best of 2", "grad-cam", {"cam": "no pooling"})
+    return Heatmap(origin(photos), parameters, photos, maps, rows)
 
 
 def concepts():
@@ -85,7 +95,7 @@ def concepts():
     rng = np.random.default_rng(0)
     rows = (Concept(0, 0.5, (Prediction(1, "tabby", 2.0, 0.8),)), Concept(1, 0.2, ()))
     values, vectors = rng.random((1, 3, 3, 2)).astype(np.float32), rng.random((2, 6)).astype(np.float32)
-    return Concepts(provenance(photos, layer="conv"), photos, values, vectors, rows)
+    return Concepts(origin(photos), ConceptParameters("conv", 2), photos, values, vectors, rows)
 
 
 MAKERS = {"activations": activations, "filters": filters, "heatmaps": heatmap, "concepts": concepts}

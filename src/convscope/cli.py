@@ -535,11 +535,11 @@ def filters(
             progress=progress,
             **choices,
         )
-        interrupted = result.provenance["parameters"]["interrupted"]
+        interrupted = result.parameters.interrupted
         with _undisturbed(interrupted):
             result.save(out, labels=labels, sort=sort, columns=columns)
-    if note := result.provenance["parameters"]["note"]:
-        shell.say(f"  {note}")
+    if result.parameters.note:
+        shell.say(f"  {result.parameters.note}")
     shell.result(_written(out, result.file), lambda: _filter_table(shell, result, out, sort))
     if interrupted:
         shell.say(f"interrupted; what was finished is in {out}")
@@ -710,11 +710,11 @@ def _heatmap_table(shell: Shell, result: Any, out: str, method: str) -> None:
     said = [f"{row.image}, {row.method}: {row.note}" if several else f"{row.method}: {row.note}" for row in result.rows]
     for text in dict.fromkeys(text for text, row in zip(said, result.rows, strict=True) if row.note):
         shell.print(text)
-    parameters = result.provenance["parameters"]
-    for name, reason in parameters["left_out"].items():
+    parameters = result.parameters
+    for name, reason in parameters.left_out.items():
         shell.print(f"without {name}: {reason}")
-    if "best of" in parameters["layer_rule"]:
-        shell.print(f"layer {parameters['layer']}: {parameters['layer_rule']}")
+    if parameters.layer_choice == "best":
+        shell.print(f"layer {parameters.layer}: {parameters.layer_rule}")
     shell.print(f"overlays and raw maps in {out}")
 
 
@@ -747,8 +747,7 @@ def concepts(
             [str(row.number), f"{100 * row.share:.1f} %", ", ".join(one.text for one in row.predictions)]
             for row in result.rows
         ]
-        where = result.provenance["parameters"]["layer"]
-        shell.table(f"concepts of {where}", ["concept", "share", "speaks for"], rows, right=(0, 1))
+        shell.table(f"concepts of {result.parameters.layer}", ["concept", "share", "speaks for"], rows, right=(0, 1))
         shell.print(f"regions in {out}")
 
     shell.result(_written(out, result.file), table)

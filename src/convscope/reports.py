@@ -28,7 +28,16 @@ from convscope.events import Progress, within
 from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, Prediction, open_model
 from convscope.networks.network import check_finite
-from convscope.results import Activations, Filters, Heatmap, HeatmapRow, LayerStatistics, dump, provenance
+from convscope.results import (
+    Activations,
+    Filters,
+    Heatmap,
+    HeatmapRow,
+    LayerStatistics,
+    dump,
+    origin,
+    versions,
+)
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters, first_that_climb
 from convscope.techniques.heatmaps import as_targets, heatmap, is_target
@@ -136,11 +145,11 @@ class Study:
         parts = {
             "choices": asdict(self.choices),
             "sheets": list(self.sheets),
-            "activations": self.activations.provenance["parameters"],
-            "heatmaps": [result.provenance["parameters"] for result in self.heatmaps],
-            "filters": [result.provenance["parameters"] for result in self.filters],
+            "activations": self.activations.described(),
+            "heatmaps": [result.described() for result in self.heatmaps],
+            "filters": [result.described() for result in self.filters],
         }
-        return provenance(self.network, "report", self.photos, parts)
+        return origin(self.network, "report", self.photos).provenance(parts)
 
 
 def report(
@@ -267,7 +276,7 @@ def _heatmaps(
         return heatmap(network, photos, target, layer, against=against, progress=progress, **options)
 
     first = explained(choices.target, choices.heatmap_layer, method=METHODS_SHOWN)
-    layer = first.provenance["parameters"]["layer"]  # "best" is looked for only once
+    layer = first.parameters.layer  # "best" is looked for only once
     rows = first.only(METHODS_SHOWN[0]).rows
     rivals = [_rivals(row) for row in rows]
     results = [first]
@@ -374,6 +383,8 @@ def _render(study: Study, title: str, about: list[str], data: dict[str, Any]) ->
         scale=imaging.data_uri(imaging.encode_png(_colour_scale()), "image/png"),
         opacity=OPACITY,
         data=data,
+        versions=versions(),
+        seed=study.choices.seed,
         provenance=dump(data["provenance"]),
     )
 
@@ -511,7 +522,7 @@ def _photo(study: Study, index: int) -> dict[str, Any]:
             }
             for place, (_, row, raw) in enumerate(study.maps(index))
         ],
-        "layer_rule": study.heatmaps[0].provenance["parameters"]["layer_rule"] if study.heatmaps else "",
+        "layer_rule": study.heatmaps[0].parameters.layer_rule if study.heatmaps else "",
         "sheets": [_sheet(study.activations, path, index) for path in study.sheets],
         "depth": _depth([row for row in study.activations.statistics if row.image == photo.name]),
         "of": len(study.activations.layers),
@@ -640,13 +651,12 @@ def _filter_section(result: Filters, looked_at: int, stuck: int) -> dict[str, An
         picture = None if row.status == "dead" else result.picture(index)
         tiles.append({"row": row, "uri": None if picture is None else imaging.small_data_uri(picture)})
     counts = [(sum(row.status == status for row in result.rows), status) for status in ("alive", "weak", "dead")]
-    parameters = result.provenance["parameters"]
     return {
         "layer": result.layer,
         "looked_at": looked_at,
         "stuck": stuck,
         "tiles": tiles,
         "counts": ", ".join(f"{count} {status}" for count, status in counts if count),
-        "parameters": parameters,
+        "parameters": result.parameters,
         "tiny": min(result.values.shape[1:3]) < 100,
     }

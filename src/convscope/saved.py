@@ -267,12 +267,6 @@ _NETWORK = schema.entries(
     {"name": schema.text, "input": schema.entries({"height": _SIDE, "width": _SIDE})},
 )
 _PICTURE = schema.entries({"name": schema.text}, {"pixels_sha256": schema.optional(schema.text)})
-_PARAMETERS = schema.entries({}, {
-    "layer": schema.text,
-    "seed": schema.whole(-(2**63), 2**64),
-    "recipe": schema.entries({}, {"name": schema.text, "steps": schema.whole(0)}),
-    "frame_steps": schema.optional(_kept(schema.sequence(schema.whole(0)))),
-})  # fmt: skip
 PROVENANCE = _kept(
-    schema.entries({"network": _NETWORK, "parameters": _PARAMETERS}, {"pictures": schema.sequence(_PICTURE)})
+    schema.entries({"network": _NETWORK, "parameters": schema.table}, {"pictures": schema.sequence(_PICTURE)})
 )

@@ -18,7 +18,7 @@ from convscope.errors import ConvscopeError, UsageError
 from convscope.events import Advanced, ItemFinished, Progress, Started, tell
 from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, open_model
-from convscope.results import Activations, LayerStatistics, provenance
+from convscope.results import ActivationParameters, Activations, LayerStatistics, origin
 
 BYTES = 4  # float32
 MOST_PICTURES = 16  # in one pass
@@ -83,7 +83,8 @@ def activations(
     keep.close()
     tell(progress, Advanced(len(passes), len(passes), "done"))
     return Activations(
-        provenance(network, "activations", photos, {"layers": [layer.path for layer in chosen], "memory": memory}),
+        origin(network, "activations", photos),
+        ActivationParameters(tuple(layer.path for layer in chosen), memory),
         photos=photos,
         layers=tuple(chosen),
         arrays=keep.arrays,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -13,7 +13,7 @@ from convscope.errors import UsageError
 from convscope.events import Progress, Started, tell
 from convscope.images.decode import InputImage, read_images
 from convscope.networks import Layer, Network, open_model
-from convscope.results import FilterRow, Filters, array_sha256, provenance
+from convscope.results import FilterParameters, FilterRow, Filters, RecipeParameters, array_sha256, origin
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, kept_steps, look_at
 from convscope.techniques.filters.courses import BATCH, FROM_PHOTO, Goal, Plan, pursue
 from convscope.techniques.filters.objectives import (
@@ -90,7 +90,7 @@ def filters(
 
     Returns:
         canvases, activations at each step, and for each filter whether it is alive, weak or dead. If interrupted
-        (Ctrl-C), what is finished, and `provenance["parameters"]["interrupted"]`.
+        (Ctrl-C), what is finished, and `parameters.interrupted` is True.
 
     Raises:
         UsageError: no such layer, channel, objective or recipe, or a size that the network can't take.
@@ -125,16 +125,16 @@ def filters(
     rows = judge.rows([wanted[i] for i in done], [bounds[i] for i in done], [courses[i] for i in done])
     rows = [replace(row, agreement=agreement.get(index)) for index, row in zip(done, rows, strict=True)]
     note = _cut_off(plan, bounds[0]) if size is not None else ""
-    more = {
-        "variants": variants,
-        "seeds": seeds,
-        "frames": frames,
-        "interrupted": interrupted,
-        "note": note,
+    parameters = replace(
+        _parameters(plan, bounds), variants=variants, seeds=seeds, frames=frames, interrupted=interrupted, note=note
+    )
+    details = {
+        **_details(network, bounds),
         "raised": [str(item.objective) for item in wanted[::variants]] if objectives else None,
         "directions": _directions(wanted),
     }
-    return _result(plan, bounds, [courses[i] for i in done], rows, judge, more, begin)
+    made = origin(network, "filters", references, {"start": begin}, details)
+    return replace(_result(plan, bounds, [courses[i] for i in done], rows), origin=made, parameters=parameters)
 
 
 def first_that_climb(
@@ -568,40 +568,47 @@ def _result(
     bounds: Sequence[Bound],
     courses: Sequence[Course],
     rows: Sequence[FilterRow],
-    judge: _Judge,
-    more: Mapping[str, Any],
-    begin: InputImage | None,
 ) -> Filters:
-    network, recipe = plan.network, plan.recipe
-    first = bounds[0].form.slots[0].layer
-    channels = [bound.channel for bound in bounds]
-    parameters = {
-        "layer": first.path,
-        "objective": _objective_text(network, bounds[0]),
-        "objectives": None if None not in channels else [_name(bound) for bound in bounds],
-        "channels": channels if None not in channels else None,
-        "recipe": _described(recipe),
-        "size": list(plan.size),
-        "seed": plan.seed,
-        "precision": plan.precision,
-        "batch": plan.batch,
-        **more,
-        "frame_steps": kept_steps(recipe.steps, plan.frames),
-    }
+    recipe = plan.recipe
     most = max((len(course.frames) for course in courses), default=0)
     # A filter that was done early stays as it is while the others go on.
     frames = [course.frames + [course.picture] * (most - len(course.frames)) for course in courses]
     return Filters(
-        provenance(network, "filters", judge.photos, parameters, {"start": begin}),
-        layer=first if None not in channels else None,
+        layer=bounds[0].form.slots[0].layer if _channels(bounds) else None,
         values=np.stack([course.picture for course in courses]),
         rows=tuple(rows),
-        preprocessing=network.preprocessing,
+        preprocessing=plan.network.preprocessing,
         crop=recipe.crop_for(min(plan.size)),
         look=recipe.look,
         alpha=_alpha(courses) if recipe.transparent else None,
         frames=np.stack([np.stack(one) for one in frames]) if most else None,
     )
+
+
+def _channels(bounds: Sequence[Bound]) -> tuple[int, ...] | None:
+    """The channels that are raised; None where one of the objectives is none."""
+    found = [bound.channel for bound in bounds if bound.channel is not None]
+    return tuple(found) if len(found) == len(bounds) else None
+
+
+def _parameters(plan: Plan, bounds: Sequence[Bound]) -> FilterParameters:
+    recipe = plan.recipe
+    return FilterParameters(
+        layer=bounds[0].form.slots[0].layer.path,
+        channels=_channels(bounds),
+        recipe=RecipeParameters(recipe.name, recipe.steps, _described(recipe)),
+        size=plan.size,
+        seed=plan.seed,
+        batch=plan.batch,
+        precision=plan.precision,
+        frame_steps=tuple(kept_steps(recipe.steps, plan.frames)),
+    )
+
+
+def _details(network: Network, bounds: Sequence[Bound]) -> dict[str, Any]:
+    """What describes the objectives further, for the provenance."""
+    objectives = None if _channels(bounds) else [_name(bound) for bound in bounds]
+    return {"objective": _objective_text(network, bounds[0]), "objectives": objectives}
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:

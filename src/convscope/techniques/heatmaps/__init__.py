@@ -14,7 +14,7 @@ from convscope.images.decode import InputImage, read_images
 from convscope.imaging import resize_map
 from convscope.networks import Layer, Network, open_model
 from convscope.networks.network import check_finite
-from convscope.results import Check, Heatmap, HeatmapRow, provenance
+from convscope.results import Check, Heatmap, HeatmapParameters, HeatmapRow, origin
 from convscope.techniques.heatmaps import (  # noqa: F401  they register their methods
     cam,
     full_gradient,
@@ -118,7 +118,7 @@ def heatmap(
         raise UsageError(f"a budget must be at least 2 passes, found {budget}.")
     goal = goal_of(network, target, against, len(photos), lambda: _ranked(network, photos, batch))
     asked = Asked(budget, seed, _precision(network, precision))
-    layers, rule = _layers(network, layer, goal, methods, photos, asked)
+    layers, choice, rule = _layers(network, layer, goal, methods, photos, asked)
     batch = max(1, min(batch, len(goal.photos)))
     work = _Work(network, layers, goal, methods, smooth, check, asked, batch, {} if skip else None)
     tell(progress, Started(0, len(goal.photos), "heatmaps"))
@@ -131,14 +131,14 @@ def heatmap(
             rows.append(row)
             tell(progress, ItemFinished(start, len(goal.photos), photo.name, item=(photo, maps[-1], row)))
         tell(progress, Advanced(int(some[-1]) + 1, len(goal.photos), photos[goal.photos[some[-1]]].name))
-    parameters = {
+    details = {
         "target": as_targets(target),
         "against": None if against is None else as_targets(against),
-        "layer_rule": rule,
-        **work.parameters(),
+        **work.details(),
     }
     like = {"like": goal.target.photo} if isinstance(goal.target, Likeness) else {}
-    return Heatmap(provenance(network, "heatmap", photos, parameters, like), tuple(shown), _stacked(maps), tuple(rows))
+    made = origin(network, "heatmap", photos, like, details)
+    return Heatmap(made, work.parameters(choice, rule), tuple(shown), _stacked(maps), tuple(rows))
 
 
 def _precision(network: Network, precision: str) -> str:
@@ -172,22 +172,25 @@ def _layers(
     methods: Sequence[Method],
     photos: Sequence[InputImage],
     asked: Asked,
-) -> tuple[list[Layer], str]:
-    """The layers that are looked at, none where every method is one of the picture's own places; and by which rule."""
+) -> tuple[list[Layer], str, str]:
+    """The layers that are looked at, none where every method is one of the picture's own places; how they were chosen
+    (one of `LAYER_CHOICES`), and the rule in words.
+    """
     if given == "auto" and all(one.at_picture for one in methods):
-        return [], "none: the method looks at the picture"
+        return [], "none", "none: the method looks at the picture"
     if given == "best":
         return _best(network, goal, next((one for one in methods if not one.at_picture), None), photos, asked)
     rule = "the last layer whose map has more than one cell" if given == "auto" else "given"
-    return [_layer(network, path, goal) for path in ([given] if isinstance(given, str) else given)], rule
+    chosen_by = "auto" if given == "auto" else "given"
+    return [_layer(network, path, goal) for path in ([given] if isinstance(given, str) else given)], chosen_by, rule
 
 
 def _best(
     network: Network, goal: Goal, method: Method | None, photos: Sequence[InputImage], asked: Asked
-) -> tuple[list[Layer], str]:
+) -> tuple[list[Layer], str, str]:
     """The layer whose maps of the first pictures do best, and how all did."""
     if method is None:
-        return [], "none: the method looks at the picture"
+        return [], "none", "none: the method looks at the picture"
     rows = np.arange(min(len(goal.photos), TRIED_PHOTOS))
     x = network.prepare([photos[index] for index in goal.photos[rows]])
     arguments = tuple(argument[rows] for argument in goal.arguments)
@@ -203,7 +206,7 @@ def _best(
     judged = better_layers(list(seen.singles()), maps)
     how = ", ".join(f"{one.layer} {one.value:.3f}" for one in judged)
     rule = f"the best of {len(judged)} by insertion less deletion of the first {len(x)}: {how}"
-    return [network.layer(judged[0].layer)], rule
+    return [network.layer(judged[0].layer)], "best", rule
 
 
 def _candidates(network: Network, goal: Goal) -> list[Layer]:
@@ -295,25 +298,35 @@ class _Work:
                     row = replace(row, check=self._check(one, singles[index], raw))
                 yield photo, raw, row
 
-    def parameters(self) -> dict[str, Any]:
-        """What was asked for, for provenance; once it is done."""
-        used = [one for one in self.methods if one.name not in (self.left_out or {})]
+    def parameters(self, choice: str, rule: str) -> HeatmapParameters:
+        """What was asked for, once it is done; `choice` and `rule` say how the layer was chosen."""
         target = self.goal.target
+        return HeatmapParameters(
+            layer=", ".join(one.path for one in self.layers),
+            layer_choice=choice,
+            layer_rule=rule,
+            method=", ".join(one.name for one in self._used),
+            left_out=self.left_out or {},
+            explained=self.network.head.text if isinstance(target, ClassScore) else target.text,
+            output=self.network.output,
+            smooth=self.smooth,
+            check=self.checked,
+            batch=self.batch,
+            budget=self.asked.budget,
+            precision=self.asked.precision,
+            seed=self.asked.seed,
+        )
+
+    def details(self) -> dict[str, Any]:
+        """What describes the arguments further, for the provenance."""
         return {
-            "output": self.network.output,
-            "layer": ", ".join(one.path for one in self.layers),
-            "method": ", ".join(one.name for one in used),
-            "paper": "; ".join(one.paper for one in used),
-            "left_out": self.left_out or {},
-            "explained": self.network.head.text if isinstance(target, ClassScore) else target.text,
-            "target_details": described(target),
-            "smooth": self.smooth,
-            "check": self.checked,
-            "batch": self.batch,
-            "budget": self.asked.budget,
-            "precision": self.asked.precision,
-            "seed": self.asked.seed,
+            "paper": "; ".join(one.paper for one in self._used),
+            "target_details": described(self.goal.target),
         }
+
+    @property
+    def _used(self) -> list[Method]:
+        return [one for one in self.methods if one.name not in (self.left_out or {})]
 
     def _check_rivals(self, seen: Evidence, photos: Sequence[InputImage]) -> None:
         """A picture's own best class may turn out to be the one that was to be set against it."""

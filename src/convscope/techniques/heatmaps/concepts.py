@@ -13,7 +13,7 @@ from convscope.errors import UsageError
 from convscope.events import Advanced, Progress, Started, tell
 from convscope.images.decode import read_images
 from convscope.networks import Layer, Network, Prediction, open_model
-from convscope.results import Concept, Concepts, provenance
+from convscope.results import Concept, ConceptParameters, Concepts, origin
 
 BATCH = 8
 SWEEPS = 200
@@ -68,12 +68,9 @@ def concepts(
     shares, vectors = factorised(table, count)
     values = shares.reshape(*maps.shape[:3], count).astype(np.float32)
     rows = _rows(network, where, table, shares, vectors)
-    parameters = {
-        **{"layer": where.path, "count": count, "batch": batch, "sweeps": SWEEPS},
-        "paper": "Collins et al. 2018, 1806.10206",
-    }
-    made = provenance(network, "concepts", photos, parameters)
-    return Concepts(made, photos, values, vectors.astype(np.float32), tuple(rows))
+    parameters = ConceptParameters(where.path, count, batch, SWEEPS)
+    made = origin(network, "concepts", photos, details={"paper": "Collins et al. 2018, 1806.10206"})
+    return Concepts(made, parameters, photos, values, vectors.astype(np.float32), tuple(rows))
 
 
 def factorised(table: np.ndarray, count: int, sweeps: int = SWEEPS) -> tuple[np.ndarray, np.ndarray]:

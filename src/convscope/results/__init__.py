@@ -5,17 +5,13 @@ The notebook, the report and the files are made by the same methods, so they can
 
 from __future__ import annotations
 
-import hashlib
 import html
 import io
 import json
-import platform
 import tempfile
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
@@ -26,54 +22,51 @@ from convscope import imaging, limits, saved, schema
 from convscope.errors import ConvscopeError, UsageError, nearest
 from convscope.events import Advanced, Progress, tell
 from convscope.images.decode import InputImage
-from convscope.networks.network import Layer, Network, Prediction, find_layer
+from convscope.networks.network import Layer, Prediction, find_layer
 from convscope.networks.preprocessing import FOUND, GUESS, SET, Preprocessing
+from convscope.results.base import Origin, array_sha256, origin, versions, without_pixels
+from convscope.results.parameters import (
+    ACTIVATION_PARAMETERS,
+    CONCEPT_PARAMETERS,
+    FILTER_PARAMETERS,
+    HEATMAP_PARAMETERS,
+    ActivationParameters,
+    ConceptParameters,
+    FilterParameters,
+    HeatmapParameters,
+    Parameters,
+    RecipeParameters,
+)
 from convscope.saved import PHOTO, PROVENANCE, Shelf, check
 
+__all__ = [
+    "ActivationParameters",
+    "Activations",
+    "Check",
+    "Concept",
+    "ConceptParameters",
+    "Concepts",
+    "FilterParameters",
+    "FilterRow",
+    "Filters",
+    "Folder",
+    "Heatmap",
+    "HeatmapParameters",
+    "HeatmapRow",
+    "LayerStatistics",
+    "Origin",
+    "Parameters",
+    "RecipeParameters",
+    "Result",
+    "array_sha256",
+    "dump",
+    "found",
+    "load",
+    "origin",
+    "versions",
+]
+
 CLASSIC_GAP = 5
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    try:
-        own = version("convscope")
-    except PackageNotFoundError:
-        own = "unknown"
-    others = {name: version(name) for name in ("numpy", "pillow")}
-    return {"convscope": own, "python": platform.python_version(), **others}
-
-
-def provenance(
-    network: Network,
-    technique: str,
-    photos: Sequence[InputImage],
-    parameters: Mapping[str, Any],
-    others: Mapping[str, InputImage | None] = types.MappingProxyType({}),
-) -> dict[str, Any]:
-    """What is needed to make a result again: plain JSON values, and no time, so that the same is the same.
-
-    Args:
-        network, technique, photos: what was done to what.
-        parameters: everything that was asked for and changes the result.
-        others: further images that the result depends on, by what they are: "start", "like".
-    """
-    return {
-        "technique": technique,
-        "parameters": dict(parameters),
-        "network": network.describe(),
-        "pictures": [_identified(photo) for photo in photos],
-        "other_pictures": [{"role": role, **_identified(one)} for role, one in others.items() if one is not None],
-        "versions": versions(),
-    }
-
-
-def _identified(photo: InputImage) -> dict[str, Any]:
-    return {**asdict_image(photo), "pixels_sha256": array_sha256(photo.pixels)}
-
-
-def array_sha256(array: np.ndarray) -> str:
-    """The SHA-256 of an array's values, in hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 class Folder:
@@ -185,20 +178,25 @@ def _save_photos(folder: Folder, photos: Sequence[InputImage]) -> list[dict[str,
     for photo in photos:
         if id(photo) not in files:
             files[id(photo)] = folder.picture(f"photos/{imaging.safe_name(photo.name)}.png", photo.pixels)
-    return [{**asdict_image(photo), "file": files[id(photo)]} for photo in photos]
-
-
-def asdict_image(photo: InputImage) -> dict[str, Any]:
-    """A picture without its pixels."""
-    return {"name": photo.name, "source": photo.source, "notes": list(photo.notes), "sha256": photo.sha256}
+    return [{**without_pixels(photo), "file": files[id(photo)]} for photo in photos]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What all results share: pictures by name, JSON, and a face in a notebook."""
 
-    provenance: dict[str, Any]
+    origin: Origin = field(default_factory=Origin)
+    parameters: Parameters = field(default_factory=Parameters)
     file: ClassVar[str] = ""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is needed to make the result again, as plain JSON values: made to be written, and never read."""
+        return self.origin.provenance(self.parameters.to_json())
+
+    def described(self) -> dict[str, Any]:
+        """The parameters of the provenance."""
+        return {**self.origin.details, **self.parameters.to_json()}
 
     @classmethod
     def load(cls, path: str | PathLike) -> Self:
@@ -227,7 +225,7 @@ class Result:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.provenance.get('network', {}).get('name', 'a network')}>"
+        return f"<{type(self).__name__} of {self.origin.network}>"
 
     def _repr_html_(self) -> str:
         return f"<div>{''.join(_img(picture, name) for name, picture in self.pictures())}</div>"
@@ -289,6 +287,7 @@ class Activations(Result):
         statistics: a row for each picture and layer.
     """
 
+    parameters: ActivationParameters = field(default_factory=ActivationParameters)
     photos: tuple[InputImage, ...] = ()
     layers: tuple[Layer, ...] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -453,7 +452,7 @@ class Activations(Result):
             check_shape(array, (len(photos), *layer.shape), where)
             arrays[layer.path] = array
         return cls(
-            provenance=report["provenance"],
+            *_read_made(report["provenance"], ACTIVATION_PARAMETERS),
             photos=shelf.photos(photos, report["provenance"]),
             layers=layers,
             arrays=arrays,
@@ -620,6 +619,7 @@ class Filters(Result):
         frames: canvases on the way `(n, f, h, w, c)` float32, where they were asked for.
     """
 
+    parameters: FilterParameters = field(default_factory=FilterParameters)
     layer: Layer | None = None
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.float32))
     rows: tuple[FilterRow, ...] = ()
@@ -697,7 +697,7 @@ class Filters(Result):
                 tiles = [imaging.sized_tile(tile, 1, imaging.tile_side(len(tiles))) for tile in tiles]
             return imaging.grid(tiles, columns or (8 if len(tiles) <= 64 else 16), CLASSIC_GAP)
         body = imaging.labelled_grid(self._tiles(order), [self._label(index) for index in order], columns)
-        where = f"{self._where} · {self.provenance.get('network', {}).get('name', 'a network')}"
+        where = f"{self._where} · {self.origin.network}"
         return imaging.page(body, where, self._how, self.summary, self._legend)
 
     def course(self, index: int | None = None, kind: str = "webp") -> bytes:
@@ -808,16 +808,16 @@ class Filters(Result):
             },
             {"look": schema.one_of("classic", "plain", "clipped"), "alpha": schema.text, "frames": schema.text},
         )(report, "")
-        extra = {name: shelf.array(known[name], name) for name in ("alpha", "frames") if name in known}
         found = cls(
-            provenance=report["provenance"],
+            *_read_made(report["provenance"], FILTER_PARAMETERS),
             layer=known["layer"],
             values=shelf.array(known["raw"], "raw"),
             rows=known["filters"],
             preprocessing=known["preprocessing"],
             crop=known["crop"],
             look=known.get("look", "classic"),
-            **extra,
+            alpha=shelf.array(known["alpha"], "alpha") if "alpha" in known else None,
+            frames=shelf.array(known["frames"], "frames") if "frames" in known else None,
         )
         found._check_shapes()
         return found
@@ -883,11 +883,10 @@ class Filters(Result):
     @property
     def _how(self) -> str:
         """Recipe, steps, size and seed, of what is known."""
-        parameters = self.provenance.get("parameters", {})
-        recipe = parameters.get("recipe", {})
-        known = [f"recipe {recipe['name']}, {recipe['steps']} steps"] if {"name", "steps"} <= set(recipe) else []
+        recipe, seed = self.parameters.recipe, self.parameters.seed
+        known = [] if recipe is None else [f"recipe {recipe.name}, {recipe.steps} steps"]
         known += [f"{'x'.join(map(str, self.values.shape[1:3]))} pixels"]
-        known += [f"seed {parameters['seed']}"] if "seed" in parameters else []
+        known += [] if seed is None else [f"seed {seed}"]
         return " · ".join(known)
 
     @property
@@ -919,7 +918,7 @@ class Filters(Result):
         """What is written above each frame: the step where that is known, else its number."""
         assert self.frames is not None
         count = self.frames.shape[1]
-        steps = self.provenance.get("parameters", {}).get("frame_steps")
+        steps = self.parameters.frame_steps
         if steps is not None and len(steps) == count:
             return [f"step {step}" for step in steps]
         return [f"{number} of {count}" for number in range(1, count + 1)]
@@ -1042,6 +1041,7 @@ class Heatmap(Result):
         rows: the words and numbers, one for each map.
     """
 
+    parameters: HeatmapParameters = field(default_factory=HeatmapParameters)
     photos: tuple[InputImage, ...] = ()
     maps: Any = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
     rows: tuple[HeatmapRow, ...] = ()
@@ -1053,8 +1053,9 @@ class Heatmap(Result):
 
     def scaled(self, index: int = 0, compat: str = "convscope") -> np.ndarray:
         """A map at the network's input size (h, w) float32, scaled as another tool would: see `imaging.scaled_map`."""
-        size = self.provenance["network"]["input"]
-        return imaging.scaled_map(self.maps[index], size["height"], size["width"], compat)
+        if self.origin.input_size is None:
+            raise UsageError("the size of the network's input is not known, so a map can't be scaled to it.")
+        return imaging.scaled_map(self.maps[index], *self.origin.input_size, compat)
 
     def panel(self, index: int = 0, paint: imaging.Paint | float = 0.7) -> np.ndarray:
         """Photo, overlay, colour bar and prediction side by side: (H, W, 3) uint8."""
@@ -1124,10 +1125,9 @@ class Heatmap(Result):
         places = [index for index, row in enumerate(self.rows) if row.method == method]
         if not places:
             raise UsageError(f"no map is by {method!r}; {nearest(method, [row.method for row in self.rows])}")
-        parameters = {**self.provenance["parameters"], "method": method}
         return replace(
             self,
-            provenance={**self.provenance, "parameters": parameters},
+            parameters=replace(self.parameters, method=method),
             photos=tuple(self.photos[index] for index in places),
             maps=np.stack([self.maps[index] for index in places]),
             rows=tuple(self.rows[index] for index in places),
@@ -1197,7 +1197,7 @@ class Heatmap(Result):
             fits = one.ndim == 2 and 0 < one.size <= most
             check(fits, f"heatmaps[{index}].raw", "a map (h, w)", f"the shape {one.shape}")
         return cls(
-            provenance=report["provenance"],
+            *_read_made(report["provenance"], HEATMAP_PARAMETERS),
             photos=shelf.photos(photos, report["provenance"]),
             maps=np.stack(maps) if len({one.shape for one in maps}) == 1 else tuple(maps),
             rows=rows,
@@ -1238,6 +1238,7 @@ class Concepts(Result):
         rows: the words and numbers, one for each concept.
     """
 
+    parameters: ConceptParameters = field(default_factory=ConceptParameters)
     photos: tuple[InputImage, ...] = ()
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.float32))
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
@@ -1249,8 +1250,8 @@ class Concepts(Result):
         photo = _at_most(self.photos[index].pixels, 360)
         drawn = imaging.regions(photo, self.values[index], self.values.max(axis=(0, 1, 2)), opacity)
         legend = imaging.legend([row.text for row in self.rows], len(photo))
-        layer = self.provenance["parameters"]["layer"]
-        return imaging.page(imaging.beside([photo, drawn, legend]), self.photos[index].name, f"regions of {layer}")
+        title, where = self.photos[index].name, f"regions of {self.parameters.layer}"
+        return imaging.page(imaging.beside([photo, drawn, legend]), title, where)
 
     def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """A panel for each photo."""
@@ -1291,7 +1292,8 @@ class Concepts(Result):
         check(vectors.ndim == 2 and len(vectors) == count, "vectors", f"{count} vectors", f"the shape {vectors.shape}")
         numbers = [row.number for row in known["concepts"]]
         check(numbers == list(range(count)), "concepts", f"the numbers from 0 to {count - 1}", numbers[:8])
-        return cls(report["provenance"], shelf.photos(photos, report["provenance"]), values, vectors, known["concepts"])
+        made = _read_made(report["provenance"], CONCEPT_PARAMETERS)
+        return cls(*made, shelf.photos(photos, report["provenance"]), values, vectors, known["concepts"])
 
 
 def _heatmap_entry(row: HeatmapRow) -> dict[str, Any]:
@@ -1313,6 +1315,16 @@ _PREPROCESSING = schema.record(
     certainty=schema.one_of(FOUND, GUESS, SET),
 )
 _WITH_PHOTOS: dict[str, schema.Reader] = {"photos": schema.sequence(PHOTO), "provenance": PROVENANCE}
+
+
+def _read_made(provenance: Mapping[str, Any], reader: schema.Reader) -> tuple[Origin, Any]:
+    """The origin and the parameters in a saved provenance that fits `PROVENANCE`."""
+    parameters = reader(provenance["parameters"], "provenance.parameters")
+    network, known = provenance["network"], {one.name for one in fields(parameters)}
+    record = {name: value for name, value in provenance.items() if name != "parameters"}
+    details = {name: value for name, value in provenance["parameters"].items() if name not in known}
+    size = network["input"]["height"], network["input"]["width"]
+    return Origin(network["name"], size, record, details), parameters
 
 
 def check_shape(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:

@@ -1,0 +1,85 @@
+"""What all results share: where they come from, and what was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from convscope.images.decode import InputImage
+from convscope.networks.network import Network
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The network that a result is of, and what else is written about how it was made.
+
+    Attributes:
+        network: the network's name.
+        input_size: height and width in pixels of the images that the network takes; None where it is not known.
+        record: the provenance without its parameters, as plain JSON values; written and never read.
+        details: further entries of its parameters, which only describe; written and never read.
+    """
+
+    network: str = "a network"
+    input_size: tuple[int, int] | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def provenance(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What is needed to make a result again: plain JSON values, and no time, so that the same is the same."""
+        return {**self.record, "parameters": {**self.details, **parameters}}
+
+
+def origin(
+    network: Network,
+    technique: str,
+    images: Sequence[InputImage],
+    others: Mapping[str, InputImage | None] = types.MappingProxyType({}),
+    details: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Origin:
+    """The origin of a result.
+
+    Args:
+        network, technique, images: what was done to what.
+        others: further images that the result depends on, by what they are: "start", "like".
+        details: what describes the arguments beyond the typed parameters of the result.
+    """
+    record = {
+        "technique": technique,
+        "network": network.describe(),
+        "pictures": [_identified(image) for image in images],
+        "other_pictures": [{"role": role, **_identified(one)} for role, one in others.items() if one is not None],
+        "versions": versions(),
+    }
+    return Origin(network.name, network.inputs.size, record, dict(details))
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    try:
+        own = version("convscope")
+    except PackageNotFoundError:
+        own = "unknown"
+    others = {name: version(name) for name in ("numpy", "pillow")}
+    return {"convscope": own, "python": platform.python_version(), **others}
+
+
+def _identified(image: InputImage) -> dict[str, Any]:
+    return {**without_pixels(image), "pixels_sha256": array_sha256(image.pixels)}
+
+
+def without_pixels(image: InputImage) -> dict[str, Any]:
+    """An image without its pixels, as plain JSON values."""
+    return {"name": image.name, "source": image.source, "notes": list(image.notes), "sha256": image.sha256}
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """The SHA-256 of an array's values, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -1,0 +1,183 @@
+"""What a technique was asked for: a frozen dataclass for each, whose fields are the state that the package reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from convscope import schema
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The arguments that changed a result; a default stands for what an older result does not say."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values, for the provenance."""
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class ActivationParameters(Parameters):
+    """The arguments of `activations`.
+
+    Attributes:
+        layers: paths, in the order of execution.
+        memory: the limit of memory, in bytes or as text such as "2GB".
+    """
+
+    layers: tuple[str, ...] = ()
+    memory: int | str = ""
+
+
+@dataclass(frozen=True)
+class RecipeParameters:
+    """The recipe of filters.
+
+    Attributes:
+        name, steps: of the recipe.
+        details: the whole recipe as plain JSON values; written and never read.
+    """
+
+    name: str
+    steps: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FilterParameters(Parameters):
+    """The arguments of `filters`.
+
+    Attributes:
+        layer: path of the first layer of the objectives.
+        channels: numbers; None for objectives that are not channels of one layer.
+        recipe: None where it is not known.
+        size: height and width in pixels.
+        seed: random seed; None where it is not known.
+        seeds: number of random seeds whose results were compared.
+        variants: number of canvases of each objective.
+        batch: number of filters that were optimized side by side.
+        precision: of the optimization, "float32" or "bfloat16".
+        frames: number of canvases on the way that were asked for.
+        frame_steps: the step of each canvas that was kept; None where it is not known.
+        interrupted: True if Ctrl-C came before the last filter was finished.
+        note: what has to be said about the size, or "".
+    """
+
+    layer: str = ""
+    channels: tuple[int, ...] | None = None
+    recipe: RecipeParameters | None = None
+    size: tuple[int, ...] = ()
+    seed: int | None = None
+    seeds: int = 1
+    variants: int = 1
+    batch: int = 0
+    precision: str = "float32"
+    frames: int = 0
+    frame_steps: tuple[int, ...] | None = None
+    interrupted: bool = False
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Parameters.to_json`; the recipe with its details."""
+        recipe = self.recipe and {**self.recipe.details, "name": self.recipe.name, "steps": self.recipe.steps}
+        return {**super().to_json(), "recipe": recipe}
+
+
+LAYER_CHOICES = ("given", "auto", "best", "none")
+
+
+@dataclass(frozen=True)
+class HeatmapParameters(Parameters):
+    """The arguments of `heatmap`.
+
+    Attributes:
+        layer: path of the layer; several are separated by ", "; "" where the methods need none.
+        layer_choice: how the layer was chosen: "given", "auto", "best" (by measuring several), or "none".
+        layer_rule: the same in words, with the measurements.
+        method: name of the method; several are separated by ", ".
+        left_out: the methods of "all" that do not fit the network, each with the reason.
+        explained: the number that was explained, in words.
+        output: name of the network's output.
+        smooth: whether maps of moved and mirrored images were averaged.
+        check: whether the faithfulness of the maps was measured.
+        batch: number of images at a time.
+        budget: number of passes that a sampling method could use; None for the method's own.
+        precision: of the passes of sampling methods.
+        seed: random seed; None where it is not known.
+    """
+
+    layer: str = ""
+    layer_choice: str = "given"
+    layer_rule: str = ""
+    method: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    explained: str = ""
+    output: str = ""
+    smooth: bool = False
+    check: bool = False
+    batch: int = 0
+    budget: int | None = None
+    precision: str = "float32"
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class ConceptParameters(Parameters):
+    """The arguments of `concepts`.
+
+    Attributes:
+        layer: path of the layer.
+        count: number of concepts.
+        batch: number of images at a time.
+        sweeps: number of updates of the factorization.
+    """
+
+    layer: str = ""
+    count: int = 0
+    batch: int = 0
+    sweeps: int = 0
+
+
+# -- readers of saved parameters -------------------------------------------------------------------------
+
+_SEED = schema.optional(schema.whole(-(2**63), 2**64))
+_COUNT = schema.whole(0)
+
+
+def _memory(value: Any, where: str) -> int | str:
+    return schema.text(value, where) if isinstance(value, str) else schema.whole(0, 2**62)(value, where)
+
+
+def _recipe(value: Any, where: str) -> RecipeParameters | None:
+    if value is None:
+        return None
+    known = schema.entries({"name": schema.text, "steps": _COUNT})(value, where)
+    return RecipeParameters(known["name"], known["steps"], known)
+
+
+ACTIVATION_PARAMETERS = schema.record(ActivationParameters, memory=_memory)
+FILTER_PARAMETERS = schema.record(
+    FilterParameters,
+    channels=schema.optional(schema.sequence(_COUNT)),
+    recipe=_recipe,
+    size=schema.sequence(_COUNT),
+    seed=_SEED,
+    frame_steps=schema.optional(schema.sequence(_COUNT)),
+)
+HEATMAP_PARAMETERS = schema.record(
+    HeatmapParameters,
+    layer_choice=schema.one_of(*LAYER_CHOICES),
+    left_out=schema.mapping(schema.text),
+    seed=_SEED,
+)
+CONCEPT_PARAMETERS = schema.record(ConceptParameters)
