@@ -102,7 +102,7 @@ def _weights_of(name: str, maps: np.ndarray, gradients: np.ndarray) -> np.ndarra
     found = []
     for channel in range(maps.shape[-1]):
         one = maps[None, ..., channel : channel + 1], gradients[None, ..., channel : channel + 1]
-        formula = METHODS[name].formula
+        formula = METHODS[name].function
         assert formula is not None
         found.append(float(formula(*one).sum() / maps[..., channel].sum()))
     return np.array(found)
@@ -153,7 +153,7 @@ def eigen() -> dict[str, object]:
     """
     maps = np.full((2, 2, 2), [5.0, 0.0])
     maps[0, 0, 1] = 1.0
-    formula = METHODS["eigen-cam"].formula
+    formula = METHODS["eigen-cam"].function
     assert formula is not None
     return {
         "the paper's, and convscope's eigen-cam": formula(maps[None], maps[None])[0].ravel(),
@@ -169,7 +169,7 @@ def eigen_grad() -> dict[str, object]:
     maps = np.full((2, 2, 2), [5.0, 1.0])
     maps[0, 0, 1] = 3.0
     gradients = np.ones_like(maps)
-    formula = METHODS["eigen-grad-cam"].formula
+    formula = METHODS["eigen-grad-cam"].function
     assert formula is not None
     return {
         "convscope's": formula(maps[None], gradients[None])[0].ravel(),
@@ -187,7 +187,7 @@ def kpca() -> dict[str, object]:
     _torchvision_without_operators()
     tool = importlib.import_module("pytorch_grad_cam.utils.svd_on_activations")
     theirs = np.asarray(tool.get_2d_projection_kernel(np.moveaxis(maps, -1, 0)[None], "sigmoid", None))[0]
-    formula = METHODS["kpca-cam"].formula
+    formula = METHODS["kpca-cam"].function
     assert formula is not None
     ours, mean = formula(maps[None], maps[None])[0], maps.mean(-1).ravel()
     return {

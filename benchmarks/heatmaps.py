@@ -24,8 +24,8 @@ from benchmarks.heatmap_tools import PEERS
 from benchmarks.truth import Case
 from convscope import heatmap, open_model
 from convscope.techniques.heatmaps import faithfulness as faith
-from convscope.techniques.heatmaps.evidence import Asked, Single, look
-from convscope.techniques.heatmaps.methods import METHODS
+from convscope.techniques.heatmaps.evidence import ImageView, TraceSpec, trace
+from convscope.techniques.heatmaps.methods import METHODS, results_of
 from convscope.techniques.heatmaps.targets import goal_of
 
 SLOW = ("score-cam", "rise", "occlusion", "ablation-cam", "smoothgrad", "integrated-gradients", "score", "ablation")
@@ -189,32 +189,32 @@ def curve(setting: Setting, raw: np.ndarray, case: Case) -> tuple[float, float]:
     return faith.deletion(one, places), faith.insertion(one, places)
 
 
-def single(setting: Setting, case: Case) -> Single:
+def single(setting: Setting, case: Case) -> ImageView:
     """The case's picture and score."""
     network = setting.network
     x = network.prepare(truth._pictures([case.pixels]))
     goal = goal_of(network, case.target, None, 1, lambda: np.zeros((1, 1)))
-    return next(look(network, None, goal.target, x, goal.arguments, 1).singles())
+    return next(trace(TraceSpec(network, None, goal.target), x, goal.arguments).views())
 
 
 def badge(setting: Setting, name: str) -> str:
     """The verdicts on the first few pictures, and the means of their numbers."""
     network, method, found = setting.network, METHODS[name], []
-    layer = None if method.at_picture else network.last_spatial_layer()
+    method = method.with_budget(CHEAP[name]) if name in CHEAP else method
+    layer = None if method.at_image else network.last_spatial_layer()
     for case in setting.cases[:CHECKED]:
         one = single(setting, case)
         rows = tuple(argument[None] for argument in one.arguments)
 
-        def remake(x: np.ndarray, one: Single = one, rows: tuple = rows) -> np.ndarray:
-            asked = Asked(budget=CHEAP.get(name))
-            (made,) = method.explain(look(network, layer, one.target, x, rows, 1, resolved=True, asked=asked))
-            return made[0] if isinstance(made, tuple) else made
+        def remake(x: np.ndarray, one: ImageView = one, rows: tuple = rows) -> np.ndarray:
+            (made,) = results_of(method, trace(TraceSpec(network, layer, one.target), x, rows, resolved=True))
+            return made.heat
 
         found.append(judged(one, remake))
     return verdicts(found)
 
 
-def judged(one: Single, remake: Callable[[np.ndarray], np.ndarray]) -> tuple[str, float, float]:
+def judged(one: ImageView, remake: Callable[[np.ndarray], np.ndarray]) -> tuple[str, float, float]:
     """The badge, likeness to maps of scrambled weights and of noisy copies."""
     raw = remake(one.x)
     scrambled = faith.randomisation(one, raw, remake)

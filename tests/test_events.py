@@ -50,9 +50,9 @@ def test_a_heatmap_is_told_with_its_map(network, photo):
     items = [event.item for event in found if isinstance(event, ItemFinished)]
     result = convscope.heatmap(network, [photo, photo])
     assert len(items) == 2
-    for (image, raw, row), one, other in zip(items, result.rows, result.maps, strict=True):
-        np.testing.assert_array_equal(raw, other)
-        assert (image.name, row) == (one.image, one)
+    for item, one, other in zip(items, result.rows, result.maps, strict=True):
+        np.testing.assert_array_equal(item.heat, other)
+        assert (item.image.name, item.row) == (one.image, one)
 
 
 def test_a_filter_is_told_when_it_is_finished(network):

@@ -1,4 +1,4 @@
-"""How far a heatmap can be believed: measures against known curves, and controls that have to fail."""
+"""How far to trust a heatmap: measures against known curves, and controls that have to fail."""
 
 from contextlib import suppress
 
@@ -13,7 +13,7 @@ from test_pixels import linear_network  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.techniques.heatmaps import faithfulness as faith  # noqa: E402
-from convscope.techniques.heatmaps.evidence import look  # noqa: E402
+from convscope.techniques.heatmaps.evidence import TraceSpec, trace  # noqa: E402
 from convscope.techniques.heatmaps.ranks import rank_correlation  # noqa: E402
 from convscope.techniques.heatmaps.targets import goal_of  # noqa: E402
 
@@ -21,7 +21,7 @@ from convscope.techniques.heatmaps.targets import goal_of  # noqa: E402
 def single_of(network, picture, target=1, layer=None):
     x = network.prepare(convscope.images.decode.read_images([picture]))
     goal = goal_of(network, target, None, 1, lambda: None)
-    return next(look(network, layer, goal.target, x, goal.arguments, 1).singles())
+    return next(trace(TraceSpec(network, layer, goal.target), x, goal.arguments).views())
 
 
 def random_picture(side=8, seed=0):
@@ -146,14 +146,14 @@ def test_random_maps_fail_whether_they_are_the_same_or_not(photo):
     source = np.random.default_rng(1)
     fresh = faith.check(single, fixed, lambda x: source.random((20, 24)))
     assert fresh.randomisation < 0.2
-    assert fresh.badge == "fail"  # noise that nobody sees changes it
+    assert fresh.badge == "fail"  # imperceptible noise changes it
 
 
 def test_a_constant_map_fails(photo):
     single = single_of(open_model(gap_network(), preprocess="0..1"), photo)
     flat = np.ones((8, 10))
     found = faith.check(single, flat, lambda x: flat)
-    assert (found.badge, found.reason[:27]) == ("fail", "the map is the same everywh")
+    assert (found.badge, found.reason[:27]) == ("fail", "the map has the same value ")
 
 
 @pytest.mark.parametrize(
@@ -205,13 +205,10 @@ def test_a_map_that_uses_all_weights_changes_with_them(photo):
 
     def remake(x):
         return convscope.techniques.heatmaps.METHODS["hirescam"].explain(
-            look(
-                network,
-                network.layer("conv_b"),
-                single.target,
+            trace(
+                TraceSpec(network, network.layer("conv_b"), single.target),
                 x,
                 tuple(a[None] for a in single.arguments),
-                1,
                 resolved=True,
             )
         )[0]

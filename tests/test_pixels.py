@@ -13,7 +13,7 @@ from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.imaging import resize_map  # noqa: E402
 from convscope.techniques.heatmaps.methods import METHODS  # noqa: E402
-from convscope.techniques.heatmaps.perturbation import _guessed, _spread  # noqa: E402
+from convscope.techniques.heatmaps.perturbation import _estimated, _spread  # noqa: E402
 from convscope.techniques.heatmaps.ranks import rank_correlation  # noqa: E402
 
 
@@ -43,7 +43,7 @@ def test_of_a_linear_network_pixel_methods_are_its_weights(photo):
     assert found.maps[1].sum() == pytest.approx(found.rows[0].score - bias, rel=1e-3)
 
 
-def test_slopes_are_differences(photo):
+def test_input_gradients_are_differences(photo):
     smooth = keras.Sequential(  # without a kink that a difference could step over
         [
             layers.Input((16, 16, 3)),
@@ -263,7 +263,7 @@ def test_guesses_leave_one_out_in_closed_form():
     masks = random.random((14, 20))
     scores = masks[:, :4].sum(axis=1) + random.normal(0, 0.01, 14)
     passed = np.array(sorted(_spread(masks, 9)))
-    guessed, left_out = _guessed(masks, passed, scores[passed])
+    guessed, left_out = _estimated(masks, passed, scores[passed])
     np.testing.assert_array_equal(guessed[passed], scores[passed])
     squares = ((masks[:, None] - masks[None]) ** 2).sum(-1)
     kernel = np.exp(-squares / (2 * np.median(squares[np.ix_(passed, passed)])))
@@ -305,7 +305,7 @@ def test_finer_cam_takes_away_what_similar_classes_see_too(photo):
         convscope.heatmap(network, photo, "conv:1", "conv", method="finer-cam")
 
 
-def test_shapley_cam_takes_half_of_the_curvature_away(photo):
+def test_shapley_cam_subtracts_half_of_the_hessian_vector_product(photo):
     """Of squares of the maps the Hessian's product is the gradient itself, so half of Grad-CAM is left."""
     picture = layers.Input((20, 24, 3))
     x = layers.Conv2D(6, 5, strides=2, activation="relu", name="conv")(picture)
@@ -317,7 +317,7 @@ def test_shapley_cam_takes_half_of_the_curvature_away(photo):
     assert np.abs(found.maps[0]).max() > 0
 
 
-def test_without_curvature_shapley_cam_is_grad_cam(photo):
+def test_with_a_hessian_of_zero_shapley_cam_is_grad_cam(photo):
     network = open_model(gap_network(), preprocess="0..1")
     found = convscope.heatmap(network, photo, 1, method=["grad-cam", "shapley-cam"])
     np.testing.assert_allclose(found.maps[1], found.maps[0], rtol=1e-4, atol=1e-7)
@@ -351,7 +351,7 @@ def test_smoothing_treats_a_picture_and_its_mirror_image_alike(photo):
 
 
 def test_every_method_has_a_paper_and_its_one_pass_or_more():
-    assert {name for name, one in METHODS.items() if one.at_picture} == {
+    assert {name for name, one in METHODS.items() if one.at_image} == {
         *("saliency", "input-x-gradient", "smoothgrad", "integrated-gradients", "guided-backprop"),
         *("occlusion", "rise", "full-grad"),
     }

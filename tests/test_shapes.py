@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, UInt8, jaxtyped
 from convscope import imaging
 from convscope.images.decode import InputImage, fit_batch, read_images
 from convscope.networks.preprocessing import PRESETS, Preprocessing
-from convscope.techniques.heatmaps.methods import METHODS
+from convscope.techniques.heatmaps.methods import METHODS, Formula
 
 
 def random(*shape):
@@ -25,7 +25,7 @@ def photo(height, width):
 def heatmap_method(
     name: str, maps: Float[np.ndarray, "n h w c"], gradients: Float[np.ndarray, "n h w c"]
 ) -> Float32[np.ndarray, "n h w"]:
-    return METHODS[name].formula(maps, gradients)
+    return METHODS[name].function(maps, gradients)
 
 
 @jaxtyped(typechecker=beartype)
@@ -60,7 +60,7 @@ def batched(photos: list[InputImage], count: Any) -> Float32[np.ndarray, "n 20 2
     return made
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.formula])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if isinstance(method, Formula)])
 def test_heatmap_methods(name):
     # The same gradient at each place, since method cam takes no other.
     heatmap_method(name, random(2, 5, 7, 3), np.broadcast_to(random(2, 1, 1, 3), (2, 5, 7, 3)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from convscope import schema
@@ -23,6 +23,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
     return value
 
 
@@ -93,6 +95,19 @@ class FilterParameters(Parameters):
         return {**super().to_json(), "recipe": recipe}
 
 
+@dataclass(frozen=True)
+class MethodParameters:
+    """A heatmap method.
+
+    Attributes:
+        name: of the method.
+        options: the value of each of its options.
+    """
+
+    name: str
+    options: Mapping[str, int | float | bool | str | None] = field(default_factory=dict)
+
+
 LAYER_CHOICES = ("given", "auto", "best", "none")
 
 
@@ -105,6 +120,7 @@ class HeatmapParameters(Parameters):
         layer_choice: how the layer was chosen: "given", "auto", "best" (by measuring several), or "none".
         layer_rule: the same in words, with the measurements.
         method: name of the method; several are separated by ", ".
+        methods: the same with their options.
         left_out: the methods of "all" that do not fit the network, each with the reason.
         explained: the number that was explained, in words.
         output: name of the network's output.
@@ -129,6 +145,7 @@ class HeatmapParameters(Parameters):
     budget: int | None = None
     precision: str = "float32"
     seed: int | None = None
+    methods: tuple[MethodParameters, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +182,14 @@ def _recipe(value: Any, where: str) -> RecipeParameters | None:
     return RecipeParameters(known["name"], known["steps"], known)
 
 
+def _option(value: Any, where: str) -> int | float | bool | str | None:
+    if value is None or isinstance(value, bool):
+        return value
+    reader = schema.text if isinstance(value, str) else schema.whole() if isinstance(value, int) else schema.number
+    found: int | float | str = reader(value, where)
+    return found
+
+
 ACTIVATION_PARAMETERS = schema.record(ActivationParameters, memory=_memory)
 FILTER_PARAMETERS = schema.record(
     FilterParameters,
@@ -179,5 +204,6 @@ HEATMAP_PARAMETERS = schema.record(
     layer_choice=schema.one_of(*LAYER_CHOICES),
     left_out=schema.mapping(schema.text),
     seed=_SEED,
+    methods=schema.sequence(schema.record(MethodParameters, options=schema.mapping(_option))),
 )
 CONCEPT_PARAMETERS = schema.record(ConceptParameters)

@@ -6,16 +6,18 @@ None needs a framework; all are raw and signed, before ReLU and scaling. The las
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from convscope.techniques.heatmaps.evidence import Evidence, explains_a_class
-from convscope.techniques.heatmaps.methods import Unfit, explained, method
+from convscope.techniques.heatmaps.methods import Method, Unfit, formula, registered
+from convscope.techniques.heatmaps.options import option
 
 CLASSLESS = "no class plays a part in it"
 
 
-@method("grad-cam", "Selvaraju et al. 2017, Grad-CAM, arXiv:1610.02391, eq. 1 and 2 before the ReLU")
+@formula("grad-cam", "Selvaraju et al. 2017, Grad-CAM, arXiv:1610.02391, eq. 1 and 2 before the ReLU")
 def grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Sum of the maps, each weighted with the mean of its gradient over space.
 
@@ -30,19 +32,19 @@ def grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return np.einsum("nhwc,nc->nhw", maps, weights).astype(np.float32)
 
 
-@method("hirescam", "Draelos and Carin 2020, Use HiResCAM instead of Grad-CAM, arXiv:2011.08891, eq. 5")
+@formula("hirescam", "Draelos and Carin 2020, Use HiResCAM instead of Grad-CAM, arXiv:2011.08891, eq. 5")
 def hirescam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Sum over channels of map times gradient, place by place; the arguments and the result are those of `grad_cam`."""
     return np.einsum("nhwc,nhwc->nhw", maps, gradients, dtype=np.float64).astype(np.float32)
 
 
-@method("layercam", "Jiang et al. 2021, LayerCAM, IEEE TIP 30, eq. 5 and 6 before the ReLU")
+@formula("layercam", "Jiang et al. 2021, LayerCAM, IEEE TIP 30, eq. 5 and 6 before the ReLU")
 def layercam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Sum over channels of map times the positive part of its gradient; else as `grad_cam`."""
     return np.einsum("nhwc,nhwc->nhw", maps, np.maximum(gradients, 0), dtype=np.float64).astype(np.float32)
 
 
-@method("cam", "Zhou et al. 2016, Learning Deep Features for Discriminative Localization, arXiv:1512.04150, eq. 2")
+@formula("cam", "Zhou et al. 2016, Learning Deep Features for Discriminative Localization, arXiv:1512.04150, eq. 2")
 def cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Sum of the maps, each weighted by the dense layer after a global average pooling; else as `grad_cam`.
 
@@ -63,7 +65,7 @@ def cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return grad_cam(maps, gradients) * (maps.shape[1] * maps.shape[2])
 
 
-@method("xgrad-cam", "Fu et al. 2020, Axiom-based Grad-CAM, arXiv:2008.02312, eq. 6")
+@formula("xgrad-cam", "Fu et al. 2020, Axiom-based Grad-CAM, arXiv:2008.02312, eq. 6")
 def xgrad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Sum of the maps, each weighted with the mean of its gradient where the map is strong; else as `grad_cam`.
 
@@ -77,9 +79,9 @@ def xgrad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return np.einsum("nhwc,nc->nhw", maps, weights).astype(np.float32)
 
 
-@method("grad-cam++", "Chattopadhay et al. 2018, Grad-CAM++, arXiv:1710.11063, eq. 10 to 12 with eq. 19")
+@formula("grad-cam++", "Chattopadhay et al. 2018, Grad-CAM++, arXiv:1710.11063, eq. 10 to 12 with eq. 19")
 def grad_cam_plus_plus(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
-    """Sum of the maps, each weighted with its positive gradients as far as these are rare; else as `grad_cam`.
+    """Sum of the maps, each weighted with its positive gradients, the more the rarer these are; else as `grad_cam`.
 
     The paper's alpha, g^2 / (2 g^2 + g^3 sum A), is 1 / (2 + g sum A): without 0 / 0 where g is 0, and without a
     number in the denominator that would outweigh small gradients. Where g sum A is -2 it has no value and counts as 0.
@@ -92,25 +94,24 @@ def grad_cam_plus_plus(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return np.einsum("nhwc,nc->nhw", maps, weights).astype(np.float32)
 
 
-@method("eigen-cam", "Muhammad and Yeasin 2020, Eigen-CAM, arXiv:2008.00299, eq. 3: not centred", warning=CLASSLESS)
+@formula("eigen-cam", "Muhammad and Yeasin 2020, Eigen-CAM, arXiv:2008.00299, eq. 3: not centred", warning=CLASSLESS)
 def eigen_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """The maps' first principal component, whatever the class: no gradient is used; else as `grad_cam`.
 
-    Its sign, which a decomposition leaves open, is the one that makes its sum positive: with maps that have been
-    through a ReLU no place is negative then.
+    A decomposition leaves its sign open; here its sum is positive, so that after a ReLU no place is negative.
     """
     return np.stack([_upright(_component(one)) for one in maps]).astype(np.float32)
 
 
-@method(
+@formula(
     "eigen-cam-centred",
-    "Muhammad and Yeasin 2020, Eigen-CAM, with each channel's mean taken away first",
+    "Muhammad and Yeasin 2020, Eigen-CAM, of each channel less its mean",
     warning=CLASSLESS,
 )
 def eigen_cam_centred(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """As `eigen_cam` of maps less their mean over space, which is how several tools compute it.
 
-    Its sum is zero, so its sign is the one in which it goes along with the mean of the channels.
+    Its sum is zero, so its sign is the one with which it correlates with the mean of the channels.
     """
     less = maps - maps.mean(axis=(1, 2), keepdims=True)
     return np.stack([_along(_component(one), whole.mean(-1)) for one, whole in zip(less, maps, strict=True)]).astype(
@@ -118,9 +119,9 @@ def eigen_cam_centred(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     )
 
 
-@method("eigen-grad-cam", "the first principal component of map times gradient, as pytorch-grad-cam defines it")
+@formula("eigen-grad-cam", "the first principal component of map times gradient, as pytorch-grad-cam defines it")
 def eigen_grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
-    """The first principal component of map times gradient, not centred; its sign goes along with `hirescam`."""
+    """The first principal component of map times gradient, not centred; its sign correlates with `hirescam`."""
     products = maps.astype(np.float64) * gradients
     return np.stack([_along(_component(one), one.sum(-1)) for one in products]).astype(np.float32)
 
@@ -128,7 +129,7 @@ def eigen_grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
 MOST_PLACES = 4096  # of a map, for a matrix of all pairs of them
 
 
-@method("kpca-cam", "Karmani et al. 2024, KPCA-CAM, arXiv:2410.00267, with a sigmoid kernel", warning=CLASSLESS)
+@formula("kpca-cam", "Karmani et al. 2024, KPCA-CAM, arXiv:2410.00267, with a sigmoid kernel", warning=CLASSLESS)
 def kpca_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """The first kernel principal component of the places of the centred maps, kernel tanh(x y / c + 1).
 
@@ -174,49 +175,69 @@ def _upright(heat: np.ndarray) -> np.ndarray:
 
 
 def _along(heat: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """With the sign in which it goes along with another map, about their means."""
+    """With the sign with which it correlates with another map."""
     return -heat if ((heat - heat.mean()) * (direction - direction.mean())).sum() < 0 else heat
 
 
 # -- from a pass or a product more -----------------------------------------------------------------------
 
-SIMILAR = 3  # classes that FinerCAM sets against the explained one
-CONTRAST = 0.6  # how much of their scores it takes away
 
+@registered
+@dataclass(frozen=True)
+class FinerCAM(Method):
+    """Grad-CAM of the class's score less `alpha` times those of the classes whose scores are the nearest to it.
 
-@explained("finer-cam", "Zhang et al. 2025, Finer-CAM, arXiv:2501.11309, with 3 similar classes and a contrast of 0.6")
-def finer_cam(evidence: Evidence) -> Sequence[np.ndarray]:
-    """Grad-CAM of the class's score less 0.6 times those of the three classes whose scores are the nearest to it.
+    These are weighted with their probabilities, or alike where there are none.
 
-    The three are weighted with their probabilities, or alike where there are none.
-
-    Raises:
-        Unfit: no class is explained, or there is no other one.
+    Attributes:
+        alpha: how much of their scores is subtracted.
+        rivals: how many of them.
     """
-    if not explains_a_class(evidence) or evidence.logits is None or evidence.logits.shape[-1] < 2:
-        raise Unfit("method 'finer-cam' sets a class against those like it; it needs a class and at least one more.")
-    (weights,) = evidence.arguments
-    contrasted = np.stack([_contrasted(evidence, *pair) for pair in zip(evidence.logits, weights, strict=True)])
-    return list(grad_cam(evidence.maps, evidence.gradients_of((contrasted,))))
+
+    name = "finer-cam"
+    paper = "Zhang et al. 2025, Finer-CAM, arXiv:2501.11309"
+    alpha: float = option(0.6, "share of the scores of the similar classes that is subtracted", low=0)
+    rivals: int = option(3, "number of similar classes", low=1)
+
+    def explain(self, evidence: Evidence) -> Sequence[np.ndarray]:
+        """See `Method.explain`.
+
+        Raises:
+            Unfit: no class is explained, or there is no other one.
+        """
+        if not explains_a_class(evidence) or evidence.logits is None or evidence.logits.shape[-1] < 2:
+            raise Unfit(
+                "method 'finer-cam' compares a class with those like it; expected a class and at least one more, "
+                f"found {evidence.target.text}. Use grad-cam."
+            )
+        (weights,) = evidence.arguments
+        contrasted = [self._contrasted(evidence, *pair) for pair in zip(evidence.logits, weights, strict=True)]
+        return list(grad_cam(evidence.maps, evidence.gradients_of((np.stack(contrasted),))))
+
+    def _contrasted(self, evidence: Evidence, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The weights `(classes,)` of one image's scores with the similar classes subtracted."""
+        target = int(weights.argmax())
+        order = np.argsort(np.abs(logits - logits[target]), kind="stable")
+        similar = order[order != target][: self.rivals]
+        probabilities = evidence.network.head.probabilities(logits[None])
+        shares = np.ones(len(similar)) if probabilities is None else probabilities[0, similar].astype(np.float64)
+        shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(similar), 1 / len(similar))
+        found = weights.astype(np.float32).copy()
+        found[similar] -= self.alpha * shares
+        return found
 
 
-def _contrasted(evidence: Evidence, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weights `(classes,)` of one picture's scores with the similar classes taken away."""
-    target = int(weights.argmax())
-    order = np.argsort(np.abs(logits - logits[target]), kind="stable")
-    similar = order[order != target][:SIMILAR]
-    probabilities = evidence.network.head.probabilities(logits[None])
-    shares = np.ones(len(similar)) if probabilities is None else probabilities[0, similar].astype(np.float64)
-    shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(similar), 1 / len(similar))
-    found = weights.astype(np.float32).copy()
-    found[similar] -= CONTRAST * shares
-    return found
-
-
-@explained("shapley-cam", "Cai 2025, ShapleyCAM, arXiv:2501.06261")
-def shapley_cam(evidence: Evidence) -> Sequence[np.ndarray]:
+@registered
+@dataclass(frozen=True)
+class ShapleyCAM(Method):
     """Sum of the maps, weighted with the mean over space of g - H A / 2, H the Hessian of the score in the map A.
 
     Where the score is piecewise linear in the map (ReLU networks, logits) H is zero and this is Grad-CAM.
     """
-    return list(grad_cam(evidence.maps, evidence.gradients - evidence.curvature() / 2))
+
+    name = "shapley-cam"
+    paper = "Cai 2025, ShapleyCAM, arXiv:2501.06261"
+
+    def explain(self, evidence: Evidence) -> Sequence[np.ndarray]:
+        """See `Method.explain`."""
+        return list(grad_cam(evidence.maps, evidence.gradients - evidence.hessian_vector_product() / 2))

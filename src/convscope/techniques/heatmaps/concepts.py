@@ -1,4 +1,4 @@
-"""Deep Feature Factorisation: the regions that a layer tells apart, over all pictures, and what each speaks for.
+"""Deep Feature Factorisation: the regions that a layer distinguishes, and the classes that each supports.
 
 Collins et al. 2018, Deep Feature Factorization for Concept Discovery, arXiv:1806.10206.
 """
@@ -29,9 +29,9 @@ def concepts(
     batch: int = BATCH,
     progress: Progress = None,
 ) -> Concepts:
-    """The regions of some pictures that look alike to a layer.
+    """The regions of some images that are similar to a layer.
 
-    The positive part of the layer's maps of all pictures, a row for each place, is brought near a product of two
+    The positive part of the layer's maps of all images, a row for each place, is brought near a product of two
     matrices without negative values: how much of each concept is at a place, and what a concept is made of.
 
     Args:
@@ -39,11 +39,11 @@ def concepts(
         images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
         count: how many concepts.
         layer: a path, or "auto" for the last layer whose map has more than one cell.
-        batch: pictures at a time.
+        batch: images at a time.
         progress: called with each event (`convscope.events`).
 
     Returns:
-        how much of each concept is at each place, and for each the classes that a map full of it speaks for.
+        how much of each concept is at each place, and for each the classes that a map full of it supports.
 
     Raises:
         UsageError: no such layer, or one without a map; more concepts than channels or places; ImageError.
@@ -64,7 +64,7 @@ def concepts(
     if not 1 <= count <= min(table.shape):
         raise UsageError(f"expected 1 to {min(table.shape)} concepts of {where.path}, found {count}.")
     if not table.any():
-        raise UsageError(f"nothing in {where.path} is positive for these pictures, so there is nothing to factorise.")
+        raise UsageError(f"nothing in {where.path} is positive for these images, so there is nothing to factorise.")
     shares, vectors = factorised(table, count)
     values = shares.reshape(*maps.shape[:3], count).astype(np.float32)
     rows = _rows(network, where, table, shares, vectors)
@@ -120,9 +120,9 @@ def _rows(network: Network, layer: Layer, table: np.ndarray, shares: np.ndarray,
 
 
 def _classes(network: Network, layer: Layer, shares: np.ndarray, vectors: np.ndarray) -> list[tuple[Prediction, ...]]:
-    """The best classes of a map that is full of each concept, as strong as it is where it is the strongest.
+    """The best classes of a map that is full of each concept, at its 99th percentile.
 
-    What passes the layer by (the shortcut of a residual block) is that of a picture of zeros.
+    What bypasses the layer (the shortcut of a residual block) is that of an image of zeros.
     """
     if network.head.kind == "maps" or not layer.on_path:
         return [()] * len(vectors)

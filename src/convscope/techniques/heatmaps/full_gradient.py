@@ -1,6 +1,6 @@
 """FullGrad: what the pixels and the biases of a network add up to.
 
-A network of affine layers and ReLUs is, around one picture, a linear function, whose value is the sum of pixel times
+A network of affine layers and ReLUs is, around one image, a linear function, whose value is the sum of pixel times
 gradient over all pixels and of bias times gradient over all biases. Integrated gradients account for the difference of
 two scores, this for the whole of one.
 """
@@ -8,6 +8,7 @@ two scores, this for the whole of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import add
 from typing import Any
@@ -16,37 +17,44 @@ import numpy as np
 
 from convscope.imaging import resize_map
 from convscope.networks import Layer, Network
-from convscope.techniques.heatmaps.evidence import Single
-from convscope.techniques.heatmaps.methods import Made, replayed
+from convscope.techniques.heatmaps.evidence import ImageView
+from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, registered
 from convscope.techniques.heatmaps.targets import Target
 
 # Kinds of layers that are affine, so that what they answer to zeros is their bias.
 AFFINE = frozenset({"conv", "dense", "norm", "rescaling", "merge", "padding"})
 
 
-@replayed("full-grad", "Srinivas and Fleuret 2019, Full-Gradient Representation, arXiv:1905.00780", at_picture=True)
-def full_grad(single: Single) -> Made:
+@registered
+@dataclass(frozen=True)
+class FullGrad(PerImageMethod):
     """Pixel times gradient and, of each layer, bias times gradient, as sizes over their layer's range (equation 6).
 
     The bias of a norm with fixed statistics is what it answers to zeros. Layers without places have no part in the map.
-
-    Returns:
-        `(h, w)`, not negative, and how far all contributions, signed, are from the score (0 in a network of ReLUs).
+    The map `(h, w)` is not negative; the note says how far the sum of all signed contributions is from the score (0 in
+    a network of ReLUs).
     """
-    affine = _affine(single.network, single.target)
-    layers = [one for one in affine if not _bent(single.network, one) or single.network.linearisable(one.path)]
-    contributions = _contributions(single, layers)
-    size = single.x.shape[1:3]
-    heat = np.zeros(size)
-    for one in contributions:
-        if one.ndim == 3 and max(one.shape[:2]) > 1:
-            heat += resize_map(_over_range(np.abs(one)).sum(axis=-1), *size)
-    total = sum(float(one.sum(dtype=np.float64)) for one in contributions)
-    missing = abs(total - single.whole) / max(abs(single.whole), 1e-12)
-    note = f"sums up to {total:.4g} of {single.whole:.4g}: {100 * missing:.1f} % off"
-    if len(layers) < len(affine):
-        note += f", without the biases of {len(affine) - len(layers)} layers that are called more than once"
-    return heat.astype(np.float32), note
+
+    name = "full-grad"
+    paper = "Srinivas and Fleuret 2019, Full-Gradient Representation, arXiv:1905.00780"
+    at_image = True
+
+    def explain_image(self, view: ImageView) -> MethodResult:
+        """See `PerImageMethod.explain_image`."""
+        affine = _affine(view.network, view.target)
+        layers = [one for one in affine if not _nonlinear(view.network, one) or view.network.linearisable(one.path)]
+        contributions = _contributions(view, layers)
+        size = view.x.shape[1:3]
+        heat = np.zeros(size)
+        for one in contributions:
+            if one.ndim == 3 and max(one.shape[:2]) > 1:
+                heat += resize_map(_over_range(np.abs(one)).sum(axis=-1), *size)
+        total = sum(float(one.sum(dtype=np.float64)) for one in contributions)
+        missing = abs(total - view.score) / max(abs(view.score), 1e-12)
+        note = f"sums up to {total:.4g} of {view.score:.4g}: {100 * missing:.1f} % off"
+        if len(layers) < len(affine):
+            note += f", without the biases of {len(affine) - len(layers)} layers that are called more than once"
+        return MethodResult(heat.astype(np.float32), note)
 
 
 def _over_range(sizes: np.ndarray) -> np.ndarray:
@@ -54,18 +62,20 @@ def _over_range(sizes: np.ndarray) -> np.ndarray:
     return (sizes - low) / (high - low) if high > low else np.zeros_like(sizes)
 
 
-def _contributions(single: Single, layers: Sequence[Layer]) -> list[np.ndarray]:
+def _contributions(view: ImageView, layers: Sequence[Layer]) -> list[np.ndarray]:
     """What the pixels `(h, w, c)` and the biases of each of `layers`, `(h, w, c)` or `(c,)`, add to the score."""
-    network, target = single.network, single.target
-    key = (target, single.x.shape)
+    network, target = view.network, view.target
+    key = (target, view.x.shape)
     answering = network.program(("biases", *key), lambda: network.compile(_answering_zeros(network, layers)))
-    sloping = network.program(("full gradient", *key), lambda: network.compile(_sloping(network, target, layers)))
-    x = network.tensor(single.x)
+    differentiating = network.program(
+        ("full gradient", *key), lambda: network.compile(_gradients(network, target, layers))
+    )
+    x = network.tensor(view.x)
     zeros = tuple(network.tensor(np.zeros((1, *layer.shape), np.float32)) for layer in layers)
-    at_pixels, *gradients = sloping(x, zeros, *(network.tensor(argument[None]) for argument in single.arguments))
-    found = [single.x[0] * network.numpy(at_pixels)[0]]
+    at_pixels, *gradients = differentiating(x, zeros, *(network.tensor(argument[None]) for argument in view.arguments))
+    found = [view.x[0] * network.numpy(at_pixels)[0]]
     for bias, gradient in zip(answering(x), gradients, strict=True):
-        # 0 / 0, where one thing that comes from the picture is divided by another, is no bias.
+        # 0 / 0, where one thing that comes from the image is divided by another, is no bias.
         found.append(np.nan_to_num(network.numpy(bias)[0], nan=0, posinf=0, neginf=0) * network.numpy(gradient)[0])
     return found
 
@@ -77,15 +87,15 @@ def _affine(network: Network, target: Target) -> list[Layer]:
     return [layer for layer in network.layers[: last + 1] if layer.on_path and layer.kind in AFFINE]
 
 
-def _bent(network: Network, layer: Layer) -> bool:
+def _nonlinear(network: Network, layer: Layer) -> bool:
     """True if the layer ends in a non-linearity of its own, other than the head's, which is undone."""
     return layer.activation is not None and layer.path != network.head.layer
 
 
 def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
-    """From pictures what each of `layers` answers, before its own non-linearity, where all before it is zero."""
+    """From images what each of `layers` answers, before its own non-linearity, where all before it is zero."""
     silenced = [layer.path for layer in network.layers if layer.on_path and layer.kind != "model"]
-    bent = tuple(layer.path for layer in layers if _bent(network, layer))
+    nonlinear = tuple(layer.path for layer in layers if _nonlinear(network, layer))
 
     def answer(run: Callable, x: Any) -> list:
         found: dict[str, Any] = {}
@@ -95,20 +105,20 @@ def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
             return network.ops.zeros(activation.shape)
 
         rules = {path: partial(silence, path) for path in silenced}
-        run(network.ops.zeros(x.shape), rules=rules, linear=bent)
+        run(network.ops.zeros(x.shape), rules=rules, linear=nonlinear)
         return [found[layer.path] for layer in layers]
 
     return answer
 
 
-def _sloping(network: Network, target: Target, layers: Sequence[Layer]) -> Callable:
-    """From pictures the gradient at their pixels, and at what each of `layers` answers before its non-linearity."""
+def _gradients(network: Network, target: Target, layers: Sequence[Layer]) -> Callable:
+    """From images the gradient at their pixels, and at what each of `layers` answers before its non-linearity."""
 
-    def slope(run: Callable, x: Any, zeros: tuple, *arguments: Any) -> list:
+    def gradients(run: Callable, x: Any, zeros: tuple, *arguments: Any) -> list:
         def score(changed: tuple) -> tuple:
             pixels, *deltas = changed
             rules = {layer: partial(add, delta) for layer, delta in zip(layers, deltas, strict=True)}
-            before = {layer.path: rule for layer, rule in rules.items() if _bent(network, layer)}
+            before = {layer.path: rule for layer, rule in rules.items() if _nonlinear(network, layer)}
             after = {layer.path: rule for layer, rule in rules.items() if layer.path not in before}
             seen = run(pixels, record=target.record, rules=after, before=before, outputs=target.scores)
             values = target.score(network.ops, seen.logits, seen.activations, arguments)
@@ -116,4 +126,4 @@ def _sloping(network: Network, target: Target, layers: Sequence[Layer]) -> Calla
 
         return list(network.value_and_grad(score)((x, *zeros))[1])
 
-    return slope
+    return gradients

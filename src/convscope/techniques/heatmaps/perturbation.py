@@ -1,4 +1,4 @@
-"""Heatmaps from replaying the network while parts of a layer's map, or of the picture, are taken away.
+"""Heatmaps from replaying the network while parts of a layer's map, or of the image, are removed.
 
 Memory is bounded by the chunk of `evidence` and not by the number of channels or masks.
 """
@@ -6,76 +6,91 @@ Memory is bounded by the chunk of `evidence` and not by the number of channels o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from convscope.errors import UsageError
 from convscope.imaging import resize_map
-from convscope.techniques.heatmaps.evidence import Single
-from convscope.techniques.heatmaps.methods import Made, replayed
+from convscope.techniques.heatmaps.evidence import ImageView
+from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, Unfit, registered
+from convscope.techniques.heatmaps.options import option
 from convscope.techniques.heatmaps.ranks import rank_correlation
 
-CELLS = 8  # occlusion: patches of a side, half of which lies under the next one
-MASKS = 1000  # of RISE
-GRID, SHOWN = 7, 0.5  # of RISE: cells of a side, and the share that is seen
+PATCHES = 8  # of a side, where the size of a patch is left open
 
 
-@replayed("ablation-cam", "Desai and Ramaswamy 2020, Ablation-CAM, WACV 2020, eq. 3")
-def ablation_cam(single: Single) -> np.ndarray:
+@registered
+@dataclass(frozen=True)
+class AblationCAM(PerImageMethod):
     """Sum of the maps, each weighted with what the score loses without it, as a share of the score's size.
 
-    Returns:
-        `(h, w)`, raw and signed: w_k = (y - y_k) / |y|, so that a negative score turns no sign round.
+    The map `(h, w)` is raw and signed: w_k = (y - y_k) / |y|, so that a negative score does not reverse the signs.
     """
-    channels = single.maps.shape[-1]
 
-    def without(numbers: np.ndarray) -> np.ndarray:
-        return 1.0 - np.eye(channels)[numbers]
+    name = "ablation-cam"
+    paper = "Desai and Ramaswamy 2020, Ablation-CAM, WACV 2020, eq. 3"
 
-    drops = single.whole - single.scores(without, channels)
-    return (single.maps.astype(np.float64) @ (drops / max(abs(single.whole), 1e-12))).astype(np.float32)
+    def explain_image(self, view: ImageView) -> MethodResult:
+        """See `PerImageMethod.explain_image`."""
+        channels = view.maps.shape[-1]
+
+        def without(numbers: np.ndarray) -> np.ndarray:
+            return 1.0 - np.eye(channels)[numbers]
+
+        drops = view.score - view.scores_of_maps(without, channels)
+        weights = drops / max(abs(view.score), 1e-12)
+        return MethodResult((view.maps.astype(np.float64) @ weights).astype(np.float32))
 
 
-@replayed("score-cam", "Wang et al. 2020, Score-CAM, arXiv:1910.01279, eq. 6 to 8")
-def score_cam(single: Single) -> Made:
-    """Sum of the maps, each weighted with what the score is of the picture seen through that map alone.
+@registered
+@dataclass(frozen=True)
+class ScoreCAM(PerImageMethod):
+    """Sum of the maps, each weighted with the score of the image seen through that map alone.
 
-    Each map is brought to the picture's size and to 0..1, and the picture, as the network takes it, is multiplied by
-    it. The weights are the softmax over channels of the scores; what an empty picture says, which the paper takes away
-    from each, cancels in it. A map that is the same everywhere lets nothing through and weighs nothing.
+    Each map is brought to the image's size and to 0..1, and the image, as the network takes it, is multiplied by
+    it. The weights are the softmax over channels of the scores; the score of an empty image, which the paper subtracts
+    from each, cancels in it. A map that is the same everywhere lets nothing through and has no weight. No weight is
+    negative.
 
-    With a budget only so many channels are passed (see `_sampled`), and the scores of the others are guessed from these
-    (see `_guessed`).
+    Where not all channels are passed (see `_sampled`), the scores of the others are estimated from these (see
+    `_estimated`), and the note says how exact the estimates are of the channels that were passed.
 
-    Returns:
-        `(h, w)`, raw: no weight is negative; and with a budget, how well the guess does on channels it was not told.
+    Attributes:
+        channels: how many are passed; None for all.
     """
-    low, high = single.maps.min(axis=(0, 1)), single.maps.max(axis=(0, 1))
-    told = np.flatnonzero(high > low)
-    if not len(told):
-        return np.zeros(single.maps.shape[:2], np.float32)
-    size = single.x.shape[1:3]
 
-    def through(channels: np.ndarray) -> np.ndarray:
-        masks = [(resize_map(single.maps[..., k], *size) - low[k]) / (high[k] - low[k]) for k in channels]
-        return single.x * np.stack(masks)[..., None]
+    name = "score-cam"
+    paper = "Wang et al. 2020, Score-CAM, arXiv:1910.01279, eq. 6 to 8"
+    sampled = "channels"
+    channels: int | None = option(None, "number of channels that are passed", low=2, none="all")
 
-    maps, note, budget = single.maps[..., told].astype(np.float64), "", single.asked.budget
-    if budget is None or budget >= len(told):
-        scores = single.of_pictures(lambda numbers: through(told[numbers]), len(told), single.asked.precision)
-    else:
-        masks = ((maps - low[told]) / (high - low)[told]).reshape(-1, len(told)).T
-        passed, known = _sampled(
-            masks,
-            budget,
-            lambda some: single.of_pictures(lambda n: through(told[some[n]]), len(some), single.asked.precision),
-        )
-        scores, left_out = _guessed(masks, passed, known)
-        agreement = rank_correlation(left_out, known)
+    def explain_image(self, view: ImageView) -> MethodResult:
+        """See `PerImageMethod.explain_image`."""
+        low, high = view.maps.min(axis=(0, 1)), view.maps.max(axis=(0, 1))
+        varying = np.flatnonzero(high > low)
+        if not len(varying):
+            return MethodResult(np.zeros(view.maps.shape[:2], np.float32))
+        size, precision = view.x.shape[1:3], view.spec.call.precision
+
+        def through(channels: np.ndarray) -> np.ndarray:
+            masks = [(resize_map(view.maps[..., k], *size) - low[k]) / (high[k] - low[k]) for k in channels]
+            return view.x * np.stack(masks)[..., None]
+
+        def scored(places: np.ndarray) -> np.ndarray:
+            return view.scores_of_images(lambda numbers: through(varying[places[numbers]]), len(places), precision)
+
+        maps = view.maps[..., varying].astype(np.float64)
+        if self.channels is None or self.channels >= len(varying):
+            return MethodResult(_weighted(maps, scored(np.arange(len(varying)))).astype(np.float32))
+        masks = ((maps - low[varying]) / (high - low)[varying]).reshape(-1, len(varying)).T
+        passed, known = _sampled(masks, self.channels, scored)
+        scores, left_out = _estimated(masks, passed, known)
         note = (
-            f"{len(passed)} of {len(told)} channels; the scores of those, guessed from each other, agree by "
-            f"{agreement:.2f} in rank with what they are"
+            f"{len(passed)} of {len(varying)} channels were passed; the rank correlation of their scores with "
+            f"estimates from each other is {rank_correlation(left_out, known):.2f}"
         )
-    return _weighted(maps, scores).astype(np.float32), note
+        return MethodResult(_weighted(maps, scores).astype(np.float32), note)
 
 
 def _weighted(maps: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -98,24 +113,24 @@ def _sampled(
     masks: np.ndarray, budget: int, score: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which of the masks `(c, places)` are passed, and their scores: half of the budget spread over what they show,
-    half on those that are guessed to score the highest, which weigh the most in a softmax.
+    half for those that are estimated to score the highest, which weigh the most in a softmax.
     """
     first = _spread(masks, -(-budget // 2))
     known = score(first)
-    guessed = _guessed(masks, first, known)[0]
-    guessed[first] = -np.inf
-    second = np.argsort(-guessed, kind="stable")[: budget - len(first)]
+    estimated = _estimated(masks, first, known)[0]
+    estimated[first] = -np.inf
+    second = np.argsort(-estimated, kind="stable")[: budget - len(first)]
     return np.concatenate([first, second]), np.concatenate([known, score(second)])
 
 
-def _guessed(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _estimated(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores `(c,)` of all masks `(c, places)`, by kernel ridge regression from those that were passed.
 
-    The kernel is exp(-d^2 / 2 s^2), s the median distance; its ridge is the one of a few that guesses best what it was
-    not told.
+    The kernel is exp(-d^2 / 2 s^2), s the median distance; its ridge is the one of a few with the smallest
+    error of scores that are left out one by one.
 
     Returns:
-        the scores, as they are where they were passed; and for each of those the guess from all others.
+        the scores, as they are where they were passed; and for each of those the estimate from all others.
     """
     lengths = (masks**2).sum(axis=1)
     squares = np.maximum(lengths[:, None] + lengths[None, passed] - 2 * masks @ masks[passed].T, 0)
@@ -129,79 +144,130 @@ def _guessed(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple
         error = float(((left_out - scores) ** 2).mean())
         if error < best[0]:
             best = (error, centre + kernel @ weights, left_out)
-    guessed = best[1].copy()
-    guessed[passed] = scores
-    return guessed, best[2]
+    estimated = best[1].copy()
+    estimated[passed] = scores
+    return estimated, best[2]
 
 
-@replayed("occlusion", "Zeiler and Fergus 2013, Visualizing Convolutional Networks, arXiv:1311.2901", at_picture=True)
-def occlusion(single: Single) -> Made:
-    """What the score loses when a patch in the picture's mean colour covers it.
+@registered
+@dataclass(frozen=True)
+class Occlusion(PerImageMethod):
+    """What the score loses when a patch of the image's mean colour covers a place: the image's `(h, w)`, signed.
 
-    A patch is an eighth of a side, and moves by half of that. Where several patches cover a place, their mean.
+    Where several patches cover a place, it is their mean.
 
-    Returns:
-        the picture's `(h, w)`, signed.
+    Attributes:
+        patch: side of the square patch in pixels of the network's input; None for an eighth of each side.
+        stride: distance between patches in pixels; None for half of the patch.
     """
-    height, width = single.x.shape[1:3]
-    patch = max(1, round(height / CELLS)), max(1, round(width / CELLS))
-    rows, columns = (_starts(side, length) for side, length in zip((height, width), patch, strict=True))
-    corners = [(row, column) for row in rows for column in columns]
-    grey = single.x.mean(axis=(1, 2))[0]
 
-    def covered(numbers: np.ndarray) -> np.ndarray:
-        pictures = np.repeat(single.x, len(numbers), axis=0)
-        for picture, number in zip(pictures, numbers, strict=True):
-            row, column = corners[number]
-            picture[row : row + patch[0], column : column + patch[1]] = grey
-        return pictures
+    name = "occlusion"
+    paper = "Zeiler and Fergus 2013, Visualizing Convolutional Networks, arXiv:1311.2901"
+    at_image = True
+    patch: int | None = option(None, "side of the patch in pixels", low=1, none="auto: an eighth of each side")
+    stride: int | None = option(
+        None, "distance between patches in pixels, at most the patch", low=1, none="auto: half of the patch"
+    )
 
-    losses = single.whole - single.of_pictures(covered, len(corners))
-    total, times = np.zeros((height, width)), np.zeros((height, width))
-    for (row, column), loss in zip(corners, losses, strict=True):
-        area = slice(row, row + patch[0]), slice(column, column + patch[1])
-        total[area] += loss
-        times[area] += 1
-    return (total / times).astype(np.float32)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch is not None and self.stride is not None:
+            self._check_stride(self.patch)
+
+    def explain_image(self, view: ImageView) -> MethodResult:
+        """See `PerImageMethod.explain_image`.
+
+        Raises:
+            Unfit: the patch is larger than the image, or the stride larger than the patch.
+        """
+        height, width = view.x.shape[1:3]
+        patch = self._side(height), self._side(width)
+        rows, columns = (self._starts(side, length) for side, length in zip((height, width), patch, strict=True))
+        corners = [(row, column) for row in rows for column in columns]
+        mean = view.x.mean(axis=(1, 2))[0]
+
+        def covered(numbers: np.ndarray) -> np.ndarray:
+            images = np.repeat(view.x, len(numbers), axis=0)
+            for image, number in zip(images, numbers, strict=True):
+                row, column = corners[number]
+                image[row : row + patch[0], column : column + patch[1]] = mean
+            return images
+
+        losses = view.score - view.scores_of_images(covered, len(corners))
+        total, times = np.zeros((height, width)), np.zeros((height, width))
+        for (row, column), loss in zip(corners, losses, strict=True):
+            area = slice(row, row + patch[0]), slice(column, column + patch[1])
+            total[area] += loss
+            times[area] += 1
+        return MethodResult((total / times).astype(np.float32))
+
+    def _side(self, side: int) -> int:
+        patch = max(1, round(side / PATCHES)) if self.patch is None else self.patch
+        if patch > side:
+            raise Unfit(f"expected a patch of at most {side} pixels, the network's input, found {patch}.")
+        self._check_stride(patch)
+        return patch
+
+    def _check_stride(self, patch: int) -> None:
+        if self.stride is not None and self.stride > patch:
+            raise UsageError(
+                f"option 'stride' of method 'occlusion': expected at most the side of the patch, {patch} pixels, so "
+                f"that every place is covered, found {self.stride}."
+            )
+
+    def _starts(self, side: int, patch: int) -> list[int]:
+        """Where patches begin along a side, the last one at the end."""
+        last = side - patch
+        return sorted({*range(0, last + 1, self.stride or max(1, patch // 2)), last})
 
 
-def _starts(side: int, patch: int) -> list[int]:
-    """Where patches begin along a side, half of one apart, the last one at the end."""
-    last = side - patch
-    return sorted({*range(0, last + 1, max(1, patch // 2)), last})
+@registered
+@dataclass(frozen=True)
+class RISE(PerImageMethod):
+    """The mean of random soft masks, each weighted with the score of the image seen through it.
 
+    The image, as the network takes it, is multiplied by a mask of random cells, some of them visible, enlarged and
+    shifted. The score is the probability of the class where there is one. The map `(h, w)` is less what a mask of the
+    mean score would give; the note is its standard error.
 
-@replayed("rise", "Petsiuk et al. 2018, RISE, arXiv:1806.07421, eq. 6, with cells of a seventh", at_picture=True)
-def rise(single: Single) -> Made:
-    """The mean of random soft masks, each weighted with the score of the picture seen through it.
-
-    The picture, as the network takes it, is multiplied by a mask of 7x7 random cells, half of them seen, enlarged and
-    shifted. The score is the probability of the class where there is one.
-
-    Returns:
-        the picture's `(h, w)`, less what a mask of the mean score would give, and its standard error.
+    Attributes:
+        masks: how many.
+        resolution: cells of a side of a mask.
+        visible: the probability with which a cell is visible.
     """
-    count = single.asked.budget or MASKS
-    size = single.x.shape[1:3]
 
-    def mask(number: int) -> np.ndarray:
-        random = np.random.default_rng((single.asked.seed, int(number)))
-        cells = (random.random((GRID + 1, GRID + 1)) < SHOWN).astype(np.float32)
-        cell = -(-size[0] // GRID), -(-size[1] // GRID)
-        large = resize_map(cells, (GRID + 1) * cell[0], (GRID + 1) * cell[1])
+    name = "rise"
+    paper = "Petsiuk et al. 2018, RISE, arXiv:1806.07421, eq. 6"
+    at_image = True
+    sampled = "masks"
+    masks: int = option(1000, "number of random masks", low=2)
+    resolution: int = option(7, "cells of a side of a mask", low=1, high=256)
+    visible: float = option(0.5, "probability with which a cell is visible", low=0.01, high=1)
+
+    def explain_image(self, view: ImageView) -> MethodResult:
+        """See `PerImageMethod.explain_image`."""
+        size = view.x.shape[1:3]
+
+        def seen(numbers: np.ndarray) -> np.ndarray:
+            return view.x * np.stack([self._mask(view.seed, number, size) for number in numbers])[..., None]
+
+        scores = view.probabilities(seen, self.masks, view.spec.call.precision)
+        total, squares = np.zeros(size), np.zeros(size)
+        for number, score in enumerate(scores - scores.mean()):
+            part = score * self._mask(view.seed, number, size) / self.visible
+            total += part
+            squares += part**2
+        heat = total / self.masks
+        error = np.sqrt(np.maximum(squares / self.masks - heat**2, 0) / self.masks).mean()
+        share = f"{error / np.abs(heat).max():.2f}" if heat.any() else "0"
+        return MethodResult(heat.astype(np.float32), f"{self.masks} masks; standard error {share} of the largest value")
+
+    def _mask(self, seed: int, number: int, size: tuple[int, ...]) -> np.ndarray:
+        """One mask `size`, 0..1."""
+        random = np.random.default_rng((seed, int(number)))
+        side = self.resolution + 1
+        cells = (random.random((side, side)) < self.visible).astype(np.float32)
+        cell = -(-size[0] // self.resolution), -(-size[1] // self.resolution)
+        large = resize_map(cells, side * cell[0], side * cell[1])
         row, column = random.integers(cell[0]), random.integers(cell[1])
         return large[row : row + size[0], column : column + size[1]]
-
-    def seen(numbers: np.ndarray) -> np.ndarray:
-        return single.x * np.stack([mask(number) for number in numbers])[..., None]
-
-    scores = single.chances(seen, count, single.asked.precision)
-    total, squares = np.zeros(size), np.zeros(size)
-    for number, score in enumerate(scores - scores.mean()):
-        part = score * mask(number) / SHOWN
-        total += part
-        squares += part**2
-    heat = total / count
-    error = np.sqrt(np.maximum(squares / count - heat**2, 0) / count).mean()
-    share = f"{error / np.abs(heat).max():.2f}" if heat.any() else "0"
-    return heat.astype(np.float32), f"{count} masks; standard error {share} of the largest value"

@@ -1,0 +1,131 @@
+"""At which layer a heatmap is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from convscope.errors import UsageError
+from convscope.images.decode import InputImage
+from convscope.networks import Layer, Network
+from convscope.techniques.heatmaps.evidence import TraceSpec, trace
+from convscope.techniques.heatmaps.faithfulness import better_layers
+from convscope.techniques.heatmaps.methods import Method, Unfit, results_of
+from convscope.techniques.heatmaps.targets import Goal, Likeness
+
+TRIED_LAYERS, TRIED_IMAGES = 4, 4  # by layer="best"
+STRUCTURAL = ("model", "reshape", "padding", "dropout", "identity")
+
+
+@dataclass(frozen=True)
+class Places:
+    """The layers at which heatmaps are made.
+
+    Attributes:
+        layers: none where every method is one of the image's own places.
+        choice: how they were chosen, one of `LAYER_CHOICES` of `HeatmapParameters`.
+        rule: the same in words.
+    """
+
+    layers: tuple[Layer, ...]
+    choice: str
+    rule: str
+
+
+NONE = Places((), "none", "none: the method works at the image")
+
+
+def chosen_places(
+    given: str | Sequence[str], goal: Goal, methods: Sequence[Method], images: Sequence[InputImage], spec: TraceSpec
+) -> Places:
+    """The layers that "auto", "best" or paths stand for.
+
+    Args:
+        given: "auto", "best", a path or several.
+        goal: what is explained.
+        methods: that explain it.
+        images: all of the call.
+        spec: network and target; its layer is filled in.
+
+    Raises:
+        UsageError: no such layer, or none with a map before what is explained.
+    """
+    at_layer = [one for one in methods if not one.at_image]
+    if given in ("auto", "best") and not at_layer:
+        return NONE
+    if given == "best":
+        return _best(goal, at_layer[0], images, spec)
+    choice = "auto" if given == "auto" else "given"
+    rule = "the last layer whose map has more than one cell" if given == "auto" else choice
+    paths = [given] if isinstance(given, str) else given
+    return Places(tuple(_layer(spec.network, path, goal) for path in paths), choice, rule)
+
+
+def _best(goal: Goal, method: Method, images: Sequence[InputImage], spec: TraceSpec) -> Places:
+    """The layer whose maps of the first images do best, and how all did."""
+    network = spec.network
+    rows = np.arange(min(len(goal.photos), TRIED_IMAGES))
+    x = network.prepare([images[index] for index in goal.photos[rows]])
+    arguments = tuple(argument[rows] for argument in goal.arguments)
+    maps, refused = [], ""
+    for layer in _candidates(network, goal):
+        evidence = trace(replace(spec, layer=layer, batch=len(x)), x, arguments)
+        try:
+            maps.append((layer.path, [one.heat for one in results_of(method, evidence)]))
+        except Unfit as error:  # the method may fit another layer
+            refused = str(error)
+    if not maps:
+        raise UsageError(refused)
+    judged = better_layers(list(evidence.views()), maps)
+    how = ", ".join(f"{one.layer} {one.value:.3f}" for one in judged)
+    rule = f"the best of {len(judged)} by insertion less deletion of the first {len(x)}: {how}"
+    return Places((network.layer(judged[0].layer),), "best", rule)
+
+
+def _candidates(network: Network, goal: Goal) -> list[Layer]:
+    """The last layer at each of the smallest sizes of map."""
+    last = _last_before(network, goal)
+    before = network.layers[: network.layers.index(last) + 1]
+    by_size = {la.shape[:2]: la for la in before if la.on_path and la.spatial and la.kind not in STRUCTURAL}
+    by_size[last.shape[:2]] = last
+    sizes = sorted((size for size in by_size if min(size) > 1), key=lambda size: size[0] * size[1])
+    return [by_size[size] for size in sizes[:TRIED_LAYERS]] or [last]
+
+
+def _layer(network: Network, path: str, goal: Goal) -> Layer:
+    if path == "auto":
+        return _last_before(network, goal)
+    layer = network.layer(path)
+    names = [one.path for one in network.layers]
+    if goal.target.record and names.index(layer.path) > max(map(names.index, goal.target.record)):
+        raise UsageError(
+            f"layer {layer.path!r} comes after {goal.target.text}, which is explained; give a layer before it, or auto."
+        )
+    if not layer.spatial:
+        auto = network.last_spatial_layer().path
+        raise UsageError(
+            f"layer {layer.path!r} has no map (its output has the shape {layer.shape}); a heatmap needs one of "
+            f"(height, width, channels), such as {auto!r}."
+        )
+    return layer
+
+
+def _last_before(network: Network, goal: Goal) -> Layer:
+    """The last layer with a map; before the first that the target reads, where it reads layers.
+
+    A likeness is one of means over places, so the layer in which it is measured has a map of its own to show.
+    """
+    record = goal.target.record
+    if not record:
+        return network.last_spatial_layer()
+    names = [layer.path for layer in network.layers]
+    first = min(map(names.index, record))
+    end = first + 1 if isinstance(goal.target, Likeness) else first
+    if not any(layer.spatial for layer in network.layers[:end]):
+        raise UsageError(
+            f"no layer with a map lies before {names[first]}, which is explained; give that layer itself, or a method "
+            "that works at the image, such as saliency or occlusion."
+        )
+    return network.last_spatial_layer(end)
