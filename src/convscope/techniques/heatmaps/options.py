@@ -122,9 +122,9 @@ class Option:
         if value is None and limits.none:
             return None
         if self.kind in (int, float):
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral if self.kind is int else numbers.Real):
+            if isinstance(value, bool) or not self._is_number(value):
                 raise ValueError(value)
-            found = self.kind(value)
+            found = int(value) if self.kind is int else float(value)
             low = -math.inf if limits.low is None else limits.low
             high = math.inf if limits.high is None else limits.high
             if not math.isfinite(found) or not low <= found <= high:
@@ -133,6 +133,9 @@ class Option:
             raise ValueError(value)
         plain: Value = found
         return plain
+
+    def _is_number(self, value: Any) -> bool:
+        return isinstance(value, numbers.Integral if self.kind is int else numbers.Real)
 
     @property
     def _none(self) -> str:
