@@ -21,7 +21,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from convscope import errors, limits
@@ -55,7 +57,7 @@ def call(function: str, *arguments: Any, memory: int | None = None, seconds: flo
         ReaderError: it took too long, ran out of memory or crashed, or raised an error that is none of convscope's.
         ConvscopeError: the function raised it, or no process can be started here.
     """
-    return _THE_READER.ask(_request(function, arguments, memory, seconds))
+    return _THE_READER.call(function, *arguments, memory=memory, seconds=seconds)
 
 
 def each(function: str, many: Sequence[Sequence[Any]], *, memory: int | None = None) -> list[Any]:
@@ -64,7 +66,7 @@ def each(function: str, many: Sequence[Sequence[Any]], *, memory: int | None = N
     The reader gets the next call while the answer to the last one is fetched, so many small files take less time.
     Arguments have to be small (paths).
     """
-    return _THE_READER.ask_each([_request(function, arguments, memory, None) for arguments in many])
+    return _THE_READER.each(function, many, memory=memory)
 
 
 def start(*modules: str) -> None:
@@ -94,20 +96,39 @@ _GREETING = "here"
 _CHILD = "import sys; sys.path[:] = {path!r}; from convscope.isolation import serve; serve({modules!r})"
 
 
-class _Reader:
-    """The child and the pipes to it. One call at a time."""
+class Reader:
+    """A child of its own and the pipes to it; it does one call at a time and is started by the first."""
 
     def __init__(self) -> None:
+        self._closed = False
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._clean = True  # no call is half done: a second interrupt can come while the first one is handled
         self._greeted = False  # the child has said that it is there
+        _READERS.add(self)
+        watched = _watched.get()
+        if watched is not None:
+            watched.append(self)
+
+    def each(self, function: str, many: Sequence[Sequence[Any]], *, memory: int | None = None) -> list[Any]:
+        """As the function `each` of this module does, in this reader's child."""
+        return self._ask_each([_request(function, arguments, memory, None) for arguments in many])
+
+    def close(self) -> None:
+        """End the child for good, from any thread; a call that another thread waits for fails with a ReaderError."""
+        self._closed = True
+        child = self._child
+        if child is not None:
+            child.kill()
 
     def start(self, modules: Sequence[str]) -> None:
+        """Start the child now; see the function `start`."""
         with self._lock:
             self._started(modules)
 
     def _started(self, modules: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        if self._closed:
+            raise ReaderError("crash", "the reader process was closed")
         if not self._clean or (self._child is not None and self._child.poll() is not None):
             self.stop()
         if self._child is None:
@@ -115,13 +136,17 @@ class _Reader:
         self._clean = True
         return self._child
 
-    def ask(self, asked: dict[str, Any]) -> Any:
-        (answer,) = self.ask_each([asked])
+    def call(self, function: str, *arguments: Any, memory: int | None = None, seconds: float | None = None) -> Any:
+        """As the function `call` of this module does, in this reader's child."""
+        return self._ask(_request(function, arguments, memory, seconds))
+
+    def _ask(self, asked: dict[str, Any]) -> Any:
+        (answer,) = self._ask_each([asked])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def ask_each(self, many: Sequence[dict[str, Any]]) -> list[Any]:
+    def _ask_each(self, many: Sequence[dict[str, Any]]) -> list[Any]:
         answers: list[Any] = []
         with self._lock:
             while len(answers) < len(many):
@@ -313,10 +338,34 @@ def _filled(pipe: int) -> bool:
     return bool(held)
 
 
-_THE_READER = _Reader()
-atexit.register(_THE_READER.stop)
+_READERS: weakref.WeakSet[Reader] = weakref.WeakSet()
+_watched: ContextVar[list[Reader] | None] = ContextVar("watched", default=None)
+
+
+def watch_readers() -> list[Reader]:
+    """A list to which every `Reader` adds itself that is made in this context from now on.
+
+    Whoever runs a function in a thread can so close the readers that it waits for.
+    """
+    readers: list[Reader] = []
+    _watched.set(readers)
+    return readers
+
+
+def _stop_all() -> None:
+    for reader in list(_READERS):
+        reader.stop()
+
+
+def _forget_all() -> None:
+    for reader in list(_READERS):
+        reader.forget()
+
+
+_THE_READER = Reader()
+atexit.register(_stop_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_THE_READER.forget)
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 # -- the child's side ------------------------------------------------------------------------------------

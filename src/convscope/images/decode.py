@@ -63,6 +63,7 @@ class InputImage:
         source: the path as it was given, None where there is no file.
         notes: what decoding changed, in words, such as "transparency laid over white".
         sha256: of the file's bytes, in hexadecimal; None where there is no file.
+        label: the class that it is known to show; None where that is not known.
     """
 
     name: str
@@ -70,8 +71,10 @@ class InputImage:
     source: str | None = None
     notes: tuple[str, ...] = ()
     sha256: str | None = None
+    label: str | None = None
 
 
+Shape = tuple[int, int, int]
 Source = str | os.PathLike[str] | np.ndarray | Image.Image | InputImage
 
 
@@ -115,7 +118,7 @@ def read_images(sources: Source | Iterable[Source]) -> list[InputImage]:
         ImageError: some can't be read (the message lists each with its reason), or a folder holds none.
         UsageError: there is no source, or the only source is of a wrong kind.
     """
-    results = list(_attempts(_listed(sources)))
+    results = list(_attempts(listed(sources)))
     failures = [result for result in results if isinstance(result, ConvscopeError)]
     if len(results) == len(failures) == 1:
         raise failures[0]
@@ -133,7 +136,7 @@ def read_readable_images(sources: Source | Iterable[Source]) -> tuple[list[Input
     Raises:
         ImageError: none can be read, with each one's reason.
     """
-    results = list(_attempts(_listed(sources)))
+    results = list(_attempts(listed(sources)))
     failures = [result for result in results if isinstance(result, ConvscopeError)]
     if len(failures) == len(results):
         return read_images(sources), []  # which raises
@@ -156,9 +159,13 @@ def fit(image: InputImage, height: int, width: int, channels: int) -> np.ndarray
         )
     if height < 1 or width < 1:
         raise UsageError(f"an image needs a size of at least 1 x 1, not {height} x {width}: give a larger one")
-    decoded = Image.fromarray(image.pixels).convert("L" if channels == 1 else "RGB")
-    resized = decoded.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized, np.float32).reshape(height, width, channels)
+    return _fitted(image.pixels, height, width, channels).astype(np.float32).reshape(height, width, channels)
+
+
+def _fitted(pixels: np.ndarray, height: int, width: int, channels: int) -> np.ndarray:
+    """Pixels `(h, w, 3)` uint8 resized to `(height, width)` of grey, or `(height, width, 3)`; uint8."""
+    decoded = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
+    return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def fit_batch(images: Sequence[InputImage], height: int, width: int, channels: int) -> np.ndarray:
@@ -190,9 +197,25 @@ def _from_image(image: Image.Image) -> InputImage:
     return InputImage("picture", pixels, notes=notes)
 
 
-def _from_files(paths: Sequence[str]) -> Iterator[InputImage | ConvscopeError]:
-    asked = [(reading.real(path), path) for path in paths]
-    answers = isolation.each("convscope.images.decode:decode_file", asked)
+def decode_files(
+    paths: Sequence[str], shape: Shape | None, reader: isolation.Reader
+) -> list[InputImage | ConvscopeError]:
+    """Each file's image, or why it can't be read.
+
+    Args:
+        paths: of files; not of folders.
+        shape: `(height, width, channels)` that the network takes, to which the images are shrunk or enlarged as they
+            are decoded (see `decode_file`); their own size where None.
+        reader: the process that decodes.
+    """
+    return list(_from_files(paths, shape, reader.each))
+
+
+def _from_files(
+    paths: Sequence[str], shape: Shape | None = None, each: Callable[..., list[Any]] = isolation.each
+) -> Iterator[InputImage | ConvscopeError]:
+    asked = [(reading.real(path), path, *(() if shape is None else (list(shape),))) for path in paths]
+    answers = each("convscope.images.decode:decode_file", asked)
     return (_decoded(path, answer) for path, answer in zip(paths, answers, strict=True))
 
 
@@ -226,12 +249,19 @@ _HEADER_MEMORY = 256 * 2**20  # what opening a file, and decoding a small one, m
 _PIXEL_MEMORY = 32  # bytes: openjpeg, which takes most, has needed 22 for RGB; the other decoders need 6 to 18
 
 
-def decode_file(where: str, path: str) -> dict[str, Any]:
+DRAFT = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is this many times the wanted size a side
+
+
+def decode_file(where: str, path: str, shape: Sequence[int] | None = None) -> dict[str, Any]:
     """Pixels, notes and hash of an image file, read once. Runs in the reader.
+
+    With a `shape` the pixels are what `fit` makes of the image, as uint8. Of a JPEG that is much larger, the decoder
+    makes a smaller image at once (libjpeg's scaling of the DCT), which is then resized: close to `fit`, not equal.
 
     Args:
         where: its absolute path.
         path: as it was given, for messages.
+        shape: `(height, width, channels)` that the network takes; the image keeps its size where None.
 
     Raises:
         ImageError: the file is missing, not an image, damaged, or larger than the limits allow.
@@ -241,10 +271,30 @@ def decode_file(where: str, path: str) -> dict[str, Any]:
         _check_size(image, repr(path))
         _check_scans(image, data, path)
         Image.MAX_IMAGE_PIXELS = (limits.current().pixels + 1) // 2  # twice as many are refused, also while decoding
+        stored = image.size
         with _enough_for(image):
+            if shape is not None:
+                _draft(image, shape)
             pixels, notes = _decode(image, repr(path))
+            if shape is not None:
+                pixels, notes = _shrunk(pixels, shape), (*notes, _size_note(stored, shape))
         notes = _frame_notes(image, data) + notes
     return {"pixels": pixels, "notes": notes, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _draft(image: Image.Image, shape: Sequence[int]) -> None:
+    if image.format in ("JPEG", "MPO"):
+        height, width = (DRAFT * side for side in shape[:2])
+        image.draft(image.mode, (height, width) if _orientation(image) in _LYING else (width, height))
+
+
+def _shrunk(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    fitted = _fitted(pixels, *shape)
+    return fitted if fitted.ndim == 3 else np.stack([fitted] * 3, axis=-1)
+
+
+def _size_note(stored: tuple[int, int], shape: Sequence[int]) -> str:
+    return f"resized to {shape[0]} x {shape[1]} as it was decoded, from {stored[1]} x {stored[0]}"
 
 
 def _bytes(where: str, path: str) -> bytes:
@@ -269,7 +319,7 @@ def _missing_hint(path: str, where: str) -> str:
     if not folder.is_dir():
         return f"the folder {str(Path(path).parent)!r} does not exist either, so check the path"
     try:
-        return nearest(Path(path).name, (file.name for file in _images_in(folder)))
+        return nearest(Path(path).name, (file.name for file in images_in(folder)))
     except ImageError:
         return "its folder holds no images, so check the path"
 
@@ -557,7 +607,8 @@ def _after_blocks(data: bytes, at: int) -> int:
 # --- many images ---------------------------------------------------------------------------------------
 
 
-def _listed(sources: Source | Iterable[Source]) -> Iterable[Source]:
+def listed(sources: Source | Iterable[Source]) -> Iterable[Source]:
+    """The sources one by one: one alone stands for a list of it, and an array `(n, h, w, c)` for n images."""
     if isinstance(sources, np.ndarray) and sources.ndim == 4:
         return list(sources)
     if isinstance(sources, (str, os.PathLike, np.ndarray)) or not isinstance(sources, Iterable):
@@ -583,12 +634,17 @@ def _members(source: Source) -> Sequence[Source | ConvscopeError]:
     if not isinstance(source, str | os.PathLike) or not os.path.isdir(source):
         return [source]
     try:
-        return _images_in(Path(source))
+        return images_in(Path(source))
     except ImageError as error:
         return [error]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder, by their suffixes, in the order of their names; hidden ones are left out.
+
+    Raises:
+        ImageError: there is none, or the folder can't be read.
+    """
     try:
         files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     except OSError as error:

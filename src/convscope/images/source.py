@@ -1,0 +1,371 @@
+"""Streams of images: any number of them, a few batches in memory at a time.
+
+An `ImageSource` gives its images one after another, in the same order each time. `stream` reads them ahead of the
+network in a thread, in batches; files are decoded in a reader process of the stream's own, and shrunk there to the size
+that the network takes. An image that can't be read is left out, counted and named, and the stream goes on.
+
+>>> import numpy as np
+>>> from convscope.images.source import image_source, stream
+>>> source = image_source([np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)])
+>>> with stream(source, batch=1) as batches:
+...     print([batch.images[0].name for batch in batches], batches.failures)
+['picture', 'picture-2'] []
+"""
+
+from __future__ import annotations
+
+import contextvars
+import csv
+import io
+import os
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+from convscope import isolation, reading
+from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError
+from convscope.images.decode import SUFFIXES, InputImage, Shape, Source, decode_files, images_in, listed, read_image
+
+AHEAD = 2  # batches that wait for the network, beside the one that it works on and the one that is being read
+CHUNK = 8  # files that the reader process is asked for together, where they are shrunk
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that was left out.
+
+    Attributes:
+        name: its name in the source.
+        source: its path; None where it is no file.
+        error: why it can't be read.
+    """
+
+    name: str
+    source: str | None
+    error: ConvscopeError
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images in a fixed order: what `stream` and every technique take.
+
+    A source of your own is any object with this method. Where it has a length too, progress has a total.
+    """
+
+    def images(self, shape: Shape | None = None) -> Iterator[InputImage | Failure]:
+        """The images from the first to the last; each call begins anew.
+
+        Args:
+            shape: `(height, width, channels)` that the network takes. A source may give images of that size (see
+                `decode.fit`) instead of larger ones, to save memory; images of any size are right.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One image of an `ImageList`.
+
+    Attributes:
+        source: a path, or what else `read_image` takes.
+        name: the image's id, different from all others of its list.
+        label: its class; None where that is not known.
+    """
+
+    source: Source
+    name: str
+    label: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """Images by their entries, which lists, folders and tables become. A file is opened when it is its turn.
+
+    Attributes:
+        entries: in order.
+    """
+
+    entries: tuple[Entry, ...]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that there are, sorted."""
+        return tuple(sorted({entry.label for entry in self.entries if entry.label is not None}))
+
+    def images(self, shape: Shape | None = None) -> Iterator[InputImage | Failure]:
+        """As in `ImageSource`; the files are decoded in a reader process that ends with the iterator."""
+        reader = isolation.Reader()
+        try:
+            size = 1 if shape is None else CHUNK
+            for start in range(0, len(self.entries), size):
+                yield from _read(self.entries[start : start + size], shape, reader)
+        finally:
+            reader.close()
+            reader.stop()
+
+
+def image_source(images: ImageSource | Source | Iterable[Source]) -> ImageSource:
+    """A source of what people name.
+
+    Args:
+        images: a folder of images; a folder whose subfolders hold the images of one class each, which are its labels;
+            a `.csv` file with a column `path` (from the file's own folder) and perhaps a column `label`; a file; a list
+            of files, folders, arrays `(h, w[, c])` uint8 or Pillow images; or a source, which comes back as it is.
+
+    Returns:
+        the source; files in the order of their names, without regard to case, and of a table in its order.
+
+    Raises:
+        UsageError: there is nothing to read. ImageError: a folder or table can't be read, or holds no image.
+    """
+    if isinstance(images, ImageSource):
+        return images
+    entries = [entry for one in listed(images) for entry in _entries(one)]
+    if not entries:
+        raise UsageError("at least one image is needed, but none was given: name a file or a folder")
+    return ImageList(tuple(_named_apart(entries)))
+
+
+# -- what an image list is made of ---------------------------------------------------------------------------
+
+
+def _entries(source: Source) -> list[Entry]:
+    if isinstance(source, InputImage):
+        return [Entry(source, source.name, source.label)]
+    if not isinstance(source, str | os.PathLike):
+        return [Entry(source, "picture")]
+    path = Path(os.fsdecode(source))
+    if path.is_dir():
+        return _of_folder(path)
+    if path.suffix.lower() == ".csv":
+        return _of_table(path)
+    return [Entry(os.fsdecode(source), _text(path.stem))]
+
+
+def _of_folder(folder: Path) -> list[Entry]:
+    """The images in a folder, or else those in its subfolders, whose names are the labels."""
+    try:
+        inside = sorted(folder.iterdir(), key=lambda path: (path.name.lower(), path.name))
+    except OSError as error:
+        raise ImageError(
+            f"the folder {str(folder)!r} can't be read ({error.strerror}): check its permissions"
+        ) from error
+    if any(path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file() for path in inside):
+        return [Entry(str(path), _text(path.stem)) for path in images_in(folder)]
+    found = []
+    for one in inside:
+        if one.is_dir() and not one.name.startswith("."):
+            with suppress(ImageError):  # a folder without images is no class
+                label = _text(one.name)
+                found += [Entry(str(path), f"{label}/{_text(path.stem)}", label) for path in images_in(one)]
+    return found or [Entry(str(path), _text(path.stem)) for path in images_in(folder)]  # which raises
+
+
+def _of_table(path: Path) -> list[Entry]:
+    try:
+        rows = csv.DictReader(io.StringIO(reading.text_of(reading.real(str(path))), newline=""))
+        listed = [(row.get("path"), row.get("label")) for row in rows]
+    except (Unreadable, csv.Error) as error:
+        raise ImageError(
+            f"the table {str(path)!r} can't be read ({error}): check the path, and save it as CSV"
+        ) from error
+    if not listed or not all(isinstance(file, str) and file and "\0" not in file for file, _ in listed):
+        raise ImageError(
+            f"the table {str(path)!r} should have a first line with the column path, and a path in each line after it: "
+            "give it these"
+        )
+    return [
+        Entry(str(path.parent / str(file)), _text(os.path.splitext(str(file))[0]), label or None)
+        for file, label in listed
+    ]
+
+
+def _text(name: str) -> str:
+    """A file's name may hold bytes that are no text."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _named_apart(entries: Sequence[Entry]) -> Iterator[Entry]:
+    taken, seen = {entry.name.casefold() for entry in entries}, set[str]()
+    numbers: dict[str, int] = {}
+    for entry in entries:
+        name = entry.name
+        while name.casefold() in (taken if name != entry.name else seen):
+            numbers[entry.name] = numbers.get(entry.name, 1) + 1
+            name = f"{entry.name}-{numbers[entry.name]}"
+        taken.add(name.casefold())
+        seen.add(name.casefold())
+        yield replace(entry, name=name)
+
+
+def _read(entries: Sequence[Entry], shape: Shape | None, reader: isolation.Reader) -> Iterator[InputImage | Failure]:
+    paths = [os.fsdecode(entry.source) for entry in entries if isinstance(entry.source, str | os.PathLike)]
+    files = iter(decode_files(paths, shape, reader) if paths else [])
+    for entry in entries:
+        found = next(files) if isinstance(entry.source, str | os.PathLike) else _attempt(entry.source)
+        if isinstance(found, ConvscopeError):
+            path = os.fsdecode(entry.source) if isinstance(entry.source, str | os.PathLike) else None
+            yield Failure(entry.name, path, found)
+        else:
+            yield replace(found, name=entry.name, label=entry.label)
+
+
+def _attempt(source: Source) -> InputImage | ConvscopeError:
+    try:
+        return read_image(source)
+    except (ImageError, UsageError) as error:
+        return error
+
+
+# -- the stream ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Images that go through the network together.
+
+    Attributes:
+        start: the number of the first one among those that could be read.
+        images: at most as many as were asked for; fewer in the last batch.
+    """
+
+    start: int
+    images: tuple[InputImage, ...]
+
+
+@dataclass(frozen=True)
+class _End:
+    """The last thing in the queue: how the reading ended."""
+
+    error: BaseException | None = None
+
+
+@dataclass(eq=False)
+class ImageStream:
+    """Batches of a source, read ahead in a thread. Made by `stream`; `close` it, or use it in a `with` block.
+
+    Attributes:
+        source: of the images.
+        batch: images in each batch but the last.
+        shape: `(height, width, channels)` to which images are decoded, or None for their own.
+        failures: what was left out so far; all of it when the stream is at its end.
+    """
+
+    source: ImageSource
+    batch: int
+    shape: Shape | None = None
+    failures: list[Failure] = field(default_factory=list)
+    _ready: queue.Queue[ImageBatch | Failure | _End] = field(init=False, repr=False)
+    _unwanted: threading.Event = field(default_factory=threading.Event, repr=False)
+    _thread: threading.Thread | None = field(default=None, repr=False)
+    _readers: list[isolation.Reader] = field(default_factory=list, repr=False)
+    _ended: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._ready = queue.Queue(AHEAD)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return self
+
+    def __next__(self) -> ImageBatch:
+        while not self._ended:
+            self._begin()
+            match self._ready.get():
+                case ImageBatch() as found:
+                    return found
+                case Failure() as failure:
+                    self.failures.append(failure)
+                case _End(error):
+                    self.close()
+                    if error is not None:
+                        raise error
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread and its reader process; what was read ahead is dropped."""
+        self._ended = True
+        self._unwanted.set()
+        while self._thread is not None and self._thread.is_alive():
+            with suppress(queue.Empty):
+                while True:
+                    self._ready.get_nowait()
+            for reader in list(self._readers):
+                reader.close()
+            self._thread.join(0.05)
+        self._thread = None
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            context = contextvars.copy_context()  # the limits in force are those of whoever asks
+            self._readers = context.run(isolation.watch_readers)
+            self._thread = threading.Thread(target=context.run, args=(self._produce,), name="images", daemon=True)
+            self._thread.start()
+
+    def _produce(self) -> None:
+        end = _End()
+        images = self.source.images(self.shape)
+        try:
+            self._fill(images)
+        except BaseException as error:  # the caller's thread raises it
+            end = _End(error)
+        finally:
+            with suppress(AttributeError):  # an iterator that is no generator has nothing to close
+                images.close()  # type: ignore[attr-defined]
+            self._put(end)
+
+    def _fill(self, images: Iterator[InputImage | Failure]) -> None:
+        some: list[InputImage] = []
+        start = 0
+        for found in images:
+            if self._unwanted.is_set():
+                return
+            if isinstance(found, Failure):
+                self._put(found)
+                continue
+            some.append(found)
+            if len(some) == self.batch:
+                self._put(ImageBatch(start, tuple(some)))
+                start, some = start + len(some), []
+        if some:
+            self._put(ImageBatch(start, tuple(some)))
+
+    def _put(self, what: ImageBatch | Failure | _End) -> None:
+        while not self._unwanted.is_set():
+            with suppress(queue.Full):
+                self._ready.put(what, timeout=0.1)
+                return
+
+
+def stream(source: ImageSource, batch: int, shape: Shape | None = None) -> ImageStream:
+    """The images of a source in batches, read ahead of whoever takes them.
+
+    At most `AHEAD + 2` batches are in memory: those that wait, the one that is taken and the one that is being read
+    (and `CHUNK` images beside it).
+
+    Args:
+        source: of the images; `image_source` makes one of a folder, a table or a list.
+        batch: images in each batch but the last.
+        shape: `(height, width, channels)` that the network takes: files are resized to it as they are decoded, bilinear
+            as `decode.fit` does. A JPEG of at least four times the size a side is decoded at 1/2, 1/4 or 1/8 first, so
+            its pixels differ a little from those of `fit`; all others are the same. The images' own size where None.
+
+    Raises:
+        UsageError: `batch` is less than 1.
+    """
+    if batch < 1:
+        raise UsageError(f"a batch needs at least 1 image, found {batch}.")
+    return ImageStream(source, batch, shape)
