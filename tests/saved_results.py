@@ -10,7 +10,7 @@ import random
 import numpy as np
 
 from convscope.images.decode import InputImage
-from convscope.networks.network import Layer, Prediction
+from convscope.networks import Layer, Prediction
 from convscope.networks.preprocessing import Preprocessing
 from convscope.results import (
     ActivationParameters,

@@ -336,7 +336,8 @@ class TestBlankMaps:
         model = Saturated()
         model(np.ones((1, 10, 10, 3), np.float32))
         network = open_model(models.seeded(model), preprocess="0..1")
-        assert network.head.kind == "sigmoid_output"
+        assert network.head.log_probabilities
+        assert network.head.independent
         row = convscope.heatmap(network, photo, 1, layer="conv").rows[0]
         assert row.status == "blank"
         assert row.reason.startswith("saturated")

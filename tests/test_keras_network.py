@@ -100,7 +100,7 @@ def test_several_inputs_and_outputs_by_name():
     expected = models.ones_with(model, {"picture": x, "extra": np.repeat(extra, 2, axis=0)})
     np.testing.assert_allclose(softmax(digit.predict(x)), expected["digit"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(angle.predict(x), expected["angle"], rtol=1e-4, atol=1e-5)
-    assert (digit.head.kind, digit.head.layer, angle.head.kind) == ("softmax", "digit", "linear")
+    assert (digit.head.activation, digit.head.undone, angle.head.linear) == ("softmax", "digit", True)
     with pytest.raises(UsageError, match="digit"):
         open_model(model, output="digits")
     with pytest.raises(UsageError, match="extra"):
@@ -115,7 +115,8 @@ def test_a_subclassed_model_is_seen_and_its_probabilities_are_found_out():
     x = pictures(network)
     logits, seen = network.forward(x, ["conv"])
     np.testing.assert_allclose(seen["conv"], keras.ops.convert_to_numpy(model.conv(x)), rtol=1e-5, atol=1e-6)
-    assert network.head.kind == "softmax_output"
+    assert network.head.activation == "softmax"
+    assert network.head.log_probabilities
     assert "log p" in network.head.text
     np.testing.assert_allclose(logits, np.log(models.ones_with(model, x)), rtol=1e-4, atol=1e-5)
 
@@ -289,7 +290,8 @@ def test_softmax_and_sigmoid_are_taken_away_exactly(form, kind):
         out = model.get_layer("out")
         before = keras.ops.convert_to_numpy(keras.Model(picture, features)(x))
         expected = before @ keras.ops.convert_to_numpy(out.kernel) + keras.ops.convert_to_numpy(out.bias)
-    assert network.head.kind == kind
+    assert network.head.activation == kind
+    assert network.head.undone is not None
     np.testing.assert_allclose(network.predict(x), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
         network.head.probabilities(network.predict(x)), models.ones_with(model, x), rtol=1e-4, atol=1e-6
@@ -301,7 +303,7 @@ def test_a_separate_softmax_layer_is_taken_away():
     full = keras.Sequential([layers.Input((16, 16, 3)), *model.layers, layers.Softmax(name="soft")])
     network = open_model(full)
     x = pictures(network)
-    assert (network.head.kind, network.head.layer) == ("softmax", "soft")
+    assert (network.head.activation, network.head.undone) == ("softmax", "soft")
     np.testing.assert_allclose(network.predict(x), models.ones_with(model, x), rtol=1e-4, atol=1e-5)
 
 
@@ -310,7 +312,7 @@ def test_a_linear_head_is_not_taken_for_probabilities(classes):
     model = models.plain(classes=classes, head=None)
     kernel, bias = model.get_layer("out").get_weights()
     model.get_layer("out").set_weights([0 * kernel, 0 * bias + 1 / classes])  # values as probabilities have them
-    assert open_model(model).head.kind == "linear"
+    assert open_model(model).head.linear
 
 
 def test_one_sigmoid_unit_has_two_classes_of_opposite_logits():
@@ -538,7 +540,8 @@ def test_an_output_for_each_place_has_no_classes(photo):
         [layers.Input((8, 8, 3)), layers.Conv2D(3, 3, padding="same", activation="softmax", name="seg")]
     )
     network = open_model(models.seeded(model))
-    assert network.head.kind == "maps"
+    assert network.head.spatial
+    assert not network.head.has_scores
     with pytest.raises(UsageError, match="value for each place"):
         convscope.heatmap(network, photo)
     assert convscope.activations(network, photo)["seg"].shape == (1, 8, 8, 3)
@@ -596,7 +599,7 @@ def test_the_weights_hash_is_of_weights_alone():
 
 def test_the_user_can_say_what_the_outputs_are():
     model = models.plain(classes=3, head="sigmoid")
-    assert open_model(model, head="linear").head.kind == "linear"
+    assert open_model(model, head="linear").head.linear
     with pytest.raises(UsageError, match="softmax"):
         open_model(model, head="relu")
     with pytest.raises(UsageError, match="open already"):

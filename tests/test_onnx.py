@@ -199,7 +199,7 @@ def test_every_node_as_onnxruntime_has_it(tmp_path):
         *("/stem/Conv", "/stem/Norm", "/stem/Relu", "/block/Conv", "/block/Add", "k1", "/Pool", "/Gap"),
         *("/Reshape", "/head/Gemm", "/head/Softmax"),
     ]
-    assert (network.head.kind, network.head.layer) == ("softmax", "/head/Softmax")
+    assert (network.head.activation, network.head.undone) == ("softmax", "/head/Softmax")
     kinds = {layer.path: layer.kind for layer in network.layers}
     assert kinds["/stem/Conv"] == "conv"
     assert kinds["/Gap"] == "global_pool"
@@ -351,7 +351,7 @@ def test_several_outputs(tmp_path):
     model = residual()
     model.graph.output.append(helper.make_tensor_value_info("p1", TensorProto.FLOAT, (1, 4, 4, 4)))
     assert opened(model, tmp_path).outputs == ("out", "p1")
-    assert opened(model, tmp_path, output="p1").head.kind == "maps"
+    assert opened(model, tmp_path, output="p1").head.spatial
 
 
 def test_half_precision_is_widened(tmp_path):

@@ -16,7 +16,7 @@ from models import keras, layers
 from convscope import open_model
 from convscope.errors import ModelError, UsageError, nearest, one_line
 from convscope.networks import BACKENDS, read_class_names
-from convscope.networks.network import Layer, find_layer, select_layers
+from convscope.networks.layers import Layer, find_layer, select_layers
 from convscope.networks.preprocessing import FAMILIES, PRESETS, Preprocessing, family_of, parse
 
 # -- class names -----------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ def test_a_module_that_is_called_twice_has_two_layers():
 @pytest.mark.parametrize(
     ("end", "kind", "layer"),
     [
-        (nn.Identity(), "logits", None),
+        (nn.Identity(), "softmax", None),
         (nn.Softmax(dim=1), "softmax", "1"),
         (nn.LogSoftmax(dim=1), "softmax", "1"),
         (nn.Sigmoid(), "sigmoid", "1"),
@@ -317,7 +317,8 @@ def test_a_module_that_is_called_twice_has_two_layers():
 def test_a_softmax_at_the_end_is_undone(end, kind, layer):
     core = small()
     network = opened(nn.Sequential(core, end))
-    assert (network.head.kind, network.head.layer) == (kind, layer)
+    assert (network.head.activation, network.head.undone) == (kind, layer)
+    assert network.head.returns_logits == (layer is None)
     x = network.prepare(convscope.activations(network, [picture()], "0.stem").photos)
     plain = core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2))
     np.testing.assert_allclose(network.predict(x), plain.detach().numpy(), atol=1e-5)
@@ -338,7 +339,8 @@ def test_a_functional_softmax_is_undone(function):
 
     module = Ended()
     network = opened(module)
-    assert network.head.kind == "softmax"
+    assert network.head.activation == "softmax"
+    assert network.head.undone
     x = network.prepare(convscope.activations(network, [picture()], "core.stem").photos)
     plain = module.core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy()
     np.testing.assert_allclose(network.predict(x), plain, atol=1e-5)
@@ -354,7 +356,7 @@ def test_one_sigmoid_unit_has_two_classes():
 
 def test_maps_have_no_classes():
     network = opened(nn.Conv2d(3, 4, 3))
-    assert network.head.kind == "maps"
+    assert network.head.spatial
     with pytest.raises(UsageError, match="class scores"):
         convscope.heatmap(network, [picture()])
 
@@ -393,7 +395,7 @@ def test_modules_that_return_several_things(how, names):
     plain = module.core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy()
     np.testing.assert_array_equal(network.predict(x), plain)
     assert convscope.heatmap(network, [picture()], 1).maps.any()
-    assert opened(module, output=names[1]).head.kind == "maps"
+    assert opened(module, output=names[1]).head.spatial
     with pytest.raises(UsageError, match="no output"):
         opened(module, output="nothing")
 
@@ -469,7 +471,7 @@ def test_a_size_that_is_not_square_has_to_be_given():
     network = convscope.open_model(Road(), size=(66, 200))
     assert network.inputs.size == (66, 200)
     assert not network.inputs.free
-    assert network.head.kind == "linear"
+    assert network.head.linear
 
 
 def test_the_size_of_networks_for_small_pictures_is_guessed():
@@ -777,7 +779,8 @@ def test_a_sigmoid_that_works_in_place_is_undone():
     module = Gated().eval()
     network = convscope.open_model(module, size=12, preprocess="0..1")
     x = drawn(network)
-    assert network.head.kind == "sigmoid"
+    assert network.head.activation == "sigmoid"
+    assert network.head.undone
     with torch.no_grad():
         outputs = module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
     np.testing.assert_allclose(network.predict(x), np.log(outputs / (1 - outputs)), rtol=1e-4, atol=1e-5)

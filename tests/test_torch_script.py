@@ -190,7 +190,7 @@ def test_layers_taps_and_gradients(tmp_path):
     names = {layer.path: layer.kind for layer in plain.layers}
     assert {layer.path: layer.kind for layer in network.layers} == names
     assert network.name == "Residual"
-    assert (network.head.kind, network.head.layer) == ("softmax", "softmax")
+    assert (network.head.activation, network.head.undone) == ("softmax", "softmax")
     photo = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
     mine, theirs = convscope.activations(network, [photo], "all"), convscope.activations(plain, [photo], "all")
     for path in names:

@@ -227,7 +227,7 @@ def _open(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
     if len(network.outputs) > 1:
         shell.say(f"  output: {network.output!r} of {', '.join(network.outputs)} (--output chooses)")
     shell.say(f"  preprocessing: {network.preprocessing.text}")
-    named = network.class_names or network.head.kind == "linear"
+    named = network.class_names or network.head.linear
     shell.say(f"  head: {network.head.text}{'' if named else '; classes have numbers, no names'}")
     return network
 

@@ -166,8 +166,8 @@ def _layers(network: Network) -> dict[str, Any]:
         last = network.last_spatial_layer().path
     except ConvscopeError:
         last = None
-    rows = [layer for layer in network.layers if layer.kind == "conv" and layer.on_path] or [
-        layer for layer in network.layers if layer.on_path and layer.kind != "model"
+    rows = [layer for layer in network.layers if layer.convolves and layer.on_path] or [
+        layer for layer in network.layers if layer.on_path and not layer.container
     ]
     return {
         "count": len(network.layers),

@@ -250,7 +250,7 @@ def _filter_layers(network: Network, choices: Choices) -> list[Layer]:
         return []
     if choices.filter_layers:
         return [network.layer(path) for path in choices.filter_layers]
-    convolutions = [layer for layer in network.layers if layer.kind == "conv" and _has_map(layer)]
+    convolutions = [layer for layer in network.layers if layer.convolves and _has_map(layer)]
     # A depthwise convolution looks for what the one before it does, so it says little of its own.
     own = [layer for layer in convolutions if "depthwise" not in layer.class_name.lower()]
     return _spread(own or convolutions, FILTER_LAYERS)
@@ -267,7 +267,7 @@ def _heatmaps(
         network.last_spatial_layer()
     except UsageError as reason:
         for one in as_targets(choices.target):
-            if one != "top" and network.head.kind != "maps":
+            if one != "top" and network.head.has_scores:
                 network.class_index(one)  # a class that does not exist is still an error
         return {}, {"heatmaps": str(reason)}
     against = "rival" if network.head.paired else None
@@ -306,7 +306,7 @@ def _predictions(
 ) -> tuple[tuple[Prediction, ...], ...]:
     if maps:
         return tuple(row.predictions for row in maps[0].rows)
-    if network.head.kind == "maps":
+    if not network.head.has_scores:
         return tuple(() for _ in photos)
     logits = network.predict(network.prepare(photos))
     check_finite(network, logits)
@@ -440,7 +440,7 @@ def _facts(network: Network) -> list[tuple[str, str]]:
     """What the network is, as terms and texts."""
     height, width = network.inputs.size
     colours = {1: "grey", 3: "RGB"}.get(network.inputs.channels, f"{network.inputs.channels} channels")
-    inside = [layer for layer in network.layers if layer.kind != "model"]
+    inside = [layer for layer in network.layers if not layer.container]
     blocks = len(network.layers) - len(inside)
     within = f" in {blocks} block{'s' if blocks > 1 else ''}" if blocks else ""
     return [
@@ -448,7 +448,7 @@ def _facts(network: Network) -> list[tuple[str, str]]:
         ("Runs on", f"{network.framework}, {network.backend}"),
         ("Input", f"{height}×{width} pixels, {colours}{'; any size would do' if network.inputs.free else ''}"),
         ("Size", f"{len(inside)} layers{within}, {network.parameters:,} parameters"),
-        ("Output", network.head.text + ("" if network.class_names or network.head.kind == "linear" else _NUMBERS)),
+        ("Output", network.head.text + ("" if network.class_names or network.head.linear else _NUMBERS)),
         ("Preprocessing", network.preprocessing.text),
         *(("Opened", note) for note in network.source.notes),
     ]
@@ -459,7 +459,7 @@ def _facts(network: Network) -> list[tuple[str, str]]:
 
 def _stages(network: Network) -> list[dict[str, Any]]:
     """The layers that make something, one by one, or in runs of one map size where they are many."""
-    made = [layer for layer in network.layers if layer.kind in ("conv", "pool", "global_pool", "dense")]
+    made = [layer for layer in network.layers if layer.makes_features]
     one_by_one = len(made) <= SLABS_NAMED
     height, width = network.inputs.size
     largest = max(height, width, *(max(layer.shape[:-1], default=1) for layer in made))

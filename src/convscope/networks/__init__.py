@@ -18,7 +18,11 @@ import numpy as np
 from convscope import limits, reading
 from convscope.errors import BackendError, ModelError, Unreadable, UsageError, one_line
 from convscope.networks import preprocessing as pp
-from convscope.networks.network import Head, Inputs, Layer, Network, Prediction, Record, Source
+from convscope.networks.head import Head, Prediction
+from convscope.networks.inputs import Inputs
+from convscope.networks.layers import Layer
+from convscope.networks.network import Network, Source
+from convscope.networks.passes import Record
 from convscope.networks.torch.modules import OpenedModule
 
 __all__ = ["Head", "Inputs", "Layer", "Network", "Prediction", "Record", "Source", "open_model"]

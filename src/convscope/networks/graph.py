@@ -10,7 +10,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from convscope.networks.network import PASSING, Layer
+from convscope.networks.head import HeadActivation
+from convscope.networks.layers import PASSING, Layer
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Call:
 
     Attributes:
         path: of the operation.
-        kind: one of `network.KINDS`; class_name: the framework's own.
+        kind: one of `layers.KINDS`; class_name: the framework's own.
         operation: what a tap is placed at.
         nth: which of its calls.
         inputs: the tensors that it took.
@@ -266,14 +267,15 @@ def _shape_of(value: Value, channels_first: bool) -> tuple[int, ...]:
     return (*shape[1:], shape[0]) if channels_first and len(shape) == 3 else shape
 
 
-def undoable_head(flow: Flow, output: Value) -> tuple[str, Call] | None:
+def undoable_head(flow: Flow, output: Value) -> tuple[HeadActivation, Call] | None:
     """The softmax or sigmoid that made the network's output, and which kind it is; None if there is none."""
     call = flow.maker(output)
     while call is not None:
         name = call.activation
         if name is not None:
-            kind = "softmax" if "softmax" in name else "sigmoid" if name == "sigmoid" else None
-            return (kind, call) if kind else None
+            if "softmax" in name:
+                return "softmax", call
+            return ("sigmoid", call) if name == "sigmoid" else None
         if call.kind not in PASSING | {"reshape", "activation"}:
             return None
         call = flow.before(call)

@@ -1,187 +1,31 @@
 """What every opened model looks like to the techniques: a `Network` with `Layer`s, a `Head` and taps.
 
 Nothing here names a framework. A file for each framework (`keras/network.py`, `torch/network.py`) fills in the few
-abstract methods; selection, preparation of pictures and the reading of outputs are the same for all.
+abstract methods; preparation of images and the reading of outputs are the same for all.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import math
 import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from convscope import limits
 from convscope.errors import ConvscopeError, ModelError, OutOfMemoryError, UsageError, nearest, one_line
 from convscope.images.decode import InputImage, fit_batch
 from convscope.networks.failing import failure
-from convscope.networks.ops import Operations
+from convscope.networks.head import Head, Prediction
+from convscope.networks.inputs import Inputs
+from convscope.networks.layers import Layer, base_path, find_layer, select_layers
+from convscope.networks.ops import Operations, Tensor
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.restoring import Block
-
-Tensor = Any
-Rule = Callable[[Tensor], Tensor]
-Recording = Sequence[str] | Mapping[str, Callable[[Tensor], Any]]
-
-KINDS = (
-    *("conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "reshape", "padding", "resize"),
-    *("rescaling", "augmentation", "dropout", "identity", "model", "other"),
-)
-# Layers of these kinds hand on what they are given when nothing is being trained.
-PASSING = frozenset({"dropout", "identity"})
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One node of the network: one output of one call of one layer.
-
-    Attributes:
-        path: names from the top as the framework joins them, "/" in Keras and "." in PyTorch; "#k" marks the k-th
-            call of a layer that is called more than once, "[i]" the i-th of several outputs.
-        kind: "conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "model", ... .
-        class_name: the framework's own name of the layer's class.
-        shape: of the output for one picture, channels last: `(h, w, c)` or `(c,)`.
-        parameters: number of weights, trainable or not, counted at the first call only.
-        rectified: path of the layer after whose non-linearity this layer's zeros are counted: itself, the
-            activation that follows a linear convolution, or None where there is none.
-        on_path: False if the picture does not reach the chosen output through this layer (another branch, or a call
-            on another input).
-    """
-
-    path: str
-    kind: str
-    class_name: str
-    shape: tuple[int, ...]
-    parameters: int
-    rectified: str | None = None
-    on_path: bool = True
-    activation: str | None = None
-
-    @property
-    def spatial(self) -> bool:
-        """True if the output is a map: `(h, w, c)`."""
-        return len(self.shape) == 3
-
-    @property
-    def channels(self) -> int:
-        """Number of channels (units of a dense layer)."""
-        return self.shape[-1]
-
-
-@dataclass(frozen=True)
-class Head:
-    """How the network's output relates to class scores.
-
-    Attributes:
-        kind: "softmax" or "sigmoid" (a layer that could be taken away, so that logits are explained),
-            "softmax_output" or "sigmoid_output" (outputs are probabilities, nothing to take away: their logarithm is
-            explained), "logits" or "sigmoid_logits" (outputs are logits already), "linear" (outputs are taken as they
-            are, with no probabilities) or "maps" (a value for each place: no class scores).
-        units: number of output units.
-        layer: path of the layer whose softmax or sigmoid is taken away, or None.
-        guess: True if only the values that the network returns tell of the kind.
-    """
-
-    kind: str
-    units: int
-    layer: str | None = None
-    guess: bool = False
-
-    @property
-    def binary(self) -> bool:
-        """One sigmoid unit: class 1 is its logit, class 0 is minus its logit."""
-        return self.units == 1 and self.kind.startswith("sigmoid")
-
-    @property
-    def paired(self) -> bool:
-        """Two classes under one softmax: only the difference of their logits decides."""
-        return self.units == 2 and self.kind in ("softmax", "softmax_output", "logits")
-
-    @property
-    def classes(self) -> int:
-        """Number of classes that can be explained."""
-        return 2 if self.binary else self.units
-
-    @property
-    def text(self) -> str:
-        """What was found out, as a sentence for people."""
-        if self.kind == "maps":
-            return "a value for each place and not for each class, so there are no predictions"
-        if self.kind == "linear":
-            one = self.units == 1
-            return f"{self.units} linear output{'' if one else 's'}, explained as {'it is' if one else 'they are'}"
-        if self.kind.endswith("logits"):
-            by = "sigmoid" if self.kind.startswith("sigmoid") else "softmax"
-            sure = " is a guess; set --head" if self.guess else ""
-            return f"{self.units} logits, explained as they are (that probabilities are their {by}{sure})"
-        kind = self.kind.removesuffix("_output")
-        what = "one sigmoid unit" if self.binary else f"{kind} over {self.units} outputs"
-        if self.layer is not None:
-            return f"{what}, undone at {self.layer}: the logit is explained"
-        sure = ", a guess by its values" if self.guess else ""
-        return f"{what} that can't be taken away{sure}: {self.score} is explained"
-
-    @property
-    def score(self) -> str:
-        """What the number is that is explained: "logit", "log p", "log p/(1-p)" or "value"."""
-        names = {"linear": "value", "softmax_output": "log p", "sigmoid_output": "log p/(1-p)"}
-        return names.get(self.kind, "logit")
-
-    def logits(self, ops: Operations, outputs: Tensor) -> Tensor:
-        """Scores `(n, classes)` to explain, from what the network returned with its head undone `(n, units)`."""
-        if self.kind == "softmax_output":
-            outputs = ops.log(ops.maximum(outputs, 1e-30))
-        elif self.kind == "sigmoid_output":
-            clipped = ops.clip(outputs, 1e-7, 1 - 1e-7)
-            outputs = ops.log(clipped) - ops.log(1 - clipped)
-        return ops.concatenate([-outputs, outputs], axis=-1) if self.binary else outputs
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
-        """Class probabilities `(n, classes)` from `logits` `(n, classes)`; None where the outputs are linear."""
-        logits = logits.astype(np.float64)
-        if self.kind == "linear":
-            return None
-        if self.kind.startswith("sigmoid"):
-            return (1 / (1 + np.exp(-np.clip(logits, -700, 700)))).astype(np.float32)
-        exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return (exponent / exponent.sum(axis=-1, keepdims=True)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one pass through the network left behind, as tensors of its framework.
-
-    Attributes:
-        logits: `(n, classes)`, see `Head.logits`; None if the pass stopped before the output.
-        activations: for each recorded path `(n, h, w, c)` or `(n, c)`, float32, or what the function given for it made.
-    """
-
-    logits: Tensor
-    activations: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class of one picture: its index, name, logit and probability (None for linear outputs)."""
-
-    index: int
-    name: str
-    logit: float
-    probability: float | None
-
-    @property
-    def text(self) -> str:
-        """ "tabby 0.83", or the value itself where there is no probability."""
-        value = self.logit if self.probability is None else self.probability
-        return f"{self.name} {value:.3g}" if self.probability is None else f"{self.name} {value:.2f}"
 
 
 @dataclass(frozen=True)
@@ -194,27 +38,6 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The picture that a network takes.
-
-    Attributes:
-        name: of the input that gets the picture.
-        size: `(h, w)` in pixels that pictures are brought to.
-        free: True if the network would take other sizes too.
-        channels: 1 for grey, 3 for RGB.
-        others: names of further inputs, and what they are fed.
-        note: what to say about the size, where it is a guess.
-    """
-
-    name: str
-    size: tuple[int, int]
-    free: bool
-    channels: int
-    others: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
-
-
 @dataclass(eq=False)
 class _InForce:
     """A block of `Network.replaced` with its weights, or of `unchanging` with what was found out in it."""
@@ -223,48 +46,6 @@ class _InForce:
     weights: list[Tensor] | None = None
     values: list[Tensor] | None = None
     sha256: str | None = None
-
-
-def check_input(name: str, shape: Sequence[int]) -> None:
-    """Refuse an input before it is made.
-
-    Args:
-        name: of the input.
-        shape: for one picture; of a picture the channels last.
-
-    Raises:
-        ModelError: a side is no positive number, or the array is larger than the limits allow.
-    """
-    sides = [int(side) for side in shape]
-    if any(side < 1 for side in sides):
-        raise ModelError(f"the input {name!r} has the shape {tuple(sides)}; expected positive numbers.")
-    if len(sides) == 3 and sides[0] * sides[1] > limits.current().pixels:
-        raise ModelError(
-            f"the input {name!r} takes images of {sides[0]}x{sides[1]} pixels ({limits.how_to_raise('pixels')})."
-        )
-    taken = 4 * math.prod(sides)
-    if taken > limits.current().values:
-        raise ModelError(
-            f"the input {name!r} has the shape {tuple(sides)}, which takes {limits.shown('values', taken)} "
-            f"({limits.how_to_raise('values')})."
-        )
-
-
-def blank_input(name: str, shape: Sequence[int | None], whole: bool = False) -> np.ndarray:
-    """Zeros for an input that does not get the image, of a declared `shape`.
-
-    Args:
-        name: of the input.
-        shape: its first side is the batch, of which one is made.
-        whole: its first side is no batch.
-
-    Raises:
-        ModelError: see `check_input`.
-    """
-    sides = [side or 1 for side in shape]
-    sides = sides if whole else [1, *sides[1:]]
-    check_input(name, sides)
-    return np.zeros(sides)
 
 
 class Network(ABC):
@@ -419,8 +200,7 @@ class Network(ABC):
             UsageError: the network has none.
         """
         for layer in reversed(self.layers[:before]):
-            makes_its_own = layer.kind not in PASSING | {"model", "reshape"}
-            if layer.on_path and makes_its_own and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
+            if layer.on_path and layer.computes and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
                 return layer
         raise UsageError(
             f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "
@@ -433,7 +213,7 @@ class Network(ABC):
         Raises:
             UsageError: the output is a map.
         """
-        if self.head.kind == "maps":
+        if not self.head.has_scores:
             raise UsageError(
                 f"expected class scores (n, classes) from {self.name}, found an output with {self.head.text}. "
                 "Activations and filters work, and heatmaps of --class NUMBER (a channel of the output) or "
@@ -483,7 +263,7 @@ class Network(ABC):
         """The name of class `index`, or its number as text where there are no names ("output 0" of a regression)."""
         if self.class_names:
             return self.class_names[index]
-        return f"{'output' if self.head.kind == 'linear' else 'class'} {index}"
+        return f"{'output' if self.head.linear else 'class'} {index}"
 
     def class_index(self, target: int | str) -> int:
         """The class that `target` names: a number, or a name (letter case and "_" for a space do not matter).
@@ -551,12 +331,7 @@ class Network(ABC):
             "output": self.output,
             "class_names_sha256": class_names and hashlib.sha256("\n".join(class_names).encode()).hexdigest(),
             "preprocessing": self.preprocessing.describe(),
-            "head": {
-                "kind": self.head.kind,
-                "units": self.head.units,
-                "layer": self.head.layer,
-                "text": self.head.text,
-            },
+            "head": self.head.describe(),
         }
 
     def stages(self, before: Sequence[str] = ()) -> list[list[int]]:
@@ -574,7 +349,8 @@ class Network(ABC):
         found: list[list[int]] = []
         known: set[int] = set()
         for layer in self.layers[: last + 1]:
-            own = [index for index in places.get(_base(layer.path), ()) if index not in known] if layer.on_path else []
+            at = places.get(base_path(layer.path), ()) if layer.on_path else ()
+            own = [index for index in at if index not in known]
             known.update(own)
             if any(_is_kernel(weights[index]) for index in own):
                 found.append(own)
@@ -663,99 +439,6 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace("_", " ")
 
 
-def as_recording(record: Recording) -> Mapping[str, Callable[[Tensor], Any]]:
-    """What to keep of the activation at each path: itself, unless a function says otherwise."""
-    return record if isinstance(record, Mapping) else dict.fromkeys(record, lambda activation: activation)
-
-
-def find_layer(layers: Sequence[Layer], path: str) -> Layer:
-    """The one layer at `path`; a last part that is unique will do ("conv3_block4_out" in a nested model, "1.conv2").
-
-    Raises:
-        UsageError: no layer, or more than one, answers to `path`; the nearest names are said.
-    """
-    for candidates in (
-        [layer for layer in layers if layer.path == path],
-        [layer for layer in layers if _base(layer.path) == path],
-        [layer for layer in layers if _ends_with(layer.path, path) or _ends_with(_base(layer.path), path)],
-    ):
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            several = ", ".join(layer.path for layer in candidates)
-            raise UsageError(f"layer {path!r} stands for more than one: {several}. Name one of them.")
-    raise UsageError(f"no layer {path!r}; {nearest(path, [layer.path for layer in layers])}")
-
-
-def _ends_with(path: str, end: str) -> bool:
-    return path.endswith(("/" + end, "." + end))
-
-
-def _base(path: str) -> str:
-    """The path without the marks for one of several calls or outputs."""
-    return re.sub(r"(#\d+)?(\[[^\]]*\])?$", "", path)
-
-
-def select_layers(layers: Sequence[Layer], spec: str | Sequence[str] | None = None) -> list[Layer]:
-    """Layers by kind, glob and place, in the order of execution.
-
-    Args:
-        layers: to choose from.
-        spec: None for "conv|pool"; kinds or globs of paths joined by "|" or ","; a slice of the chosen
-            (":8" the first eight, "2:5", "conv:4:" from the fifth convolution on); or a sequence of such texts.
-
-    Raises:
-        UsageError: some part of `spec` names nothing.
-    """
-    if spec is None:
-        return [layer for layer in layers if layer.kind in ("conv", "pool")] or list(layers)
-    parts = [spec] if isinstance(spec, str) else spec
-    chosen = {layer.path for part in parts for layer in _by_spec(layers, part)}
-    if not chosen:
-        raise UsageError(
-            f"{spec!r} chooses none of the {len(layers)} layers; expected kinds, globs or places such as ':8'."
-        )
-    return [layer for layer in layers if layer.path in chosen]
-
-
-def _by_spec(layers: Sequence[Layer], spec: str) -> list[Layer]:
-    if re.fullmatch(r"-?\d*:-?\d*", spec):  # as Python writes slices: "2:5", ":8"
-        spec = f":{spec}"
-    place = re.fullmatch(r"(?P<names>[^:]*):(?P<start>(-?\d+)?)(?P<range>:(?P<stop>(-?\d+)?))?", spec)
-    if place is None:
-        return _by_names(layers, spec)
-    start, stop = (place["start"], place["stop"]) if place["range"] is not None else ("", place["start"])
-    # ":8" counts among all layers, as the notes' `model.layers[:8]` does; a container is not one of them.
-    chosen = _by_names(layers, place["names"]) if place["names"] else [la for la in layers if la.kind != "model"]
-    return chosen[slice(int(start) if start else None, int(stop) if stop else None)]
-
-
-def _by_names(layers: Sequence[Layer], spec: str) -> list[Layer]:
-    wanted: set[str] = set()
-    names = [part.strip() for part in re.split(r"[|,]", spec) if part.strip()]
-    for name in names:
-        found = [layer.path for layer in layers if _answers(layer, name)]
-        # "conv|pool" is a fair question to a network that never pools.
-        if not found and not (name in KINDS and len(names) > 1):
-            kinds = sorted({layer.kind for layer in layers})
-            hint = nearest(name, [*kinds, *(layer.path for layer in layers)])
-            raise UsageError(f"no layer of the kind or name {name!r}; {hint} Kinds here: {', '.join(kinds)}.")
-        wanted.update(found)
-    return [layer for layer in layers if layer.path in wanted]
-
-
-def _answers(layer: Layer, name: str) -> bool:
-    if name == layer.kind or name in ("*", "all"):
-        return True
-    # A path holds brackets where a layer has several outputs; a glob would take them as a set of letters.
-    pattern = name.replace("[", "[[]")
-    return any(
-        fnmatch.fnmatchcase(path, start + pattern)
-        for path in (layer.path, _base(layer.path))
-        for start in ("", "*/", "*.")
-    )
-
-
 def check_finite(network: Network, logits: np.ndarray) -> None:
     """Refuse outputs that are not numbers, and name the layer whose weights are none.
 
@@ -784,6 +467,6 @@ def _not_finite(network: Network) -> str:
     }
     places = network._weight_places()
     for layer in network.layers:
-        if wrong & set(places.get(_base(layer.path), ())):
+        if wrong & set(places.get(base_path(layer.path), ())):
             return f"layer {layer.path!r}"
     return "some layer" if wrong else ""

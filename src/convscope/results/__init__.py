@@ -22,7 +22,8 @@ from convscope import imaging, limits, saved, schema
 from convscope.errors import ConvscopeError, UsageError, nearest
 from convscope.events import Advanced, Progress, tell
 from convscope.images.decode import InputImage
-from convscope.networks.network import Layer, Prediction, find_layer
+from convscope.networks import Layer, Prediction
+from convscope.networks.layers import find_layer
 from convscope.networks.preprocessing import FOUND, GUESS, SET, Preprocessing
 from convscope.results.base import Origin, array_sha256, origin, versions, without_pixels
 from convscope.results.parameters import (

@@ -12,8 +12,8 @@ import numpy as np
 from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor
+from convscope.networks.inputs import Inputs, blank_input, check_input
 from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of, named_operations
-from convscope.networks.network import Inputs, blank_input, check_input
 
 
 class Entry:

@@ -35,6 +35,8 @@ from convscope.networks.graph import (
     paths_of,
     undoable_head,
 )
+from convscope.networks.head import Head, HeadActivation, HeadChoice
+from convscope.networks.inputs import Inputs
 from convscope.networks.keras.folds import Fold, first_in_blocks, folds_of, norms_folded
 from convscope.networks.keras.graph import (
     Observer,
@@ -48,8 +50,10 @@ from convscope.networks.keras.graph import (
 )
 from convscope.networks.keras.inputs import Entry
 from convscope.networks.keras.state import keep_state
-from convscope.networks.network import Head, Inputs, Layer, Network, Record, Recording, Rule, Source, as_recording
+from convscope.networks.layers import Layer
+from convscope.networks.network import Network, Source
 from convscope.networks.ops import namespace
+from convscope.networks.passes import Record, Recording, Rule, as_recording
 from convscope.networks.restoring import checkpoint, restored
 
 
@@ -103,7 +107,7 @@ class KerasNetwork(Network):
         preprocess: pp.Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
         family: pp.Family | None = None,
-        head: str | None = None,
+        head: HeadChoice | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -368,24 +372,24 @@ class KerasNetwork(Network):
         self._observations[size] = layers_of(paths, seen.flow, on_path)  # last: it says that all is there
         return self._observations[size]
 
-    def _find_head(self, seen: _Seen, asked: str | None) -> Head:
+    def _find_head(self, seen: _Seen, asked: HeadChoice | None) -> Head:
         """What the graph tells of the output, else what its values do; as the user says, where they say."""
         output = seen.outputs[self.output]
         units = int(np.prod(output.shape[1:]))
         if int(np.prod(output.shape[1:-1])) != 1:
-            return Head("maps", units)
+            return Head(units, spatial=True)
         found = self._undoable_head(seen, output)
         if found is not None and asked != "linear":
-            kind, call = found
+            activation, call = found
             self._head_patch = _linear_patch(call.operation)
-            return Head(kind, units, call.path)
+            return Head(units, activation, undone=call.path)
         if asked is not None:
-            return Head(asked if asked == "linear" else f"{asked}_output", units)
+            return Head(units, None if asked == "linear" else asked)
         if linear_by_graph(seen.flow, output):
-            return Head("linear", units)
-        return Head(self._kind_of_values(units), units, guess=True)
+            return Head(units)
+        return Head(units, self._activation_by_values(units), guess=True)
 
-    def _undoable_head(self, seen: _Seen, output: Value) -> tuple[str, Call] | None:
+    def _undoable_head(self, seen: _Seen, output: Value) -> tuple[HeadActivation, Call] | None:
         """The head that can be undone: patching an operation reaches all of its calls, so it must have only one."""
         found = undoable_head(seen.flow, output)
         once = found is not None and sum(call.operation is found[1].operation for call in seen.calls) == 1
@@ -417,18 +421,18 @@ class KerasNetwork(Network):
             self._remember(size, seen)
         return self._observations[size]
 
-    def _kind_of_values(self, units: int) -> str:
+    def _activation_by_values(self, units: int) -> HeadActivation | None:
         """Whether outputs that no known layer made are probabilities, from what noise, black and white give."""
         shape = (*self.inputs.size, self.inputs.channels)
         noise = np.random.default_rng(0).uniform(0, 255, (4, *shape))
         pixels = np.concatenate([noise, np.zeros((1, *shape)), np.full((1, *shape), 255)])
-        self.head = Head("linear", units)
+        self.head = Head(units)
         values = self.forward(self.preprocessing.apply(pixels.astype(np.float32)))[0]
         self._programs.clear()  # that program knew no head
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-            return "linear"
+            return None
         sums_to_one = units > 1 and np.abs(values.sum(axis=-1) - 1).max() < 1e-3
-        return "softmax_output" if sums_to_one else "sigmoid_output"
+        return "softmax" if sums_to_one else "sigmoid"
 
     def _find_preprocessing(self, seen: _Seen) -> pp.Preprocessing:
         """What the model tells of the pixels it was trained on, else a guess that says it is one."""

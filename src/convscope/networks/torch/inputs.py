@@ -18,7 +18,7 @@ from convscope import limits
 from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import flat_outputs
-from convscope.networks.network import Inputs, blank_input, check_input
+from convscope.networks.inputs import Inputs, blank_input, check_input
 from convscope.networks.torch.graph import named_modules
 from convscope.networks.torch.limits import BeyondLimits
 

@@ -17,7 +17,7 @@ class Described:
 
     Attributes:
         class_name: as the format calls it: "Conv" (ONNX), "Conv2d" (what TorchScript remembers of the class).
-        kind: one of `network.KINDS`; None to go by `class_name`, as for a module of that class from `torch.nn`.
+        kind: one of `layers.KINDS`; None to go by `class_name`, as for a module of that class from `torch.nn`.
         path: of the layer, where it is not the module's own path.
     """
 

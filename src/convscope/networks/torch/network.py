@@ -37,7 +37,10 @@ from convscope.networks.graph import (
     paths_of,
     undoable_head,
 )
-from convscope.networks.network import Head, Layer, Network, Record, Recording, Rule, Source, as_recording
+from convscope.networks.head import Head, HeadChoice
+from convscope.networks.layers import Layer
+from convscope.networks.network import Network, Source
+from convscope.networks.passes import Record, Recording, Rule, as_recording
 from convscope.networks.restoring import checkpoint, restored
 from convscope.networks.torch import ops as torch_ops
 from convscope.networks.torch.graph import FunctionMode, Places, Watch, class_name, named_modules, tensors_of, unwrapped
@@ -145,7 +148,7 @@ class TorchNetwork(Network):
         feed: Mapping[str, np.ndarray] | None = None,
         preprocess: pp.Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
-        head: str | None = None,
+        head: HeadChoice | None = None,
         precision: str = "float32",
         name: str | None = None,
         input_shape: Sequence[int | None] | None = None,
@@ -499,22 +502,22 @@ class TorchNetwork(Network):
         self._shown[size] = _Shown(paths, layers_of(paths, seen.flow, on_path))
         return self._shown[size].layers
 
-    def _find_head(self, seen: _Seen, asked: str | None) -> Head:
+    def _find_head(self, seen: _Seen, asked: HeadChoice | None) -> Head:
         """What the graph tells of the output: a softmax or sigmoid to undo, else logits, as is usual in PyTorch."""
         output = seen.outputs[self.output]
         units = int(np.prod(output.shape[1:]))
         if int(np.prod(output.shape[2:])) != 1 and len(output.shape) > 1 and output.shape[-1] != units:
-            return Head("maps", units)
+            return Head(units, spatial=True)
         found = undoable_head(seen.flow, output)
         if found is not None and asked != "linear":
-            kind, call = found
+            activation, call = found
             self._undo = next(path for path, (other, _) in self._shown[self.inputs.size].calls.items() if other is call)
-            return Head(kind, units, self._undo)
+            return Head(units, activation, undone=self._undo)
         if asked is not None:
-            return Head({"linear": "linear", "softmax": "logits", "sigmoid": "sigmoid_logits"}[asked], units)
+            return Head(units) if asked == "linear" else Head(units, asked, returns_logits=True)
         if units == 1 or not linear_by_graph(seen.flow, output):
-            return Head("linear", units, guess=True)
-        return Head("logits", units, guess=True)
+            return Head(units, guess=True)
+        return Head(units, "softmax", returns_logits=True, guess=True)
 
     def _guess_preprocessing(self, seen: _Seen) -> pp.Preprocessing:
         """What the module tells of the pixels it was trained on, else a guess that says it is one."""
@@ -759,7 +762,7 @@ def _small_pictures(layers: Sequence[Layer], size: tuple[int, int]) -> tuple[int
     smaller ones.
     """
     sides = [min(layer.shape[:2]) for layer in layers if layer.spatial and min(layer.shape[:2]) > 1]
-    if not sides or any(layer.kind == "resize" for layer in layers):
+    if not sides or any(layer.resizes for layer in layers):
         return None
     halvings = round(np.log2(min(size) / min(sides)))
     return (64 if halvings == 3 else 32, halvings) if 1 <= halvings <= 3 else None

@@ -638,6 +638,8 @@ def _alpha(courses: Sequence[Course]) -> np.ndarray:
 
 def _objective_text(network: Network, bound: Bound) -> str:
     slot = bound.form.slots[0]
-    if slot.layer.path in (LOGITS, network.head.layer):
-        return f"the logit of each unit, before its {network.head.kind}"
+    if slot.layer.path in (LOGITS, network.head.undone):
+        head = network.head
+        before = f", before its {head.activation}" if head.activation else ""
+        return f"the {head.score} of each unit{before}"
     return "mean of the channel without its border" if slot.layer.spatial else "the unit"

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError
-from convscope.networks import Layer, Network
-from convscope.networks.network import Record
+from convscope.networks import Layer, Network, Record
 
 Tensor = Any
 LOGITS = "class"  # in the place of a layer's path: the class scores, before their softmax or sigmoid

@@ -124,7 +124,7 @@ def _classes(network: Network, layer: Layer, shares: np.ndarray, vectors: np.nda
 
     What bypasses the layer (the shortcut of a residual block) is that of an image of zeros.
     """
-    if network.head.kind == "maps" or not layer.on_path:
+    if network.head.spatial or not layer.on_path:
         return [()] * len(vectors)
 
     def replay(run: Any, x: Any, fills: Any) -> Any:

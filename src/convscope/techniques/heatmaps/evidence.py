@@ -144,7 +144,7 @@ def trace(spec: TraceSpec, x: np.ndarray, arguments: tuple[np.ndarray, ...], *, 
         x,
         arguments if resolved else tuple(settled),
         scores,
-        logits if spec.network.head.kind != "maps" else None,
+        logits if spec.network.head.has_scores else None,
         maps,
         gradients,
     )
@@ -177,7 +177,7 @@ def _scored(spec: TraceSpec, run: Callable, x: Any, delta: Any) -> tuple:
 
 def _whole(network: Network, target: Target) -> bool:
     """True if the pass has to reach the output: for the score, or to say what the network predicts."""
-    return target.scores or network.head.kind != "maps"
+    return target.scores or network.head.has_scores
 
 
 def _settling(spec: TraceSpec) -> Callable:
@@ -319,7 +319,7 @@ class ImageView:
     @property
     def has_probability(self) -> bool:
         """True if what is explained has a probability: a class, or one against the only other one."""
-        if not isinstance(self.target, ClassScore) or self.network.head.kind == "linear":
+        if not isinstance(self.target, ClassScore) or self.network.head.linear:
             return False
         return bool(self.arguments[0].min() >= 0) or self.network.head.paired
 
@@ -422,7 +422,7 @@ def _scoring(network: Network, target: Target, precision: str) -> Callable:
         seen = run(x, record=target.record, outputs=target.scores, precision=precision)
         values = target.score(network.ops, seen.logits, seen.activations, arguments)
         # A map as long as the image would have to be kept for each of many replays.
-        return values, values if network.head.kind == "maps" or seen.logits is None else seen.logits
+        return values, values if network.head.spatial or seen.logits is None else seen.logits
 
     return score
 

@@ -21,9 +21,6 @@ from convscope.techniques.heatmaps.evidence import ImageView
 from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, registered
 from convscope.techniques.heatmaps.targets import Target
 
-# Kinds of layers that are affine, so that what they answer to zeros is their bias.
-AFFINE = frozenset({"conv", "dense", "norm", "rescaling", "merge", "padding"})
-
 
 @registered
 @dataclass(frozen=True)
@@ -84,17 +81,17 @@ def _affine(network: Network, target: Target) -> list[Layer]:
     """The affine layers on the way to what is explained."""
     names = [layer.path for layer in network.layers]
     last = max((names.index(path) for path in target.record), default=len(names) - 1)
-    return [layer for layer in network.layers[: last + 1] if layer.on_path and layer.kind in AFFINE]
+    return [layer for layer in network.layers[: last + 1] if layer.on_path and layer.affine]
 
 
 def _nonlinear(network: Network, layer: Layer) -> bool:
     """True if the layer ends in a non-linearity of its own, other than the head's, which is undone."""
-    return layer.activation is not None and layer.path != network.head.layer
+    return layer.activation is not None and layer.path != network.head.undone
 
 
 def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
     """From images what each of `layers` answers, before its own non-linearity, where all before it is zero."""
-    silenced = [layer.path for layer in network.layers if layer.on_path and layer.kind != "model"]
+    silenced = [layer.path for layer in network.layers if layer.on_path and not layer.container]
     nonlinear = tuple(layer.path for layer in layers if _nonlinear(network, layer))
 
     def answer(run: Callable, x: Any) -> list:

@@ -16,7 +16,6 @@ from convscope.techniques.heatmaps.methods import Method, Unfit, results_of
 from convscope.techniques.heatmaps.targets import Goal, Likeness
 
 TRIED_LAYERS, TRIED_IMAGES = 4, 4  # by layer="best"
-STRUCTURAL = ("model", "reshape", "padding", "dropout", "identity")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def _candidates(network: Network, goal: Goal) -> list[Layer]:
     """The last layer at each of the smallest sizes of map."""
     last = _last_before(network, goal)
     before = network.layers[: network.layers.index(last) + 1]
-    by_size = {la.shape[:2]: la for la in before if la.on_path and la.spatial and la.kind not in STRUCTURAL}
+    by_size = {la.shape[:2]: la for la in before if la.on_path and la.spatial and la.computes and not la.pads}
     by_size[last.shape[:2]] = last
     sizes = sorted((size for size in by_size if min(size) > 1), key=lambda size: size[0] * size[1])
     return [by_size[size] for size in sizes[:TRIED_LAYERS]] or [last]

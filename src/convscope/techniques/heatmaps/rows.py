@@ -47,7 +47,7 @@ def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, re
             probability=explained.probability,
             against=None if rival is None else network.class_name(rival),
         )
-    reason = _why_blank(result.heat, evidence.gradients[index], row.probability, network.head.kind.endswith("_output"))
+    reason = _why_blank(result.heat, evidence.gradients[index], row.probability, network.head.log_probabilities)
     if isinstance(evidence.target, Channel) and not evidence.arguments[0][index].any():
         reason = f"there is no place with {evidence.target.text}"
     return replace(row, status="blank" if reason else "ok", reason=reason)

@@ -452,10 +452,7 @@ def _embedding(network: Network) -> Layer:
     candidates = [
         layer
         for layer in network.layers
-        if layer.on_path
-        and len(layer.shape) in (1, 3)
-        and layer.kind not in ("model", "reshape")
-        and layer.channels != units
+        if layer.on_path and len(layer.shape) in (1, 3) and not layer.structural and layer.channels != units
     ]
     if not candidates:
         raise UsageError(f"{network.name} has no layer before its scores to compare photos in; name one.")
@@ -464,7 +461,7 @@ def _embedding(network: Network) -> Layer:
 
 def _channel(network: Network, target: Any) -> Channel | None:
     """The channel that a text names, or that a class of a network with maps as its output is."""
-    if network.head.kind == "maps" and isinstance(target, str | int | np.integer):
+    if network.head.spatial and isinstance(target, str | int | np.integer):
         number = str(target)
         if number.isdigit():
             return _class_of_maps(network, int(number))
@@ -480,16 +477,14 @@ def _class_of_maps(network: Network, number: int) -> Channel:
 
     The scores are taken before a softmax or sigmoid that is a layer of its own, whose gradient dies where it is sure.
     """
-    last = next((layer for layer in reversed(network.layers) if layer.on_path and layer.kind != "model"), None)
+    last = next((layer for layer in reversed(network.layers) if layer.on_path and not layer.container), None)
     if last is None or not last.spatial or int(np.prod(last.shape)) != network.head.units:
         raise UsageError(
             f"the output of {network.name} is no map of classes (height, width, classes) that convscope can tell; "
             "explain a channel, as --class LAYER:CHANNEL, or a Custom function of the answers."
         )
-    alike = [
-        la for la in network.layers if la.on_path and la.shape == last.shape and la.kind not in ("model", "reshape")
-    ]
-    scores = next((layer for layer in reversed(alike) if layer.kind != "activation"), last)
+    alike = [la for la in network.layers if la.on_path and la.shape == last.shape and not la.structural]
+    scores = next((layer for layer in reversed(alike) if not layer.only_activates), last)
     found = channel_target(network, scores.path, number)
     name = network.class_names[number] if network.class_names and number < len(network.class_names) else number
     where = "above the middle" if scores.channels == 1 else "the highest"

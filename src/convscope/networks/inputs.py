@@ -1,0 +1,75 @@
+"""The inputs of a network: the image, and what the others are fed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from convscope import limits
+from convscope.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The picture that a network takes.
+
+    Attributes:
+        name: of the input that gets the picture.
+        size: `(h, w)` in pixels that pictures are brought to.
+        free: True if the network would take other sizes too.
+        channels: 1 for grey, 3 for RGB.
+        others: names of further inputs, and what they are fed.
+        note: what to say about the size, where it is a guess.
+    """
+
+    name: str
+    size: tuple[int, int]
+    free: bool
+    channels: int
+    others: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def check_input(name: str, shape: Sequence[int]) -> None:
+    """Refuse an input before it is made.
+
+    Args:
+        name: of the input.
+        shape: for one picture; of a picture the channels last.
+
+    Raises:
+        ModelError: a side is no positive number, or the array is larger than the limits allow.
+    """
+    sides = [int(side) for side in shape]
+    if any(side < 1 for side in sides):
+        raise ModelError(f"the input {name!r} has the shape {tuple(sides)}; expected positive numbers.")
+    if len(sides) == 3 and sides[0] * sides[1] > limits.current().pixels:
+        raise ModelError(
+            f"the input {name!r} takes images of {sides[0]}x{sides[1]} pixels ({limits.how_to_raise('pixels')})."
+        )
+    taken = 4 * math.prod(sides)
+    if taken > limits.current().values:
+        raise ModelError(
+            f"the input {name!r} has the shape {tuple(sides)}, which takes {limits.shown('values', taken)} "
+            f"({limits.how_to_raise('values')})."
+        )
+
+
+def blank_input(name: str, shape: Sequence[int | None], whole: bool = False) -> np.ndarray:
+    """Zeros for an input that does not get the image, of a declared `shape`.
+
+    Args:
+        name: of the input.
+        shape: its first side is the batch, of which one is made.
+        whole: its first side is no batch.
+
+    Raises:
+        ModelError: see `check_input`.
+    """
+    sides = [side or 1 for side in shape]
+    sides = sides if whole else [1, *sides[1:]]
+    check_input(name, sides)
+    return np.zeros(sides)
