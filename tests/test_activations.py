@@ -1,6 +1,7 @@
 """Activations: the numbers against slow loops, groups under a limit of memory against one pass."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ import pytest
 keras = pytest.importorskip("keras")
 import models  # noqa: E402
 from keras import layers  # noqa: E402
+from PIL import Image  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
-from convscope.errors import UsageError  # noqa: E402
+from convscope.errors import ImageError, UsageError  # noqa: E402
 from convscope.events import ItemFinished  # noqa: E402
-from convscope.techniques.activations import _plan, memory_bytes  # noqa: E402
+from convscope.images.decode import InputImage  # noqa: E402
+from convscope.images.source import stream  # noqa: E402
+from convscope.techniques.activations import _plan, iter_activations, memory_bytes  # noqa: E402
 
 
 def silent_network():
@@ -212,3 +216,74 @@ def test_results_share_a_folder_without_mixing(photo, tmp_path):
     second = convscope.heatmap(network, photo).save(folder)
     assert not set(first) & set(second)
     assert json.loads((tmp_path / "heatmaps-2.json").read_text(encoding="utf-8"))["files"] == second
+
+
+# -- streams -------------------------------------------------------------------------------------------------
+
+
+class Photos:
+    """A source of a user's own."""
+
+    def __init__(self, photo, count):
+        self.photo, self.count = photo, count
+
+    def images(self, shape=None):
+        for shift in range(self.count):
+            yield InputImage(f"shifted-{shift}", np.roll(self.photo, shift, axis=0))
+
+
+@pytest.mark.parametrize("memory", ["2GB", 8000])
+def test_items_are_what_the_collecting_function_collects(photo, memory):
+    network = open_model(silent_network())
+    source = Photos(photo, 7)
+    whole = convscope.activations(network, [image.pixels for image in source.images()], "conv|pool|relu")
+    items = list(iter_activations(network, source, "conv|pool|relu", memory=memory, batch=3))
+    assert [(item.number, item.layer.path) for item in items if memory == "2GB"] in (
+        [],
+        [(number, layer.path) for number in range(7) for layer in whole.layers],
+    )
+    assert len(items) == 7 * len(whole.layers)
+    for item in items:
+        assert item.image.name == f"shifted-{item.number}"
+        np.testing.assert_allclose(item.array, whole[item.layer.path][item.number], rtol=1e-4, atol=1e-6)
+        row = whole.row(item.layer.path, item.number)
+        assert (item.row.zeros, item.row.empty_channels) == (row.zeros, row.empty_channels)
+
+
+def test_a_data_set_passes_through_without_being_held(photo):
+    network = open_model(silent_network())
+    alive, most = weakref.WeakSet(), 0
+    for item in iter_activations(network, Photos(photo, 60), "conv", batch=4):
+        alive.add(item.image)
+        most = max(most, len(alive))
+    assert most <= 2 * 4
+
+
+def test_what_a_source_leaves_out_is_named(photo, tmp_path):
+    for name in ("a", "b", "c"):
+        Image.fromarray(photo).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    network, source = open_model(silent_network()), convscope.image_source(tmp_path)
+    with pytest.warns(UserWarning, match=r"1 of 3 images can't be read and are left out:\n  - b: "):
+        assert [item.image.name for item in iter_activations(network, source, "last")] == ["a", "c"]
+    for technique in (convscope.activations, convscope.heatmap):
+        with pytest.warns(UserWarning, match=r"1 of 3 images"):
+            assert [image.name for image in technique(network, source).photos] == ["a", "c"]
+    with stream(source, 2, network.image_shape) as batches:
+        assert len(list(iter_activations(network, batches, "last"))) == 2
+    assert [failure.name for failure in batches.failures] == ["b"]
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.png").unlink()
+    with pytest.raises(ImageError, match="none of 3 images"):
+        list(iter_activations(network, source, "last"))
+
+
+def test_a_source_at_the_networks_size_gives_what_its_files_give(photo, tmp_path):
+    for shift in range(3):
+        Image.fromarray(np.roll(photo, shift, axis=1)).save(tmp_path / f"{shift}.png")
+    network = open_model(silent_network())
+    whole = convscope.activations(network, tmp_path)
+    streamed = convscope.activations(network, convscope.image_source(tmp_path))
+    for path, array in whole.arrays.items():
+        np.testing.assert_array_equal(streamed[path], array)
+    assert streamed.photos[0].pixels.shape == (14, 18, 3)

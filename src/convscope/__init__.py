@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convscope.diagnosis import doctor as doctor
     from convscope.errors import ConvscopeError as ConvscopeError
+    from convscope.images.source import image_source as image_source
     from convscope.networks import open_model as open_model
     from convscope.reports import report as report
     from convscope.results import load as load
@@ -33,12 +34,24 @@ _HOMES = {
     "doctor": "convscope.diagnosis",
     "filters": "convscope.techniques.filters",
     "heatmap": "convscope.techniques.heatmaps",
+    "image_source": "convscope.images.source",
     "load": "convscope.results",
     "open_model": "convscope.networks",
     "report": "convscope.reports",
 }
 
-__all__ = ["ConvscopeError", "activations", "concepts", "doctor", "filters", "heatmap", "load", "open_model", "report"]
+__all__ = [
+    "ConvscopeError",
+    "activations",
+    "concepts",
+    "doctor",
+    "filters",
+    "heatmap",
+    "image_source",
+    "load",
+    "open_model",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,8 @@ from PIL import Image
 from convscope import imaging
 from convscope.errors import UsageError
 from convscope.events import Progress, within
-from convscope.images.decode import InputImage, read_images
+from convscope.images.decode import InputImage
+from convscope.images.source import hold
 from convscope.networks import Layer, Network, Prediction, open_model
 from convscope.networks.network import check_finite
 from convscope.results import (
@@ -204,7 +205,7 @@ def study(network: Network | Any, images: Any, choices: Choices, progress: Progr
 
 
 def _studied(network: Network, images: Any, choices: Choices, progress: Progress) -> Study:
-    photos = tuple(read_images(images))
+    photos = hold(images, network.image_shape)
     sheets = _sheet_layers(network, choices.layers)
     filter_layers = _filter_layers(network, choices)
     by_method, missing = _heatmaps(network, photos, choices, within(progress, "heatmaps"))

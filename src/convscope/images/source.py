@@ -20,6 +20,7 @@ import io
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,9 +30,20 @@ from typing import Protocol, Self, runtime_checkable
 
 from convscope import isolation, reading
 from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError
-from convscope.images.decode import SUFFIXES, InputImage, Shape, Source, decode_files, images_in, listed, read_image
+from convscope.images.decode import (
+    SUFFIXES,
+    InputImage,
+    Shape,
+    Source,
+    decode_files,
+    images_in,
+    listed,
+    read_image,
+    read_images,
+)
 
 AHEAD = 2  # batches that wait for the network, beside the one that it works on and the one that is being read
+SHOWN = 5  # failures that a message names
 CHUNK = 8  # files that the reader process is asked for together, where they are shrunk
 
 
@@ -132,6 +144,44 @@ def image_source(images: ImageSource | Source | Iterable[Source]) -> ImageSource
     if not entries:
         raise UsageError("at least one image is needed, but none was given: name a file or a folder")
     return ImageList(tuple(_named_apart(entries)))
+
+
+def hold(images: ImageSource | Source | Iterable[Source], shape: Shape) -> tuple[InputImage, ...]:
+    """Images for a technique that needs them all at once: those of a source at the size that the network takes.
+
+    Args:
+        images: a source, of which what can't be read is left out with a warning; or what `read_images` takes, which has
+            to be whole and keeps its size.
+        shape: `(height, width, channels)` that the network takes.
+
+    Raises:
+        ImageError: no image of the source can be read, or one of another collection can't. UsageError: there is none.
+    """
+    if not isinstance(images, ImageSource):
+        return tuple(read_images(images))
+    with stream(images, CHUNK, shape) as batches:
+        found = tuple(image for batch in batches for image in batch.images)
+    report_failures(batches)
+    if not found:
+        raise UsageError("at least one image is needed, but the source gives none")
+    return found
+
+
+def report_failures(batches: ImageStream) -> None:
+    """At the end of a stream: a warning that counts and names what was left out.
+
+    Raises:
+        ImageError: nothing could be read.
+    """
+    failures = batches.failures
+    if not failures:
+        return
+    shown = "".join(f"\n  - {failure.name}: {failure.error}" for failure in failures[:SHOWN])
+    more = f"\n  - and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+    if not batches.read:
+        raise ImageError(f"none of {len(failures)} images can be read:{shown}{more}")
+    text = f"{len(failures)} of {len(failures) + batches.read} images can't be read and are left out:{shown}{more}"
+    warnings.warn(text, stacklevel=3)
 
 
 # -- what an image list is made of ---------------------------------------------------------------------------
@@ -256,6 +306,7 @@ class ImageStream:
         source: of the images.
         batch: images in each batch but the last.
         shape: `(height, width, channels)` to which images are decoded, or None for their own.
+        read: images that were taken so far.
         failures: what was left out so far; all of it when the stream is at its end.
     """
 
@@ -263,6 +314,7 @@ class ImageStream:
     batch: int
     shape: Shape | None = None
     failures: list[Failure] = field(default_factory=list)
+    read: int = 0
     _ready: queue.Queue[ImageBatch | Failure | _End] = field(init=False, repr=False)
     _unwanted: threading.Event = field(default_factory=threading.Event, repr=False)
     _thread: threading.Thread | None = field(default=None, repr=False)
@@ -280,6 +332,7 @@ class ImageStream:
             self._begin()
             match self._ready.get():
                 case ImageBatch() as found:
+                    self.read += len(found.images)
                     return found
                 case Failure() as failure:
                     self.failures.append(failure)

@@ -220,6 +220,12 @@ class Network(ABC):
                 "LAYER:CHANNEL; if another output has classes, choose it with --output."
             )
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)` of the images that the network takes."""
+        height, width = self.inputs.size
+        return height, width, self.inputs.channels
+
     def prepare(self, sources: Sequence[InputImage], size: tuple[int, int] | None = None) -> np.ndarray:
         """Pictures as the network takes them: `(n, h, w, c)` float32 after preprocessing."""
         height, width = size or self.inputs.size

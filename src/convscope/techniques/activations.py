@@ -1,4 +1,4 @@
-"""What each layer makes of a picture: every chosen layer in one pass, or in groups under a limit of memory."""
+"""The output of each layer for an image: every chosen layer in one pass, or in groups under a limit of memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,12 +16,13 @@ import numpy as np
 
 from convscope.errors import ConvscopeError, UsageError
 from convscope.events import Advanced, ItemFinished, Progress, Started, tell
-from convscope.images.decode import InputImage, read_images
+from convscope.images.decode import InputImage
+from convscope.images.source import ImageBatch, ImageStream, hold, image_source, report_failures, stream
 from convscope.networks import Layer, Network, open_model
 from convscope.results import ActivationParameters, Activations, LayerStatistics, origin
 
 BYTES = 4  # float32
-MOST_PICTURES = 16  # in one pass
+MOST_IMAGES = 16  # in one pass
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -44,11 +45,11 @@ def activations(
     scratch: str | PathLike | None = None,
     progress: Progress = None,
 ) -> Activations:
-    """What every chosen layer makes of every picture.
+    """What every chosen layer makes of every image.
 
     Args:
         network: an opened network, or what `open_model` takes.
-        images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
+        images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several; or an `ImageSource`.
         layers: kinds ("conv|pool", the default), globs of paths, places (":8"); see `Network.select`.
         memory: bytes, or text such as "500MB", that the recorded arrays may take; beyond it the layers run in
             groups, each written to disk before the next, and the arrays of the result are memory-mapped.
@@ -59,38 +60,98 @@ def activations(
         the raw arrays `(n, h, w, c)` with the share of zeros and the number of empty channels of each layer.
 
     Raises:
-        UsageError: no such layer; ImageError: a picture can't be read; ModelError: the model can't be run.
+        UsageError: no such layer; ImageError: an image can't be read; ModelError: the model can't be run.
     """
     network = open_model(network)
-    photos = tuple(read_images(images))
+    shown = hold(images, network.image_shape)
     chosen = network.select(layers)
-    plan = _plan(chosen, len(photos), memory_bytes(memory))
-    x = network.prepare(photos)
-    keep = _Keep(chosen, len(photos), tempfile.TemporaryDirectory(dir=_folder(scratch)) if plan.to_disk else None)
+    plan = _plan(chosen, len(shown), memory_bytes(memory))
+    keep = _Keep(chosen, len(shown), tempfile.TemporaryDirectory(dir=_folder(scratch)) if plan.to_disk else None)
     rows: dict[tuple[int, str], LayerStatistics] = {}
-    passes = list(plan.passes())
-    for done, (group, start, stop) in enumerate(passes):
+    total = len(plan.groups) * -(-len(shown) // plan.at_once)
+    for done, one in enumerate(_passes(network, plan, [ImageBatch(0, shown)])):
         begun = Advanced if done else Started
-        tell(progress, begun(done, len(passes), f"{group[0].path} … {group[-1].path}"))
-        arrays, sizes, shares = _look(network, group, x[start:stop], plan.at_once)
-        for layer in group:
-            keep.put(layer, start, arrays[layer.path])
-            for index, photo in enumerate(photos[start:stop]):
-                row = _row(photo, layer, sizes[layer.path][index], shares, index)
-                rows[start + index, layer.path] = row
-                tell(progress, ItemFinished(done, len(passes), photo.name, item=row))
+        tell(progress, begun(done, total, f"{one.layers[0].path} … {one.layers[-1].path}"))
+        for layer in one.layers:
+            keep.put(layer, one.start, one.arrays[layer.path])
+        for item in one.items():
+            rows[item.number, item.layer.path] = item.row
+            tell(progress, ItemFinished(done, total, item.image.name, item=item))
         keep.flush()
     keep.close()
-    tell(progress, Advanced(len(passes), len(passes), "done"))
+    tell(progress, Advanced(total, total, "done"))
     return Activations(
-        origin(network, "activations", photos),
+        origin(network, "activations", shown),
         ActivationParameters(tuple(layer.path for layer in chosen), memory),
-        photos=photos,
+        photos=shown,
         layers=tuple(chosen),
         arrays=keep.arrays,
-        statistics=tuple(rows[index, layer.path] for index in range(len(photos)) for layer in chosen),
+        statistics=tuple(rows[index, layer.path] for index in range(len(shown)) for layer in chosen),
         scratch=keep.folder,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationItem:
+    """What one layer makes of one image.
+
+    Attributes:
+        number: of the image, from 0, among those that could be read.
+        image: the image.
+        layer: the layer.
+        array: its output `(h, w, c)` or `(c,)` float32.
+        row: its numbers.
+    """
+
+    number: int
+    image: InputImage
+    layer: Layer
+    array: np.ndarray
+    row: LayerStatistics
+
+
+def iter_activations(
+    network: Network | Any,
+    images: Any,
+    layers: str | Sequence[str] | None = None,
+    *,
+    memory: int | str = "2GB",
+    batch: int = MOST_IMAGES,
+) -> Iterator[ActivationItem]:
+    """Each layer's output for each image as soon as it is there, image by image in batches; nothing of it is kept.
+
+    >>> for item in iter_activations("model.keras", convscope.image_source("folder")):      # doctest: +SKIP
+    ...     print(item.image.name, item.layer.path, item.array.max())
+
+    Args:
+        network: an opened network, or what `open_model` takes.
+        images: an image source, or what `image_source` makes one of; or an `ImageStream`, whose `failures` then name
+            what was left out (otherwise a warning names them).
+        layers: see `activations`.
+        memory: bytes, or text such as "500MB", that the arrays of a pass may take; beyond it each batch goes through
+            the network several times, for some of the layers at a time.
+        batch: images at a time, where `images` is no stream.
+
+    Raises:
+        UsageError: no such layer. ImageError: no image can be read. ModelError: the model can't be run.
+    """
+    network = open_model(network)
+    chosen = network.select(layers)
+    given = isinstance(images, ImageStream)
+    batches = images if given else stream(image_source(images), batch, network.image_shape)
+    plan = _plan(chosen, batches.batch, memory_bytes(memory))
+    return _streamed(network, plan, batches, given)
+
+
+def _streamed(network: Network, plan: _Plan, batches: ImageStream, given: bool) -> Iterator[ActivationItem]:
+    try:
+        for one in _passes(network, plan, batches):
+            yield from one.items()
+    finally:
+        if not given:
+            batches.close()
+    if not given:
+        report_failures(batches)
 
 
 def memory_bytes(memory: int | str) -> int:
@@ -108,26 +169,19 @@ def memory_bytes(memory: int | str) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which layers run together, on how many pictures at a time, and whether the arrays go to disk."""
+    """Which layers run together, on how many images at a time, and whether the arrays go to disk."""
 
     groups: tuple[tuple[Layer, ...], ...]
-    pictures: int
     at_once: int
     to_disk: bool
 
-    def passes(self) -> Iterator[tuple[tuple[Layer, ...], int, int]]:
-        """Each pass: its layers and its range of pictures."""
-        for group in self.groups:
-            for start in range(0, self.pictures, self.at_once):
-                yield group, start, min(start + self.at_once, self.pictures)
 
-
-def _plan(layers: Sequence[Layer], pictures: int, limit: int) -> _Plan:
-    """Fewest passes under `limit` bytes; a layer that alone exceeds it runs alone, a picture at a time."""
+def _plan(layers: Sequence[Layer], images: int, limit: int) -> _Plan:
+    """Fewest passes under `limit` bytes; a layer that alone exceeds it runs alone, one image at a time."""
     sizes = [BYTES * int(np.prod(layer.shape)) for layer in layers]
-    if sum(sizes) * pictures <= limit:
-        return _Plan((tuple(layers),), pictures, min(pictures, MOST_PICTURES), to_disk=False)
-    at_once = int(np.clip(limit // max(sizes), 1, min(pictures, MOST_PICTURES)))
+    if sum(sizes) * images <= limit:
+        return _Plan((tuple(layers),), min(images, MOST_IMAGES), to_disk=False)
+    at_once = int(np.clip(limit // max(sizes), 1, min(images, MOST_IMAGES)))
     groups: list[list[Layer]] = []
     used = limit
     for layer, size in zip(layers, sizes, strict=True):
@@ -136,21 +190,49 @@ def _plan(layers: Sequence[Layer], pictures: int, limit: int) -> _Plan:
             used = 0
         groups[-1].append(layer)
         used += size * at_once
-    return _Plan(tuple(map(tuple, groups)), pictures, at_once, to_disk=True)
+    return _Plan(tuple(map(tuple, groups)), at_once, to_disk=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What one pass of some images gave: for some layers their arrays, sizes and shares (see `_look`)."""
+
+    start: int
+    images: tuple[InputImage, ...]
+    layers: tuple[Layer, ...]
+    arrays: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
+    shares: dict[str, np.ndarray]
+
+    def items(self) -> Iterator[ActivationItem]:
+        for index, image in enumerate(self.images):
+            for layer in self.layers:
+                row = _row(image, layer, self.sizes[layer.path][index], self.shares, index)
+                yield ActivationItem(self.start + index, image, layer, self.arrays[layer.path][index], row)
+
+
+def _passes(network: Network, plan: _Plan, batches: Iterable[ImageBatch]) -> Iterator[_Pass]:
+    """Each batch through the network, `plan.at_once` images at a time, a group of layers after the other."""
+    for batch in batches:
+        for at in range(0, len(batch.images), plan.at_once):
+            images = batch.images[at : at + plan.at_once]
+            x = network.prepare(images)
+            for group in plan.groups:
+                yield _Pass(batch.start + at, images, group, *_look(network, group, x, plan.at_once))
 
 
 class _Keep:
-    """Arrays for all pictures, in memory or as memory-mapped files."""
+    """Arrays for all images, in memory or as memory-mapped files."""
 
-    def __init__(self, layers: Sequence[Layer], pictures: int, folder: tempfile.TemporaryDirectory | None) -> None:
+    def __init__(self, layers: Sequence[Layer], images: int, folder: tempfile.TemporaryDirectory | None) -> None:
         self.folder = folder
-        self._pictures = pictures
+        self._images = images
         self._number = {layer.path: number for number, layer in enumerate(layers)}
         self.arrays: dict[str, np.ndarray] = {}
 
     def put(self, layer: Layer, start: int, array: np.ndarray) -> None:
-        """Take the values of some pictures, from number `start` on."""
-        if self.folder is None and len(array) == self._pictures:
+        """Take the values of some images, from number `start` on."""
+        if self.folder is None and len(array) == self._images:
             self.arrays[layer.path] = np.ascontiguousarray(array)  # of a single pass: no copy of what may be large
             return
         if layer.path not in self.arrays:
@@ -170,7 +252,7 @@ class _Keep:
                 self.arrays[path] = np.load(str(array.filename), mmap_mode="r")
 
     def _new(self, layer: Layer, array: np.ndarray) -> np.ndarray:
-        shape = (self._pictures, *array.shape[1:])
+        shape = (self._images, *array.shape[1:])
         if self.folder is None:
             return np.empty(shape, np.float32)
         path = Path(self.folder.name) / f"{self._number[layer.path]}.npy"
@@ -194,7 +276,7 @@ def _reserve(path: Path) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ConvscopeError(
                 f"the arrays don't fit on the disk of {str(path.parent)!r} ({error.strerror}): free some space, or "
-                "choose another folder with scratch=, fewer layers, or fewer pictures."
+                "choose another folder with scratch=, fewer layers, or fewer images."
             ) from error
 
 
@@ -211,7 +293,7 @@ def _look(
     """The arrays of a group of layers, mean and largest value `(n, 2)` of each, and, for each place where zeros count,
     the share of each channel that is none `(n, c)`.
 
-    A last chunk of fewer than `at_once` pictures is filled up: one shape, one compile.
+    A last chunk of fewer than `at_once` images is filled up: one shape, one compile.
     """
     paths = tuple(layer.path for layer in group)
     rectified = tuple(sorted({layer.rectified for layer in group if layer.rectified}))
@@ -258,11 +340,11 @@ def _recording(network: Network, paths: tuple[str, ...], rectified: tuple[str, .
 
 
 def _row(
-    photo: InputImage, layer: Layer, size: np.ndarray, shares: dict[str, np.ndarray], index: int
+    image: InputImage, layer: Layer, size: np.ndarray, shares: dict[str, np.ndarray], index: int
 ) -> LayerStatistics:
     alive = shares[layer.rectified][index] if layer.rectified else None
     return LayerStatistics(
-        image=photo.name,
+        image=image.name,
         layer=layer.path,
         kind=layer.kind,
         shape=layer.shape,

@@ -12,6 +12,7 @@ import numpy as np
 from convscope.errors import UsageError
 from convscope.events import Progress, Started, tell
 from convscope.images.decode import InputImage, read_images
+from convscope.images.source import hold
 from convscope.networks import Layer, Network, open_model
 from convscope.results import FilterParameters, FilterRow, Filters, RecipeParameters, array_sha256, origin
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Climb, Course, Task, ascend, kept_steps, look_at
@@ -97,7 +98,7 @@ def filters(
     """
     network = open_model(network)
     chosen = _adapted(recipe, steps)
-    references = _read(photos)
+    references = _read(photos, network)
     begin = _photo(chosen, photo)
     size_in_pixels = _size(network, chosen, size, begin)
     if layer is not None and not objectives:
@@ -211,13 +212,13 @@ def _some(photos: Any) -> bool:
     return photos is not None and not (isinstance(photos, Sequence) and len(photos) == 0)
 
 
-def _read(photos: Any) -> list[InputImage]:
-    """Pictures that were read already go as they are."""
+def _read(photos: Any, network: Network) -> list[InputImage]:
+    """Images that were read already go as they are."""
     if not _some(photos):
         return []
     if isinstance(photos, list | tuple) and all(isinstance(photo, InputImage) for photo in photos):
         return list(photos)
-    return read_images(photos)
+    return list(hold(photos, network.image_shape))
 
 
 def _adapted(recipe: str | Recipe, steps: int | None) -> Recipe:

@@ -11,7 +11,7 @@ import numpy as np
 
 from convscope.errors import UsageError
 from convscope.events import Advanced, Progress, Started, tell
-from convscope.images.decode import read_images
+from convscope.images.source import hold
 from convscope.networks import Layer, Network, Prediction, open_model
 from convscope.results import Concept, ConceptParameters, Concepts, origin
 
@@ -49,7 +49,7 @@ def concepts(
         UsageError: no such layer, or one without a map; more concepts than channels or places; ImageError.
     """
     network = open_model(network)
-    photos = tuple(read_images(images))
+    photos = hold(images, network.image_shape)
     where = network.last_spatial_layer() if layer == "auto" else network.layer(layer)
     if not where.spatial:
         raise UsageError(f"layer {where.path!r} has no map; its output has the shape {where.shape}.")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError
-from convscope.images.decode import InputImage, read_images
+from convscope.images.decode import InputImage
+from convscope.images.source import hold
 from convscope.networks import Network, open_model
 from convscope.networks.network import check_finite
 from convscope.results import Check, HeatmapParameters, HeatmapRow
@@ -179,7 +180,7 @@ def begin(
         UsageError: no such class, layer, method or option, or no map there; ModelError; ImageError.
     """
     network = open_model(network)
-    read = tuple(read_images(images))
+    read = hold(images, network.image_shape)
     methods = tuple(as_methods(options.method))
     if options.budget is not None:
         if options.budget < 2:
