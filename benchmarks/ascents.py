@@ -189,13 +189,11 @@ def plainly(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
 
 
 def _starts(network: Any, job: Job) -> np.ndarray:
-    from convscope.techniques.filters.courses import Plan
-    from convscope.techniques.filters.objectives import channel
+    from convscope.techniques.filters.ascent import Plan
     from convscope.techniques.filters.recipes import CLASSIC
 
     plan = Plan(network, CLASSIC, (job.size, job.size), job.seed)
-    climb = plan.climb(plan.bind(channel(job.layer, 0)))
-    return np.stack([climb.start((number,)) for number in job.channels])
+    return np.stack([plan.start((number,)) for number in job.channels])
 
 
 def _plain_tensorflow(network: Any, job: Job, steps: int) -> np.ndarray:

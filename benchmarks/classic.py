@@ -22,8 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import convscope
-from convscope.techniques.filters.courses import Plan
-from convscope.techniques.filters.objectives import channel
+from convscope.techniques.filters.ascent import Plan
 from convscope.techniques.filters.recipes import CLASSIC
 
 LAYER = "conv3_block4_out"
@@ -64,8 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     network = convscope.open_model("keras:ResNet50V2?weights=none&include_top=false", preprocess="-1..1")
     plan = Plan(network, CLASSIC, (180, 180))
-    climb = plan.climb(plan.bind(channel(LAYER, 0)))
-    begin = np.stack([climb.start((number,)) for number in range(options.filters)])
+    begin = np.stack([plan.start((number,)) for number in range(options.filters)])
 
     started = time.perf_counter()
     result = convscope.filters(

@@ -83,9 +83,9 @@ def climbing(name: str, layer: str, count: int) -> tuple[int, ...]:
     Raises:
         NotMeasured: too few have.
     """
-    from convscope.techniques.filters import first_that_climb
+    from convscope.techniques.filters import first_with_gradient
 
-    channels, looked_at, stuck = first_that_climb(opened(name), layer, count, recipe="classic")
+    channels, looked_at, stuck = first_with_gradient(opened(name), layer, count, recipe="classic")
     if looked_at - stuck < count:
         raise NotMeasured(f"only {looked_at - stuck} of {looked_at} channels have a gradient at their start")
     return tuple(channels)

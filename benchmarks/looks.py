@@ -9,9 +9,8 @@ import numpy as np
 
 from benchmarks.ascents import ASSETS, from_shares, opened
 from convscope.images.decode import fit_batch, read_readable_images
-from convscope.techniques.filters.ascent import look_at
-from convscope.techniques.filters.courses import Plan
-from convscope.techniques.filters.objectives import channel
+from convscope.objectives import channel
+from convscope.techniques.filters.ascent import Moved, Plan, measured
 from convscope.techniques.filters.recipes import FAST
 from convscope.techniques.filters.transforms import Affine
 
@@ -36,7 +35,6 @@ class Judge:
         self.channels = np.array(channels)
         self._plan = Plan(self.network, FAST, self.size)
         self._bound = self._plan.bind(channel(layer, 0))
-        self._climb = self._plan.climb(self._bound)
 
     def activations(self, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The channel's mean over its map `(n,)`: of each picture as it is, and moved (the mean of `DRAWS` draws)."""
@@ -56,7 +54,8 @@ class Judge:
         return self._means(self.network.prepare(photographs(), self.size)).max(axis=0)[self.channels]
 
     def _means(self, pictures: np.ndarray) -> np.ndarray:
-        return look_at(self._climb, lambda at: pictures[at], len(pictures), [self._bound.masks[0][None]])[0][:, 0]
+        masks = [self._bound.arguments[0][None]]
+        return measured(self._plan, [self._bound], masks, lambda at: pictures[at], len(pictures))[0][:, 0]
 
     def _moved(self, pictures: np.ndarray) -> np.ndarray:
         def fresh(number: int) -> np.ndarray:
@@ -65,8 +64,8 @@ class Judge:
         def repeated(at: Sequence[int]) -> np.ndarray:
             return pictures[[number // DRAWS for number in at]]
 
-        masks = [self._bound.masks[0][None]]
-        return look_at(self._climb, repeated, len(pictures) * DRAWS, masks, fresh)[0][:, 0]
+        masks, count = [self._bound.arguments[0][None]], len(pictures) * DRAWS
+        return measured(self._plan, [self._bound], masks, repeated, count, Moved(fresh))[0][:, 0]
 
 
 @cache

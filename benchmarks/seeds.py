@@ -15,8 +15,7 @@ import numpy as np
 
 import convscope
 from convscope import demo
-from convscope.techniques.filters.courses import Plan
-from convscope.techniques.filters.objectives import channel
+from convscope.techniques.filters.ascent import Plan
 from convscope.techniques.filters.recipes import recipe_named
 
 LAYER = "block3_conv"
@@ -45,8 +44,7 @@ def main() -> None:
         )
 
     plan = Plan(network, recipe_named(options.recipe), (64, 64))
-    climb = plan.climb(plan.bind(channel(LAYER, 0)))
-    alone, together = climb.start((WATCHED,)), [climb.start((number,)) for number in CHANNELS][WATCHED]
+    alone, together = plan.start((WATCHED,)), [plan.start((number,)) for number in CHANNELS][WATCHED]
     print(f"{LAYER} of the demo's network, recipe {options.recipe}, {options.precision}, {network.backend}")
     print(f"start pictures, alone and among {len(CHANNELS)}: {_apart(alone, together)}")
     first = climbed(CHANNELS, 4)

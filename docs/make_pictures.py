@@ -17,7 +17,7 @@ from PIL import Image
 
 import convscope
 from convscope import demo, imaging
-from convscope.techniques.filters import first_that_climb
+from convscope.techniques.filters import first_with_gradient
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -28,7 +28,7 @@ def main() -> None:
     cat, mosaic = demo.PHOTOS[0], demo.PHOTOS[-1]
     write("activations", convscope.activations(network, cat, "block2_conv").sheet("block2_conv"))
     write("depth", _plotted(convscope.activations(network, cat)))
-    climbing, _, _ = first_that_climb(network, "block3_conv", 24)
+    climbing, _, _ = first_with_gradient(network, "block3_conv", 24)
     write("filters", convscope.filters(network, "block3_conv", climbing, size=128).sheet())
     heatmaps = convscope.heatmap(network, [cat, mosaic, mosaic], ["cat", "cat", "brick"])
     write("heatmap", heatmaps.panel(0))

@@ -134,38 +134,42 @@ def photos():
     return [np.random.default_rng(index).integers(0, 256, (40, 40, 3), np.uint8) for index in range(3)]
 
 
-def climb_of(net, path, recipe):
-    from convscope.techniques.filters.courses import Plan
-    from convscope.techniques.filters.objectives import channel
+def plan_of(net, path, recipe):
+    from convscope.objectives import channel
+    from convscope.techniques.filters.ascent import Plan
 
     plan = Plan(net, recipe, (32, 32))
     bounds = [plan.bind(channel(path, number)) for number in CHANNELS]
-    return plan.climb(bounds[0]), bounds
+    return plan, bounds
 
 
 def one_step(net, path, recipe):
     """Start, objective, gradient norm, canvas and the rule's memory after one step of each of `CHANNELS`."""
     from convscope.techniques.filters.ascent import step_of
 
-    climb, bounds = climb_of(net, path, recipe)
-    begun = np.stack([climb.start((number,)) for number in CHANNELS])
+    plan, bounds = plan_of(net, path, recipe)
+    begun = np.stack([plan.start((number,)) for number in CHANNELS])
     arguments = tuple(
         (net.tensor(np.stack(m)), net.tensor(np.stack(v)))
         for m, v in zip(
-            zip(*(b.masks for b in bounds), strict=True), zip(*(b.vectors for b in bounds), strict=True), strict=True
+            zip(*(b.arguments for b in bounds), strict=True),
+            zip(*(b.vectors for b in bounds), strict=True),
+            strict=True,
         )
     )
-    memory = tuple(map(net.tensor, recipe.rule.begin(begun)))
+    memory = tuple(map(net.tensor, recipe.optimizer.init(begun)))
     heat = net.tensor(np.zeros((len(CHANNELS), 32, 32), np.float32))
-    draws = net.tensor(np.stack([climb.draw((number,), 0) for number in CHANNELS]))
-    value, norm, moved, memory, _ = net.compile(step_of(climb))(net.tensor(begun), memory, heat, arguments, draws)
+    draws = net.tensor(np.stack([plan.draw((number,), 0) for number in CHANNELS]))
+    value, norm, moved, memory, _ = net.compile(step_of(plan, bounds[0].key))(
+        net.tensor(begun), memory, heat, arguments, draws
+    )
     return begun, *map(net.numpy, (value, norm, moved)), [*map(net.numpy, memory)]
 
 
 def fourier_pictures(net, path, parameters):
     from convscope.techniques.filters.recipes import FOURIER
 
-    return climb_of(net, path, FOURIER)[0].pictures(parameters)
+    return plan_of(net, path, FOURIER)[0].images(parameters)
 
 
 def answers(runtime):

@@ -23,6 +23,8 @@ FLOORS = (
     ("imaging", "images"),
     ("saved",),
     ("networks",),
+    ("measures",),
+    ("objectives",),
     ("results",),
     ("techniques.activations", "techniques.filters", "techniques.heatmaps"),
     ("reports", "diagnosis"),

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from convscope.networks.preprocessing import PRESETS
-from convscope.techniques.filters.canvas import COLOURS, Fourier, Phases, Pixels, generator, natural_magnitudes
-from convscope.techniques.filters.rules import Adam, Normalised
+from convscope.techniques.filters.optimizers import Adam, Normalised
+from convscope.techniques.filters.parameterizations import (
+    COLOURS,
+    Fourier,
+    Phases,
+    Pixels,
+    generator,
+    natural_magnitudes,
+)
 from convscope.techniques.filters.transforms import Affine, Crops
 
 if importlib.util.find_spec("keras"):
@@ -48,7 +55,7 @@ def fourier_picture(parameters, size):
 def test_a_fourier_canvas_is_the_inverse_transform_of_its_spectrum(size, channels):
     net, canvas = network(channels), Fourier(deviation=0.3)
     parameters = start(canvas, net, size)
-    drawn = to_numpy(canvas.picture(net, ops.convert_to_tensor(parameters), size))
+    drawn = to_numpy(canvas.image(net, ops.convert_to_tensor(parameters), size))
     np.testing.assert_allclose(drawn, 2 * fourier_picture(parameters.astype(np.float64), size) - 1, atol=2e-4)
     assert drawn.std() > 0.05
 
@@ -59,13 +66,15 @@ def test_a_fourier_canvas_is_the_inverse_transform_of_its_spectrum(size, channel
 def test_a_canvas_made_of_a_picture_shows_it(canvas, size, channels):
     net = network(channels, "0..1")
     pictures = np.random.default_rng(1).uniform(0.05, 0.95, (2, *size, channels)).astype(np.float32)
-    shown = to_numpy(canvas.picture(net, ops.convert_to_tensor(canvas.of(net, pictures)), size))
+    shown = to_numpy(canvas.image(net, ops.convert_to_tensor(canvas.parameters(net, pictures)), size))
     np.testing.assert_allclose(shown, pictures, atol=2e-4)
 
 
 def test_colours_beyond_a_fourier_canvas_are_held_within_its_range():
     net = network(3, "0..1")
-    shown = to_numpy(Fourier().picture(net, ops.convert_to_tensor(Fourier().of(net, np.ones((1, 6, 6, 3)))), (6, 6)))
+    shown = to_numpy(
+        Fourier().image(net, ops.convert_to_tensor(Fourier().parameters(net, np.ones((1, 6, 6, 3)))), (6, 6))
+    )
     np.testing.assert_allclose(shown, 0.98, atol=1e-3)
 
 
@@ -77,14 +86,14 @@ def test_phases_are_the_inverse_transform_of_natural_magnitudes(size, channels):
     values = np.fft.irfft2(natural_magnitudes(size, channels) * np.exp(1j * phases), s=size, axes=(1, 2))
     if channels == 3:
         values = np.einsum("ck,nyxk->nyxc", COLOURS / np.sqrt((COLOURS**2).sum(axis=0)).max(), values)
-    drawn = to_numpy(Phases().picture(net, ops.convert_to_tensor(phases), size))
+    drawn = to_numpy(Phases().image(net, ops.convert_to_tensor(phases), size))
     np.testing.assert_allclose(drawn, 2 / (1 + np.exp(-values)) - 1, atol=2e-4)
 
 
 def test_a_pictures_own_phases_bring_it_back():
     net, size = network(), (33, 49)  # odd sides: no number of the spectrum is real but the first
-    drawn = to_numpy(Phases().picture(net, ops.convert_to_tensor(start(Phases(), net, size)), size))
-    again = to_numpy(Phases().picture(net, ops.convert_to_tensor(Phases().of(net, drawn)), size))
+    drawn = to_numpy(Phases().image(net, ops.convert_to_tensor(start(Phases(), net, size)), size))
+    again = to_numpy(Phases().image(net, ops.convert_to_tensor(Phases().parameters(net, drawn)), size))
     assert np.corrcoef(again.ravel(), drawn.ravel())[0, 1] > 0.98
 
 
@@ -146,7 +155,9 @@ def test_draws_stay_within_their_bounds_and_belong_to_a_key_and_step():
     assert len({draw.tobytes() for draw in drawn}) == 160
 
 
-@pytest.mark.parametrize("transform", [Affine(0.1, (0.9, 1.1), 10.0, views=3), Crops(0.6, 0.3, 3, grain=0, veil=0)])
+@pytest.mark.parametrize(
+    "transform", [Affine(0.1, (0.9, 1.1), 10.0, views=3), Crops(0.6, 0.3, 3, noise_std=0, brightness=0)]
+)
 def test_views_are_looked_up_one_after_another(transform):
     size, middle = (9, 13), np.zeros(3)
     pictures = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
@@ -174,7 +185,7 @@ def test_crops_lie_inside_and_shrink_as_they_are_told():
 
 
 def test_the_noise_of_crops_is_normal_and_differs_between_views():
-    transform, size = Crops(first=1.0, last=1.0, views=4, spread=0, grain=0.08, veil=0.04), (64, 64)
+    transform, size = Crops(first=1.0, last=1.0, views=4, spread=0, noise_std=0.08, brightness=0.04), (64, 64)
     draws = transform.draw((1, 2), 0, 8, size)[None]
     flat, half = np.zeros((1, *size, 3), np.float32), np.full(3, 10.0)
     found = to_numpy(transform.apply(ops.convert_to_tensor(flat), ops.convert_to_tensor(draws), 0 * half, half, ops))
@@ -185,13 +196,13 @@ def test_the_noise_of_crops_is_normal_and_differs_between_views():
 
 
 def test_nadam_looks_ahead():
-    rule, rng = Adam(rate=0.3, nesterov=True), np.random.default_rng(0)
+    optimizer, rng = Adam(rate=0.3, nesterov=True), np.random.default_rng(0)
     slow = rng.normal(size=(2, 5)).astype(np.float32)
-    memory = [ops.convert_to_tensor(array) for array in rule.begin(slow)]
+    memory = [ops.convert_to_tensor(array) for array in optimizer.init(slow)]
     moved, mean, spread = ops.convert_to_tensor(slow), 0.0, 0.0
     for step in range(1, 8):
         gradient = rng.normal(size=slow.shape).astype(np.float32)
-        moved, *memory = rule.move(network(), moved, ops.convert_to_tensor(gradient), None, tuple(memory))
+        moved, *memory = optimizer.step(network(), moved, ops.convert_to_tensor(gradient), None, tuple(memory))
         mean, spread = 0.9 * mean + 0.1 * gradient, 0.999 * spread + 0.001 * gradient**2
         ahead = 0.9 * mean / (1 - 0.9 ** (step + 1)) + 0.1 * gradient / (1 - 0.9**step)
         slow = slow + 0.3 * ahead / (np.sqrt(spread / (1 - 0.999**step)) + 1e-8)
@@ -199,28 +210,28 @@ def test_nadam_looks_ahead():
 
 
 def test_adam_is_its_algorithm():
-    rule, rng = Adam(rate=0.05), np.random.default_rng(0)
+    optimizer, rng = Adam(rate=0.05), np.random.default_rng(0)
     parameters = rng.normal(size=(2, 3, 4)).astype(np.float32)
-    memory = [ops.convert_to_tensor(array) for array in rule.begin(parameters)]
-    assert all(len(array) == 2 for array in rule.begin(parameters))  # a row for each picture
+    memory = [ops.convert_to_tensor(array) for array in optimizer.init(parameters)]
+    assert all(len(array) == 2 for array in optimizer.init(parameters))  # a row for each picture
     moved, mean, spread = ops.convert_to_tensor(parameters), 0.0, 0.0
     slow = parameters.astype(np.float64)
     for step in range(1, 8):
         gradient = rng.normal(size=parameters.shape).astype(np.float32)
-        moved, *memory = rule.move(network(), moved, ops.convert_to_tensor(gradient), None, tuple(memory))
+        moved, *memory = optimizer.step(network(), moved, ops.convert_to_tensor(gradient), None, tuple(memory))
         mean = 0.9 * mean + 0.1 * gradient.astype(np.float64)
         spread = 0.999 * spread + 0.001 * gradient.astype(np.float64) ** 2
         slow = slow + 0.05 * (mean / (1 - 0.9**step)) / (np.sqrt(spread / (1 - 0.999**step)) + 1e-8)
     np.testing.assert_allclose(to_numpy(moved), slow, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", [Adam(rate=0.05), Normalised(step=1.0)])
-def test_a_picture_whose_gradient_overflows_stays(rule):
+@pytest.mark.parametrize("optimizer", [Adam(rate=0.05), Normalised(length=1.0)])
+def test_a_picture_whose_gradient_overflows_stays(optimizer):
     parameters = np.ones((2, 3), np.float32)
     gradient = ops.convert_to_tensor(np.array([[np.nan, np.inf, -np.inf], [1, 2, 3]], np.float32))
     square = ops.sum(ops.square(gradient), axis=(1,), keepdims=True)
-    memory = tuple(ops.convert_to_tensor(array) for array in rule.begin(parameters))
+    memory = tuple(ops.convert_to_tensor(array) for array in optimizer.init(parameters))
     net = network(3)
-    moved = to_numpy(rule.move(net, ops.convert_to_tensor(parameters), gradient, square, memory)[0])
+    moved = to_numpy(optimizer.step(net, ops.convert_to_tensor(parameters), gradient, square, memory)[0])
     np.testing.assert_array_equal(moved[0], 1)
     assert (moved[1] > 1).all()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from pictures import CLASSES, SOURCES, picture
 
-from convscope.techniques.filters.canvas import colour_logits
+from convscope.techniques.filters.parameterizations import colour_logits
 
 PATCH = 128
 COLOURED = ("astronaut", "cat", "coffee", "rocket")

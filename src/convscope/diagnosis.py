@@ -17,7 +17,7 @@ from convscope.networks import Network, open_model
 from convscope.networks.formats.files import KINDS, kind_of_file, sha256
 from convscope.results import versions
 from convscope.techniques.activations import activations
-from convscope.techniques.filters import filters, first_that_climb
+from convscope.techniques.filters import filters, first_with_gradient
 from convscope.techniques.heatmaps import heatmap
 
 CHANNELS, STEPS = 2, 3  # of the dry run of `filters`
@@ -190,7 +190,7 @@ def _activations(network: Network, photo: Any) -> str:
 def _filters(network: Network, path: str | None) -> tuple[str, str]:
     if path is None:
         raise ConvscopeError("the network has no layer that the picture passes.")
-    channels, looked, stuck = first_that_climb(network, path, CHANNELS, batch=CHANNELS)
+    channels, looked, stuck = first_with_gradient(network, path, CHANNELS, batch=CHANNELS)
     if stuck == looked:
         raise ConvscopeError(f"none of the {looked} filters of {path} that were tried has a gradient to climb.")
     result = filters(network, path, channels, steps=STEPS)

@@ -40,7 +40,7 @@ from convscope.results import (
     versions,
 )
 from convscope.techniques.activations import activations
-from convscope.techniques.filters import filters, first_that_climb
+from convscope.techniques.filters import filters, first_with_gradient
 from convscope.techniques.heatmaps import as_targets, heatmap, is_target
 
 __all__ = ["Choices", "Study", "report", "study", "write"]
@@ -321,7 +321,7 @@ def _filters(
     found, stuck, reasons = [], [], []
     for layer in layers:
         try:
-            channels, *counts = first_that_climb(network, layer.path, choices.channels, seed=choices.seed)
+            channels, *counts = first_with_gradient(network, layer.path, choices.channels, seed=choices.seed)
             watch = within(progress, f"filters of {layer.path}")
             found.append(filters(network, layer.path, channels, seed=choices.seed, photos=photos, progress=watch))
             stuck.append((counts[0], counts[1]))

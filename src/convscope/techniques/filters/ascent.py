@@ -1,53 +1,70 @@
-"""Gradient ascent on pictures: what is compiled (`Climb`), and the loop that keeps its lanes full (`ascend`)."""
+"""Gradient ascent on images: what is compiled (`Plan`), and the loop that keeps its batch slots full (`ascend`)."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from convscope.events import Advanced, ItemFinished, Progress, tell
-from convscope.networks import Network
-from convscope.techniques.filters.canvas import generator, middle_and_half
-from convscope.techniques.filters.objectives import BESIDE, Bound, Form
+from convscope.imaging import resize_map
+from convscope.measures import INPUT, Views
+from convscope.networks import Network, Record
+from convscope.objectives import Binder, BoundObjective, Objective, ProgramKey
+from convscope.techniques.filters.parameterizations import generator, middle_and_half
 from convscope.techniques.filters.recipes import Recipe
 from convscope.techniques.filters.transforms import Affine
 
 Tensor = Any
 NOTHING = np.zeros((0, 0, 0), np.float32)
-LOOKED_AT = 16  # pictures that are looked at together: no more memory than the ascent itself
-# What a picture has to withstand afterwards: gentler than what the recipes do, and drawn from other numbers.
+BATCH = 16
+MEASURED_AT_ONCE = 16  # images that are measured together: no more memory than the ascent itself
+# What an image has to withstand afterwards: gentler than what the recipes do, and drawn from other numbers.
 FRESH = Affine(shift=1 / 16, scale=(0.95, 1.05), rotation=5.0)
 FRESH_DRAWS = 2
 SETTLED_OVER = 8  # steps without the recipe's gain after which a filter has settled
 
 
 @dataclass(frozen=True)
-class Climb:
-    """What is climbed and how: everything that a compiled step depends on.
+class Plan:
+    """How all images of one call are made.
 
     Attributes:
-        network: to climb in.
-        form: what the objectives have in common.
-        recipe: canvas, rule, transforms and number of steps.
-        size: `(h, w)` of the pictures.
-        seed: of start pictures and transforms.
-        precision: "float32" or "bfloat16", of the passes through the network; canvas and rule are always float32.
+        network: whose layers answer.
+        recipe: parameterization, optimizer, transforms and number of steps.
+        size: `(h, w)` of the images.
+        seed: of start images and transforms.
+        precision: "float32" or "bfloat16", of the passes through the network; parameterization and optimizer are always
+            float32.
+        batch: number of batch slots.
+        frames: images to keep on the way.
+        progress: called with an event after each step, and for each run that is finished.
     """
 
     network: Network
-    form: Form
     recipe: Recipe
     size: tuple[int, int]
     seed: int = 0
     precision: str = "float32"
+    batch: int = BATCH
+    frames: int = 0
+    progress: Progress = None
+
+    def bind(self, objective: Objective) -> BoundObjective:
+        """The objective on the layers as they are at `size`."""
+        layers = {layer.path: layer for layer in self.network.layers_at(self.size)}
+        return Binder(self.network, layers, self.recipe.border_for).bind(objective)
+
+    def with_steps(self, steps: int) -> Plan:
+        """The same with another number of steps."""
+        return replace(self, recipe=replace(self.recipe, steps=steps))
 
     def start(self, key: Sequence[int]) -> np.ndarray:
-        """The parameters that a picture begins with; bit-equal for a (seed, key), on each backend and in any batch."""
-        return self.recipe.canvas.start(self.network, self.size, generator(self.seed, *key))
+        """The parameters that an image begins with; bit-equal for a (seed, key), on each backend and in any batch."""
+        return self.recipe.parameterization.start(self.network, self.size, generator(self.seed, *key))
 
     def draw(self, key: Sequence[int], step: int) -> np.ndarray:
         """The numbers `(views, 8)` of a step's transforms."""
@@ -55,79 +72,82 @@ class Climb:
             return np.zeros((0, 8), np.float32)
         return self.recipe.transforms.draw((self.seed, *key), step, self.recipe.steps, self.size)
 
-    def pictures(self, parameters: np.ndarray) -> np.ndarray:
-        """The pictures `(n, h, w, c)` that parameters stand for."""
-        key = ("canvas", self.recipe.canvas, self.size, self.network.preprocessing)
-        made = self.network.program(key, lambda: self.network.compile(lambda run, p: self.picture_of(p)))
+    def images(self, parameters: np.ndarray) -> np.ndarray:
+        """The images `(n, h, w, c)` that parameters stand for."""
+        key = ("image", self.recipe.parameterization, self.size, self.network.preprocessing)
+        made = self.network.program(key, lambda: self.network.compile(lambda run, p: self.image_of(p)))
         return self.network.numpy(made(self.network.tensor(parameters)))
 
-    def picture_of(self, parameters: Tensor) -> Tensor:
+    def image_of(self, parameters: Tensor) -> Tensor:
         """The same on tensors, inside a program."""
-        return self.recipe.canvas.picture(self.network, parameters, self.size)
+        return self.recipe.parameterization.image(self.network, parameters, self.size)
 
-    def step(self) -> Callable:
+    def step(self, program: ProgramKey) -> Callable:
         """One compiled update; see `step_of`."""
-        key = ("ascent", self.form, self.recipe, self.size, self.network.preprocessing, self.precision)
-        return self.network.program(key, lambda: self.network.compile(step_of(self)))
+        key = ("ascent", program, self.recipe, self.size, self.network.preprocessing, self.precision)
+        return self.network.program(key, lambda: self.network.compile(step_of(self, program)))
 
-    def look(self, moved: bool = False, precision: str = "float32") -> Callable:
-        """What pictures say to each slot: `look(pictures, masks[, draws]) -> list of (n, u, c)`."""
-        key = ("look", self.form, self.size, moved, self.network.preprocessing, precision)
-        return self.network.program(key, lambda: self.network.compile(_looking(self, moved, precision)))
+    def measuring(self, program: ProgramKey, moved: bool = False, precision: str = "float32") -> Callable:
+        """What images say to each term: `measure(images, arguments[, draws]) -> list of (n, u, c)`."""
+        key = ("measure", program, self.size, moved, self.network.preprocessing, precision)
+        return self.network.program(key, lambda: self.network.compile(_measuring(self, program, moved, precision)))
 
 
-def step_of(climb: Climb) -> Callable:
-    """One update: `step(run, canvas (n, ...), memory, heat (n, h, w), arguments, draws (n, views, 8))`.
+def step_of(plan: Plan, program: ProgramKey) -> Callable:
+    """One update: `step(run, parameters (n, ...), memory, heat (n, h, w), arguments, draws (n, views, 8))`.
 
-    It returns the objective `(n,)` and the gradient's L2 norm `(n,)` before the step, then canvas, memory and heat (the
-    sum of the picture's absolute gradients) after it. Memory is the rule's; arguments are for each slot the masks
-    `(n, h, w)` and vectors `(n, c)` of the objectives.
+    It returns the objective `(n,)` and the gradient's L2 norm `(n,)` before the step, then parameters, memory and heat
+    (the sum of the image's absolute gradients) after it. Memory is the optimizer's; arguments are for each term the
+    argument `(n, ...)` of its measure and the vectors `(n, c)` that weigh what it gives.
     """
-    network, recipe, ops = climb.network, climb.recipe, climb.network.ops
+    network, recipe, ops = plan.network, plan.recipe, plan.network.ops
 
-    def step(run: Callable, canvas: Tensor, memory: Any, heat: Tensor, arguments: Any, draws: Tensor) -> tuple:
+    def step(run: Callable, parameters: Tensor, memory: Any, heat: Tensor, arguments: Any, draws: Tensor) -> tuple:
+        def again(images: Tensor) -> Record:
+            return _seen(plan, program, run, _views(plan, images, draws), plan.precision)
+
         def score(given: tuple[Tensor, Tensor]) -> tuple:
             parameters, nothing = given
-            pictures = climb.picture_of(parameters) + nothing
-            seen = _seen(climb, run, _views(climb, pictures, draws), climb.precision)
-            values = _values(climb, seen, arguments)
-            beside = _beside(climb, run, seen, arguments, draws)
+            images = plan.image_of(parameters) + nothing
+            record = again(images)
+            values = _values(plan, program, record, arguments)
+            beside = _regularized(plan, program, images, record, again, arguments)
             # Relative to what is raised, whose scale no one knows beforehand.
             return ops.sum(values + ops.stop_gradient(ops.maximum(values, -values)) * beside), values
 
-        # The gradient at what is added to the pictures is the one at the pictures.
-        nothing = ops.zeros((canvas.shape[0], *climb.size, network.inputs.channels), dtype="float32")
-        (_, values), (gradient, slope) = network.value_and_grad(score)((canvas, nothing))
+        # The gradient at what is added to the images is the one at the images.
+        nothing = ops.zeros((parameters.shape[0], *plan.size, network.inputs.channels), dtype="float32")
+        (_, values), (gradient, at_images) = network.value_and_grad(score)((parameters, nothing))
         square = ops.sum(ops.square(gradient), axis=tuple(range(1, len(gradient.shape))), keepdims=True)
-        canvas, *memory = recipe.rule.move(network, canvas, gradient, square, tuple(memory))
-        heat = heat + ops.sum(ops.maximum(slope, -slope), axis=-1)
-        return values, ops.sqrt(ops.reshape(square, (-1,))), canvas, tuple(memory), heat
+        parameters, *memory = recipe.optimizer.step(network, parameters, gradient, square, tuple(memory))
+        heat = heat + ops.sum(ops.maximum(at_images, -at_images), axis=-1)
+        return values, ops.sqrt(ops.reshape(square, (-1,))), parameters, tuple(memory), heat
 
     return step
 
 
-def _views(climb: Climb, pictures: Tensor, draws: Tensor) -> Tensor:
-    transforms = climb.recipe.transforms
+def _views(plan: Plan, images: Tensor, draws: Tensor) -> Tensor:
+    transforms = plan.recipe.transforms
     if transforms is None:
-        return pictures
-    middle, half = middle_and_half(climb.network)
-    return transforms.apply(pictures, draws, middle, half, climb.network.ops)
+        return images
+    middle, half = middle_and_half(plan.network)
+    return transforms.apply(images, draws, middle, half, plan.network.ops)
 
 
-def _seen(climb: Climb, run: Callable, pictures: Tensor, precision: str) -> list[Tensor]:
-    form = climb.form
-    options = {"linear": form.linear, "precision": precision, "folded": True}
-    return form.maps(run(pictures, record=form.paths, outputs=form.scores, **options))
+def _seen(plan: Plan, program: ProgramKey, run: Callable, images: Tensor, precision: str) -> Record:
+    options = {"linear": program.linear, "precision": precision, "folded": True}
+    found = run(images, record=program.paths, outputs=program.scores, **options)
+    return Record(found.logits, {**found.activations, INPUT: images})
 
 
-def _values(climb: Climb, seen: Sequence[Tensor], arguments: Any) -> Tensor:
-    """The objective of each picture `(n,)`, the mean over its views."""
-    ops, views, total = climb.network.ops, climb.recipe.views, None
-    for slot, activation, (masks, vectors) in zip(climb.form.slots, seen, arguments, strict=True):
-        if slot.measure in BESIDE:
+def _values(plan: Plan, program: ProgramKey, record: Record, arguments: Any) -> Tensor:
+    """The objective of each image `(n,)`, the mean over its views."""
+    ops, views, total = plan.network.ops, plan.recipe.views, None
+    for spec, (given, vectors) in zip(program.specs, arguments, strict=True):
+        if spec.measure.regularizer:
             continue
-        masks = ops.repeat(masks, views, axis=0) if views > 1 else masks
-        means = slot.reduce(activation, masks, ops)
+        given = ops.repeat(given, views, axis=0) if views > 1 else given
+        means = spec.measure.reduce(ops, record, spec.layer, given)
         if views > 1:
             means = ops.mean(ops.reshape(means, (-1, views, means.shape[-1])), axis=1)
         value = ops.sum(means * vectors, axis=-1)
@@ -135,85 +155,83 @@ def _values(climb: Climb, seen: Sequence[Tensor], arguments: Any) -> Tensor:
     return total
 
 
-def _beside(climb: Climb, run: Callable, seen: Sequence[Tensor], arguments: Any, draws: Tensor) -> Tensor:
-    """What is raised too and is no part of the activation `(n,)`: see `objectives.BESIDE`."""
-    ops, total = climb.network.ops, 0.0
-    for place, slot in enumerate(climb.form.slots):
-        # In the place of a mask is the photo, or the number of the group that a picture belongs to.
-        other, vectors = arguments[place]
-        if slot.measure == "diversity":
-            measured = _unlikeness(climb, seen[place], other[:, 0, 0])
-        elif slot.measure == "likeness":
-            photos = _seen(climb, run, _views(climb, other, draws), climb.precision)[place]
-            measured = _nearness(climb, seen[place], ops.stop_gradient(photos))
-        else:
-            continue
-        total = total + ops.sum(vectors, axis=-1) * measured
+def _regularized(
+    plan: Plan, program: ProgramKey, images: Tensor, record: Record, again: Callable[[Tensor], Record], arguments: Any
+) -> Tensor:
+    """What is raised too and is no part of the activation `(n,)`."""
+    ops, total = plan.network.ops, 0.0
+    if not any(spec.measure.regularizer for spec in program.specs):
+        return total
+    middle, half = (ops.convert_to_tensor(part.astype(np.float32)) for part in middle_and_half(plan.network))
+    views = Views(ops, plan.recipe.views, (images - middle) / half, record, again)
+    for spec, (given, vectors) in zip(program.specs, arguments, strict=True):
+        if spec.measure.regularizer:
+            total = total + ops.sum(vectors, axis=-1) * spec.measure.regularize(views, spec.layer, given)
     return total
 
 
-def _nearness(climb: Climb, activation: Tensor, photos: Tensor) -> Tensor:
-    """Minus the squared distance `(n,)` of maps from those of the photo, as a share of the photo's square."""
-    ops, axes = climb.network.ops, tuple(range(1, len(activation.shape)))
-    apart = ops.sum(ops.square(activation - photos), axis=axes)
-    share = apart / ops.maximum(ops.sum(ops.square(photos), axis=axes), 1e-12)
-    return -ops.mean(ops.reshape(share, (-1, climb.recipe.views)), axis=-1)
+def _measuring(plan: Plan, program: ProgramKey, moved: bool, precision: str) -> Callable:
+    network, ops = plan.network, plan.network.ops
 
-
-def _unlikeness(climb: Climb, activation: Tensor, groups: Tensor) -> Tensor:
-    """Minus the mean cosine `(n,)` of a picture's Gram matrix with those of the others of its group."""
-    ops, views = climb.network.ops, climb.recipe.views
-    flat = ops.reshape(activation, (activation.shape[0], -1, activation.shape[-1]))
-    grams = ops.einsum("npc,npd->ncd", flat, flat)
-    grams = ops.reshape(grams, (grams.shape[0] // views, views, -1))
-    grams = ops.mean(grams, axis=1)
-    grams = grams * ops.rsqrt(ops.maximum(ops.sum(ops.square(grams), axis=-1, keepdims=True), 1e-12))
-    together = ops.cast(ops.equal(groups[:, None], groups[None, :]), "float32")
-    others = together * ops.convert_to_tensor(1 - np.eye(grams.shape[0], dtype=np.float32))
-    count = ops.maximum(ops.sum(others, axis=-1), 1.0)
-    return -ops.sum(others * ops.einsum("nd,md->nm", grams, grams), axis=-1) / count
-
-
-def _looking(climb: Climb, moved: bool, precision: str) -> Callable:
-    network, ops = climb.network, climb.network.ops
-
-    def look(run: Callable, pictures: Tensor, masks: Any, draws: Tensor = None) -> list[Tensor]:
+    def measure(run: Callable, images: Tensor, arguments: Any, draws: Tensor = None) -> list[Tensor]:
         if moved:
-            pictures = FRESH.apply(pictures, draws, *middle_and_half(network), ops)
-        seen = _seen(climb, run, pictures, precision)
-        return [slot.means(a, m, ops) for slot, a, m in zip(climb.form.slots, seen, masks, strict=True)]
+            images = FRESH.apply(images, draws, *middle_and_half(network), ops)
+        record, found = _seen(plan, program, run, images, precision), []
+        for spec, given in zip(program.specs, arguments, strict=True):
+            if spec.measure.regularizer:
+                found.append(ops.zeros((images.shape[0], 1, 1), dtype="float32"))
+            else:
+                found.append(spec.measure.means(ops, record, spec.layer, given))
+        return found
 
-    return look
+    return measure
 
 
-def look_at(
-    climb: Climb,
-    pictures: Callable[[Sequence[int]], np.ndarray],
+@dataclass(frozen=True)
+class Moved:
+    """Draws of `FRESH` for images that are moved before they are measured.
+
+    Attributes:
+        draw: gives those of the image of a number, `(1, 8)`.
+    """
+
+    draw: Callable[[int], np.ndarray]
+
+
+def measured(
+    plan: Plan,
+    bounds: Sequence[BoundObjective],
+    arguments: Sequence[np.ndarray],
+    images: Callable[[Sequence[int]], np.ndarray],
     count: int,
-    masks: Sequence[np.ndarray],
-    fresh: Callable[[int], np.ndarray] | None = None,
+    moved: Moved | None = None,
     precision: str = "float32",
+    of: int = 0,
 ) -> list[np.ndarray]:
-    """What `count` prepared pictures say to each slot of the form: a list of `(count, u, c)`.
+    """What `count` prepared images say to each term of one program's objectives: a list of `(count, u, c)`.
 
     Args:
-        climb: whose network and form.
-        pictures: gives those of some numbers `(n, h, w, c)`, so that many need not be in memory together.
+        plan: whose network.
+        bounds: the objectives.
+        arguments: for each term `(u, ...)`, as `distinct_arguments` gives them.
+        images: gives those of some numbers `(n, h, w, c)`, so that many need not be in memory together.
         count: how many.
-        masks: for each slot `(u, h, w)`.
-        fresh: gives the draws `(1, 8)` of `FRESH` for a number, where the pictures are to be moved before.
-        precision: that the network is passed in.
+        moved: how they are moved before.
+        precision: of the passes.
+        of: so many are measured altogether, in several calls: one compiled program serves all.
     """
-    network, look, parts = climb.network, climb.look(fresh is not None, precision), []
-    weights = [network.tensor(mask) for mask in masks]
-    for start in range(0, count, LOOKED_AT):
-        numbers = np.minimum(np.arange(start, start + min(LOOKED_AT, count)), count - 1).tolist()  # one shape
-        more = [] if fresh is None else [network.tensor(np.stack([fresh(number) for number in numbers]))]
-        found = look(network.tensor(pictures(numbers)), weights, *more)
+    network, program, parts = plan.network, bounds[0].key, []
+    measure = plan.measuring(program, moved is not None, precision)
+    given = [network.tensor(argument) for argument in arguments]
+    at_once = min(MEASURED_AT_ONCE, max(count, of, 1))
+    for start in range(0, count, at_once):
+        numbers = np.minimum(np.arange(start, start + at_once), count - 1).tolist()  # one shape
+        more = [] if moved is None else [network.tensor(np.stack([moved.draw(number) for number in numbers]))]
+        found = measure(network.tensor(images(numbers)), given, *more)
         parts.append([network.numpy(tensor) for tensor in found])
     if not parts:
-        slots = zip(climb.form.slots, masks, strict=True)
-        return [np.zeros((0, len(mask), slot.layer.channels), np.float32) for slot, mask in slots]
+        each = zip(bounds[0].vectors, arguments, strict=True)
+        return [np.zeros((0, len(argument), len(vector)), np.float32) for vector, argument in each]
     return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
 
 
@@ -221,46 +239,47 @@ def look_at(
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """One picture to make.
+class Job:
+    """One image to make.
 
     Attributes:
-        bound: the objective.
-        key: with the seed, of its start and its transforms: the channel's number, and the variant's where there are
-            several.
-        start: the parameters to begin with; drawn for the key where None.
-        group: pictures of one group are kept unlike each other, where the objective has a term of diversity.
-        photo: `(h, w, c)` in the network's range, which the picture stays near where the objective has a term of
-            likeness.
+        bound: the objective at the size of the plan.
+        key: with the seed, of its random numbers: the channel's number, and the variant's where there are several.
+        variant: which of several images of one objective.
+        group: images of one group are variants of one objective.
+        image: `(h, w, c)` in the network's range that the ascent begins with instead of noise, and that regularizers
+            compare with.
+        start: `(h, w, c)` at the plan's size to begin with instead of either, from an ascent before.
+        hint: gives an image that is known to excite it, for a start where noise has no gradient.
     """
 
-    bound: Bound
+    bound: BoundObjective
     key: tuple[int, ...]
-    start: np.ndarray | None = None
+    variant: int = 0
     group: int = 0
-    photo: np.ndarray | None = None
+    image: np.ndarray | None = None
+    start: np.ndarray | None = None
+    hint: Callable[[], np.ndarray] | None = None
 
 
 @dataclass(eq=False)
-class Course:
-    """How one picture was made.
+class Trace:
+    """How one image was made.
 
     Attributes:
         activations: the objective before each step, under the transforms of the step.
         gradients: L2 norm of the gradient at each step.
-        parameters: of the canvas in the end; picture: the final one `(h, w, c)`.
-        heat: sum of the picture's absolute gradients `(h, w)`.
-        frames: pictures on the way.
+        image: the final one `(h, w, c)`.
+        heat: sum of the image's absolute gradients `(h, w)`.
+        frames: images on the way.
         tries: starts that were tried.
         note: what had to be done to find it.
-        lifted: where nothing could be climbed, the first and last value of what is before the non-linearity, which the
-            picture raises instead.
+        lifted: where it has no gradient, the first and last value of its pre-activation, which it raises.
     """
 
     activations: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
-    parameters: np.ndarray = field(default_factory=lambda: NOTHING)
-    picture: np.ndarray = field(default_factory=lambda: NOTHING)
+    image: np.ndarray = field(default_factory=lambda: NOTHING)
     heat: np.ndarray = field(default_factory=lambda: NOTHING)
     frames: list[np.ndarray] = field(default_factory=list)
     tries: int = 1
@@ -269,12 +288,12 @@ class Course:
 
     @property
     def finished(self) -> bool:
-        """True if there is a picture."""
-        return self.picture.size > 0
+        """True if there is an image."""
+        return self.image.size > 0
 
     @property
-    def stuck(self) -> bool:
-        """True if there was nothing to climb from the start."""
+    def has_no_gradient(self) -> bool:
+        """True if the gradient was zero at the start."""
         return bool(self.gradients) and self.gradients[0] == 0
 
     @property
@@ -286,44 +305,39 @@ class Course:
         """Begin again."""
         self.activations, self.gradients, self.frames = [], [], []
 
-    def take(self, other: Course, note: str) -> None:
-        """Become what another course of the same objective is."""
+    def take(self, other: Trace, note: str) -> None:
+        """Become what another trace of the same objective is."""
         self.activations, self.gradients, self.frames = other.activations, other.gradients, other.frames
-        self.parameters, self.picture, self.heat, self.note = other.parameters, other.picture, other.heat, note
+        self.image, self.heat, self.note = other.image, other.heat, note
 
 
-def ascend(
-    climb: Climb, tasks: Sequence[Task], courses: list[Course], batch: int, frames: int = 0, progress: Progress = None
-) -> None:
-    """Climb for each task, `batch` of them side by side in lanes; `courses` are filled in as they finish.
+def ascend(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> Iterator[int]:
+    """Ascend for each job, `plan.batch` of them side by side: the numbers of those that are finished, as they finish.
 
-    One compiled step serves all: objectives are arguments, and a lane that is done goes on with the next task. What a
-    picture becomes does not depend on which others are beside it.
+    One compiled step serves all: objectives are arguments, and a batch slot that is done takes the next job. What an
+    image becomes does not depend on which others are beside it.
 
     Args:
-        climb: what and how.
-        tasks: what for; of one form.
-        courses: one for each task, empty.
-        batch: number of lanes.
-        frames: pictures to keep on the way, evenly over the steps.
-        progress: called with an event after each step, and for each run that is finished.
+        plan: what and how.
+        jobs: what for; their objectives have one program.
+        traces: one for each job, empty; they are filled in.
     """
-    lanes = _Lanes(climb, tasks, courses, batch, frames)
-    total = len(tasks) * climb.recipe.steps
-    text = f"{tasks[0].bound.form.slots[0].layer.path}, {len(tasks)} filters"
-    with climb.network.unchanging():
-        while lanes.busy:
-            before = [course.finished for course in courses]
-            lanes.advance()
-            done = sum(len(course.gradients) if not course.finished else climb.recipe.steps for course in courses)
-            for was, course in zip(before, courses, strict=True):
-                if course.finished and not was:
-                    tell(progress, ItemFinished(done, total, text, item=course))
-            tell(progress, Advanced(done, total, text))
+    slots = Slots(plan, jobs, traces)
+    total = len(jobs) * plan.recipe.steps
+    text = f"{jobs[0].bound.key.specs[0].layer.path}, {len(jobs)} filters"
+    with plan.network.unchanging():
+        while slots.busy:
+            finished = slots.advance()
+            done = slots.handed_in * plan.recipe.steps + sum(len(traces[job].gradients) for job in slots.in_work)
+            for job in finished:
+                trace = traces[job]
+                yield job
+                tell(plan.progress, ItemFinished(done, total, text, item=trace))
+            tell(plan.progress, Advanced(done, total, text))
 
 
 def kept_steps(steps: int, frames: int) -> list[int]:
-    """The steps before which `frames` pictures are kept, evenly from the first to the last."""
+    """The steps before which `frames` images are kept, evenly from the first to the last."""
     return sorted({round(step) for step in np.linspace(0, steps - 1, frames)})
 
 
@@ -338,119 +352,143 @@ def settled(activations: Sequence[float], gain: float) -> bool:
     return bool(abs(now - before) < gain * abs(before))
 
 
-class _Lanes:
-    """The pictures that are climbed side by side: tensors of the framework, a row for each lane."""
+class Slots:
+    """The images that are made side by side: tensors of the framework, a row for each batch slot."""
 
     state: list[Any]
     arguments: tuple[tuple[Tensor, Tensor], ...]
 
-    def __init__(self, climb: Climb, tasks: Sequence[Task], courses: list[Course], batch: int, frames: int) -> None:
-        self.climb, self.tasks, self.courses = climb, tasks, courses
-        self.steps = climb.recipe.steps
-        self.waiting = deque(range(len(tasks)))
-        self.kept_at = set(kept_steps(self.steps, frames))
-        self.step = climb.step()
-        self.at = [self.waiting.popleft() for _ in range(min(batch, len(tasks)))]
-        self.at += [self.at[0]] * (batch - len(self.at))  # filled up: one shape, one compile
-        self.active = [index < len(tasks) for index in range(batch)]
-        start = np.stack([self._start(task) for task in self.at])
-        memory = climb.recipe.rule.begin(start)
-        heat = np.zeros((batch, *climb.size), np.float32)
+    def __init__(self, plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:
+        self.plan, self.jobs, self.traces = plan, jobs, traces
+        self.steps, self.handed_in = plan.recipe.steps, 0
+        self.waiting = deque(range(len(jobs)))
+        self.kept_at = set(kept_steps(self.steps, plan.frames))
+        self.step = plan.step(jobs[0].bound.key)
+        self.at = [self.waiting.popleft() for _ in range(min(plan.batch, len(jobs)))]
+        self.at += [self.at[0]] * (plan.batch - len(self.at))  # filled up: one shape, one compile
+        self.active = [index < len(jobs) for index in range(plan.batch)]
+        start = np.stack([self._start(self.jobs[job]) for job in self.at])
+        memory = plan.recipe.optimizer.init(start)
+        heat = np.zeros((plan.batch, *plan.size), np.float32)
         self._place(start, memory, heat)
 
     @property
     def busy(self) -> bool:
-        """True while a lane has something to do."""
+        """True while a slot has something to do."""
         return any(self.active)
 
-    def advance(self) -> None:
-        """One step of all lanes; those that are done hand in their picture and take the next task."""
+    @property
+    def in_work(self) -> set[int]:
+        """The jobs that are in a slot now."""
+        return {job for job, active in zip(self.at, self.active, strict=True) if active}
+
+    def advance(self) -> list[int]:
+        """One step of all slots; those that are done hand in their image and take the next job.
+
+        Returns:
+            the numbers of the jobs that are done.
+        """
         if self.kept_at:
             self._keep_frames()
-        draws = [self.climb.draw(self.tasks[task].key, min(self._done(task), self.steps - 1)) for task in self.at]
+        draws = [self.plan.draw(self.jobs[job].key, min(self._done(job), self.steps - 1)) for job in self.at]
         values, norms, *self.state = self.step(*self.state, self.arguments, self._tensor(np.stack(draws)))
         values, norms = self._numpy(values), self._numpy(norms)
         finished = []
-        for lane, task in enumerate(self.at):
-            if self.active[lane]:
-                self.courses[task].activations.append(float(values[lane]))
-                self.courses[task].gradients.append(float(norms[lane]))
-                if self._is_over(self.courses[task]):
-                    finished.append(lane)
+        for slot, job in enumerate(self.at):
+            if self.active[slot]:
+                self.traces[job].activations.append(float(values[slot]))
+                self.traces[job].gradients.append(float(norms[slot]))
+                if self._is_over(self.traces[job]):
+                    finished.append(slot)
+        done = [self.at[slot] for slot in finished]
         if finished:
             self._hand_in(finished)
+            self.handed_in += len(done)
+        return done
 
-    def _is_over(self, course: Course) -> bool:
-        done = len(course.gradients)
+    def _is_over(self, trace: Trace) -> bool:
         return (
-            done >= self.steps
-            or course.stuck
-            or course.overflowed
-            or settled(course.activations, self.climb.recipe.settle)
+            len(trace.gradients) >= self.steps
+            or trace.has_no_gradient
+            or trace.overflowed
+            or settled(trace.activations, self.plan.recipe.settle)
         )
 
-    def _done(self, task: int) -> int:
-        return len(self.courses[task].gradients)
+    def _done(self, job: int) -> int:
+        return len(self.traces[job].gradients)
 
-    def _start(self, task: int) -> np.ndarray:
-        begun = self.tasks[task].start
-        return self.climb.start(self.tasks[task].key) if begun is None else begun
+    def _start(self, job: Job) -> np.ndarray:
+        """The parameters that a job begins with."""
+        if job.start is None:
+            return self.plan.start(job.key)
+        return self.plan.recipe.parameterization.parameters(self.plan.network, job.start[None])[0]
 
-    def _place(self, canvas: np.ndarray, memory: Sequence[np.ndarray], heat: np.ndarray) -> None:
-        self.state = [self._tensor(canvas), tuple(map(self._tensor, memory)), self._tensor(heat)]
-        bounds = [self.tasks[task].bound for task in self.at]
+    def _place(self, parameters: np.ndarray, memory: Sequence[np.ndarray], heat: np.ndarray) -> None:
+        self.state = [self._tensor(parameters), tuple(map(self._tensor, memory)), self._tensor(heat)]
+        bounds = [self.jobs[job].bound for job in self.at]
         self.arguments = tuple(
-            (self._tensor(self._masks(slot, bounds)), self._tensor(np.stack([b.vectors[slot] for b in bounds])))
-            for slot in range(len(bounds[0].masks))
+            (self._tensor(self._arguments(place)), self._tensor(np.stack([bound.vectors[place] for bound in bounds])))
+            for place in range(len(bounds[0].arguments))
         )
 
-    def _masks(self, slot: int, bounds: Sequence[Bound]) -> np.ndarray:
-        if self.climb.form.slots[slot].measure == "likeness":
-            return np.stack([photo for task in self.at if (photo := self.tasks[task].photo) is not None])
-        masks = np.stack([bound.masks[slot] for bound in bounds])
-        if self.climb.form.slots[slot].measure == "diversity":
-            # A lane that only fills up belongs to no group.
-            groups = [self.tasks[task].group if self.active[lane] else -1 - lane for lane, task in enumerate(self.at)]
-            masks[:] = np.asarray(groups, np.float32).reshape(-1, *[1] * (masks.ndim - 1))
-        return masks
+    def _arguments(self, place: int) -> np.ndarray:
+        """The arguments of one term, a row for each slot."""
+        found = []
+        for slot, number in enumerate(self.at):
+            job = self.jobs[number]
+            group = job.group if self.active[slot] else -1 - slot  # a slot that only fills up belongs to no group
+            image = None if job.image is None else resized(job.image, self.plan.size)
+            found.append(job.bound.key.specs[place].measure.argument(job.bound.arguments[place], image, group))
+        return np.stack(found)
 
     def _keep_frames(self) -> None:
         wanted = [i for i, t in enumerate(self.at) if self.active[i] and self._done(t) in self.kept_at]
         if wanted:
-            pictures = self.climb.pictures(self._numpy(self.state[0]))
-            for lane in wanted:
-                self.courses[self.at[lane]].frames.append(pictures[lane])
+            images = self.plan.images(self._numpy(self.state[0]))
+            for slot in wanted:
+                self.traces[self.at[slot]].frames.append(images[slot])
 
     def _hand_in(self, finished: Sequence[int]) -> None:
-        canvas, memory, heat = (
+        parameters, memory, heat = (
             self._numpy(self.state[0]),
             [*map(self._numpy, self.state[1])],
             self._numpy(self.state[2]),
         )
-        canvas, memory, heat = canvas.copy(), [array.copy() for array in memory], heat.copy()
-        pictures = self.climb.pictures(canvas)
-        for lane in finished:
-            course = self.courses[self.at[lane]]
-            course.parameters, course.heat = canvas[lane].copy(), heat[lane].copy()
-            course.picture = pictures[lane].copy()
-            self.active[lane] = bool(self.waiting)
+        parameters, memory, heat = parameters.copy(), [array.copy() for array in memory], heat.copy()
+        images = self.plan.images(parameters)
+        for slot in finished:
+            trace = self.traces[self.at[slot]]
+            trace.image, trace.heat = images[slot].copy(), heat[slot].copy()
+            self.active[slot] = bool(self.waiting)
             if self.waiting:
-                self.at[lane] = self.waiting.popleft()
-                canvas[lane] = self._start(self.at[lane])
-                for array, begun in zip(memory, self.climb.recipe.rule.begin(canvas[lane : lane + 1]), strict=True):
-                    array[lane] = begun[0]
-                heat[lane] = 0
+                self.at[slot] = self.waiting.popleft()
+                parameters[slot] = self._start(self.jobs[self.at[slot]])
+                fresh = self.plan.recipe.optimizer.init(parameters[slot : slot + 1])
+                for array, begun in zip(memory, fresh, strict=True):
+                    array[slot] = begun[0]
+                heat[slot] = 0
         if self.busy:
-            self._place(canvas, memory, heat)
+            self._place(parameters, memory, heat)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return self.climb.network.tensor(array)
+        return self.plan.network.tensor(array)
 
     def _numpy(self, tensor: Tensor) -> np.ndarray:
-        return self.climb.network.numpy(tensor)
+        return self.plan.network.numpy(tensor)
 
 
-def lifted(climb: Climb, linear: tuple[str, ...], steps: int) -> Climb:
-    """The climb on what comes before the non-linearities at the paths `linear`."""
-    form = replace(climb.form, linear=linear)
-    return replace(climb, form=form, recipe=replace(climb.recipe, steps=steps))
+def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """An image `(h, w, c)` brought to another size."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.stack([resize_map(image[..., k], *size) for k in range(image.shape[-1])], axis=-1)
+
+
+def before_nonlinearity(jobs: Sequence[Job], linear: tuple[str, ...]) -> list[Job]:
+    """The jobs on what comes before the non-linearities at the paths `linear`."""
+    found = []
+    for job in jobs:
+        bound = job.bound
+        key = replace(bound.key, linear=linear)
+        found.append(replace(job, bound=replace(bound, key=key)))
+    return found

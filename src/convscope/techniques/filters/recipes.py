@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from convscope.errors import UsageError, nearest
-from convscope.techniques.filters.canvas import Canvas, Fourier, Phases, Pixels
-from convscope.techniques.filters.rules import Adam, Normalised, Rule
+from convscope.techniques.filters.optimizers import Adam, Normalised, Optimizer
+from convscope.techniques.filters.parameterizations import Fourier, Parameterization, Phases, Pixels
 from convscope.techniques.filters.transforms import Affine, Crops, Transforms
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a filter's picture is found and shown.
+    """How a filter's image is found and shown.
 
     Attributes:
         name: as `--recipe` takes it.
         source: where it is from.
         steps: number of updates.
         size: pixels of a side, where the network takes any.
-        canvas: what is optimised; rule: how it moves; transforms: what is done to the picture before each step.
+        parameterization: what is optimized; optimizer: how it follows its gradient; transforms: what is done to the
+            image before each step.
         border: cells of the layer's map left out on each side of the objective.
-        crop: pixels left out on each side of the final picture, at `size`.
-        look: "classic" (contrast brought to 0.15 around grey), "plain" (the picture as it is) or "clipped" (stretched
+        crop: pixels left out on each side of the final image, at `size`.
+        look: "classic" (contrast brought to 0.15 around grey), "plain" (the image as it is) or "clipped" (stretched
             to the full range, but for 1 % of the values at each end).
         octaves: (fraction of the final size, share of the steps) of sizes that are climbed at one after another.
-        grow: how a picture is brought to the next size: "resize", or "mirror", which keeps its scale and adds room.
+        grow: how an image is brought to the next size: "resize", or "mirror", which keeps its scale and adds room.
         settle: a filter is done when it gained less than this share in 8 steps; 0 for all steps.
-        photo: the ascent begins with a photo instead of noise.
-        tie: weight of staying near that photo halfway to the layer, relative to the activation.
-        transparent: the result says which places of a picture mattered.
+        photo: it needs an image.
+        raises: what is raised where neither channels nor objectives are given: "channels", "layer" (its mean square) or
+            "caricature" (the activations of the image; the ascent then begins with noise, else with the image).
+        power: of the cosine, for a caricature.
+        first_channels: so many of a layer's channels where none are chosen; None for all.
+        regularizer_weight: of the likeness to that image halfway to the layer, relative to the activation.
+        transparent: the result says which places of an image mattered.
     """
 
     name: str
     source: str
     steps: int
     size: int
-    canvas: Canvas
-    rule: Rule
+    parameterization: Parameterization
+    optimizer: Optimizer
     transforms: Transforms | None = None
     border: int = 0
     crop: int = 0
@@ -46,12 +52,15 @@ class Recipe:
     grow: str = "resize"
     settle: float = 0.0
     photo: bool = False
-    tie: float = 0.0
+    raises: Literal["channels", "layer", "caricature"] = "channels"
+    power: float = 2.0
+    first_channels: int | None = None
+    regularizer_weight: float = 0.0
     transparent: bool = False
 
     @property
     def views(self) -> int:
-        """How many views of each picture a step looks at."""
+        """How many views of each image a step looks at."""
         return 1 if self.transforms is None else self.transforms.views
 
     def border_for(self, side: int) -> int:
@@ -59,7 +68,7 @@ class Recipe:
         return max(0, min(self.border, (side - 1) // 2))
 
     def crop_for(self, side: int) -> int:
-        """Pixels to leave out on each side of a picture whose shorter side is `side` pixels."""
+        """Pixels to leave out on each side of an image whose shorter side is `side` pixels."""
         return round(self.crop * side / self.size)
 
 
@@ -68,11 +77,12 @@ CLASSIC = Recipe(
     source="F. Chollet, Visualizing what convnets learn: plain pixels, normalised gradient, 30 steps",
     steps=30,
     size=180,
-    canvas=Pixels(amplitude=0.25),
-    rule=Normalised(step=10.0),
+    parameterization=Pixels(amplitude=0.25),
+    optimizer=Normalised(length=10.0),
     border=2,
     crop=25,
     look="classic",
+    first_channels=64,  # as many as the sheet of the classic procedure shows
 )
 
 FOURIER = Recipe(
@@ -80,8 +90,8 @@ FOURIER = Recipe(
     source="Olah et al. 2017, Feature Visualization: spectrum, decorrelated colours, Adam 0.05, small transforms",
     steps=256,
     size=128,
-    canvas=Fourier(deviation=0.01),
-    rule=Adam(rate=0.05),
+    parameterization=Fourier(deviation=0.01),
+    optimizer=Adam(rate=0.05),
     # Jitter of 8 and then of 4 pixels of 128, as one shift.
     transforms=Affine(shift=12 / 128, scale=(0.9, 1.1), rotation=10.0),
 )
@@ -92,8 +102,8 @@ FAST = Recipe(
     "what has settled makes room for the next",
     steps=48,
     size=128,
-    canvas=Fourier(deviation=0.01),
-    rule=Adam(rate=0.1, first=0.8, second=0.95),
+    parameterization=Fourier(deviation=0.01),
+    optimizer=Adam(rate=0.1, first=0.8, second=0.95),
     transforms=Affine(shift=1 / 16, scale=(0.95, 1.05), rotation=5.0),
     settle=0.02,
 )
@@ -105,9 +115,9 @@ MACO = Recipe(
     source="Fel et al. 2023, MaCo, 2306.06805: phases only, crops with noise, NAdam",
     steps=128,
     size=224,
-    canvas=Phases(),
-    rule=Adam(rate=0.3, nesterov=True),
-    transforms=Crops(first=0.9, last=0.9, views=4, grain=0.02, veil=0.01),
+    parameterization=Phases(),
+    optimizer=Adam(rate=0.3, nesterov=True),
+    transforms=Crops(first=0.9, last=0.9, views=4, noise_std=0.02, brightness=0.01),
     look="clipped",
     transparent=True,
 )
@@ -117,11 +127,12 @@ ACCENTUATION = Recipe(
     source="Hamblin et al. 2024, Feature Accentuation, 2402.10039: from a photo, near it halfway to the layer",
     steps=100,
     size=224,
-    canvas=Fourier(deviation=0.01),
-    rule=Adam(rate=0.05),
-    transforms=Crops(first=0.9, last=0.9, views=16, veil=0.0, grain=0.02),
+    parameterization=Fourier(deviation=0.01),
+    optimizer=Adam(rate=0.05),
+    transforms=Crops(first=0.9, last=0.9, views=16, brightness=0.0, noise_std=0.02),
     photo=True,
-    tie=1.0,
+    raises="layer",
+    regularizer_weight=1.0,
     transparent=True,
 )
 
@@ -130,15 +141,29 @@ DEEPDREAM = Recipe(
     source="Mordvintsev et al. 2015, Inceptionism: a photo at growing sizes, with its details given back at each",
     steps=40,
     size=320,
-    canvas=Pixels(amplitude=0.25, held=True),
-    rule=Normalised(step=10.0),
+    parameterization=Pixels(amplitude=0.25, clamp=True),
+    optimizer=Normalised(length=10.0),
     transforms=Affine(shift=1 / 32, scale=(1.0, 1.0), rotation=0.0),
     octaves=((0.36, 1.0), (0.51, 1.0), (0.71, 1.0), (1.0, 1.0)),
     photo=True,
+    raises="layer",
+)
+
+CARICATURE = Recipe(
+    name="caricature",
+    source="lucid, Caricature: dot product with the activations of an image times a power of their cosine, as fourier",
+    steps=256,
+    size=224,
+    parameterization=Fourier(deviation=0.01),
+    optimizer=Adam(rate=0.05),
+    transforms=Affine(shift=1 / 32, scale=(0.98, 1.02), rotation=2.0),
+    photo=True,
+    raises="caricature",
 )
 
 DEFAULT_RECIPE = "fast"
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (CLASSIC, FAST, FOURIER, MACO, ACCENTUATION, DEEPDREAM)}
+ALL = (CLASSIC, FAST, FOURIER, MACO, ACCENTUATION, DEEPDREAM, CARICATURE)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in ALL}
 
 
 def recipe_named(name: str) -> Recipe:

@@ -1,4 +1,4 @@
-"""What is done to a picture before each step, so that it excites its filter also when it is moved a little."""
+"""What is done to an image before each step, so that it excites its filter also when it is moved a little."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from convscope.techniques.filters.canvas import generator
+from convscope.techniques.filters.parameterizations import generator
 
 Tensor = Any
 
 
 class Transforms(Protocol):
-    """Views of a picture. Drawn in NumPy for each (seed, channel, step): alike on each backend and in any batch."""
+    """Views of an image. Drawn in NumPy for each (seed, channel, step): alike on each backend and in any batch."""
 
     @property
     def views(self) -> int:
-        """How many views of each picture there are."""
+        """How many views of each image there are."""
 
     def draw(self, key: Sequence[int], step: int, steps: int, size: tuple[int, int]) -> np.ndarray:
-        """The numbers `(views, 8)` float32 of one picture's views at one of `steps` steps.
+        """The numbers `(views, 8)` float32 of one image's views at one of `steps` steps.
 
-        Rows begin with (a0, a1, a2, b0, b1, b2): the view at (x, y) is the picture at (a0 x + a1 y + a2,
+        Rows begin with (a0, a1, a2, b0, b1, b2): the view at (x, y) is the image at (a0 x + a1 y + a2,
         b0 x + b1 y + b2), in pixels.
         """
 
-    def apply(self, pictures: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
-        """The views `(n * views, h, w, c)` of pictures `(n, h, w, c)`, those of one picture one after another.
+    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+        """The views `(n * views, h, w, c)` of images `(n, h, w, c)`, those of one image one after another.
 
         Args:
-            pictures: `(n, h, w, c)`.
+            images: `(n, h, w, c)`.
             draws: `(n, views, 8)`.
             middle, half: mid-grey and half the range of what the network takes, `(c,)`.
             ops: the framework's operations.
@@ -40,13 +40,13 @@ class Transforms(Protocol):
 
 @dataclass(frozen=True)
 class Affine:
-    """Shift, scale and rotation in one resampling, with mid-grey around the picture.
+    """Shift, scale and rotation in one resampling, with mid-grey around the image.
 
     Attributes:
         shift: largest shift along each axis, as a share of the shorter side.
         scale: smallest and largest factor.
         rotation: largest angle in degrees.
-        views: how many of each picture.
+        views: how many of each image.
     """
 
     shift: float
@@ -71,55 +71,55 @@ class Affine:
         move = middle + np.array([right, down]) - turn @ middle
         return np.array([*turn[0], move[0], *turn[1], move[1], 0, 0], np.float32)
 
-    def apply(self, pictures: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
         """See `Transforms.apply`."""
-        return resampled(pictures, draws, middle, ops)
+        return resampled(images, draws, middle, ops)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Square cut-outs, enlarged to the picture's size, with noise: the views of MaCo (Fel et al. 2023, 2306.06805).
+    """Square cut-outs, enlarged to the image's size, with noise: the views of MaCo (Fel et al. 2023, 2306.06805).
 
     Attributes:
-        first, last: mean side of the cut-outs at the first and at the last step, as a share of the picture's.
-        views: how many of each picture.
-        spread: standard deviation of a side; wander: of the middle's place, as shares of the picture.
-        grain: standard deviation of the noise of each value; veil: largest shift of all values of a view. Both as
-            shares of the network's range.
+        first, last: mean side of the cut-outs at the first and at the last step, as a share of the image's.
+        views: how many of each image.
+        spread: standard deviation of a side; jitter: of the middle's place, as shares of the image.
+        noise_std: standard deviation of the noise of each value; brightness: largest shift of all values of a view.
+            Both as shares of the network's range.
     """
 
     first: float
     last: float
     views: int
     spread: float = 0.05
-    wander: float = 0.15
-    grain: float = 0.08
-    veil: float = 0.04
+    jitter: float = 0.15
+    noise_std: float = 0.08
+    brightness: float = 0.04
 
     def draw(self, key: Sequence[int], step: int, steps: int, size: tuple[int, int]) -> np.ndarray:
-        """See `Transforms.draw`; the last two numbers are the veil and the place in the tile of noise."""
+        """See `Transforms.draw`; the last two numbers are the brightness and the place in the tile of noise."""
         drawn = generator(*key, step)
         share = self.first + (self.last - self.first) * step / max(1, steps - 1)
         rows = []
         for _ in range(self.views):
             side = float(np.clip(drawn.normal(share, self.spread), 0.05, 1))
-            down, right = np.clip(drawn.normal(0.5, self.wander, 2), side / 2, 1 - side / 2) - side / 2
+            down, right = np.clip(drawn.normal(0.5, self.jitter, 2), side / 2, 1 - side / 2) - side / 2
             # Of pixels that are squares: the middle of the first lies half a pixel inside.
             top, left = (start * sides + (side - 1) / 2 for start, sides in zip((down, right), size, strict=True))
-            veil, place = drawn.uniform(-self.veil, self.veil), drawn.uniform()
-            rows.append([side, 0, left, 0, side, top, veil, place])
+            brightness, place = drawn.uniform(-self.brightness, self.brightness), drawn.uniform()
+            rows.append([side, 0, left, 0, side, top, brightness, place])
         return np.array(rows, np.float32)
 
-    def apply(self, pictures: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
         """See `Transforms.apply`."""
-        views = resampled(pictures, draws, middle, ops)
+        views = resampled(images, draws, middle, ops)
         width = ops.convert_to_tensor((2 * half).astype(np.float32))
         last = ops.reshape(draws, (-1, 8))
-        veil = ops.reshape(last[:, 6], (-1, 1, 1, 1))
-        return views + width * (veil + self.grain * _grain(last[:, 7:8], tuple(views.shape[1:]), ops))
+        brightness = ops.reshape(last[:, 6], (-1, 1, 1, 1))
+        return views + width * (brightness + self.noise_std * _noise(last[:, 7:8], tuple(views.shape[1:]), ops))
 
 
-def _grain(places: Tensor, shape: tuple[int, ...], ops: Any) -> Tensor:
+def _noise(places: Tensor, shape: tuple[int, ...], ops: Any) -> Tensor:
     """Normal noise `(n, h, w, c)`: one fixed tile, which each view begins at a place of its own `(n, 1)` in 0..1."""
     height, width, channels = shape
     cells = height * width
@@ -129,20 +129,20 @@ def _grain(places: Tensor, shape: tuple[int, ...], ops: Any) -> Tensor:
     return ops.reshape(ops.take(ops.convert_to_tensor(np.concatenate([tile, tile])), at, axis=0), (-1, *shape))
 
 
-def resampled(pictures: Tensor, draws: Tensor, middle: np.ndarray, ops: Any) -> Tensor:
-    """Pictures `(n, h, w, c)` resampled bilinearly by `draws` `(n, views, 8)`: `(n * views, h, w, c)`.
+def resampled(images: Tensor, draws: Tensor, middle: np.ndarray, ops: Any) -> Tensor:
+    """Images `(n, h, w, c)` resampled bilinearly by `draws` `(n, views, 8)`: `(n * views, h, w, c)`.
 
     By gathering four neighbours, whose gradient is exact on every backend; TensorFlow's own image transformation has an
-    approximate one. Outside of a picture is mid-grey, `middle` `(c,)`.
+    approximate one. Outside of an image is mid-grey, `middle` `(c,)`.
     """
     grey = ops.convert_to_tensor(middle.astype(np.float32))
-    count, height, width, channels = pictures.shape
+    count, height, width, channels = images.shape
     views = draws.shape[1]
     across, down = _places(ops.reshape(draws, (count * views, draws.shape[2])), (height, width), ops)
     left, top = ops.floor(across), ops.floor(down)
     right, below = across - left, down - top
-    # Pixels are rows of one long table, with zeros around each picture so that no place lies outside.
-    table = ops.reshape(ops.pad(pictures - grey, ((0, 0), (1, 2), (1, 2), (0, 0))), (-1, channels))
+    # Pixels are rows of one long table, with zeros around each image so that no place lies outside.
+    table = ops.reshape(ops.pad(images - grey, ((0, 0), (1, 2), (1, 2), (0, 0))), (-1, channels))
     begins = np.repeat(np.arange(count), views) * (height + 3) * (width + 3)
     first = ops.convert_to_tensor(begins.reshape(-1, 1).astype(np.int32))
     first = first + ops.cast((top + 1) * (width + 3.0) + (left + 1), "int32")  # (n * views, h * w)
@@ -155,7 +155,7 @@ def resampled(pictures: Tensor, draws: Tensor, middle: np.ndarray, ops: Any) -> 
 
 
 def _places(matrices: Tensor, size: tuple[int, int], ops: Any) -> tuple[Tensor, Tensor]:
-    """Where in the picture each pixel of a view looks `(n, h * w)`: across and down, at most one pixel outside."""
+    """Where in the image each pixel of a view looks `(n, h * w)`: across and down, at most one pixel outside."""
     y, x = (ops.convert_to_tensor(axis.reshape(1, -1).astype(np.float32)) for axis in np.mgrid[: size[0], : size[1]])
     a0, a1, a2, b0, b1, b2 = (matrices[:, index : index + 1] for index in range(6))
     across, down = a0 * x + a1 * y + a2, b0 * x + b1 * y + b2

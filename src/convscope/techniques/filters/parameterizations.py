@@ -18,17 +18,17 @@ Tensor = Any
 COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
 
 
-class Canvas(Protocol):
-    """Parameters that a picture is made of."""
+class Parameterization(Protocol):
+    """Parameters that an image is made of. Any frozen dataclass with these methods is one."""
 
     def start(self, network: Network, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-        """The parameters of one picture that the ascent begins with, float32."""
+        """The parameters of one image that the ascent begins with, float32."""
 
-    def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
-        """Pictures `(n, h, w, c)` in the range that the network takes, of parameters `(n, ...)`."""
+    def image(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images `(n, h, w, c)` in the range that the network takes, of parameters `(n, ...)`."""
 
-    def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
-        """The parameters `(n, ...)` that give these pictures `(n, h, w, c)`, as nearly as the canvas can."""
+    def parameters(self, network: Network, images: np.ndarray) -> np.ndarray:
+        """The parameters `(n, ...)` that give these images `(n, h, w, c)`, as nearly as it can."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Pixels:
 
     Attributes:
         amplitude: width of the noise, in units of half the network's range.
-        held: values beyond black and white are shown as black and white.
+        clamp: values beyond black and white are shown as black and white.
     """
 
     amplitude: float
-    held: bool = False
+    clamp: bool = False
 
     def start(self, network: Network, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         """`(h, w, c)`, in the network's range."""
@@ -49,13 +49,13 @@ class Pixels:
         noise = generator.uniform(size=(*size, network.inputs.channels))
         return (middle + (noise - 0.5) * self.amplitude * half).astype(np.float32)
 
-    def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
-        """The pictures themselves."""
-        return pictures
+    def parameters(self, network: Network, images: np.ndarray) -> np.ndarray:
+        """The images themselves."""
+        return images
 
-    def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
-        """The parameters as they are, or held within the range."""
-        if not self.held:
+    def image(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
+        """The parameters as they are, or clamped to the range."""
+        if not self.clamp:
             return parameters
         ops = network.ops
         black, white = (end.astype(np.float32) for end in network.preprocessing.range(network.inputs.channels))
@@ -65,7 +65,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Fourier:
-    """The spectrum of a picture with decorrelated colours: steps of one length change all frequencies alike.
+    """The spectrum of an image with decorrelated colours: steps of one length change all frequencies alike.
 
     After Olah et al. 2017 (Feature Visualization): a spectrum, scaled by sqrt(w h) / max(f, 1 / max(w, h)), its inverse
     real Fourier transform, a quarter of it, decorrelated colours, a sigmoid.
@@ -82,17 +82,16 @@ class Fourier:
         shape = (2, height, width // 2 + 1, network.inputs.channels)
         return generator.normal(0, self.deviation, shape).astype(np.float32)
 
-    def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
+    def image(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
         """Never outside of the network's range, whatever the parameters are."""
         ops = network.ops
         scale = ops.convert_to_tensor((spectrum_scale(size) / 4)[None, None, :, :, None].astype(np.float32))
         return in_range(network, inverse_transform(parameters * scale, size, ops))
 
-    def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
-        """The spectra `(n, 2, h, w // 2 + 1, c)` of pictures; values within 2 % of black and white come nearer."""
+    def parameters(self, network: Network, images: np.ndarray) -> np.ndarray:
+        """The spectra `(n, 2, h, w // 2 + 1, c)` of images; values within 2 % of black and white come nearer."""
         spectrum = (
-            np.fft.rfft2(logits_of(network, pictures), axes=(1, 2))
-            / (spectrum_scale(pictures.shape[1:3]) / 4)[..., None]
+            np.fft.rfft2(logits_of(network, images), axes=(1, 2)) / (spectrum_scale(images.shape[1:3]) / 4)[..., None]
         )
         return np.stack([spectrum.real, spectrum.imag], axis=1).astype(np.float32)
 
@@ -110,16 +109,16 @@ class Phases:
         shape = (height, width // 2 + 1, network.inputs.channels)
         return generator.uniform(-np.pi, np.pi, shape).astype(np.float32)
 
-    def picture(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
+    def image(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
         """Never outside of the network's range."""
         ops = network.ops
         magnitudes = ops.convert_to_tensor(natural_magnitudes(size, network.inputs.channels)[None])
         spectra = ops.stack([magnitudes * ops.cos(parameters), magnitudes * ops.sin(parameters)], axis=1)
         return in_range(network, inverse_transform(spectra, size, ops))
 
-    def of(self, network: Network, pictures: np.ndarray) -> np.ndarray:
-        """The phases of pictures: their edges stay, their magnitudes become the mean ones."""
-        return np.angle(np.fft.rfft2(logits_of(network, pictures), axes=(1, 2))).astype(np.float32)
+    def parameters(self, network: Network, images: np.ndarray) -> np.ndarray:
+        """The phases of images: their edges stay, their magnitudes become the mean ones."""
+        return np.angle(np.fft.rfft2(logits_of(network, images), axes=(1, 2))).astype(np.float32)
 
 
 def inverse_transform(spectra: Tensor, size: tuple[int, int], ops: Any) -> Tensor:
@@ -139,7 +138,7 @@ def inverse_transform(spectra: Tensor, size: tuple[int, int], ops: Any) -> Tenso
 
 
 def in_range(network: Network, values: Tensor) -> Tensor:
-    """Pictures `(n, h, w, c)` of logits of shares between black and white; three channels have decorrelated colours."""
+    """Images `(n, h, w, c)` of logits of shares between black and white; three channels have decorrelated colours."""
     ops, channels = network.ops, network.inputs.channels
     if channels == 3:
         values = ops.einsum("nyxk,ck->nyxc", values, ops.convert_to_tensor(_mix().astype(np.float32)))
@@ -147,10 +146,10 @@ def in_range(network: Network, values: Tensor) -> Tensor:
     return ops.convert_to_tensor(black) + ops.sigmoid(values) * ops.convert_to_tensor(white - black)
 
 
-def logits_of(network: Network, pictures: np.ndarray) -> np.ndarray:
+def logits_of(network: Network, images: np.ndarray) -> np.ndarray:
     """The inverse of `in_range`, in NumPy."""
     black, white = network.preprocessing.range(network.inputs.channels)
-    return colour_logits((pictures.astype(np.float64) - black) / (white - black))
+    return colour_logits((images.astype(np.float64) - black) / (white - black))
 
 
 def colour_logits(shares: np.ndarray) -> np.ndarray:

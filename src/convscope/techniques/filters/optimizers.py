@@ -1,4 +1,4 @@
-"""How the parameters of a canvas move along their gradient."""
+"""Optimizers: how parameters follow their gradient."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from convscope.networks import Network
-from convscope.techniques.filters.canvas import middle_and_half
+from convscope.techniques.filters.parameterizations import middle_and_half
 
 Tensor = Any
 TINY = 1e-12  # guards the squared norm of a gradient, as TensorFlow's l2_normalize does
 
 
-class Rule(Protocol):
-    """A step of the ascent."""
+class Optimizer(Protocol):
+    """How parameters follow their gradient. Any frozen dataclass with these methods is one."""
 
-    def begin(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
+    def init(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
         """What is remembered from step to step, before the first."""
 
-    def move(
+    def step(
         self, network: Network, parameters: Tensor, gradient: Tensor, square: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """The next parameters, and what is remembered.
@@ -28,39 +28,39 @@ class Rule(Protocol):
         Args:
             network: whose operations and range.
             parameters, gradient: `(n, ...)`.
-            square: squared L2 norm of the gradient of each picture, `(n, 1, ...)`.
+            square: squared L2 norm of the gradient of each image, `(n, 1, ...)`.
             memory: from the step before.
         """
 
 
 @dataclass(frozen=True)
 class Normalised:
-    """A step of one length along the gradient of each picture.
+    """A step of one length along the gradient of each image.
 
     Attributes:
-        step: its length, in units of half the network's range.
+        length: of the step, in units of half the network's range.
     """
 
-    step: float
+    length: float
 
-    def begin(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
+    def init(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
         """Nothing."""
         return ()
 
-    def move(
+    def step(
         self, network: Network, parameters: Tensor, gradient: Tensor, square: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """See `Rule.move`."""
+        """See `Optimizer.step`."""
         ops = network.ops
-        stride = (self.step * middle_and_half(network)[1]).astype(np.float32)
+        stride = (self.length * middle_and_half(network)[1]).astype(np.float32)
         direction = gradient * ops.rsqrt(ops.maximum(square, TINY))
-        # Where a network overflows, its picture stays as it is and the others go on.
+        # Where a network overflows, its image stays as it is and the others go on.
         return (parameters + ops.convert_to_tensor(stride) * ops.where(ops.isfinite(direction), direction, 0.0),)
 
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba 2014, 1412.6980, algorithm 1), each picture for itself.
+    """Adam (Kingma and Ba 2014, 1412.6980, algorithm 1), each image for itself.
 
     Attributes:
         rate: of the step; first, second: decay of the gradient's mean and of its square's.
@@ -74,7 +74,7 @@ class Adam:
     tiny: float = 1e-8
     nesterov: bool = False
 
-    def begin(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
+    def init(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
         """Means of the gradient and of its square, and the number of steps."""
         return (
             np.zeros_like(parameters),
@@ -82,10 +82,10 @@ class Adam:
             np.zeros((len(parameters), *[1] * (parameters.ndim - 1)), np.float32),
         )
 
-    def move(
+    def step(
         self, network: Network, parameters: Tensor, gradient: Tensor, square: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """See `Rule.move`."""
+        """See `Optimizer.step`."""
         ops, (mean, spread, count) = network.ops, memory
         gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
         count = count + 1.0

@@ -1,0 +1,252 @@
+"""What is asked for: channels, recipe, size, images and objectives, checked against the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from convscope.errors import UsageError
+from convscope.events import Progress
+from convscope.images.decode import InputImage, read_images
+from convscope.images.source import hold
+from convscope.measures import LOGITS, is_target
+from convscope.networks import Layer, Network
+from convscope.objectives import Objective, as_objective, channel, diversity, dot_cosine, likeness
+from convscope.objectives import layer as whole_layer
+from convscope.techniques.filters.ascent import BATCH
+from convscope.techniques.filters.baselines import Baselines
+from convscope.techniques.filters.recipes import DEFAULT_RECIPE, Recipe, recipe_named
+
+DIVERSITY = 1.0  # weight of being unlike each other, relative to the activation
+
+
+def parse_channels(channels: str | int | Iterable[int] | None, count: int) -> list[int]:
+    """Channel numbers from "0-63,70", "all", a number or numbers; in the order given, each once.
+
+    Raises:
+        UsageError: not understood, or out of the range 0 .. count - 1.
+    """
+    if channels is None:
+        return list(range(count))
+    if isinstance(channels, str):
+        numbers = list(range(count)) if channels.strip() == "all" else _numbers(channels)
+    else:
+        numbers = [int(channels)] if isinstance(channels, int | np.integer) else [int(number) for number in channels]
+    numbers = list(dict.fromkeys(numbers))
+    wrong = [number for number in numbers if not 0 <= number < count]
+    if wrong:
+        raise UsageError(
+            f"channel {wrong[0]} is out of range: the layer has {count} channels, numbered from 0 to {count - 1}."
+        )
+    if not numbers:
+        raise UsageError('no channels given; expected numbers such as "0-63,70", or "all".')
+    return numbers
+
+
+def _numbers(text: str) -> list[int]:
+    numbers: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
+            raise UsageError(
+                f'channels {text!r} are not understood at {part!r}; expected numbers such as "0-63,70", or "all".'
+            )
+        low, high = int(first), int(last if dash else first)
+        if high < low or high - low > 10**6:
+            raise UsageError(f"channels {part!r} run backwards or too far; expected a range such as 0-63.")
+        numbers.extend(range(low, high + 1))
+    return numbers
+
+
+def read_references(photos: Any, network: Network) -> list[InputImage]:
+    """The images whose activations an alive filter must exceed; those that were read already go as they are."""
+    if photos is None or (isinstance(photos, Sequence) and len(photos) == 0):
+        return []
+    if isinstance(photos, list | tuple) and all(isinstance(photo, InputImage) for photo in photos):
+        return list(photos)
+    return list(hold(photos, network.image_shape))
+
+
+def adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
+    """The recipe, with another number of steps where one is given."""
+    chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    if steps is None:
+        return chosen
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, found {steps}.")
+    return replace(chosen, steps=steps)
+
+
+def start_image(recipe: Recipe, photo: Any) -> InputImage | None:
+    """The image that the ascent begins with, or that is caricatured."""
+    if photo is None and recipe.photo:
+        raise UsageError(f"recipe {recipe.name!r} needs an image (a photo); give one with photo= (--photo IMAGE).")
+    return None if photo is None else read_images(photo if isinstance(photo, list | tuple) else [photo])[0]
+
+
+def precision_of(network: Network, precision: str) -> str:
+    """The precision of the ascent."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"precision {precision!r} is not known; expected auto, float32 or bfloat16.")
+    return network.precision_for_ascent() if precision == "auto" else precision
+
+
+def batch_of(batch: int | None, recipe: Recipe, variants: int) -> int:
+    """The number of batch slots, whose views are passed together; variants of an objective are made side by side."""
+    wanted = max(1, BATCH // recipe.views) if batch is None else max(1, batch)
+    return wanted if variants == 1 else max(variants, wanted // variants * variants)
+
+
+def size_of(
+    network: Network, recipe: Recipe, size: int | tuple[int, int] | None, photo: InputImage | None
+) -> tuple[int, int]:
+    """The size `(h, w)` of the images."""
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int | np.integer) else size
+        if min(height, width) < 1:
+            raise UsageError(f"the size must be at least 1 pixel, found {min(height, width)}.")
+        return int(height), int(width)
+    if not network.inputs.free:
+        return network.inputs.size
+    if photo is None:
+        return recipe.size, recipe.size
+    # The image keeps its proportions, its shorter side brought to the recipe's.
+    scale = recipe.size / min(photo.pixels.shape[:2])
+    return round(photo.pixels.shape[0] * scale), round(photo.pixels.shape[1] * scale)
+
+
+def check_layer(network: Network, path: str, size: tuple[int, int]) -> Layer:
+    """The layer as it is for images of `size`."""
+    wanted = network.layer(path).path
+    target = next((layer for layer in network.layers_at(size) if layer.path == wanted), None)
+    if target is None:
+        height, width = network.inputs.size
+        raise UsageError(
+            f"layer {wanted!r} does not take pictures of {size[0]}x{size[1]} pixels in {network.name}; "
+            f"leave --size out, or give {height if height == width else f'{height}x{width}'}."
+        )
+    if len(target.shape) not in (1, 3):
+        raise UsageError(f"layer {wanted!r} has no channels to raise; its output has the shape {target.shape}.")
+    if min(target.shape) < 1:
+        raise UsageError(
+            f"pictures of {size[0]}x{size[1]} pixels are too small for layer {wanted!r}; give a larger --size."
+        )
+    return target
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """What `filters` takes beside a layer and its channels; see there."""
+
+    objectives: Sequence[Objective | str | Any] | Objective | str = ()
+    recipe: str | Recipe = DEFAULT_RECIPE
+    steps: int | None = None
+    size: int | tuple[int, int] | None = None
+    seed: int = 0
+    seeds: int = 1
+    variants: int = 1
+    photos: Any = ()
+    photo: Any = None
+    frames: int = 0
+    precision: str = "auto"
+    batch: int | None = None
+    baselines: Baselines | None = None
+    progress: Progress = None
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """One objective that is asked for, and the key of its random numbers."""
+
+    objective: Objective
+    key: tuple[int, ...]
+
+
+def wanted_objectives(
+    network: Network,
+    layer: str | None,
+    channels: str | int | Iterable[int] | None,
+    options: FilterOptions,
+    recipe: Recipe,
+    caricatured: np.ndarray | None,
+) -> list[Wanted]:
+    """The objectives, with the recipe's regularizer.
+
+    Args:
+        network, layer, channels: as for `filters`.
+        options: for its objectives.
+        recipe: what is raised where no channels are given.
+        caricatured: the prepared image `(h, w, c)` of a caricature.
+    """
+    pairs = _objectives(network, layer, channels, options, recipe, caricatured)
+    if recipe.regularizer_weight:
+        weight = recipe.regularizer_weight
+        pairs = [(objective + weight * likeness(_halfway(network, objective)), key) for objective, key in pairs]
+    return [Wanted(objective, key) for objective, key in pairs]
+
+
+def _objectives(
+    network: Network,
+    layer: str | None,
+    channels: str | int | Iterable[int] | None,
+    options: FilterOptions,
+    recipe: Recipe,
+    caricatured: np.ndarray | None,
+) -> list[tuple[Objective, tuple[int, ...]]]:
+    objectives = options.objectives
+    if isinstance(objectives, str | Objective) or is_target(objectives):
+        objectives = [objectives]
+    if objectives:
+        return [(as_objective(objective), (index,)) for index, objective in enumerate(objectives)]
+    if layer is None:
+        raise UsageError("nothing to raise: give a layer, or objectives such as conv3:17.")
+    if recipe.raises == "caricature":
+        if channels is not None or caricatured is None:
+            raise UsageError(f"recipe {recipe.name!r} raises all channels of a layer; leave the channels out.")
+        path = network.layer(layer).path
+        answer = network.forward(caricatured[None], (path,))[1][path][0]
+        return [(dot_cosine(path, answer, recipe.power), (0,))]
+    if recipe.raises == "layer" and channels is None:
+        return [(whole_layer(layer), (0,))]
+    count = network.layer(layer).channels
+    if channels is None and recipe.first_channels is not None:
+        channels = range(min(count, recipe.first_channels))
+    return [(channel(layer, number), (number,)) for number in parse_channels(channels, count)]
+
+
+def first_layer(objective: Objective) -> str:
+    """The first layer that an objective reads, as it is named there, or `LOGITS`."""
+    term = objective.terms[0]
+    if term.own is None:
+        return term.layer
+    return next(iter(getattr(term.own, "record", ())), LOGITS)
+
+
+def _halfway(network: Network, objective: Objective) -> str:
+    """The layer with a map in the middle of the way to the first layer of an objective."""
+    before = [layer.path for layer in network.layers if layer.spatial and layer.on_path]
+    first = first_layer(objective)
+    path = None if first == LOGITS else network.layer(first).path
+    upto = before.index(path) if path in before else len(before)
+    return before[upto // 2]
+
+
+def with_variants(wanted: Sequence[Wanted], variants: int) -> list[tuple[Wanted, int]]:
+    """Each objective as often as there are variants of it, made to differ; with the number of the variant.
+
+    Raises:
+        UsageError: less than one variant.
+    """
+    if variants < 1:
+        raise UsageError(f"variants must be at least 1, found {variants}.")
+    if variants == 1:
+        return [(one, 0) for one in wanted]
+    found = []
+    for one in wanted:
+        objective = one.objective + DIVERSITY * diversity(first_layer(one.objective))
+        keys = [one.key, *((*one.key, variant) for variant in range(1, variants))]
+        found += [(Wanted(objective, key), variant) for variant, key in enumerate(keys)]
+    return found
