@@ -75,7 +75,7 @@ def main() -> None:
     theirs = time.perf_counter() - started
 
     if options.out:
-        result.save(options.out)
+        convscope.save(result, options.out)
     reached = np.array([row.activation for row in result.rows])
     apart = np.abs(reached - finals) / np.abs(finals)
     statuses = [row.status for row in result.rows]

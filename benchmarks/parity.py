@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import convscope
+from convscope.render.heatmaps import scaled
 from tests import agreement
 
 CLASS = 2
@@ -210,7 +211,7 @@ def pixels() -> Iterator[Row]:
             ours = convscope.heatmap(network, agreement.photos(), CLASS, method=method).maps
             yield method, *_compared("captum", theirs, ours, (module, x), name)
         found = convscope.heatmap(network, agreement.photos(), CLASS, layer=path)
-        ours = np.stack([found.scaled(index, "pytorch-grad-cam") for index in range(len(found.rows))])
+        ours = np.stack([scaled(found, index, "pytorch-grad-cam") for index in range(len(found.rows))])
         theirs = _pytorch_grad_cam_scaled()
         yield "grad-cam, scaled", *_compared("pytorch-grad-cam", theirs, ours, (module, path, x), name)
 

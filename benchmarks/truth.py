@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.ascents import ASSETS, NotMeasured
-from convscope.imaging import resize_map
+from convscope.arrays import resize_map
 
 SIDE = 224  # of mosaics of photos and of pictures with something planted
 PLANTED = 88  # side of what is planted

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convscope import imaging
+from convscope.files import write_file
+from convscope.render.encode import encode_webp
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "filters.md"
@@ -41,7 +42,7 @@ def make(name: str, file: str, command: str) -> None:
         )
         kept = ROOT / "docs" / "images" / f"{name}.webp"
         found = Path(folder) / file
-        imaging.write_file(kept, found.read_bytes() if found.suffix == ".webp" else webp(found))
+        write_file(kept, found.read_bytes() if found.suffix == ".webp" else webp(found))
         print(f"{kept.relative_to(ROOT)}: {kept.stat().st_size / 1000:.0f} kB")
 
 
@@ -49,7 +50,7 @@ def webp(file: Path) -> bytes:
     """A picture, at most `WIDEST` pixels wide, small enough for a repository."""
     image = Image.open(file).convert("RGB")
     image.thumbnail((WIDEST, 10 * WIDEST), Image.Resampling.LANCZOS)
-    return imaging.encode_webp(np.asarray(image), quality=80)
+    return encode_webp(np.asarray(image), quality=80)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import numpy as np
 from PIL import Image
 
 import convscope
-from convscope import demo, imaging
+from convscope import demo, render
+from convscope.files import write_file
+from convscope.render.encode import encode_webp
 from convscope.techniques.filters import first_with_gradient
 
 IMAGES = Path(__file__).parent / "images"
@@ -26,24 +28,24 @@ def main() -> None:
     """Write every picture."""
     network = convscope.open_model(demo.MODEL, classes=demo.CLASSES)
     cat, mosaic = demo.PHOTOS[0], demo.PHOTOS[-1]
-    write("activations", convscope.activations(network, cat, "block2_conv").sheet("block2_conv"))
+    write("activations", render.activations.sheet(convscope.activations(network, cat, "block2_conv"), "block2_conv"))
     write("depth", _plotted(convscope.activations(network, cat)))
     climbing, _, _ = first_with_gradient(network, "block3_conv", 24)
-    write("filters", convscope.filters(network, "block3_conv", climbing, size=128).sheet())
+    write("filters", render.filters.sheet(convscope.filters(network, "block3_conv", climbing, size=128)))
     heatmaps = convscope.heatmap(network, [cat, mosaic, mosaic], ["cat", "cat", "brick"])
-    write("heatmap", heatmaps.panel(0))
-    write("mosaic", np.vstack([heatmaps.panel(1), heatmaps.panel(2)]))
+    write("heatmap", render.heatmaps.panel(heatmaps, 0))
+    write("mosaic", np.vstack([render.heatmaps.panel(heatmaps, index) for index in (1, 2)]))
     screenshot(network, [cat, mosaic])
 
 
 def write(name: str, picture: np.ndarray) -> None:
     """As WebP: small enough for a repository."""
-    imaging.write_file(IMAGES / f"{name}.webp", imaging.encode_webp(picture, quality=80))
+    write_file(IMAGES / f"{name}.webp", encode_webp(picture, quality=80))
 
 
 def _plotted(result: convscope.results.Activations) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
-        result.save(folder, raw=False)
+        convscope.save(result, folder, raw=False)
         return np.asarray(Image.open(next(Path(folder).rglob("depth.png"))).convert("RGB"))
 
 

@@ -17,6 +17,8 @@ from convscope.errors import ImageError, UsageError  # noqa: E402
 from convscope.events import ItemFinished  # noqa: E402
 from convscope.images.decode import InputImage  # noqa: E402
 from convscope.images.source import stream  # noqa: E402
+from convscope.render import activations as views  # noqa: E402
+from convscope.store import Folder  # noqa: E402
 from convscope.techniques.activations import _plan, iter_activations, memory_bytes  # noqa: E402
 
 
@@ -145,11 +147,11 @@ def test_every_channel_is_drawn(photo, channels):
     )
     result = convscope.activations(open_model(models.seeded(model)), photo)
     for shared in (False, True):
-        whole = result.sheet("conv", shared=shared)
+        whole = views.sheet(result, "conv", shared=shared)
         for channel in (0, channels - 1):
             changed = {**result.arrays, "conv": result["conv"].copy()}
             changed["conv"][..., channel] = changed["conv"][:, ::-1, ::-1, channel]
-            other = type(result)(**{**vars(result), "arrays": changed}).sheet("conv", shared=shared)
+            other = views.sheet(type(result)(**{**vars(result), "arrays": changed}), "conv", shared=shared)
             assert other.shape == whole.shape
             assert (other != whole).any()
 
@@ -173,7 +175,7 @@ def test_selection_is_by_kind_glob_and_place(photo):
 
 def test_a_result_is_saved_and_loaded_whole(photo, tmp_path):
     result = convscope.activations(open_model(silent_network()), [photo, photo[::-1].copy()])
-    files = result.save(tmp_path)
+    files = convscope.save(result, tmp_path)
     again = convscope.load(tmp_path)
     assert all((tmp_path / file).exists() for file in files)
     assert (again.statistics, again.layers, again.provenance) == (
@@ -183,7 +185,7 @@ def test_a_result_is_saved_and_loaded_whole(photo, tmp_path):
     )
     for path, array in result.arrays.items():
         np.testing.assert_array_equal(again[path], array)
-    np.testing.assert_array_equal(again.sheet("conv", 1), result.sheet("conv", 1))
+    np.testing.assert_array_equal(views.sheet(again, "conv", 1), views.sheet(result, "conv", 1))
 
 
 def test_layers_without_maps_keep_their_numbers(photo, tmp_path):
@@ -197,7 +199,7 @@ def test_layers_without_maps_keep_their_numbers(photo, tmp_path):
         ]
     )
     result = convscope.activations(open_model(models.seeded(model)), photo, "all")
-    result.save(tmp_path)
+    convscope.save(result, tmp_path)
     entries = {
         entry["layer"]: entry
         for entry in json.loads((tmp_path / "activations.json").read_text(encoding="utf-8"))["activations"]
@@ -206,14 +208,14 @@ def test_layers_without_maps_keep_their_numbers(photo, tmp_path):
     assert entries["tokens"]["shape"] == [144, 4]
     assert entries["conv"]["file"]
     with pytest.raises(UsageError, match="no maps to draw"):
-        result.sheet("tokens")
+        views.sheet(result, "tokens")
 
 
 def test_results_share_a_folder_without_mixing(photo, tmp_path):
-    folder = convscope.results.Folder(tmp_path)
+    folder = Folder(tmp_path)
     network = open_model(silent_network())
-    first = convscope.heatmap(network, photo).save(folder)
-    second = convscope.heatmap(network, photo).save(folder)
+    first = convscope.save(convscope.heatmap(network, photo), folder)
+    second = convscope.save(convscope.heatmap(network, photo), folder)
     assert not set(first) & set(second)
     assert json.loads((tmp_path / "heatmaps-2.json").read_text(encoding="utf-8"))["files"] == second
 

@@ -10,7 +10,8 @@ from test_heatmaps import NAMES, gap_network, maps_and_head  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
-from convscope.imaging import palette  # noqa: E402
+from convscope.render.colour import palette  # noqa: E402
+from convscope.render.concepts import panel  # noqa: E402
 from convscope.techniques.heatmaps.concepts import factorised  # noqa: E402
 
 
@@ -57,11 +58,11 @@ def test_concepts_of_a_network(photo, tmp_path):
         logits = strength * found.vectors[row.number] @ kernel + bias
         assert row.predictions[0].name == NAMES[int(np.argmax(logits))]
         assert row.predictions[0].logit == pytest.approx(logits.max(), rel=1e-3)
-    found.save(tmp_path)
+    convscope.save(found, tmp_path)
     again = convscope.load(tmp_path)
     np.testing.assert_array_equal(again.values, found.values)
     assert again.rows == found.rows
-    assert found.panel(1).dtype == np.uint8
+    assert panel(found, 1).dtype == np.uint8
 
 
 def test_what_can_not_be_factorised_is_said(photo):

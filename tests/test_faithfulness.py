@@ -171,7 +171,7 @@ def test_checks_come_with_the_result_and_back_from_disk(photo, tmp_path):
         assert row.check.badge in ("pass", "doubtful", "fail")
         assert 0 <= row.check.deletion <= 1
         assert 0 <= row.check.randomisation <= 1
-    found.save(tmp_path)
+    convscope.save(found, tmp_path)
     assert convscope.load(tmp_path).rows == found.rows
     again = convscope.heatmap(network, photo, 1, method=["grad-cam", "saliency"], check=True)
     assert again.rows == found.rows

@@ -14,6 +14,7 @@ from convscope import demo, open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.images.decode import InputImage, read_images  # noqa: E402
 from convscope.objectives import channel, likeness  # noqa: E402
+from convscope.render import filters as views  # noqa: E402
 from convscope.techniques.filters import NOISE_IMAGES, parse_channels  # noqa: E402
 from convscope.techniques.filters.ascent import Plan, settled, step_of  # noqa: E402
 from convscope.techniques.filters.optimizers import Normalised  # noqa: E402
@@ -266,8 +267,8 @@ def test_grey_networks_give_grey_pictures():
     )
     result = filters(open_model(models.seeded(model)), "conv", steps=3)
     crop = round(25 * 28 / 180)
-    assert result.picture(0).shape == (28 - 2 * crop, 28 - 2 * crop, 3)
-    assert (np.ptp(result.picture(0), axis=-1) == 0).all()
+    assert views.drawn(result, 0).shape == (28 - 2 * crop, 28 - 2 * crop, 3)
+    assert (np.ptp(views.drawn(result, 0), axis=-1) == 0).all()
 
 
 def test_a_network_that_overflows_is_flagged_and_the_others_go_on():
@@ -291,10 +292,10 @@ def test_the_sheet_has_eight_columns_and_five_black_pixels_between():
     network = open_model(classic_model())
     result = filters(network, "conv2", range(10), size=36, steps=2)
     side = 36 - 2 * round(25 * 36 / 180)
-    sheet = result.sheet()
+    sheet = views.sheet(result)
     assert sheet.shape == (2 * side + 5, 8 * side + 7 * 5, 3)
     assert not sheet[:, side : side + 5].any()
-    np.testing.assert_array_equal(sheet[side + 5 :, side + 5 : 2 * side + 5], result.picture(9))
+    np.testing.assert_array_equal(sheet[side + 5 :, side + 5 : 2 * side + 5], views.drawn(result, 9))
 
 
 def test_the_picture_follows_the_procedure():
@@ -303,7 +304,7 @@ def test_the_picture_follows_the_procedure():
     picture = result.values[0].astype(np.float64)
     picture = (picture - picture.mean()) / (picture.std() + 1e-5) * 0.15
     picture = np.clip(picture[10:-10, 10:-10] + 0.5, 0, 1) * 255
-    assert np.abs(result.picture(0).astype(int) - np.clip(picture, 0, 255).astype("uint8")).max() <= 1
+    assert np.abs(views.drawn(result, 0).astype(int) - np.clip(picture, 0, 255).astype("uint8")).max() <= 1
 
 
 @pytest.mark.parametrize(

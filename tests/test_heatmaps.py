@@ -9,9 +9,10 @@ from keras import layers  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
+from convscope.arrays import resize_map  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.images.decode import read_images  # noqa: E402
-from convscope.imaging import resize_map  # noqa: E402
+from convscope.render.heatmaps import comparison, panel  # noqa: E402
 from convscope.techniques.heatmaps.cam import grad_cam  # noqa: E402
 from convscope.techniques.heatmaps.evidence import WHOLE  # noqa: E402
 from convscope.techniques.heatmaps.methods import METHODS  # noqa: E402
@@ -311,7 +312,7 @@ class TestBlankMaps:
         out.set_weights([np.tile(np.asarray(kernel_of_out, np.float32), (6, 1)), np.zeros(2, np.float32)])
         result = convscope.heatmap(open_model(model, preprocess="0..1"), photo, 0)
         assert np.isfinite(result.maps).all()
-        drawn = result.panel(0)
+        drawn = panel(result, 0)
         assert drawn.dtype == np.uint8
         return result.rows[0]
 
@@ -372,8 +373,8 @@ def test_all_methods_are_what_each_gives_alone(photo, tmp_path):
         np.testing.assert_allclose(found.maps[index], alone.maps[0], rtol=1e-4, atol=1e-6)
     some = convscope.heatmap(network, photos[0], "bee", method=["layercam", "eigen-cam"])
     assert [row.method for row in some.rows] == ["layercam", "eigen-cam"]
-    assert some.comparison().shape[1] > 3 * 240
-    some.save(tmp_path)
+    assert comparison(some).shape[1] > 3 * 240
+    convscope.save(some, tmp_path)
     assert len(list(tmp_path.glob("*.methods.png"))) == len(list(tmp_path.glob("photos/*"))) == 1
     again = convscope.load(tmp_path)
     np.testing.assert_array_equal(again.maps, some.maps)

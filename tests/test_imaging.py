@@ -19,29 +19,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from convscope import imaging
+from convscope.arrays import resize_map
 from convscope.errors import ConvscopeError, UsageError
-from convscope.imaging import (
-    Paint,
-    activation_sheet,
-    beside,
-    classic_tile,
-    colour,
-    colour_bar,
-    data_uri,
-    encode_png,
-    encode_webp,
-    filter_picture,
-    grid,
-    overlay,
-    page,
-    resize_map,
-    safe_name,
-    scaled_map,
-    shared_tiles,
-    text_strip,
-    write_file,
-)
+from convscope.files import safe_name, write_file
+from convscope.render.channels import _sized, activation_sheet
+from convscope.render.colour import classic_tile, colour, filter_tile, shared_tiles
+from convscope.render.encode import data_uri, encode_png, encode_webp
+from convscope.render.grid import grid
+from convscope.render.overlay import Paint, overlay, scaled_map
+from convscope.render.text import _shortened, beside, colour_bar, page, text_strip
 
 settings.register_profile("unhurried", deadline=None)  # the first call may import matplotlib
 settings.load_profile("unhurried")
@@ -146,24 +132,24 @@ def notes_deprocess(img: np.ndarray, crop: int) -> np.ndarray:
 def test_filter_picture_is_the_notes_function(scale):
     picture = normal(60, 62, 3) * np.float32(scale)
     before = picture.copy()
-    np.testing.assert_array_equal(filter_picture(picture, 25), notes_deprocess(picture, 25))
+    np.testing.assert_array_equal(filter_tile(picture, 25), notes_deprocess(picture, 25))
     np.testing.assert_array_equal(picture, before)
 
 
 def test_filter_picture_without_a_crop():
-    assert filter_picture(normal(4, 5, 1), 0).shape == (4, 5, 1)
-    assert (filter_picture(np.full((4, 4, 3), 7.0), 1) == 127).all()
+    assert filter_tile(normal(4, 5, 1), 0).shape == (4, 5, 1)
+    assert (filter_tile(np.full((4, 4, 3), 7.0), 1) == 127).all()
 
 
 @pytest.mark.parametrize("crop", [-1, 2, 3])
 def test_filter_picture_refuses_a_crop_of_everything(crop):
     with pytest.raises(UsageError, match=str(crop)):
-        filter_picture(normal(4, 9, 3), crop)
+        filter_tile(normal(4, 9, 3), crop)
 
 
 @given(any_maps)
 def test_filter_picture_of_anything(values):
-    assert quietly(filter_picture, values, 0).dtype == np.uint8
+    assert quietly(filter_tile, values, 0).dtype == np.uint8
 
 
 # --- levels to pictures ----------------------------------------------------------------------------------
@@ -377,7 +363,7 @@ def test_short_text_does_not_depend_on_the_width():
 @pytest.mark.parametrize("width", [40, 90, 200])
 def test_long_text_keeps_both_ends_and_loses_its_middle(width):
     text = "first/" + "x" * 20_000 + "/last"
-    shown = imaging._shortened(text, width, 14)
+    shown = _shortened(text, width, 14)
     head, tail = shown.split("…")
     assert text.startswith(head)
     assert text.endswith(tail)
@@ -448,7 +434,7 @@ def test_a_dense_layer_is_drawn_in_one_scale(channels):
     values = np.linspace(0, 5, channels) if channels > 1 else np.array([5.0])
     sheet = activation_sheet(values, None, "")
     np.testing.assert_array_equal(sheet, activation_sheet(values.reshape(1, 1, -1), None, "", shared=True))
-    from_bar = imaging.colour_bar(100, "0", "5").shape[1] + MARGIN
+    from_bar = colour_bar(100, "0", "5").shape[1] + MARGIN
     lines = -(-channels // 16) * 34 - 2
     below = max(40 - lines, 0)  # a bar is 40 high at least
     tiles = tiles_of(sheet[: len(sheet) - below], channels, 32, 16, right=from_bar)
@@ -474,20 +460,20 @@ def test_a_dense_layer_is_drawn_in_one_scale(channels):
     ],
 )
 def test_maps_of_every_size_become_tiles_of_about_the_same(size, shown):
-    assert imaging._sized(np.zeros(size, np.uint8), 80).shape == shown
+    assert _sized(np.zeros(size, np.uint8), 80).shape == shown
 
 
 @given(st.integers(2, 600))
 def test_no_tile_is_tiny_or_huge(side):
-    assert 55 <= imaging._sized(np.zeros((side, side), np.uint8), 80).shape[0] <= 116
+    assert 55 <= _sized(np.zeros((side, side), np.uint8), 80).shape[0] <= 116
 
 
 def test_large_maps_are_averaged_and_small_ones_keep_their_cells():
     checks = np.indices((192, 192)).sum(axis=0).astype(np.uint8) % 2 * 200
-    assert (imaging._sized(checks, 80) == 100).all()
+    assert (_sized(checks, 80) == 100).all()
     small = np.arange(4, dtype=np.uint8).reshape(2, 2)
     expected = [[small[y // 40, x // 40] for x in range(80)] for y in range(80)]
-    np.testing.assert_array_equal(imaging._sized(small, 80), expected)
+    np.testing.assert_array_equal(_sized(small, 80), expected)
 
 
 def test_few_channels_leave_no_blank_columns():
@@ -534,7 +520,7 @@ def test_the_shared_sheet_carries_its_range():
 
 @pytest.mark.parametrize("shape", [(2, 2), (1, 7, 7, 3), (0, 4, 3), (4, 4, 0), (0,)])
 def test_other_activations_are_refused(shape):
-    with pytest.raises(UsageError, match="pick one picture"):
+    with pytest.raises(UsageError, match="pick one image"):
         activation_sheet(np.zeros(shape), None, "x")
 
 
@@ -665,5 +651,5 @@ def test_long_names_stay_apart():
 
 
 def test_importing_does_not_import_matplotlib():
-    code = "import sys, convscope.imaging, convscope.images.decode; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, convscope.render, convscope.images.decode; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

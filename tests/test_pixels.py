@@ -10,8 +10,9 @@ from test_heatmaps import branching, gap_network, maps_and_head  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
+from convscope.arrays import resize_map  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
-from convscope.imaging import resize_map  # noqa: E402
+from convscope.render.heatmaps import comparison  # noqa: E402
 from convscope.techniques.heatmaps.methods import METHODS  # noqa: E402
 from convscope.techniques.heatmaps.perturbation import _estimated, _spread  # noqa: E402
 from convscope.techniques.heatmaps.ranks import rank_correlation  # noqa: E402
@@ -225,7 +226,7 @@ def test_pixel_methods_need_no_layer_and_mix_with_those_that_do(photo):
     found = convscope.heatmap(network, [photo, photo[::-1].copy()], 2, method=["occlusion", "grad-cam"])
     assert [row.method for row in found.rows] == ["occlusion", "grad-cam"] * 2  # in the order that was asked for
     assert [one.shape for one in found.maps[:2]] == [(20, 24), (8, 10)]
-    assert found.comparison().dtype == np.uint8
+    assert comparison(found).dtype == np.uint8
     assert linear_network().layers[0].path  # it has no layer with a map at all
     assert convscope.heatmap(linear_network(), photo, 1, method="saliency").rows[0].status == "ok"
 
@@ -233,7 +234,7 @@ def test_pixel_methods_need_no_layer_and_mix_with_those_that_do(photo):
 def test_results_of_several_sizes_come_back_from_disk(photo, tmp_path):
     network = open_model(gap_network(), preprocess="0..1")
     found = convscope.heatmap(network, photo, 2, method=["saliency", "grad-cam"])
-    found.save(tmp_path)
+    convscope.save(found, tmp_path)
     again = convscope.load(tmp_path)
     for one, other in zip(found.maps, again.maps, strict=True):
         np.testing.assert_array_equal(one, other)

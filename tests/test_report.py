@@ -17,12 +17,17 @@ from hypothesis import strategies as st
 from models import keras, layers
 from PIL import Image
 
-from convscope import imaging, reports
+from convscope import reports
 from convscope.errors import ConvscopeError, UsageError
+from convscope.files import dump
 from convscope.images.decode import InputImage
 from convscope.networks import open_model
+from convscope.render import heatmaps as views
+from convscope.render.channels import channel_grid
+from convscope.render.colour import classic_tile, colour
+from convscope.render.encode import data_uri, encode_png, small_data_uri
+from convscope.render.overlay import overlay, tint
 from convscope.reports import report
-from convscope.results import Heatmap, dump
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters
 from convscope.techniques.heatmaps import heatmap
@@ -289,26 +294,24 @@ def test_a_checked_report_has_a_badge_of_the_first_map(photo, tmp_path):
 
 def test_the_tint_over_the_photo_is_the_overlay(photo):
     raw = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-    tint = imaging.tint(raw, *photo.shape[:2]).astype(float)
-    alpha = 0.3 * tint[..., 3:] / 255
-    np.testing.assert_array_equal(
-        imaging.overlay(photo, raw, 0.3), np.rint((1 - alpha) * photo + alpha * tint[..., :3])
-    )
-    assert imaging.tint(raw, 5, 7)[..., 3].max() == 255
-    assert not imaging.tint(-np.abs(raw), 4, 4).any()
+    laid_on = tint(raw, *photo.shape[:2]).astype(float)
+    alpha = 0.3 * laid_on[..., 3:] / 255
+    np.testing.assert_array_equal(overlay(photo, raw, 0.3), np.rint((1 - alpha) * photo + alpha * laid_on[..., :3]))
+    assert tint(raw, 5, 7)[..., 3].max() == 255
+    assert not tint(-np.abs(raw), 4, 4).any()
 
 
 def test_the_slider_starts_where_overlays_are_drawn():
-    assert 100 * inspect.signature(Heatmap.overlay).parameters["paint"].default == reports.OPACITY
+    assert 100 * inspect.signature(views.overlaid).parameters["paint"].default == reports.OPACITY
 
 
 @pytest.mark.parametrize("channels", [1, 3, 17])
 def test_a_channel_grid_is_the_tiles_and_clear_between(channels):
     values = np.random.default_rng(0).normal(size=(6, 6, channels)).astype(np.float32)
-    drawn = imaging.channel_grid(values, 12, 8)
+    drawn = channel_grid(values, 12, 8)
     for channel in range(channels):
         top, left = channel // 8 * 14, channel % 8 * 14
-        tile = imaging.colour(imaging.classic_tile(values[..., channel])).repeat(2, axis=0).repeat(2, axis=1)
+        tile = colour(classic_tile(values[..., channel])).repeat(2, axis=0).repeat(2, axis=1)
         np.testing.assert_array_equal(drawn[top : top + 12, left : left + 12, :3], tile)
     assert (drawn[..., 3] > 0).sum() == channels * 12 * 12
 
@@ -316,9 +319,9 @@ def test_a_channel_grid_is_the_tiles_and_clear_between(channels):
 def test_a_small_address_is_the_picture():
     flat = np.full((40, 40, 4), (10, 20, 30, 0), np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert imaging.small_data_uri(flat).startswith("data:image/")
-    assert imaging.small_data_uri(noise).startswith("data:image/webp")
-    assert len(imaging.small_data_uri(noise)) < len(imaging.data_uri(imaging.encode_png(noise), "image/png"))
+    assert small_data_uri(flat).startswith("data:image/")
+    assert small_data_uri(noise).startswith("data:image/webp")
+    assert len(small_data_uri(noise)) < len(data_uri(encode_png(noise), "image/png"))
 
 
 def test_photos_are_brought_to_the_pages_size():
@@ -552,7 +555,7 @@ def test_a_heatmap_lies_exactly_on_its_photo(watch):
 
 
 def test_what_the_browser_shows_is_the_overlay(made, tmp_path, browser):
-    """The blend of two pictures in the browser against `Heatmap.overlay`, but for the photo's compression."""
+    """The blend of two pictures in the browser against `render.heatmaps.overlaid`, but for the photo's compression."""
     network = made[0]
     photo = np.full((300, 300, 3), 128, np.uint8)
     photo[:150] = 60

@@ -7,9 +7,10 @@ import pytest
 from beartype import beartype
 from jaxtyping import Float, Float32, UInt8, jaxtyped
 
-from convscope import imaging
 from convscope.images.decode import InputImage, fit_batch, read_images
 from convscope.networks.preprocessing import PRESETS, Preprocessing
+from convscope.render.colour import colour, shared_tiles
+from convscope.render.overlay import overlay
 from convscope.techniques.heatmaps.methods import METHODS, Formula
 
 
@@ -40,17 +41,17 @@ def restored(preset: Preprocessing, x: Float32[np.ndarray, "n h w c"]) -> Float3
 
 @jaxtyped(typechecker=beartype)
 def overlaid(picture: UInt8[np.ndarray, "h w 3"], heatmap: Float[np.ndarray, "a b"]) -> UInt8[np.ndarray, "h w 3"]:
-    return imaging.overlay(picture, heatmap)
+    return overlay(picture, heatmap)
 
 
 @jaxtyped(typechecker=beartype)
 def coloured(levels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    return imaging.colour(levels)
+    return colour(levels)
 
 
 @jaxtyped(typechecker=beartype)
 def tiled(activation: Float32[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
-    return imaging.shared_tiles(activation)
+    return shared_tiles(activation)
 
 
 @jaxtyped(typechecker=beartype)

@@ -42,7 +42,7 @@ def test_top3_is_a_map_for_each_of_the_three_best(network, photo, tmp_path):
     for index, number in enumerate(expected):
         alone = convscope.heatmap(network, photos[index // 3], number)
         np.testing.assert_allclose(found.maps[index], alone.maps[0], rtol=1e-4, atol=1e-6)
-    found.save(tmp_path)
+    convscope.save(found, tmp_path)
     assert len(list(tmp_path.glob("*.classes.png"))) == 2
     assert len(list(tmp_path.glob("*.npy"))) == 6
 

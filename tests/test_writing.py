@@ -13,13 +13,15 @@ from PIL import Image
 from saved_results import MAKERS
 
 import convscope
-from convscope import imaging, results
+from convscope import files, store
 from convscope.errors import ConvscopeError
+from convscope.store import folder as folder_module
 from convscope.techniques import activations as recorded
 
 KILLS = 12
 KILLER = """
 import os, random, signal, sys, time
+import convscope
 from pathlib import Path
 from saved_results import MAKERS
 from test_writing import check_whole
@@ -27,14 +29,14 @@ from test_writing import check_whole
 kills, root = int(sys.argv[1]), Path(sys.argv[2])
 kinds = {kind: make() for kind, make in MAKERS.items()}
 for kind, result in kinds.items():
-    result.save(root / kind)
+    convscope.save(result, root / kind)
 rng = random.Random(0)
 for number in range(kills):
     kind = list(kinds)[number % len(kinds)]
     child = os.fork()
     if not child:
         while True:
-            kinds[kind].save(root / kind)
+            convscope.save(kinds[kind], root / kind)
     time.sleep(rng.uniform(0.01, 0.25))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -61,7 +63,7 @@ def check_whole(folder):
             np.load(path)
         elif path.suffix == ".json":
             json.loads(path.read_text())
-    for path in results.found(folder):
+    for path in store.found(folder):
         convscope.load(path)
 
 
@@ -71,25 +73,25 @@ def test_writers_that_are_killed_leave_whole_files(tmp_path):
         pass
     assert process.returncode == 0
     for kind, make in MAKERS.items():
-        imaging._tidy.cache_clear()
-        make().save(tmp_path / kind)
+        files._tidy.cache_clear()
+        convscope.save(make(), tmp_path / kind)
         assert not left(tmp_path / kind)
-        assert [path.stem for path in results.found(tmp_path / kind)] == [kind]
+        assert [path.stem for path in store.found(tmp_path / kind)] == [kind]
         check_whole(tmp_path / kind)
 
 
 SLOW = """
 import sys
-from convscope import imaging
+from convscope import files
 
 def write(file):
     print("begun", flush=True)
     sys.stdin.read()
     file.write(b"mine")
 
-imaging.write_file(sys.argv[1], write)
+files.write_file(sys.argv[1], write)
 """
-QUICK = "import sys; from convscope import imaging; imaging.write_file(sys.argv[1], b'x')"
+QUICK = "import sys; from convscope import files; files.write_file(sys.argv[1], b'x')"
 
 
 def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
@@ -117,20 +119,21 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
 
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt):
-        imaging.write_file(tmp_path / "a", interrupted)
+        files.write_file(tmp_path / "a", interrupted)
     assert (tmp_path / "a").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
 
 
 FULL = """
 import resource, signal, sys
+import convscope
 from convscope.errors import ConvscopeError
 from saved_results import MAKERS
 kind, folder, size = sys.argv[1:]
 result = MAKERS[kind]()
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
 try:
-    result.save(folder)
+    convscope.save(result, folder)
 except ConvscopeError as error:
     print(error)
 """
@@ -139,7 +142,7 @@ except ConvscopeError as error:
 @pytest.mark.parametrize(("kind", "size"), [("heatmaps", 0), ("heatmaps", 170), ("activations", 400)])
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(kind, size, tmp_path):
     folder = tmp_path / "out"
-    MAKERS[kind]().save(folder)
+    convscope.save(MAKERS[kind](), folder)
     whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with start(kind, folder, size, code=FULL) as process:
         said = process.stdout.read().decode()
@@ -155,15 +158,15 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(kind, si
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
 def test_an_array_says_why_the_disk_refuses_it():
     with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left") as found:
-        results._write_array(file, np.zeros(10**6, np.float32))
+        folder_module._write_array(file, np.zeros(10**6, np.float32))
     assert found.value.errno == errno.ENOSPC
 
 
 def test_an_earlier_result_does_not_name_files_of_a_later_one(tmp_path, monkeypatch):
     """The JSON of the earlier result goes before the first of its files is replaced."""
-    MAKERS["heatmaps"]().save(tmp_path)
-    MAKERS["filters"]().save(tmp_path)
-    real, calls = imaging.encode_png, []
+    convscope.save(MAKERS["heatmaps"](), tmp_path)
+    convscope.save(MAKERS["filters"](), tmp_path)
+    real, calls = folder_module.encode_png, []
 
     def failing(picture):
         calls.append(picture)
@@ -171,18 +174,18 @@ def test_an_earlier_result_does_not_name_files_of_a_later_one(tmp_path, monkeypa
             raise KeyboardInterrupt
         return real(picture)
 
-    monkeypatch.setattr(imaging, "encode_png", failing)
+    monkeypatch.setattr(folder_module, "encode_png", failing)
     with pytest.raises(KeyboardInterrupt):
-        MAKERS["heatmaps"]().save(tmp_path)
-    assert [path.name for path in results.found(tmp_path)] == ["filters.json"]
+        convscope.save(MAKERS["heatmaps"](), tmp_path)
+    assert [path.name for path in store.found(tmp_path)] == ["filters.json"]
 
 
 def test_results_of_one_run_keep_each_other(tmp_path):
-    folder = results.Folder(tmp_path)
+    folder = store.Folder(tmp_path)
     for kind in ("heatmaps", "heatmaps", "concepts", "activations"):
-        MAKERS[kind]().save(folder)
+        convscope.save(MAKERS[kind](), folder)
     names = ["activations.json", "heatmaps.json", "heatmaps-2.json", "concepts.json"]
-    assert [path.name for path in results.found(tmp_path)] == names
+    assert [path.name for path in store.found(tmp_path)] == names
     check_whole(tmp_path)
 
 
@@ -210,5 +213,5 @@ def test_a_long_name_of_a_photo_a_class_and_a_method_can_be_written(tmp_path):
     photos = tuple(replace(photo, name=name) for photo in found.photos)
     origin = replace(found.origin, record={**found.origin.record, "pictures": []})
     found = replace(found, rows=rows, photos=photos, origin=origin)
-    found.save(tmp_path)
+    convscope.save(found, tmp_path)
     assert convscope.load(tmp_path).rows == rows

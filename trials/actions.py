@@ -106,11 +106,12 @@ def feed(case: Case) -> str:
 
 def load(case: Case) -> str:
     """A saved result: loaded, and drawn where it was accepted."""
-    from convscope.results import load as load_result
+    from convscope.render import renderings
+    from convscope.store import load as load_result
 
     result = load_result(case.path)
     repr(result)
-    for _ in itertools.islice(result.pictures(), 3):
+    for _ in itertools.islice(renderings(result), 3):
         pass
     return type(result).__name__
 

@@ -37,7 +37,7 @@ def main() -> None:
         "concepts": convscope.concepts(network, [image, image[::-1]], layer="2", count=2),
     }
     for name, result in results.items():
-        result.save(folder / f"result-{name}", **({"raw": True} if name == "activations" else {}))
+        convscope.save(result, folder / f"result-{name}", **({"raw": True} if name == "activations" else {}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from convscope.images.source import image_source as image_source
     from convscope.networks import open_model as open_model
     from convscope.reports import report as report
-    from convscope.results import load as load
+    from convscope.store import load as load
+    from convscope.store import load_all as load_all
+    from convscope.store import save as save
     from convscope.techniques.activations import activations as activations
     from convscope.techniques.filters import filters as filters
     from convscope.techniques.heatmaps import heatmap as heatmap
@@ -35,9 +37,11 @@ _HOMES = {
     "filters": "convscope.techniques.filters",
     "heatmap": "convscope.techniques.heatmaps",
     "image_source": "convscope.images.source",
-    "load": "convscope.results",
+    "load": "convscope.store",
+    "load_all": "convscope.store",
     "open_model": "convscope.networks",
     "report": "convscope.reports",
+    "save": "convscope.store",
 }
 
 __all__ = [
@@ -49,14 +53,19 @@ __all__ = [
     "heatmap",
     "image_source",
     "load",
+    "load_all",
     "open_model",
     "report",
+    "save",
 ]
+_GIVE_RESULTS = ("activations", "concepts", "filters", "heatmap")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'convscope' has no attribute {name!r}")
+    if name in _GIVE_RESULTS:
+        importlib.import_module("convscope.render")  # it says how results are displayed in a notebook
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

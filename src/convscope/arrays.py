@@ -1,6 +1,7 @@
-"""Reading NumPy's files: what the header declares is held against the file's size before anything is allocated.
+"""Arrays: resizing, and reading NumPy's files.
 
-No pickle and no `eval`: see `reading.npy_header`.
+What a header declares is held against the file's size before anything is allocated; no pickle and no `eval`: see
+`reading.npy_header`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from math import prod
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from convscope import limits
 from convscope.errors import ConvscopeError, Unreadable
@@ -82,3 +84,9 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False, room: int | 
     if len(values) != prod(declared.shape):
         raise NotAnArray("fewer values than the header declares")
     return values.reshape(declared.shape, order=declared.order)
+
+
+def resize_map(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map (h, w) resized bilinearly, averaged where it shrinks: (height, width) float32."""
+    image = Image.fromarray(np.ascontiguousarray(heatmap, np.float32))
+    return np.array(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -80,7 +80,7 @@ class Shell:
             ) from error
 
     def _json(self, data: dict[str, Any]) -> None:
-        from convscope.results import dump
+        from convscope.files import dump
 
         # Bytes: JSON is UTF-8, whatever the terminal is.
         click.echo(terminal.safe_json(dump(data)).encode(), nl=False, file=self._stdout)
@@ -388,6 +388,7 @@ def activations(
     opening: dict[str, Any],
 ) -> None:
     """Show what the layers of MODEL make of each IMAGE."""
+    from convscope import store
     from convscope.images.decode import read_images
     from convscope.techniques.activations import activations as technique
 
@@ -397,8 +398,8 @@ def activations(
     _check_channel(shell, network.select(layers_), channel)
     with shell.progress() as progress:
         result = technique(network, photos, layers_, memory=memory, scratch=out, progress=progress)
-        result.save(out, shared=shared, channel=channel, raw=raw, progress=progress)
-    shell.result(_written(out, result.file), lambda: _activation_table(shell, result, out))
+        files = store.save(result, out, shared=shared, channel=channel, raw=raw, progress=progress)
+    shell.result(_written(out, files), lambda: _activation_table(shell, result, out))
 
 
 def _check_channel(shell: Shell, chosen: Any, channel: int | None) -> None:
@@ -515,7 +516,8 @@ def filters(
     **choices: Any,
 ) -> None:
     """Show what the filters of a layer of MODEL look for, by gradient ascent."""
-    from convscope.imaging import safe_name
+    from convscope import store
+    from convscope.files import safe_name
     from convscope.techniques.filters import DEFAULT_RECIPE
     from convscope.techniques.filters import filters as technique
 
@@ -537,10 +539,10 @@ def filters(
         )
         interrupted = result.parameters.interrupted
         with _undisturbed(interrupted):
-            result.save(out, labels=labels, sort=sort, columns=columns)
+            files = store.save(result, out, labels=labels, sort=sort, columns=columns)
     if result.parameters.note:
         shell.say(f"  {result.parameters.note}")
-    shell.result(_written(out, result.file), lambda: _filter_table(shell, result, out, sort))
+    shell.result(_written(out, files), lambda: _filter_table(shell, result, out, sort))
     if interrupted:
         shell.say(f"interrupted; what was finished is in {out}")
         sys.exit(INTERRUPTED)
@@ -661,8 +663,9 @@ def heatmap(
     **choices: Any,
 ) -> None:
     """Show which part of each IMAGE spoke for a class."""
+    from convscope import store
     from convscope.images.decode import read_images
-    from convscope.imaging import Paint
+    from convscope.render.overlay import Paint
     from convscope.techniques.heatmaps import heatmap as technique
     from convscope.techniques.heatmaps import likeness_target
 
@@ -677,10 +680,10 @@ def heatmap(
         explained = likeness_target(network, like) if like else target
         choices |= {"method": _several(method), "precision": "auto" if fast else "float32"}
         result = technique(network, photos, explained, _several(layer), progress=progress, **choices)
-        result.save(out, paint=Paint(opacity, signed, contours=contours))
+        files = store.save(result, out, paint=Paint(opacity, signed, contours=contours))
     if len(photos) > 1 and not like and not target.startswith("top"):
         shell.say(f"  explained for all {len(photos)} pictures: {result.rows[0].class_name}")
-    shell.result(_written(out, result.file), lambda: _heatmap_table(shell, result, out, method))
+    shell.result(_written(out, files), lambda: _heatmap_table(shell, result, out, method))
     if left_out:
         sys.exit(FAILED)
 
@@ -732,6 +735,7 @@ def concepts(
     shell: Shell, model: str, images: tuple[str, ...], out: str, count: int, layer: str, opening: dict[str, Any]
 ) -> None:
     """Show the regions of all IMAGES that look alike to a layer, and the classes that each speaks for."""
+    from convscope import store
     from convscope.images.decode import read_images
     from convscope.techniques.heatmaps.concepts import concepts as technique
 
@@ -740,7 +744,7 @@ def concepts(
     network = _open(shell, model, opening)
     with shell.progress() as progress:
         result = technique(network, photos, count, layer, progress=progress)
-        result.save(out)
+        files = store.save(result, out)
 
     def table() -> None:
         rows = [
@@ -750,7 +754,7 @@ def concepts(
         shell.table(f"concepts of {result.parameters.layer}", ["concept", "share", "speaks for"], rows, right=(0, 1))
         shell.print(f"regions in {out}")
 
-    shell.result(_written(out, result.file), table)
+    shell.result(_written(out, files), table)
 
 
 @app.command()
@@ -838,9 +842,9 @@ def demo(shell: Shell, out: str, seed: int, opening: dict[str, Any]) -> None:
     shell.result(data, lambda: shell.print(f"the demo's report is {Path(out) / 'report.html'}"))
 
 
-def _written(out: str, name: str) -> dict[str, Any]:
-    """The JSON beside the pictures, as it was written."""
-    return json.loads((Path(out) / name).read_text(encoding="utf-8"))
+def _written(out: str, files: list[str]) -> dict[str, Any]:
+    """The JSON of a result, the last of its files, as it was written."""
+    return json.loads((Path(out) / files[-1]).read_text(encoding="utf-8"))
 
 
 @app.command()

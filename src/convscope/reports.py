@@ -22,20 +22,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from convscope import imaging
 from convscope.errors import UsageError
 from convscope.events import Progress, within
+from convscope.files import dump, write_file
 from convscope.images.decode import InputImage
 from convscope.images.source import hold
 from convscope.networks import Layer, Network, Prediction, open_model
 from convscope.networks.network import check_finite
+from convscope.render import filters as filter_views
+from convscope.render.channels import channel_grid
+from convscope.render.colour import colour
+from convscope.render.encode import data_uri, encode_png, small_data_uri
+from convscope.render.overlay import tint
 from convscope.results import (
     Activations,
     Filters,
     Heatmap,
     HeatmapRow,
     LayerStatistics,
-    dump,
     origin,
     versions,
 )
@@ -352,7 +356,7 @@ def write(study: Study, path: str | PathLike, title: str | None = None, about: I
     """
     title = title or f"Inside {_called(study.network)}"
     data = {"title": title, **study.to_json(), "files": [fspath(path)]}
-    imaging.write_file(path, _render(study, title, list(about), json.loads(dump(data))))
+    write_file(path, _render(study, title, list(about), json.loads(dump(data))))
     return data
 
 
@@ -381,7 +385,7 @@ def _render(study: Study, title: str, about: list[str], data: dict[str, Any]) ->
         photos=[_photo(study, index) for index in range(len(study.photos))],
         filters=[_filter_section(result, *stuck) for result, stuck in zip(study.filters, study.stuck, strict=True)],
         missing=study.missing,
-        scale=imaging.data_uri(imaging.encode_png(_colour_scale()), "image/png"),
+        scale=data_uri(encode_png(_colour_scale()), "image/png"),
         opacity=OPACITY,
         data=data,
         versions=versions(),
@@ -509,8 +513,8 @@ def _photo(study: Study, index: int) -> dict[str, Any]:
     return {
         "name": photo.name,
         "id": f"photo-{index + 1}",
-        "uri": imaging.small_data_uri(shown),
-        "thumbnail": imaging.small_data_uri(_thumbnail(shown)),
+        "uri": small_data_uri(shown),
+        "thumbnail": small_data_uri(_thumbnail(shown)),
         "width": width,
         "height": height,
         "size": f"{photo.pixels.shape[1]}×{photo.pixels.shape[0]}",
@@ -568,7 +572,7 @@ def _heat(row: HeatmapRow, raw: np.ndarray, height: int, width: int) -> dict[str
     return {
         "row": row,
         "text": _number(row.score) if row.probability is None else _percent(row.probability),
-        "uri": None if blank else imaging.small_data_uri(imaging.tint(raw, height, width), 90),
+        "uri": None if blank else small_data_uri(tint(raw, height, width), 90),
         "cells": _size(raw.shape),
         "highest": float(raw.max()),
         "lowest": float(raw.min()),
@@ -583,10 +587,10 @@ def _sheet(seen: Activations, path: str, index: int) -> dict[str, Any]:
         return sheet  # a sequence, say; the page tells its shape
     count = values.shape[-1]
     side, columns, narrowest = _tiling(count)
-    drawn = imaging.channel_grid(values, side, columns)
+    drawn = channel_grid(values, side, columns)
     return {
         **sheet,
-        "uri": imaging.small_data_uri(drawn),
+        "uri": small_data_uri(drawn),
         "width": drawn.shape[1],
         "height": drawn.shape[0],
         "least": min(drawn.shape[1], min(columns, count) * narrowest),
@@ -638,7 +642,7 @@ def _ending(path: str) -> str:
 
 
 def _colour_scale() -> np.ndarray:
-    return imaging.colour(np.arange(256, dtype=np.uint8)[None], "inferno")
+    return colour(np.arange(256, dtype=np.uint8)[None], "inferno")
 
 
 # -- filters -----------------------------------------------------------------------------------------------
@@ -649,8 +653,8 @@ def _filter_section(result: Filters, looked_at: int, stuck: int) -> dict[str, An
     tiles = []
     for index in result.order():
         row = result.rows[index]
-        picture = None if row.status == "dead" else result.picture(index)
-        tiles.append({"row": row, "uri": None if picture is None else imaging.small_data_uri(picture)})
+        picture = None if row.status == "dead" else filter_views.drawn(result, index)
+        tiles.append({"row": row, "uri": None if picture is None else small_data_uri(picture)})
     counts = [(sum(row.status == status for row in result.rows), status) for status in ("alive", "weak", "dead")]
     return {
         "layer": result.layer,

@@ -12,8 +12,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from convscope import store
 from convscope.events import Progress
-from convscope.imaging import safe_name
+from convscope.files import safe_name
 from convscope.networks import Network
 from convscope.reports import Choices, Study, study, write
 from convscope.results import Result
@@ -64,13 +65,12 @@ def run(
 
 def _save(found: Study, out: Path, progress: Progress) -> list[str]:
     """Write each result into a folder of its own; returns the files, named from `out`."""
-    files = [
-        f"activations/{name}" for name in found.activations.save(out / "activations", raw=False, progress=progress)
-    ]
+    written = store.save(found.activations, out / "activations", raw=False, progress=progress)
+    files = [f"activations/{name}" for name in written]
     results: list[tuple[str, Result]] = [("heatmap", result) for result in found.heatmaps[:1]]
     results += [(f"filters/{safe_name(result.layer.path)}", result) for result in found.filters if result.layer]
     for folder, result in results:
-        files += [f"{folder}/{name}" for name in result.save(out / folder)]
+        files += [f"{folder}/{name}" for name in store.save(result, out / folder)]
     return files
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import platform
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from convscope.images.decode import InputImage
 from convscope.networks.network import Network
+from convscope.results.parameters import Parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,48 @@ class Origin:
     def provenance(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """What is needed to make a result again: plain JSON values, and no time, so that the same is the same."""
         return {**self.record, "parameters": {**self.details, **parameters}}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """What all results share: frozen values, the arguments as typed fields, and their JSON.
+
+    Attributes:
+        origin: the network and the images.
+        parameters: the arguments that changed the result.
+        kind: the name of this kind of result: "activations", "filters", "heatmaps" or "concepts".
+    """
+
+    origin: Origin = field(default_factory=Origin)
+    parameters: Parameters = field(default_factory=Parameters)
+    kind: ClassVar[str] = ""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is needed to make the result again, as plain JSON values: made to be written, and never read."""
+        return self.origin.provenance(self.parameters.to_json())
+
+    def described(self) -> dict[str, Any]:
+        """The parameters of the provenance."""
+        return {**self.origin.details, **self.parameters.to_json()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers and the provenance, as plain JSON values."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.origin.network}>"
+
+    def _repr_html_(self) -> str | None:
+        return _displays[0](self) if _displays else None
+
+
+_displays: list[Callable[[Result], str]] = []
+
+
+def display_with(html: Callable[[Result], str]) -> None:
+    """Say what draws results in a notebook: `render` does, once it is imported; without it the text stands alone."""
+    _displays[:] = [html]
 
 
 def origin(

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from convscope import schema
-
 
 @dataclass(frozen=True)
 class Parameters:
@@ -108,7 +106,7 @@ class MethodParameters:
     options: Mapping[str, int | float | bool | str | None] = field(default_factory=dict)
 
 
-LAYER_CHOICES = ("given", "auto", "best", "none")
+LAYER_CHOICES = ("given", "auto", "best", "none", "")
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,8 @@ class HeatmapParameters(Parameters):
 
     Attributes:
         layer: path of the layer; several are separated by ", "; "" where the methods need none.
-        layer_choice: how the layer was chosen: "given", "auto", "best" (by measuring several), or "none".
+        layer_choice: how the layer was chosen: "given", "auto", "best" (by measuring several), "none", or "" where it
+            is not known.
         layer_rule: the same in words, with the measurements.
         method: name of the method; several are separated by ", ".
         methods: the same with their options.
@@ -133,7 +132,7 @@ class HeatmapParameters(Parameters):
     """
 
     layer: str = ""
-    layer_choice: str = "given"
+    layer_choice: str = ""
     layer_rule: str = ""
     method: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -163,47 +162,3 @@ class ConceptParameters(Parameters):
     count: int = 0
     batch: int = 0
     sweeps: int = 0
-
-
-# -- readers of saved parameters -------------------------------------------------------------------------
-
-_SEED = schema.optional(schema.whole(-(2**63), 2**64))
-_COUNT = schema.whole(0)
-
-
-def _memory(value: Any, where: str) -> int | str:
-    return schema.text(value, where) if isinstance(value, str) else schema.whole(0, 2**62)(value, where)
-
-
-def _recipe(value: Any, where: str) -> RecipeParameters | None:
-    if value is None:
-        return None
-    known = schema.entries({"name": schema.text, "steps": _COUNT})(value, where)
-    return RecipeParameters(known["name"], known["steps"], known)
-
-
-def _option(value: Any, where: str) -> int | float | bool | str | None:
-    if value is None or isinstance(value, bool):
-        return value
-    reader = schema.text if isinstance(value, str) else schema.whole() if isinstance(value, int) else schema.number
-    found: int | float | str = reader(value, where)
-    return found
-
-
-ACTIVATION_PARAMETERS = schema.record(ActivationParameters, memory=_memory)
-FILTER_PARAMETERS = schema.record(
-    FilterParameters,
-    channels=schema.optional(schema.sequence(_COUNT)),
-    recipe=_recipe,
-    size=schema.sequence(_COUNT),
-    seed=_SEED,
-    frame_steps=schema.optional(schema.sequence(_COUNT)),
-)
-HEATMAP_PARAMETERS = schema.record(
-    HeatmapParameters,
-    layer_choice=schema.one_of(*LAYER_CHOICES),
-    left_out=schema.mapping(schema.text),
-    seed=_SEED,
-    methods=schema.sequence(schema.record(MethodParameters, options=schema.mapping(_option))),
-)
-CONCEPT_PARAMETERS = schema.record(ConceptParameters)

@@ -355,7 +355,7 @@ def _collected(stream: FilterStream, options: FilterOptions) -> Filters:
         rows=rows,
         preprocessing=plan.network.preprocessing,
         crop=plan.recipe.crop_for(min(plan.size)),
-        look=plan.recipe.look,
+        style=plan.recipe.look,
         alpha=alpha,
         frames=frames,
     )

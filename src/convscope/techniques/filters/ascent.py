@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from convscope.arrays import resize_map
 from convscope.events import Advanced, ItemFinished, Progress, tell
-from convscope.imaging import resize_map
 from convscope.measures import INPUT, Views
 from convscope.networks import Network, Record
 from convscope.objectives import Binder, BoundObjective, Objective, ProgramKey

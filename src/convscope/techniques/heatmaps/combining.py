@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convscope.imaging import resize_map
+from convscope.arrays import resize_map
 from convscope.techniques.heatmaps.evidence import Evidence
 from convscope.techniques.heatmaps.methods import Method, MethodResult, results_of
 

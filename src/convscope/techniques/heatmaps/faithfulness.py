@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convscope.imaging import resize_map
+from convscope.arrays import resize_map
 from convscope.results import Check
 from convscope.techniques.heatmaps.evidence import ImageView
 from convscope.techniques.heatmaps.ranks import rank_correlation

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.imaging import resize_map
+from convscope.arrays import resize_map
 from convscope.networks import Layer, Network
 from convscope.techniques.heatmaps.evidence import ImageView
 from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, registered

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convscope.arrays import resize_map
 from convscope.errors import UsageError
-from convscope.imaging import resize_map
 from convscope.techniques.heatmaps.evidence import ImageView
 from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, Unfit, registered
 from convscope.techniques.heatmaps.options import option

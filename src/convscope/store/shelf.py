@@ -8,82 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from convscope import imaging, limits, schema
+from convscope import limits, schema
 from convscope.arrays import NotAnArray, open_regular, read_npy
-from convscope.errors import ConvscopeError, UsageError, nearest
+from convscope.errors import ConvscopeError
+from convscope.files import is_safe_name
 from convscope.images.decode import InputImage, read_image
 from convscope.reading import is_deeper
 from convscope.schema import Misfit
 
-ADVICE = "It is damaged, or was changed after it was saved: save the result again."
 VALUES_PER_ENTRY = 20  # of JSON, for each entry that the limits allow: a curve has many numbers
-
-
-# -- finding ---------------------------------------------------------------------------------------------
-
-
-def found(folder: str | PathLike, kinds: Iterable[str]) -> list[Path]:
-    """The JSON files of the results in a folder: `heatmaps.json`, `heatmaps-2.json`, ..., in this order.
-
-    Raises:
-        ConvscopeError: there is no such folder, or it can't be read.
-    """
-    order = {kind: place for place, kind in enumerate(kinds)}
-    named = re.compile(rf"(?P<kind>{'|'.join(map(re.escape, order))})(?:-(?P<number>[1-9]\d{{0,5}}))?\.json")
-    try:
-        matches = [match for match in map(named.fullmatch, os.listdir(folder)) if match]
-    except OSError as error:
-        raise ConvscopeError(
-            f"expected a folder with a saved result at {os.fspath(folder)!r}, but it can't be read ({error.strerror})."
-        ) from None
-    matches.sort(key=lambda match: (order[match["kind"]], int(match["number"] or 1)))
-    return [Path(folder) / match[0] for match in matches]
-
-
-def chosen(path: str | PathLike, kinds: Sequence[str], kind: str | None) -> Path:
-    """The JSON file of the one result that is meant.
-
-    Args:
-        path: of a folder, or of the JSON file itself.
-        kinds: of results that there are.
-        kind: that is wanted, where a folder holds several.
-
-    Raises:
-        UsageError: there is no such kind, or several results could be meant. ConvscopeError: there is none.
-    """
-    if kind is not None and kind not in kinds:
-        raise UsageError(f"no kind of result {kind!r}; {nearest(kind, kinds)}")
-    real = Path(os.path.realpath(path))  # a link that the user names is the user's; those inside are not followed
-    if not real.is_dir() and real.suffix.lower() == ".json":
-        return real
-    there = found(path, kinds)
-    fitting = [file for file in there if kind is None or re.match(rf"{kind}(-|\.)", file.name)]
-    if len(fitting) == 1:
-        return real / fitting[0].name
-    if fitting:
-        raise UsageError(_several(fitting, kind))
-    names = ", ".join(file.name for file in there) or "no result"
-    wanted = " or ".join(f"{one}.json" for one in ([kind] if kind else kinds))
-    raise ConvscopeError(f"expected a folder with {wanted}, found {names} in {os.fspath(path)!r}.")
-
-
-def _several(fitting: Sequence[Path], kind: str | None) -> str:
-    names = [file.name for file in fitting]
-    how = f"give the path of one of them, such as load({str(fitting[-1])!r})"
-    stems = {re.split(r"[-.]", name)[0] for name in names}
-    if kind is None and len(stems) > 1:
-        how = f'say which with kind="{sorted(stems)[0]}", or {how}'
-    return f"{str(fitting[0].parent)!r} holds {len(names)} results ({', '.join(names)}): {how}."
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -129,8 +69,8 @@ def _no_number(name: str) -> NoReturn:
 
 
 def is_plain(name: str, suffix: str) -> bool:
-    """True for the name of a file as `imaging.safe_name` makes them: no folder, nothing hidden, no device."""
-    return name.endswith(suffix) and imaging.is_safe_name(name)
+    """True for the name of a file as `files.safe_name` makes them: no folder, nothing hidden, no device."""
+    return name.endswith(suffix) and is_safe_name(name)
 
 
 @dataclass
@@ -178,8 +118,8 @@ class Shelf:
         self.left -= 0 if mapped else values.nbytes
         return values
 
-    def photos(self, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> tuple[InputImage, ...]:
-        """The photos that a result was made from, each file read once.
+    def images(self, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> tuple[InputImage, ...]:
+        """The images that a result was made from, each file read once.
 
         Raises:
             Misfit: one is missing, or another than the result was made from. ImageError: one can't be decoded.
@@ -226,24 +166,19 @@ def check(holds: bool, where: str, expected: str, found: Any) -> None:
         raise Misfit(where, expected, str(found))
 
 
-def checked(path: Path, make: Callable[[Path], Any]) -> Any:
-    """What `make` makes of the JSON file at `path`, whatever is wrong with it being one clear error.
+def check_shape(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:
+    """An array that was loaded has to have the shape that the JSON says.
 
     Raises:
-        ConvscopeError: expected, found, and what to do.
+        Misfit: it has another.
     """
-    try:
-        return make(path)
-    except Misfit as misfit:
-        raise ConvscopeError(f"{str(path)!r}: {misfit}. {ADVICE}") from None
-    except MemoryError:
-        raise ConvscopeError(f"the memory does not suffice for the result at {str(path)!r}.") from None
+    check(array.shape == shape, where, f"an array of the shape {shape}", array.shape)
 
 
 # What all results share.
 
 _ANY_TEXT = schema.optional(lambda value, where: value if isinstance(value, str) else schema.text(value, where))
-PHOTO = schema.entries({
+IMAGE = schema.entries({
     "name": schema.text,
     "source": _ANY_TEXT,  # a file's name may hold bytes that are no text
     "notes": schema.sequence(schema.text),

@@ -1,0 +1,28 @@
+"""Views of concepts: a panel for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from convscope.files import safe_name
+from convscope.render.grid import at_most
+from convscope.render.overlay import regions
+from convscope.render.text import beside, legend, page
+from convscope.results import Concepts
+
+
+def panel(result: Concepts, index: int = 0, opacity: float = 0.75) -> np.ndarray:
+    """A photo, and its regions in the concepts' colours: (H, W, 3) uint8."""
+    photo = at_most(result.photos[index].pixels, 360)
+    drawn = regions(photo, result.values[index], result.values.max(axis=(0, 1, 2)), opacity)
+    names = legend([row.text for row in result.rows], len(photo))
+    title, where = result.photos[index].name, f"regions of {result.parameters.layer}"
+    return page(beside([photo, drawn, names]), title, where)
+
+
+def renderings(result: Concepts) -> Iterator[tuple[str, np.ndarray]]:
+    """A panel for each photo."""
+    for index, photo in enumerate(result.photos):
+        yield safe_name(photo.name), panel(result, index)

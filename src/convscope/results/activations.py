@@ -1,0 +1,117 @@
+"""The output of layers for images: raw values, and what counts in them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from convscope.errors import UsageError
+from convscope.images.decode import InputImage
+from convscope.networks.layers import Layer, find_layer
+from convscope.results.base import Result
+from convscope.results.parameters import ActivationParameters
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What one layer made of one picture, in numbers.
+
+    Attributes:
+        image, layer: whose.
+        kind: of the layer.
+        shape: `(h, w, c)` or `(c,)`.
+        mean, max: of the raw activation.
+        zeros: share of exact zeros, 0..1, counted after the non-linearity at `counted_at`; None where there is none.
+        empty_channels: number of channels that are zero everywhere there; None where there is no non-linearity.
+        counted_at: path of the layer after which the zeros were counted.
+    """
+
+    image: str
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    mean: float
+    max: float
+    zeros: float | None
+    empty_channels: int | None
+    counted_at: str | None
+
+    @property
+    def cells(self) -> list[str]:
+        """Image, layer, shape, max, zeros and empty channels as text for a table."""
+        zeros = "n/a" if self.zeros is None else f"{100 * self.zeros:.0f} %"
+        empty = "n/a" if self.empty_channels is None else str(self.empty_channels)
+        return [self.image, self.layer, "×".join(map(str, self.shape)), f"{self.max:.3g}", zeros, empty]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Activations(Result):
+    """What every chosen layer made of every picture.
+
+    Attributes:
+        photos: the pictures that went in.
+        layers: in the order of execution.
+        arrays: for each path the raw values `(n, h, w, c)` or `(n, c)`, float32, perhaps memory-mapped.
+        statistics: a row for each picture and layer.
+    """
+
+    parameters: ActivationParameters = field(default_factory=ActivationParameters)
+    photos: tuple[InputImage, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    statistics: tuple[LayerStatistics, ...] = ()
+    scratch: tempfile.TemporaryDirectory | None = None  # kept while memory-mapped arrays live in it
+    kind: ClassVar[str] = "activations"
+
+    def __getitem__(self, layer: str) -> np.ndarray:
+        """The raw values of one layer: `(n, h, w, c)` or `(n, c)`.
+
+        Raises:
+            UsageError: it was not looked at, or there is no such layer.
+        """
+        return self.arrays[self.layer(layer).path]
+
+    def channel(self, layer: str, channel: int, picture: int = 0) -> np.ndarray:
+        """One channel's map `(h, w)`, raw.
+
+        Raises:
+            UsageError: no such layer or channel, or the layer has no map.
+        """
+        values = self[layer][picture]
+        if values.ndim != 3:
+            raise UsageError(f"layer {layer!r} has no map to show; its output has the shape {values.shape}.")
+        if not 0 <= channel < values.shape[-1]:
+            count = values.shape[-1]
+            raise UsageError(
+                f"channel {channel} is out of range: layer {layer!r} has {count} channels, numbered 0 to {count - 1}."
+            )
+        return values[..., channel]
+
+    def row(self, layer: str, picture: int = 0) -> LayerStatistics:
+        """The numbers of one layer and picture."""
+        return self.statistics[picture * len(self.layers) + self.layers.index(self.layer(layer))]
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Result.to_json`."""
+        return {"activations": [asdict(row) for row in self.statistics], "provenance": self.provenance}
+
+    def rows_of(self, picture: int) -> Sequence[LayerStatistics]:
+        """The numbers of one image, a row for each layer."""
+        return self.statistics[picture * len(self.layers) : (picture + 1) * len(self.layers)]
+
+    def layer(self, path: str) -> Layer:
+        """The layer at a path.
+
+        Raises:
+            UsageError: there is none, or it was not asked for.
+        """
+        try:
+            return find_layer(self.layers, path)
+        except UsageError as error:
+            raise UsageError(
+                f"{error} These are the {len(self.layers)} layers that were looked at; ask for others with layers=."
+            ) from None

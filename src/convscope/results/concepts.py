@@ -1,0 +1,56 @@
+"""The regions of images that are alike to a layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from convscope.images.decode import InputImage
+from convscope.networks import Prediction
+from convscope.results.base import Result
+from convscope.results.parameters import ConceptParameters
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A region that a layer tells apart.
+
+    Attributes:
+        number: from 0, the strongest first.
+        share: of the maps' squares that would be lost without it, 0..1.
+        predictions: the classes that a map full of it speaks for, best first; none where there are no classes.
+    """
+
+    number: int
+    share: float
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def text(self) -> str:
+        """ "concept 0: tabby 0.83"."""
+        return f"concept {self.number}" + (f": {self.predictions[0].text}" if self.predictions else "")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Concepts(Result):
+    """The regions of some pictures that look alike to a layer.
+
+    Attributes:
+        photos: the pictures.
+        values: how much of each concept is at each place `(n, h, w, k)` float32, not negative.
+        vectors: what each is made of `(k, c)` float32, not negative, of length 1.
+        rows: the words and numbers, one for each concept.
+    """
+
+    parameters: ConceptParameters = field(default_factory=ConceptParameters)
+    photos: tuple[InputImage, ...] = ()
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.float32))
+    vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    rows: tuple[Concept, ...] = ()
+    kind: ClassVar[str] = "concepts"
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Result.to_json`."""
+        return {"concepts": [asdict(row) for row in self.rows], "provenance": self.provenance}

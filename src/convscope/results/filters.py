@@ -1,0 +1,165 @@
+"""The image that maximizes each filter: canvases and what was measured of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from convscope.errors import UsageError, nearest
+from convscope.networks import Layer
+from convscope.networks.preprocessing import Preprocessing
+from convscope.results.base import Result
+from convscope.results.parameters import FilterParameters
+
+
+@dataclass(frozen=True)
+class FilterRow:
+    """One filter in numbers.
+
+    Attributes:
+        channel: its number; None for an objective that is not one channel.
+        activation: the objective of the final picture.
+        activations: the objective before each step.
+        status: "alive", "weak" or "dead".
+        reason: why that status.
+        threshold: what the activation had to exceed to be alive.
+        name: the objective's text, such as "class tabby"; the channel's number stands for it where it is empty.
+        transformed: mean activation of the final picture under fresh transforms; NaN where that was not measured.
+        natural: the highest activation among the user's photos; None without photos.
+        natural_photo: the name of that photo.
+        agreement: of the pictures from several seeds, -1..1; None where one seed was used.
+        variant: which of several pictures of one objective.
+        tries: starts that were tried.
+        steps: updates that the picture took; 0 where that is not known.
+        begun: the name of the photo that the picture was begun with, where noise did not move the filter; else empty.
+    """
+
+    channel: int | None
+    activation: float
+    activations: tuple[float, ...]
+    status: str
+    reason: str
+    threshold: float
+    name: str = ""
+    transformed: float = float("nan")
+    natural: float | None = None
+    natural_photo: str = ""
+    agreement: float | None = None
+    variant: int = 0
+    tries: int = 1
+    steps: int = 0
+    begun: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """The activation divided by the best natural one; None without photos, or where none excites the filter."""
+        return self.activation / self.natural if self.natural is not None and self.natural > 0 else None
+
+    @property
+    def holds(self) -> float | None:
+        """Share of the activation that survives fresh transforms; None where it is not positive or not measured."""
+        share = self.transformed / self.activation if self.activation > 0 else float("nan")
+        return share if np.isfinite(share) else None
+
+    @property
+    def compared(self) -> str:
+        """ "x0.83 natural" where there are photos, else "x12 noise": the activation beside what it can be held to."""
+        if self.natural is not None:
+            return "photos silent" if self.ratio is None else f"x{_times(self.ratio)} natural"
+        return f"x{_times(self.activation / self.threshold)} noise" if self.threshold > 0 else "noise silent"
+
+    @property
+    def belief(self) -> float:
+        """What filters of one status are sorted by: `ratio`, or without photos how many times noise is exceeded."""
+        reference = self.threshold if self.natural is None else self.natural
+        if not np.isfinite(self.activation):
+            return -np.inf
+        if reference > 0:
+            return self.activation / reference
+        return np.inf if self.activation > 0 else -np.inf
+
+
+STATUSES = ("alive", "weak", "dead")
+SORTS: dict[str, Any] = {
+    "status": lambda row: (STATUSES.index(row.status), -row.belief),
+    "ratio": lambda row: -row.belief,
+    "activation": lambda row: -row.activation if np.isfinite(row.activation) else np.inf,
+    "holds": lambda row: np.inf if row.holds is None else -row.holds,
+    "channel": lambda row: 0,
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Filters(Result):
+    """For each filter of a layer the picture that excites it.
+
+    Attributes:
+        layer: whose filters; None for objectives that are not channels of one layer.
+        values: final canvases `(n, h, w, c)` float32, in the range that the network takes.
+        rows: the numbers, one for each filter.
+        preprocessing: what turns the canvases back into pixels.
+        crop: pixels left out on each side of a picture.
+        style: "classic" (contrast brought to 0.15 around grey), "plain" (the picture as it is) or "clipped" (stretched
+            to the full range, but for 1 % of the values at each end).
+        alpha: transparency `(n, h, w)` float32 in 0..1, where the recipe finds it.
+        frames: canvases on the way `(n, f, h, w, c)` float32, where they were asked for.
+    """
+
+    parameters: FilterParameters = field(default_factory=FilterParameters)
+    layer: Layer | None = None
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.float32))
+    rows: tuple[FilterRow, ...] = ()
+    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing("none"))
+    crop: int = 0
+    style: str = "classic"
+    alpha: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    kind: ClassVar[str] = "filters"
+
+    def name(self, index: int) -> str:
+        """What the `index`-th filter is called: "17", its second picture "17-1", an objective by its text."""
+        row = self.rows[index]
+        named = row.name and (self.layer is None or row.channel is None)
+        return (row.name if named else str(row.channel)) + (f"-{row.variant}" if row.variant else "")
+
+    def order(self, by: str = "status") -> list[int]:
+        """The filters' places in `rows`, sorted; ties by channel, then as they were asked for.
+
+        Args:
+            by: "status" (alive, weak, dead, and among these by "ratio"), "ratio" (to the best natural activation, or
+                without photos to noise), "activation", "holds", "channel", or "given" (as they were asked for). The
+                highest come first.
+
+        Raises:
+            UsageError: another word.
+        """
+        if by == "given":
+            return list(range(len(self.rows)))
+        if by not in SORTS:
+            raise UsageError(f"filters can't be sorted by {by!r}; {nearest(by, [*SORTS, 'given'])}")
+
+        def key(index: int) -> tuple:
+            row = self.rows[index]
+            return SORTS[by](row), np.inf if row.channel is None else row.channel, row.variant
+
+        return sorted(range(len(self.rows)), key=key)
+
+    @property
+    def summary(self) -> str:
+        """ "58 alive, 4 weak, 2 dead; median 0.91 of the best natural activation"."""
+        counts = [f"{sum(row.status == status for row in self.rows)} {status}" for status in STATUSES]
+        ratios = [row.ratio for row in self.rows if row.ratio is not None and np.isfinite(row.ratio)]
+        median = f"; median {_times(float(np.median(ratios)))} of the best natural activation" if ratios else ""
+        return ", ".join(counts) + median
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Result.to_json`."""
+        rows = [{**asdict(row), "ratio": row.ratio, "holds": row.holds} for row in self.rows]
+        return {"filters": rows, "provenance": self.provenance}
+
+
+def _times(factor: float) -> str:
+    """Two digits, for what is multiplied: "0.83", "12", "340"."""
+    return f"{float(f'{factor:.2g}'):g}" if abs(factor) >= 0.01 or not factor else f"{factor:.0e}"

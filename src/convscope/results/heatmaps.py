@@ -1,0 +1,130 @@
+"""Which image regions support a class: raw maps and what was measured of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from convscope.errors import UsageError, nearest
+from convscope.images.decode import InputImage
+from convscope.networks import Prediction
+from convscope.results.base import Result
+from convscope.results.parameters import HeatmapParameters
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a heatmap can be believed; see `heatmaps.faithfulness` for what each is.
+
+    Attributes:
+        deletion: area under the probability while the most important pixels go, 0..1; less is better. Where what is
+            explained has no probability, of the score over the size of the whole picture's, from that of grey on.
+        insertion: the same while they come back; more is better.
+        drop: share of the score that is lost seen through the map alone, 0..1.
+        increase: 1 if the score rises instead, else 0.
+        road: score without the least important pixels less that without the most important ones, -1..1.
+        stability: rank correlation with the maps of noisy copies, -1..1.
+        randomisation: rank correlation with the maps of scrambled weights, 0..1; less is better; None where there are
+            no weights to scramble.
+        badge: "pass", "doubtful" or "fail"; reason: why.
+    """
+
+    deletion: float
+    insertion: float
+    drop: float
+    increase: float
+    road: float
+    stability: float
+    randomisation: float | None
+    badge: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class HeatmapRow:
+    """One heatmap in words and numbers.
+
+    Attributes:
+        image: the picture's name.
+        class_index, class_name: what was explained; where it is no class, None and what it is in words.
+        score: the number that was explained: a logit, or what `Head.score` says instead; less that of `against`.
+        probability: of the class; None for linear outputs.
+        layer, method: where and how.
+        status: "ok", or "blank" with the `reason`.
+        reason: why nothing is to be seen; empty where the status is "ok".
+        predictions: the best classes of the picture, best first.
+        against: the class whose score was subtracted, or None.
+        note: what has to be said beside the map.
+        check: how far it can be believed, where that was measured.
+    """
+
+    image: str
+    class_index: int | None
+    class_name: str
+    score: float
+    probability: float | None
+    layer: str
+    method: str
+    status: str
+    reason: str
+    predictions: tuple[Prediction, ...]
+    against: str | None = None
+    note: str = ""
+    check: Check | None = None
+
+    @property
+    def explained(self) -> str:
+        """ "tabby", or "tabby against boxer"."""
+        return self.class_name + (f" against {self.against}" if self.against else "")
+
+    @property
+    def text(self) -> str:
+        """ "tabby 0.83"."""
+        if self.class_index is None:
+            return f"{self.class_name} {self.score:.3g}"
+        return Prediction(self.class_index, self.class_name, self.score, self.probability).text
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Heatmap(Result):
+    """Which part of each picture spoke for a class.
+
+    Attributes:
+        photos: the pictures.
+        maps: `(n, h, w)` float32, raw and signed, at the layer's size or the picture's; a tuple of `(h, w)` where
+            methods differ in it.
+        rows: the words and numbers, one for each map.
+    """
+
+    parameters: HeatmapParameters = field(default_factory=HeatmapParameters)
+    photos: tuple[InputImage, ...] = ()
+    maps: Any = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
+    rows: tuple[HeatmapRow, ...] = ()
+    kind: ClassVar[str] = "heatmaps"
+
+    def only(self, method: str) -> Heatmap:
+        """The maps of one method alone.
+
+        Raises:
+            UsageError: there are none.
+        """
+        places = [index for index, row in enumerate(self.rows) if row.method == method]
+        if not places:
+            raise UsageError(f"no map is by {method!r}; {nearest(method, [row.method for row in self.rows])}")
+        return replace(
+            self,
+            parameters=replace(self.parameters, method=method),
+            photos=tuple(self.photos[index] for index in places),
+            maps=np.stack([self.maps[index] for index in places]),
+            rows=tuple(self.rows[index] for index in places),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Result.to_json`."""
+        return {"heatmaps": [_heatmap_entry(row) for row in self.rows], "provenance": self.provenance}
+
+
+def _heatmap_entry(row: HeatmapRow) -> dict[str, Any]:
+    return {"class" if key == "class_index" else key: value for key, value in asdict(row).items()}
