@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from typing import BinaryIO
 
@@ -21,6 +23,38 @@ from convscope.reading import Header, npy_header
 
 class NotAnArray(Exception):
     """A file is not the array that was expected; the text says what was found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some rows of arrays that belong together.
+
+    Attributes:
+        start: the number of the first row.
+        count: rows that are meant; those after them only fill the batch up.
+        arrays: a part of each array, of the batch's size.
+    """
+
+    start: int
+    count: int
+    arrays: tuple[np.ndarray, ...]
+
+
+def batched(size: int, *arrays: np.ndarray) -> Iterator[Batch]:
+    """The rows of arrays, `size` at a time; the last batch is padded, so that one compiled program serves all.
+
+    >>> [(batch.start, batch.count, batch.arrays[0].tolist()) for batch in batched(2, np.arange(3))]
+    [(0, 2, [0, 1]), (2, 1, [2, 2])]
+    """
+    total = len(arrays[0])
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        yield Batch(start, stop - start, tuple(padded(array[start:stop], size) for array in arrays))
+
+
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+    """An array with `size` rows: its own, repeated in their order as often as needed."""
+    return array if len(array) == size else np.resize(array, (size, *array.shape[1:]))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from convscope.arrays import padded
 from convscope.errors import ConvscopeError, UsageError
 from convscope.events import Advanced, ItemFinished, Progress, Started, tell
 from convscope.images.decode import InputImage
@@ -298,7 +299,7 @@ def _look(
     paths = tuple(layer.path for layer in group)
     rectified = tuple(sorted({layer.rectified for layer in group if layer.rectified}))
     program = network.program(("activations", paths), lambda: network.compile(_recording(network, paths, rectified)))
-    arrays, sizes, alive = program(network.tensor(x if len(x) == at_once else np.resize(x, (at_once, *x.shape[1:]))))
+    arrays, sizes, alive = program(network.tensor(padded(x, at_once)))
     return (
         {path: network.numpy(array)[: len(x)] for path, array in arrays.items()},
         {path: np.stack([network.numpy(size) for size in of], axis=-1)[: len(x)] for path, of in sizes.items()},

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from convscope.arrays import batched, padded
 from convscope.networks import Layer, Network
 from convscope.techniques.heatmaps.methods import Unfit
 from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
@@ -162,7 +163,7 @@ def _passed(
     program = network.program(("passed", make, spec.path, spec.target), lambda: network.compile(make(spec)))
     at = x.shape[1:] if spec.layer is None else spec.layer.shape
     given = [x, np.zeros((count, *at), np.float32), *more, *arguments]
-    filled = [network.tensor(np.resize(array, (spec.batch, *array.shape[1:]))) for array in given]
+    filled = [network.tensor(padded(array, spec.batch)) for array in given]
     return [network.numpy(tensor)[:count] for tensor in program(*filled)]
 
 
@@ -244,11 +245,9 @@ def input_gradients(
     program = network.program(
         ("input gradients", gates, target), lambda: network.compile(_at_pixels(network, target, gates))
     )
-    for start in range(0, len(x), batch):
-        some = np.minimum(np.arange(start, start + batch), len(x) - 1)  # one shape
-        given = [x[some].astype(np.float32), *(argument[some] for argument in arguments)]
-        parts = [network.numpy(tensor) for tensor in program(*map(network.tensor, given))]
-        found.append([part[: min(batch, len(x) - start)] for part in parts])
+    for some in batched(batch, x.astype(np.float32), *arguments):
+        parts = [network.numpy(tensor) for tensor in program(*map(network.tensor, some.arrays))]
+        found.append([part[: some.count] for part in parts])
     gradients, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return gradients, scores
 
@@ -393,9 +392,9 @@ class ImageView:
 
 
 def _chunks(count: int, chunk: int) -> Iterator[np.ndarray]:
-    """Numbers up to `count`, in chunks of one shape: the last one is repeated where there are too few."""
-    for start in range(0, count, chunk):
-        yield np.minimum(np.arange(start, start + min(chunk, count)), count - 1)
+    """Numbers up to `count`, in chunks of one shape."""
+    for some in batched(min(chunk, count), np.arange(count)):
+        yield some.arrays[0]
 
 
 def _replaying(spec: TraceSpec) -> Callable:
