@@ -12,6 +12,7 @@ from convscope import open_model  # noqa: E402
 from convscope.arrays import resize_map  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.images.decode import read_images  # noqa: E402
+from convscope.networks import Pass  # noqa: E402
 from convscope.render.heatmaps import comparison, panel  # noqa: E402
 from convscope.techniques.heatmaps.cam import grad_cam  # noqa: E402
 from convscope.techniques.heatmaps.evidence import WHOLE  # noqa: E402
@@ -434,7 +435,7 @@ def test_ablation_cam_is_the_slow_loop(photo, join, against):
             keep[channel] = 0
 
         def program(run, x, keep):
-            return run(x, rules={"late": lambda activation: activation * keep}).logits
+            return run(x, Pass(replace=("late",)), {"late": lambda activation: activation * keep}).logits
 
         logits = network.numpy(network.compile(program)(network.tensor(picture[None]), network.tensor(keep)))[0]
         return logits[1] - (0 if against is None else logits[against])

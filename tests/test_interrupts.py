@@ -14,7 +14,7 @@ import pytest
 
 import convscope
 from convscope.errors import ModelError, OutOfMemoryError
-from convscope.networks import restoring
+from convscope.networks import Pass, restoring
 from convscope.networks.restoring import Block, checkpoint, restored
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -409,7 +409,7 @@ def check_failures(network, layer, path, opened):
     assert isinstance(caught.value.__cause__, MemoryError)
     assert isinstance(caught.value, MemoryError)
     layer.fails = None
-    tapped = network.compile(lambda run, x: run(x, rules={path: lambda _: 1 / 0}).logits)
+    tapped = network.compile(lambda run, x: run(x, Pass(replace=(path,)), {path: lambda _: 1 / 0}).logits)
     with pytest.raises(ZeroDivisionError):
         tapped(x)
     after = network.compile(lambda run, x: (run(x).logits, 1 / 0))

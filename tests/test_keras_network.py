@@ -12,6 +12,7 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
+from convscope.networks import Pass  # noqa: E402
 from convscope.networks.backends import backend_named  # noqa: E402
 from convscope.networks.keras import folds as keras_folds  # noqa: E402
 
@@ -32,7 +33,7 @@ def gradient_at(network, path, x, classes):
 
     def program(run, x, delta, classes):
         def score(delta):
-            seen = run(x, record=(path,), rules={path: lambda activation: activation + delta})
+            seen = run(x, Pass(record=(path,), replace=(path,)), {path: lambda activation: activation + delta})
             chosen = network.ops.sum(seen.logits * network.ops.one_hot(classes, seen.logits.shape[-1]), axis=-1)
             return network.ops.sum(chosen), (chosen, seen.activations[path])
 
@@ -240,7 +241,7 @@ def test_gradients_equal_central_differences(path):
     shape = network.layer(path).shape
 
     def program(run, x, delta):
-        return run(x, rules={path: lambda activation: activation + delta}).logits
+        return run(x, Pass(replace=(path,)), {path: lambda activation: activation + delta}).logits
 
     logits = network.compile(program)
     rng = np.random.default_rng(3)
@@ -363,7 +364,7 @@ def test_the_model_comes_back_as_it_was_after_an_exception():
     def fails(activation):
         raise RuntimeError("in the middle")
 
-    program = network.compile(lambda run, x: run(x, rules={"relu_a": fails}).logits)
+    program = network.compile(lambda run, x: run(x, Pass(replace=("relu_a",)), {"relu_a": fails}).logits)
     with pytest.raises(RuntimeError, match="in the middle"):
         program(network.tensor(pictures(network)))
     assert fingerprint(model)[0] == before
@@ -442,7 +443,7 @@ def test_a_fixed_size_network_shows_its_early_layers_at_another_size():
     assert [(la.path, la.shape) for la in larger if la.path == "conv"] == [("conv", (18, 18, 4))]
     assert "out" not in [la.path for la in larger]
     x = np.ones((1, 20, 20, 3), np.float32)
-    program = network.compile(lambda run, x: run(x, record=("conv",), outputs=False).activations["conv"])
+    program = network.compile(lambda run, x: run(x, Pass(record=("conv",), stop=True)).activations["conv"])
     np.testing.assert_allclose(
         network.numpy(program(network.tensor(x))),
         keras.ops.convert_to_numpy(model.get_layer("conv")(x)),
@@ -629,14 +630,14 @@ def normed(policy=None):
 
 
 def passed(network, x, record, **options):
-    program = network.compile(lambda run, x: dict(run(x, record=record, **options).activations))
+    program = network.compile(lambda run, x: dict(run(x, Pass(record=tuple(record), **options)).activations))
     return {path: network.numpy(found) for path, found in program(network.tensor(x)).items()}
 
 
 def gradient_of_sum(network, path, x, **options):
     def program(run, x):
         def score(x):
-            return network.ops.sum(run(x, record=(path,), outputs=False, **options).activations[path]), ()
+            return network.ops.sum(run(x, Pass(record=(path,), stop=True, **options)).activations[path]), ()
 
         return network.value_and_grad(score)(x)[1]
 
@@ -759,12 +760,12 @@ def test_a_pass_without_a_non_linearity_records_what_comes_before_it():
     before = passed(network, x, ("inner/norm2", "inner/relu2"))
     kernel, bias = map(keras.ops.convert_to_numpy, model.get_layer("conv2").weights)
     by_hand = keras.ops.convert_to_numpy(keras.ops.conv(before["inner/relu2"], kernel)) + bias
-    found = passed(network, x, ("conv2",), linear=("conv2",))["conv2"]
+    found = passed(network, x, ("conv2",), preactivations=("conv2",))["conv2"]
     np.testing.assert_allclose(found, by_hand, atol=1e-4 * np.abs(by_hand).max())
     assert found.min() < 0
-    lifted = passed(network, x, ("inner/relu2",), linear=("inner/relu2",))["inner/relu2"]
+    lifted = passed(network, x, ("inner/relu2",), preactivations=("inner/relu2",))["inner/relu2"]
     np.testing.assert_allclose(lifted, before["inner/norm2"], rtol=1e-5, atol=1e-6)
-    can = {path: network.linearisable(path) for path in ("conv1", "norm1", "inner/relu2", "conv2")}
+    can = {path: network.nonlinearities(path) for path in ("conv1", "norm1", "inner/relu2", "conv2")}
     assert can == {"conv1": (), "norm1": (), "inner/relu2": ("inner/relu2",), "conv2": ("conv2",)}
     assert passed(network, x, ("conv2",))["conv2"].min() == 0
 
@@ -778,7 +779,7 @@ def test_what_is_made_from_another_non_linearity_is_not_seen_before_both():
     product = layers.Multiply(name="product")([early, late])
     model = keras.Model(picture, layers.Flatten()(layers.Add(name="sum")([product, layers.Conv2D(4, 1)(joined)])))
     network = open_model(models.seeded(model))
-    assert [network.linearisable(path) for path in ("joined", "product", "sum", "late")] == [(), (), (), ("late",)]
+    assert [network.nonlinearities(path) for path in ("joined", "product", "sum", "late")] == [(), (), (), ("late",)]
 
 
 def test_what_joins_and_pools_nonlinearities_is_seen_before_them():
@@ -789,9 +790,9 @@ def test_what_joins_and_pools_nonlinearities_is_seen_before_them():
     pooled = layers.MaxPooling2D(name="pooled")(layers.Dropout(0.5)(joined))
     last = layers.Conv2D(2, 1, name="last")(pooled)
     network = open_model(models.seeded(keras.Model(picture, layers.Flatten()(last))))
-    assert network.linearisable("pooled") == network.linearisable("joined") == ("one", "relu")
-    assert network.linearisable("last") == ()
+    assert network.nonlinearities("pooled") == network.nonlinearities("joined") == ("one", "relu")
+    assert network.nonlinearities("last") == ()
     x = pictures(network)
-    before = passed(network, x, ("joined", "other"), linear=network.linearisable("joined"))
+    before = passed(network, x, ("joined", "other"), preactivations=network.nonlinearities("joined"))
     assert before["joined"][..., :4].min() < 0
     np.testing.assert_allclose(before["joined"][..., 4:], before["other"], rtol=1e-6)

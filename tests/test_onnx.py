@@ -17,6 +17,7 @@ import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
 from convscope.images.decode import read_images  # noqa: E402
+from convscope.networks import Pass  # noqa: E402
 from convscope.networks.formats.onnx import files as onnx_files  # noqa: E402
 from convscope.networks.formats.onnx import module as onnx_module  # noqa: E402
 from convscope.networks.formats.onnx.model import read  # noqa: E402
@@ -180,7 +181,7 @@ def agree(network, model, x, names):
     """The activations of every layer against onnxruntime's; `names` from layer to tensor."""
     expected = by_runtime(model, np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     paths = [layer.path for layer in network.layers]
-    program = network.compile(lambda run, x: dict(run(x, record=paths, undone=False).activations))
+    program = network.compile(lambda run, x: dict(run(x, Pass(record=tuple(paths), logits=False)).activations))
     seen = {path: network.numpy(value) for path, value in program(network.tensor(x)).items()}
     for path, found in seen.items():
         value = expected[names.get(path, path)]
@@ -227,7 +228,7 @@ def test_filters_and_heatmaps_work(tmp_path):
             with torch.no_grad():
                 record = network.compile(
                     lambda run, x, c=channel, s=step: run(
-                        x, rules={"/block/Add": lambda a: a + s * torch.eye(4)[c]}
+                        x, Pass(replace=("/block/Add",)), {"/block/Add": lambda a: a + s * torch.eye(4)[c]}
                     ).logits[0, 1]
                 )
                 values.append(float(record(x.permute(0, 2, 3, 1))))

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
+from convscope.networks import Pass  # noqa: E402
 from convscope.networks.torch.graph import function_name  # noqa: E402
 from convscope.networks.torch.network import TorchNetwork  # noqa: E402
 
@@ -153,7 +154,7 @@ def test_gradients_are_those_of_autograd_written_out(path):
 
     def score(run, x, delta):
         def inner(delta):
-            seen = run(x, rules={path: lambda activation: activation + delta})
+            seen = run(x, Pass(replace=(path,)), {path: lambda activation: activation + delta})
             return seen.logits[0, 2], ()
 
         return network.value_and_grad(inner)(delta)
@@ -431,7 +432,7 @@ class Inner(nn.Module):
 def test_a_rule_replaces_one_of_several_outputs_of_a_layer(how, path):
     network = opened(randomised(Inner(how)))
     x = network.tensor(network.prepare(convscope.activations(network, [picture()], "split.conv").photos))
-    changed = network.compile(lambda run, x: run(x, rules={path: lambda a: a * 0}).logits)(x)
+    changed = network.compile(lambda run, x: run(x, Pass(replace=(path,)), {path: lambda a: a * 0}).logits)(x)
     np.testing.assert_allclose(network.numpy(changed)[0], network.module.fc.bias.detach().numpy(), atol=1e-6)
 
 
@@ -900,7 +901,7 @@ def test_what_a_module_remembers_of_a_pass_holds_no_empty_tensors():
 
 
 def passed(network, x, record, **options):
-    program = network.compile(lambda run, x: dict(run(x, record=record, **options).activations))
+    program = network.compile(lambda run, x: dict(run(x, Pass(record=tuple(record), **options)).activations))
     return {path: network.numpy(found) for path, found in program(network.tensor(x)).items()}
 
 
@@ -927,19 +928,19 @@ def test_a_pass_without_a_non_linearity_records_what_comes_before_it(residual):
     function = [layer.path for layer in residual.layers if layer.kind == "activation"][-1]
     assert function != "1.relu"
     before = passed(residual, x, ("1.bn", "1.conv2", "0"))
-    lifted = passed(residual, x, ("1.relu",), linear=("1.relu",))["1.relu"]
+    lifted = passed(residual, x, ("1.relu",), preactivations=("1.relu",))["1.relu"]
     np.testing.assert_allclose(lifted, before["1.bn"], atol=1e-5)
     assert lifted.min() < 0
     assert residual.module[1].relu.inplace
-    summed = passed(residual, x, (function,), linear=(function,))[function]
+    summed = passed(residual, x, (function,), preactivations=(function,))[function]
     np.testing.assert_allclose(summed, before["1.conv2"] + before["0"], atol=1e-4)
     assert summed.min() < 0
-    assert residual.linearisable("1.relu") == ("1.relu",)
-    assert residual.linearisable(function) == (function,)
-    assert not residual.linearisable("1.bn")
+    assert residual.nonlinearities("1.relu") == ("1.relu",)
+    assert residual.nonlinearities(function) == (function,)
+    assert not residual.nonlinearities("1.bn")
     squeeze = torch_models.squeezenet()
     fire = convscope.open_model(squeeze, size=64)
-    assert fire.linearisable("features.4") == tuple(f"features.4.expand{k}x{k}_activation" for k in (1, 3))
+    assert fire.nonlinearities("features.4") == tuple(f"features.4.expand{k}x{k}_activation" for k in (1, 3))
     assert passed(residual, x, ("1.relu",))["1.relu"].min() == 0
 
 

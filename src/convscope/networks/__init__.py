@@ -22,10 +22,10 @@ from convscope.networks.head import Head, Prediction
 from convscope.networks.inputs import Inputs
 from convscope.networks.layers import Layer
 from convscope.networks.network import Network, Source
-from convscope.networks.passes import Record
+from convscope.networks.passes import Pass, Record, Run
 from convscope.networks.torch.modules import OpenedModule
 
-__all__ = ["Head", "Inputs", "Layer", "Network", "Prediction", "Record", "Source", "open_model"]
+__all__ = ["Head", "Inputs", "Layer", "Network", "Pass", "Prediction", "Record", "Run", "Source", "open_model"]
 
 # Keras' backends in the order in which they are tried, the fastest on a processor first (docs/benchmarks.md),
 # with the extra of this package that brings each.

@@ -125,7 +125,7 @@ class Flow:
                 needed.update(value.key for value in call.inputs)
         return after & before
 
-    def bends(self, call: Call) -> list[Call]:
+    def nonlinearities(self, call: Call) -> list[Call]:
         """The calls of whose non-linearities `call` is made: its own, or those of what it concatenates or hands on.
 
         Empty where there is none, and where one is made from another: leaving out the first would change the second.
@@ -143,7 +143,7 @@ class Flow:
                 waiting += self._makers([value for _, value in here.outputs])
             elif here.kind in _HANDING_ON or _concatenates(here):
                 waiting += self._makers(here.inputs)
-        if any(self._upstream(bent) & set(found) for bent in found.values()):
+        if any(self._upstream(one) & set(found) for one in found.values()):
             return []
         return list(reversed(found.values()))
 
@@ -227,13 +227,13 @@ def paths_of(calls: Sequence[Call]) -> dict[str, tuple[Call, int]]:
     }
 
 
-def bends_at(paths: Mapping[str, tuple[Call, int]], path: str) -> list[str]:
-    """The paths of `Flow.bends` at `path`."""
+def nonlinearities_at(paths: Mapping[str, tuple[Call, int]], path: str) -> list[str]:
+    """The paths of `Flow.nonlinearities` at `path`."""
     calls = list({id(call): call for call, _ in paths.values()}.values())
     names: dict[int, str] = {}
     for name, (call, _) in paths.items():
         names.setdefault(id(call), name)
-    return [names[id(call)] for call in Flow(calls).bends(paths[path][0])]
+    return [names[id(call)] for call in Flow(calls).nonlinearities(paths[path][0])]
 
 
 def layers_of(paths: Mapping[str, tuple[Call, int]], flow: Flow, on_path: set[int] | None) -> tuple[Layer, ...]:

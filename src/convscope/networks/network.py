@@ -10,7 +10,7 @@ import hashlib
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from convscope.networks.head import Head, Prediction
 from convscope.networks.inputs import Inputs
 from convscope.networks.layers import Layer, base_path, find_layer, select_layers
 from convscope.networks.ops import Operations, Tensor
+from convscope.networks.passes import Pass, Run
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.restoring import Block
 
@@ -77,7 +78,7 @@ class Network(ABC):
     ops: Operations
 
     def __init__(self) -> None:
-        self._programs: dict[tuple, Callable] = {}
+        self._programs: dict[tuple[Hashable, ...], Callable] = {}
         self._in_force: list[_InForce] = []
 
     # -- what a framework provides ---------------------------------------------------------------------
@@ -86,15 +87,7 @@ class Network(ABC):
     def compile(self, function: Callable) -> Callable:
         """Make `function(run, *tensors)` ready to be called many times as `compiled(*tensors)`.
 
-        `run(x, record=(), rules={}, outputs=True, undone=True) -> Record` passes pictures `x` `(n, h, w, c)`
-        through the network; the paths in `record` are recorded, or what a function makes of the activation where
-        `record` is a mapping; an activation at a path in `rules` is replaced by `rule(activation)`. Without `outputs`
-        the pass stops once every tap has spoken; with `undone` the softmax or sigmoid of the head is taken away.
-
-        Further options of `run`: `linear`, paths whose non-linearity is left out (see `linearisable`), so that what is
-        recorded there is what comes before it; `before`, rules for what comes before the non-linearity that a layer
-        has of its own; `precision` "bfloat16", that the pass computes in (recorded and returned are float32 all the
-        same); `folded`, that frozen batch norms may be one multiplication and addition, which is exact up to rounding.
+        `run` is a `Run`: `run(x, Pass(...), rules, reductions) -> Record`.
         """
 
     @abstractmethod
@@ -129,12 +122,21 @@ class Network(ABC):
         """`weights`, in the order of `weights()`, as what a pass can take in the place of the network's own."""
 
     @abstractmethod
-    def linearisable(self, path: str) -> tuple[str, ...]:
-        """The paths that make of what is recorded at `path` what comes before its non-linearity, as `linear` of a pass.
+    def nonlinearities(self, path: str) -> tuple[str, ...]:
+        """The non-linearities that what is recorded at `path` went through, to be left out (`Pass.preactivations`).
 
         Its own; or those of what it concatenates, pools or hands on. Empty where there is none, where one is made from
         another, or where one can't be left out.
         """
+
+    @property
+    def folds_norms(self) -> bool:
+        """True if a run can fold batch norms into what comes before them (`Pass.folded`), which is faster."""
+        return False
+
+    def linearisable(self, path: str) -> tuple[str, ...]:
+        """Until all callers are changed."""
+        return self.nonlinearities(path)
 
     def precision_for_ascent(self) -> str:
         """ "bfloat16" where this machine computes faster in it on this runtime, else "float32"."""
@@ -237,7 +239,7 @@ class Network(ABC):
 
     def forward(self, x: np.ndarray, record: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Logits `(n, classes)` and the activations of the paths in `record`, in one pass."""
-        program = self.program(("forward", tuple(record)), lambda: self.compile(_forward(tuple(record))))
+        program = self.program(_forward, Pass(record=tuple(record)))
         logits, activations = program(self.tensor(x))
         return self.numpy(logits), {path: self.numpy(activations[path]) for path in record}
 
@@ -411,12 +413,31 @@ class Network(ABC):
         own = threading.get_ident()
         return [block for block in reversed(self._in_force) if block.thread == own] if self._in_force else []
 
-    def program(self, key: tuple, make: Callable[[], Callable]) -> Callable:
-        """A compiled function, made once for each `key`: a loop over pictures must not compile again.
+    def program(self, make: Callable[..., Callable] | tuple, *arguments: Any) -> Callable:
+        """The program of `make(network, *arguments)`, compiled once: a loop over images must not compile again.
 
-        The key has to hold everything that `make` bakes into the function. The least recently used go first.
+        `make` and `arguments` are the key, with what is set on the network after it was opened. So `make` has to be a
+        function of a module, which has nothing else to bake in. The least recently used programs go first.
+
+        Args:
+            make: from the network and `arguments` to a `function(run, *tensors)`, see `compile`.
+            arguments: hashable values: a `Pass`, layers, an objective.
+
+        Raises:
+            TypeError: `make` is a function inside of another one or an argument is not hashable.
+
+        Example:
+            `network.program(scoring, Pass(record=("conv1",), stop=True))`
         """
-        made = self._programs.pop(key, None) or make()
+        if isinstance(make, tuple):  # a key and a function that makes the program: until all callers are changed
+            return self._program_of(make, arguments[0])
+        if "<" in make.__qualname__:
+            raise TypeError(f"expected a function of a module, found {make.__qualname__}, which may enclose more.")
+        key = (make, *arguments, self.preprocessing, self.head)
+        return self._program_of(key, lambda: self.compile(make(self, *arguments)))
+
+    def _program_of(self, key: tuple[Hashable, ...], compiled: Callable[[], Callable]) -> Callable:
+        made = self._programs.pop(key, None) or compiled()
         while len(self._programs) >= _PROGRAMS_KEPT:
             self._programs.pop(next(iter(self._programs)))
         self._programs[key] = made
@@ -433,9 +454,9 @@ def _is_kernel(weight: np.ndarray) -> bool:
     return weight.dtype.kind == "f" and sum(side > 1 for side in weight.shape) > 1
 
 
-def _forward(record: tuple[str, ...]) -> Callable:
-    def forward(run: Callable, x: Tensor) -> tuple:
-        seen = run(x, record=record)
+def _forward(network: Network, request: Pass) -> Callable:
+    def forward(run: Run, x: Tensor) -> tuple:
+        seen = run(x, request)
         return seen.logits, dict(seen.activations)
 
     return forward

@@ -1,30 +1,147 @@
-"""What one run of a network is asked for, and what it leaves behind."""
+"""What one run of a network is asked for (`Pass`), and what it leaves behind (`Record`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from convscope.errors import UsageError, nearest
 from convscope.networks.ops import Tensor
 
 Rule = Callable[[Tensor], Tensor]
-Recording = Sequence[str] | Mapping[str, Callable[[Tensor], Any]]
+Reduction = Callable[[Tensor], Any]
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One request for one run of the network. It is hashable, so it is part of the key of a compiled program.
+
+    Every runtime does what each field asks for, or refuses it with a `UsageError`.
+
+    Attributes:
+        record: paths of the layers whose output is recorded.
+        replace: paths of the layers whose output a rule replaces; the rules are given beside the request.
+        replace_preactivations: paths of the layers whose own non-linearity is given what a rule makes of its argument.
+        preactivations: paths whose non-linearity is left out, so that what is recorded and handed on there is what
+            comes before it; see `Network.nonlinearities`.
+        logits: the softmax or sigmoid of the head is left out.
+        stop: the run ends when all that is recorded and replaced has been computed; there are no logits then.
+        precision: "bfloat16" for what computes in float32; with "float32" the network computes as it was opened.
+            Recorded and returned is float32 in either case.
+        folded: batch norms of fixed statistics are one multiplication and addition, exact up to rounding; only where
+            `Network.folds_norms`.
+
+    Example:
+        >>> Pass(record=("conv1",), stop=True) == Pass(record=("conv1",), stop=True)
+        True
+    """
+
+    record: tuple[str, ...] = ()
+    replace: tuple[str, ...] = ()
+    replace_preactivations: tuple[str, ...] = ()
+    preactivations: tuple[str, ...] = ()
+    logits: bool = True
+    stop: bool = False
+    precision: str = "float32"
+    folded: bool = False
+
+    @property
+    def taps(self) -> frozenset[str]:
+        """Paths of the layers whose output is recorded or replaced."""
+        return frozenset((*self.record, *self.replace))
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """All paths that are named."""
+        return self.taps | frozenset((*self.replace_preactivations, *self.preactivations))
+
+    def check(self, rules: Iterable[str], reductions: Iterable[str], known: Mapping[str, Any]) -> None:
+        """Make sure that the request fits what is given beside it, and the network.
+
+        Args:
+            rules, reductions: the paths that they are given for.
+            known: the layers at this size of image, by path.
+
+        Raises:
+            UsageError: a path is not known, a rule is missing or not asked for, or a precision is not known.
+        """
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r} is not known; expected {' or '.join(PRECISIONS)}.")
+        for path in self.paths:
+            if path not in known:
+                raise UsageError(f"no layer {path!r} runs at this size of image; {nearest(path, known)}")
+        wanted, given = {*self.replace, *self.replace_preactivations}, set(rules)
+        if wanted != given:
+            raise UsageError(f"expected a rule for each of {sorted(wanted)}, found rules for {sorted(given)}.")
+        if not set(reductions) <= set(self.record):
+            raise UsageError(f"expected reductions of {sorted(self.record)}, found some of {sorted(reductions)}.")
+
+
+PLAIN = Pass()
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one pass through the network left behind, as tensors of its framework.
+    """What one run of the network left behind, as tensors of its framework.
 
     Attributes:
-        logits: `(n, classes)`, see `Head.logits`; None if the pass stopped before the output.
-        activations: for each recorded path `(n, h, w, c)` or `(n, c)`, float32, or what the function given for it made.
+        logits: `(n, classes)`, see `Head.logits`; None if the run stopped before the output.
+        activations: for each recorded path `(n, h, w, c)` or `(n, c)`, float32, or what its reduction made of that.
     """
 
     logits: Tensor
     activations: Mapping[str, Any]
 
 
-def as_recording(record: Recording) -> Mapping[str, Callable[[Tensor], Any]]:
-    """What to keep of the activation at each path: itself, unless a function says otherwise."""
-    return record if isinstance(record, Mapping) else dict.fromkeys(record, lambda activation: activation)
+class Run(Protocol):
+    """The network inside of a compiled program."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        request: Pass = PLAIN,
+        rules: Mapping[str, Rule] | None = None,
+        reductions: Mapping[str, Reduction] | None = None,
+    ) -> Record:
+        """One run on images.
+
+        Args:
+            x: images `(n, h, w, c)` after preprocessing.
+            request: what is asked for.
+            rules: for each path in `replace` or `replace_preactivations` from an activation, channels last and
+                float32, to what takes its place.
+            reductions: for some of the recorded paths from an activation to what is recorded instead of it.
+
+        Raises:
+            UsageError: this runtime can't do what is asked for; ModelError: a layer did not run.
+        """
+
+
+def with_old_options(run: Run, folds: bool) -> Callable[..., Record]:
+    """`run`, that takes the options of before `Pass` too, until all callers are changed."""
+
+    def called(
+        x: Tensor,
+        request: Pass = PLAIN,
+        rules: Mapping[str, Rule] | None = None,
+        reductions: Mapping[str, Reduction] | None = None,
+        **old: Any,
+    ) -> Record:
+        if request is PLAIN and (rules or old):
+            record, before = old.get("record", ()), dict(old.get("before") or {})
+            request = Pass(
+                record=tuple(record),
+                replace=tuple(rules or ()),
+                replace_preactivations=tuple(before),
+                preactivations=tuple(old.get("linear", ())),
+                logits=old.get("undone", True),
+                stop=not old.get("outputs", True),
+                precision=old.get("precision", "float32"),
+                folded=folds and old.get("folded", False),
+            )
+            rules, reductions = {**(rules or {}), **before}, record if isinstance(record, Mapping) else {}
+        return run(x, request, rules, reductions)
+
+    return called

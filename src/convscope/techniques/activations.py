@@ -19,7 +19,7 @@ from convscope.errors import ConvscopeError, UsageError
 from convscope.events import Advanced, ItemFinished, Progress, Started, tell
 from convscope.images.decode import InputImage
 from convscope.images.source import ImageBatch, ImageStream, hold, image_source, report_failures, stream
-from convscope.networks import Layer, Network, open_model
+from convscope.networks import Layer, Network, Pass, Run, open_model
 from convscope.results import ActivationParameters, Activations, LayerStatistics, origin
 
 BYTES = 4  # float32
@@ -298,7 +298,7 @@ def _look(
     """
     paths = tuple(layer.path for layer in group)
     rectified = tuple(sorted({layer.rectified for layer in group if layer.rectified}))
-    program = network.program(("activations", paths), lambda: network.compile(_recording(network, paths, rectified)))
+    program = network.program(_recording, paths, rectified)
     arrays, sizes, alive = program(network.tensor(padded(x, at_once)))
     return (
         {path: network.numpy(array)[: len(x)] for path, array in arrays.items()},
@@ -327,10 +327,10 @@ def _recording(network: Network, paths: tuple[str, ...], rectified: tuple[str, .
             "alive": alive(activation) if path in rectified else None,
         }
 
-    def record(run: Callable, x: Any) -> tuple[dict, dict, dict]:
+    def record(run: Run, x: Any) -> tuple[dict, dict, dict]:
         # The head stays as it is: these are the layers' own values, probabilities included.
         keep = {path: kept(path) for path in {*paths, *rectified}}
-        seen = run(x, record=keep, outputs=False, undone=False).activations
+        seen = run(x, Pass(record=tuple(keep), stop=True, logits=False), reductions=keep).activations
         return (
             {path: seen[path]["activation"] for path in paths},
             {path: seen[path]["size"] for path in paths},

@@ -10,31 +10,19 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
 import keras
 import numpy as np
 
-from convscope.errors import ModelError, UsageError, nearest
+from convscope.errors import ModelError, UsageError
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor, backend_named
 from convscope.networks.failing import failing_layer, said
-from convscope.networks.graph import (
-    Call,
-    Flow,
-    Value,
-    bends_at,
-    flat_outputs,
-    layers_of,
-    linear_by_graph,
-    mark_layouts,
-    paths_of,
-    undoable_head,
-)
+from convscope.networks.graph import Call, Flow, Value, flat_outputs, linear_by_graph, mark_layouts, undoable_head
 from convscope.networks.head import Head, HeadActivation, HeadChoice
 from convscope.networks.inputs import Inputs
 from convscope.networks.keras.folds import Fold, first_in_blocks, folds_of, norms_folded
@@ -49,34 +37,29 @@ from convscope.networks.keras.graph import (
     python_call,
 )
 from convscope.networks.keras.inputs import Entry
+from convscope.networks.keras.scaling import scaling_inside, told_by_statistics
 from convscope.networks.keras.state import keep_state
+from convscope.networks.keras.taps import (
+    OWN_CODE,
+    KerasTaps,
+    called_once,
+    early_patch,
+    has_activation,
+    in_bfloat16,
+    without_nonlinearity,
+)
 from convscope.networks.layers import Layer
-from convscope.networks.network import Network, Source
+from convscope.networks.network import Source
 from convscope.networks.ops import namespace
-from convscope.networks.passes import Record, Recording, Rule, as_recording
-from convscope.networks.restoring import checkpoint, restored
-
-
-class _Enough(BaseException):
-    """Every tap has spoken: the rest of the network need not run. Not an Exception, so that no layer catches it."""
-
+from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule, with_old_options
+from convscope.networks.restoring import restored
+from convscope.networks.traced import Calls, Enough, Trace, TracedNetwork
 
 # Tracing patches layers, and two models may share a layer: one pass at a time in the whole process.
 TRACING = threading.RLock()
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What one traced pass showed: its calls, what the model was given (the picture among it) and returned."""
-
-    calls: list[Call]
-    flow: Flow
-    given: list[Value]
-    picture: Value
-    outputs: dict[str, Value]
-
-
-class KerasNetwork(Network):
+class KerasNetwork(TracedNetwork):
     """A Keras 3 model, opened.
 
     Args:
@@ -127,10 +110,8 @@ class KerasNetwork(Network):
         self._head_patch: tuple[Any, str, Any] | None = None
         self._variables: list[Any] | None = None
         self._hash: tuple[list[weakref.ref], str] | None = None
-        self._calls: dict[tuple[int, int], dict[str, tuple[Call, int]]] = {}
         self._folds: dict[tuple[int, int], list[Fold]] = {}
-        self._observations: dict[tuple[int, int], tuple[Layer, ...]] = {}
-        first = self._look()
+        first = self._take(self._trace(self.inputs.size))
         self.preprocessing = preprocess or self._find_preprocessing(first)
         self.head = self._find_head(first, head)
         self.class_names = None if class_names is None else self.checked_names(class_names)
@@ -141,10 +122,15 @@ class KerasNetwork(Network):
         """See `Network.compile`. The weights are read anew at each call."""
 
         def traced(values: list[Tensor], *tensors: Tensor) -> Any:
-            def run(x: Tensor, **options: Any) -> Record:
-                return self._run(values, x, **options)
+            def run(
+                x: Tensor,
+                request: Pass = PLAIN,
+                rules: Mapping[str, Rule] | None = None,
+                reductions: Mapping[str, Reduction] | None = None,
+            ) -> Record:
+                return self._run(values, x, request, rules or {}, reductions or {})
 
-            return function(run, *tensors)
+            return function(with_old_options(run, self.folds_norms), *tensors)
 
         compiled = self._backend.compile(traced)
 
@@ -162,7 +148,7 @@ class KerasNetwork(Network):
 
     def _failing_layer(self, error: BaseException) -> str | None:
         paths = {id(self.model): "", **{id(operation): path for path, operation in self._operations}}
-        return failing_layer(error, paths, _OWN)
+        return failing_layer(error, paths, OWN_CODE)
 
     def _switch(self, undo: ExitStack) -> None:
         """What Keras and the backend remember of calls is put back, also where one is left in the middle."""
@@ -235,48 +221,44 @@ class KerasNetwork(Network):
         self,
         values: list[Tensor],
         x: Tensor,
-        record: Recording = (),
-        rules: Mapping[str, Rule] | None = None,
-        outputs: bool = True,
-        undone: bool = True,
-        linear: Sequence[str] = (),
-        before: Mapping[str, Rule] | None = None,
-        precision: str = "float32",
-        folded: bool = False,
+        request: Pass,
+        rules: Mapping[str, Rule],
+        reductions: Mapping[str, Reduction],
     ) -> Record:
-        """One pass of pictures `x` `(n, h, w, c)` with taps; see `Network.compile`."""
+        """See `Run`; the weights are `values`."""
         size = (int(x.shape[1]), int(x.shape[2]))
-        calls = self._taps_at(size)
-        taps = _Taps(calls, record, rules or {}, stop=not outputs)
-        early = dict(before or {})
+        calls = self._calls_at(size)
+        self._checked(request, rules, reductions, calls)
+        taps = KerasTaps(calls, request, rules, reductions)
+        early = {path: rules[path] for path in request.replace_preactivations}
 
         def switch(undo: ExitStack) -> None:
             scope = self._enter_scope(undo, values, size)
-            if undone and self._head_patch is not None:
+            if request.logits and self._head_patch is not None:
                 patch(undo, *self._head_patch)
-            for path in linear:
-                patch(undo, *_linear_patch(calls[path][0].operation))
-            for path in tuple(early):
-                patch(undo, *_early_patch(path, calls[path][0], early))
-            if precision == "bfloat16":
-                _in_bfloat16(undo, [self.model, *(op for _, op in self._operations)])
-            if folded:
+            for path in request.preactivations:
+                patch(undo, *without_nonlinearity(calls[path][0].operation))
+            for path in request.replace_preactivations:
+                patch(undo, *early_patch(path, calls[path][0], early))
+            if request.precision == "bfloat16":
+                in_bfloat16(undo, [self.model, *(op for _, op in self._operations)])
+            if request.folded:
                 self._fold(undo, scope, size, taps)
             taps.place(undo)
 
         returned = restored(switch, lambda _: self._unless_enough(x))
-        taps.check_fired(early)
+        taps.check_fired(list(early))
         logits = None if returned is None else self._logits(returned)
         return Record(logits, taps.recorded)
 
     def _unless_enough(self, x: Tensor) -> Any:
-        """What the model returns, None where every tap spoke before its end."""
+        """What the model returns, None where every tap fired before its end."""
         try:
             return self.model(self._entry.feed(x), training=False)
-        except _Enough:
+        except Enough:
             return None
 
-    def _fold(self, undo: ExitStack, scope: keras.StatelessScope, size: tuple[int, int], taps: _Taps) -> None:
+    def _fold(self, undo: ExitStack, scope: keras.StatelessScope, size: tuple[int, int], taps: KerasTaps) -> None:
         folds = [fold for fold in self._folds[size] if id(fold.conv.operation) not in taps.operations]
         operations = [op for _, op in self._operations]
         if self._backend.name == "tensorflow":
@@ -297,35 +279,14 @@ class KerasNetwork(Network):
             patch(undo, operation, method, python_call(operation, method))
         return scope
 
-    def _taps_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
-        self.layers_at(size)
-        return self._calls[size]
-
     def _logits(self, returned: Any) -> Tensor:
         outputs = keras.ops.cast(_named_outputs(self.model, returned)[self.output], "float32")
         return self.head.logits(self.ops, keras.ops.reshape(outputs, (-1, int(np.prod(outputs.shape[1:])))))
 
     # a first look ----------------------------------------------------------------------------------
 
-    def _look(self) -> _Seen:
-        """Trace the model once: its outputs, its layers, and whether it runs at all."""
-        seen = self._observe(self.inputs.size)
-        self.outputs = tuple(seen.outputs)
-        self.output = self._chosen_output(seen)
-        self.layers = self._remember(self.inputs.size, seen)
-        return seen
-
-    def _chosen_output(self, seen: _Seen) -> str:
-        """The output that was asked for, else the first that ends in softmax or sigmoid, else the first."""
-        if self.output:
-            if self.output not in seen.outputs:
-                raise UsageError(f"no output {self.output!r}; {nearest(self.output, seen.outputs)}")
-            return self.output
-        heads = [name for name, output in seen.outputs.items() if undoable_head(seen.flow, output)]
-        return [*heads, *seen.outputs][0]
-
-    def _observe(self, size: tuple[int, int]) -> _Seen:
-        """The calls of one pass at `size`."""
+    def _trace(self, size: tuple[int, int]) -> Trace:
+        """See `TracedNetwork._trace`."""
         x = np.zeros((1, *size, self.inputs.channels), np.float32)
         observer = Observer(self._operations)
         given: list[Value] = []
@@ -360,19 +321,14 @@ class KerasNetwork(Network):
         if empty and size == self.inputs.size:
             raise ModelError(_cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}"))
         mark_layouts(observer.calls, self._entry.channels_first)
-        return _Seen(observer.calls, Flow(observer.calls), given, given[self._entry.position], outputs)
+        return Trace(observer.calls, Flow(observer.calls), given, given[self._entry.position], outputs)
 
-    def _remember(self, size: tuple[int, int], seen: _Seen) -> tuple[Layer, ...]:
-        """Keep the layers of a pass and the calls that taps are placed at."""
-        paths = paths_of(seen.calls)
-        output = seen.outputs.get(self.output)
-        on_path = None if output is None else seen.flow.between(seen.given, seen.picture, output)
-        self._calls[size] = paths
-        self._folds[size] = folds_of(seen.calls, seen.flow, list(seen.outputs.values()))
-        self._observations[size] = layers_of(paths, seen.flow, on_path)  # last: it says that all is there
-        return self._observations[size]
+    def _remember(self, size: tuple[int, int], trace: Trace) -> tuple[Layer, ...]:
+        """See `TracedNetwork._remember`; the norms that can be folded are kept too."""
+        self._folds[size] = folds_of(trace.calls, trace.flow, list(trace.outputs.values()))
+        return super()._remember(size, trace)
 
-    def _find_head(self, seen: _Seen, asked: HeadChoice | None) -> Head:
+    def _find_head(self, seen: Trace, asked: HeadChoice | None) -> Head:
         """What the graph tells of the output, else what its values do; as the user says, where they say."""
         output = seen.outputs[self.output]
         units = int(np.prod(output.shape[1:]))
@@ -381,7 +337,7 @@ class KerasNetwork(Network):
         found = self._undoable_head(seen, output)
         if found is not None and asked != "linear":
             activation, call = found
-            self._head_patch = _linear_patch(call.operation)
+            self._head_patch = without_nonlinearity(call.operation)
             return Head(units, activation, undone=call.path)
         if asked is not None:
             return Head(units, None if asked == "linear" else asked)
@@ -389,37 +345,40 @@ class KerasNetwork(Network):
             return Head(units)
         return Head(units, self._activation_by_values(units), guess=True)
 
-    def _undoable_head(self, seen: _Seen, output: Value) -> tuple[HeadActivation, Call] | None:
+    def _undoable_head(self, seen: Trace, output: Value) -> tuple[HeadActivation, Call] | None:
         """The head that can be undone: patching an operation reaches all of its calls, so it must have only one."""
         found = undoable_head(seen.flow, output)
         once = found is not None and sum(call.operation is found[1].operation for call in seen.calls) == 1
         return found if once else None
 
-    def linearisable(self, path: str) -> tuple[str, ...]:
-        """See `Network.linearisable`. Patching an operation reaches all of its calls, so it must have only one."""
-        calls = self._taps_at(self.inputs.size)
-        bends = bends_at(calls, path)
-        return tuple(bends) if all(self._can_linearise(bend, calls) for bend in bends) else ()
-
-    def _can_linearise(self, path: str, calls: dict[str, tuple[Call, int]]) -> bool:
+    def _can_leave_out(self, calls: Calls, path: str) -> bool:
+        """See `TracedNetwork`. Patching an operation reaches all of its calls, so it must have only one."""
         operation = calls[path][0].operation
-        once = sum(call.operation is operation for call in {id(call): call for call, _ in calls.values()}.values()) == 1
-        return once and (_has_activation(operation) or (kind_of(operation) == "activation"))
+        return called_once(calls, operation) and (has_activation(operation) or kind_of(operation) == "activation")
+
+    def _ends_in_nonlinearity(self, calls: Calls, path: str) -> bool:
+        """See `TracedNetwork`."""
+        operation = calls[path][0].operation
+        return has_activation(operation) and called_once(calls, operation)
+
+    def _can_compute_in(self, precision: str) -> bool:
+        """See `TracedNetwork`."""
+        return not any("float16" in name.replace("bfloat16", "") for name in self._policies())
+
+    def _policies(self) -> set[str]:
+        return {getattr(getattr(op, "_dtype_policy", None), "name", "float32") for _, op in self._operations}
+
+    @property
+    def folds_norms(self) -> bool:
+        """See `Network.folds_norms`."""
+        return True
 
     def precision_for_ascent(self) -> str:
         """See `Network.precision_for_ascent`. A model with a policy of its own keeps it."""
-        policies = {getattr(getattr(op, "_dtype_policy", None), "name", "float32") for _, op in self._operations}
         depthwise = any(
             "Depthwise" in type(op).__name__ or "Separable" in type(op).__name__ for _, op in self._operations
         )
-        return "bfloat16" if policies <= {"float32"} and self._backend.bfloat16_pays(depthwise) else "float32"
-
-    def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
-        """See `Network.layers_at`."""
-        if size not in self._observations:
-            seen = self._observe(size)
-            self._remember(size, seen)
-        return self._observations[size]
+        return "bfloat16" if self._policies() <= {"float32"} and self._backend.bfloat16_pays(depthwise) else "float32"
 
     def _activation_by_values(self, units: int) -> HeadActivation | None:
         """Whether outputs that no known layer made are probabilities, from what noise, black and white give."""
@@ -434,9 +393,9 @@ class KerasNetwork(Network):
         sums_to_one = units > 1 and np.abs(values.sum(axis=-1) - 1).max() < 1e-3
         return "softmax" if sums_to_one else "sigmoid"
 
-    def _find_preprocessing(self, seen: _Seen) -> pp.Preprocessing:
+    def _find_preprocessing(self, seen: Trace) -> pp.Preprocessing:
         """What the model tells of the pixels it was trained on, else a guess that says it is one."""
-        inside = _scaling_inside([step.operation for step in seen.flow.first_steps(seen.picture)])
+        inside = scaling_inside([step.operation for step in seen.flow.first_steps(seen.image)])
         if inside is not None:
             return inside
         if self.family is not None and self.source.name.startswith("keras:"):
@@ -446,78 +405,12 @@ class KerasNetwork(Network):
             return pp.PRESETS[self.family.preset].because(pp.GUESS, reason)
         reason = "most networks trained from scratch take 0..1; set --preprocess if yours does not"
         norm = first_norm(seen.calls, seen.flow)
-        told = _told_by_statistics(*norm) if norm else None
+        told = told_by_statistics(*norm) if norm else None
         return told or pp.PRESETS["0..1"].because(pp.GUESS, reason)
 
     def _family_by_name(self) -> tuple[pp.Family | None, str]:
         names = [self.model.name] + [op.name for _, op in self._operations if kind_of(op) == "model"]
         return next(((pp.family_of(name), name) for name in names if pp.family_of(name)), (None, ""))
-
-
-class _Taps:
-    """Wraps the calls of the tapped operations for one pass: records outputs and applies rules."""
-
-    def __init__(
-        self,
-        paths: dict[str, tuple[Call, int]],
-        record: Recording,
-        rules: Mapping[str, Rule],
-        stop: bool,
-    ) -> None:
-        self._record, self._rules = as_recording(record), dict(rules)
-        self._at = {path: paths[path] for path in {*self._record, *self._rules}}
-        self.operations = {id(call.operation) for call, _ in self._at.values()}
-        self._left = set(self._at)
-        self._stop = stop
-        self.recorded: dict[str, Any] = {}
-
-    def place(self, undo: ExitStack) -> None:
-        """Tap, until `undo` is run."""
-        by_operation: dict[int, list[tuple[str, Call, int]]] = {}
-        for path, (call, index) in self._at.items():
-            by_operation.setdefault(id(call.operation), []).append((path, call, index))
-        for taps in by_operation.values():
-            operation = taps[0][1].operation
-            method = call_method(operation)
-            patch(undo, operation, method, self._tapped(operation, method, taps))
-
-    def check_fired(self, early: Iterable[str] = ()) -> None:
-        """A tap that did not fire would show an old picture or none: say so loudly. `early` are rules that are left."""
-        left = {*self._left, *early}
-        if left:
-            raise ModelError(
-                f"the layer{'s' if len(left) > 1 else ''} {', '.join(sorted(left))} did not run when the "
-                "model was called, so there is nothing to show. Expected the calls seen when the model was opened; "
-                "a model whose path depends on its input can't be tapped there."
-            )
-
-    def _tapped(self, operation: Any, method: str, taps: list[tuple[str, Call, int]]) -> Callable:
-        original, calls = python_call(operation, method), 0
-
-        def tapped(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            checkpoint()
-            result = original(*args, **kwargs)
-            for path, call, index in taps:
-                if call.nth == calls:
-                    result = self._touch(path, call, index, result)
-            calls += 1
-            if self._stop and not self._left:
-                raise _Enough
-            return result
-
-        return tapped
-
-    def _touch(self, path: str, call: Call, index: int, result: Any) -> Any:
-        (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
-        activation = _channels_last(tensor, bool(call.channels_first))
-        if path in self._rules:
-            activation = self._rules[path](activation)
-            replaced = keras.ops.cast(_channels_back(activation, bool(call.channels_first)), tensor.dtype)
-            result = keras.tree.map_structure(lambda item: replaced if item is tensor else item, result)
-        if path in self._record:
-            self.recorded[path] = self._record[path](activation)
-        return result
 
 
 def _own_operations() -> dict[str, Any]:
@@ -541,56 +434,6 @@ def _count_nonzero(x: Tensor, axis: Any = None) -> Tensor:
     return keras.ops.sum(keras.ops.cast(keras.ops.not_equal(x, 0), "int32"), axis=axis)
 
 
-def _channels_last(tensor: Tensor, channels_first: bool) -> Tensor:
-    """A map with its channels last, float32."""
-    if channels_first and len(tensor.shape) == 4:
-        tensor = keras.ops.transpose(tensor, (0, 2, 3, 1))
-    return keras.ops.cast(tensor, "float32")
-
-
-def _channels_back(tensor: Tensor, channels_first: bool) -> Tensor:
-    return keras.ops.transpose(tensor, (0, 3, 1, 2)) if channels_first and len(tensor.shape) == 4 else tensor
-
-
-def _has_activation(operation: Any) -> bool:
-    activation = getattr(operation, "activation", None)
-    return callable(activation) and activation is not keras.activations.linear
-
-
-def _linear_patch(operation: Any) -> tuple[Any, str, Any]:
-    """What to patch so that an operation has no non-linearity: its activation, or its whole call."""
-    if callable(getattr(operation, "activation", None)):
-        return operation, "activation", keras.activations.linear
-    return operation, call_method(operation), lambda x, *_, **__: x
-
-
-def _early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, str, Any]:
-    """What to patch so that an operation's activation is given what its rule makes of its argument; it fires once."""
-    original, first = call.operation.activation, bool(call.channels_first)
-
-    def activation(x: Tensor) -> Tensor:
-        changed = _by_rule(early.pop(path), x, first)
-        return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
-
-    return call.operation, "activation", activation
-
-
-def _by_rule(rule: Rule, x: Tensor, channels_first: bool) -> Tensor:
-    return rule(_channels_last(x, channels_first))
-
-
-# Functions that layers call while they are tapped.
-_OWN = {function.__code__ for function in (_Taps._touch, _by_rule, Observer._call)}
-
-
-def _in_bfloat16(undo: ExitStack, operations: Sequence[Any]) -> None:
-    """Layers that compute in float32 compute in bfloat16; their weights stay as they are."""
-    policy = keras.DTypePolicy("mixed_bfloat16")
-    for operation in operations:
-        if getattr(getattr(operation, "_dtype_policy", None), "name", None) == "float32":
-            patch(undo, operation, "_dtype_policy", policy)
-
-
 def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:
     """What the model returned, by the names that a user would choose from."""
     if isinstance(returned, Mapping):
@@ -610,38 +453,3 @@ def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, reason: str) -> 
         f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {channels} ({reason}). "
         f"{advice}--debug shows the whole story."
     )
-
-
-# -- preprocessing that the model itself tells of --------------------------------------------------------
-
-_ARITHMETIC = ("TrueDivide", "Divide", "Multiply", "Subtract", "Add")
-
-
-def _scaling_inside(steps: list[Any]) -> pp.Preprocessing | None:
-    """What the first operations tell of the pixels that they take: 0..255, or 0..1; None if they scale nothing."""
-    known = [step for step in steps if type(step).__name__ in ("Rescaling", "Normalization")]
-    other = [step for step in steps if type(step).__name__ in _ARITHMETIC]
-    if known and not other:
-        factor = float(np.prod([_factor(step) for step in known]))
-        name = pp.range_before_scaling(factor)
-        return pp.PRESETS[name].because(pp.FOUND, f"the model scales its own input in {known[0].name}")
-    if known or other:
-        reason = f"the model does arithmetic on its own input in {(other or known)[0].name}"
-        return pp.PRESETS["none"].because(pp.GUESS, reason)
-    return None
-
-
-def _factor(step: Any) -> float:
-    """What a `Rescaling` or `Normalization` layer multiplies its input by, the mean over channels."""
-    if hasattr(step, "scale"):
-        return float(np.mean(step.scale))
-    deviation = np.sqrt(keras.ops.convert_to_numpy(step.variance))
-    return float(np.mean(deviation if step.invert else 1 / np.maximum(deviation, 1e-12)))
-
-
-def _told_by_statistics(conv: Any, norm: Any) -> pp.Preprocessing | None:
-    """What the running statistics of a batch norm right after the first convolution tell."""
-    kernel, mean, variance = map(keras.ops.convert_to_numpy, (conv.kernel, norm.moving_mean, norm.moving_variance))
-    bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)
-    seen = pp.seen_by_batch_norm(kernel, bias, mean, variance)
-    return pp.guess_from_statistics(*seen) if seen else None

@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
 
@@ -20,15 +20,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line
+from convscope.errors import BackendError, ModelError, UsageError, one_line
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import TorchBackend
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import (
-    Call,
     Flow,
     Value,
-    bends_at,
     first_norm,
     flat_outputs,
     layers_of,
@@ -39,13 +37,16 @@ from convscope.networks.graph import (
 )
 from convscope.networks.head import Head, HeadChoice
 from convscope.networks.layers import Layer
-from convscope.networks.network import Network, Source
-from convscope.networks.passes import Record, Recording, Rule, as_recording
+from convscope.networks.network import Source
+from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule, with_old_options
 from convscope.networks.restoring import checkpoint, restored
 from convscope.networks.torch import ops as torch_ops
-from convscope.networks.torch.graph import FunctionMode, Places, Watch, class_name, named_modules, tensors_of, unwrapped
+from convscope.networks.torch.graph import Watch, class_name, named_modules, unwrapped
 from convscope.networks.torch.inputs import Entry
 from convscope.networks.torch.modules import OpenedModule
+from convscope.networks.torch.scaling import scaling_inside, told_by_statistics
+from convscope.networks.torch.taps import OWN_CODE, TorchTaps
+from convscope.networks.traced import Enough, Trace, TracedNetwork
 
 Tensor = torch.Tensor
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,34 +89,11 @@ def _moved(module: nn.Module, device: str, stays: bool) -> nn.Module:
     return module if stays else module.to(wanted)
 
 
-class _Enough(BaseException):
-    """Every tap has spoken: the rest of the network need not run. Not an Exception, so that no module catches it."""
-
-
 # A pass turns the switches of a module that other threads may share: one at a time in the whole process.
 _ONE_AT_A_TIME = threading.RLock()
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What one watched pass showed."""
-
-    calls: list[Call]
-    flow: Flow
-    given: list[Value]
-    picture: Value
-    outputs: dict[str, Value]
-
-
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """What is kept of a watched pass: the calls that taps are placed at, and their public face."""
-
-    calls: dict[str, tuple[Call, int]]
-    layers: tuple[Layer, ...]
-
-
-class TorchNetwork(Network):
+class TorchNetwork(TracedNetwork):
     """A `torch.nn.Module`, opened; it stays as it is, with its mode, its hooks and its parameters.
 
     Args:
@@ -190,7 +168,6 @@ class TorchNetwork(Network):
         self.inputs = self._entry.inputs
         self._undo: str | None = None
         self._hash: tuple[Any, str] | None = None
-        self._shown: dict[tuple[int, int], _Shown] = {}
         seen = self._look(guess_size=size is None and advised is None)
         self._opening = False
         self.head = self._find_head(seen, head)
@@ -204,7 +181,7 @@ class TorchNetwork(Network):
 
         def call(*tensors: Tensor) -> Any:
             try:
-                return self._as_it_was(lambda: function(self._run, *tensors))
+                return self._as_it_was(lambda: function(with_old_options(self._run, self.folds_norms), *tensors))
             except Exception as error:
                 problem = self.explained(error)
                 if problem is None:
@@ -215,7 +192,7 @@ class TorchNetwork(Network):
 
     def _failing_layer(self, error: BaseException) -> str | None:
         paths = {id(self.module): "", **{id(module): path for module, path in self._paths.items()}}
-        return failing_layer(error, paths, _OWN)
+        return failing_layer(error, paths, OWN_CODE)
 
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Network.value_and_grad`."""
@@ -276,63 +253,52 @@ class TorchNetwork(Network):
         """Number of weights; the running statistics of norms are buffers and don't count, as in PyTorch."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
-    def linearisable(self, path: str) -> tuple[str, ...]:
-        """See `Network.linearisable`."""
-        return tuple(bends_at(self._taps_at(self.inputs.size), path))
-
     def precision_for_ascent(self) -> str:
         """See `Network.precision_for_ascent`. What the network was opened with, or has weights in, it keeps."""
         plain = self._precision == "float32" and self._dtype == torch.float32
         pays = plain and self.device.type in ("cpu", "cuda") and self._backend.bfloat16_pays()
         return "bfloat16" if pays else "float32"
 
-    def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
-        """See `Network.layers_at`."""
-        if size not in self._shown:
-            self._remember(size, self._observe(size))
-        return self._shown[size].layers
-
     def _tensors(self) -> list[Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
+
+    def _can_compute_in(self, precision: str) -> bool:
+        """See `TracedNetwork`. What the network was opened with stays."""
+        return self._precision in ("float32", precision)
 
     def _run(
         self,
         x: Tensor,
-        record: Recording = (),
+        request: Pass = PLAIN,
         rules: Mapping[str, Rule] | None = None,
-        outputs: bool = True,
-        undone: bool = True,
-        linear: Sequence[str] = (),
-        before: Mapping[str, Rule] | None = None,
-        precision: str | None = None,
-        folded: bool = False,
+        reductions: Mapping[str, Reduction] | None = None,
     ) -> Record:
-        """One pass of pictures `x` `(n, h, w, c)` with taps; see `Network.compile`.
-
-        Batch norms stay as they are with `folded` too: PyTorch computes them in one step already. No layer has a
-        non-linearity of its own, so `before` has to be empty.
-        """
-        if before:
-            raise ModelError(
-                f"{', '.join(before)}: no module ends in a non-linearity of its own, so nothing is before it."
-            )
-        size = (int(x.shape[1]), int(x.shape[2]))
-        undo = {self._undo} if self._undo and undone and (outputs or self._undo in record) else set()
-        taps = _Taps(self._taps_at(size), self._paths, record, rules or {}, undo | {*linear}, stop=not outputs)
-        returned = restored(taps.place, lambda _: self._unless_enough(*self._entry.arguments(x), precision=precision))
+        """See `Run`. No module ends in a non-linearity of its own, so `replace_preactivations` has to be empty."""
+        calls = self._calls_at((int(x.shape[1]), int(x.shape[2])))
+        rules, reductions = rules or {}, reductions or {}
+        self._checked(request, rules, reductions, calls)
+        taps = TorchTaps(calls, self._paths, request, (rules, reductions), self._left_out(request))
+        returned = restored(
+            taps.place, lambda _: self._unless_enough(*self._entry.arguments(x), precision=request.precision)
+        )
         taps.check_fired()
         return Record(None if returned is None else self._logits(returned), taps.recorded)
 
-    def _unless_enough(self, *arguments: Tensor, precision: str | None) -> Any:
-        """What the module returns, None where every tap spoke before its end."""
+    def _left_out(self, request: Pass) -> set[str]:
+        """Paths whose non-linearity is left out: the head's too, unless the run stops before it."""
+        head = self._undo is not None and request.logits and (not request.stop or self._undo in request.taps)
+        return {*request.preactivations, *([self._undo] if head and self._undo else [])}
+
+    def _unless_enough(self, *arguments: Tensor, precision: str) -> Any:
+        """What the module returns, None where every tap fired before its end."""
         try:
             return self._called(*arguments, precision=precision)
-        except _Enough:
+        except Enough:
             return None
 
-    def _called(self, *arguments: Tensor, precision: str | None = None) -> Any:
+    def _called(self, *arguments: Tensor, precision: str = "float32") -> Any:
         own = self._precision != "float32"  # what the network was opened with stays
-        kind = PRECISIONS[self._precision if own or precision is None else precision]
+        kind = PRECISIONS[self._precision if own else precision]
         if kind is None:
             checkpoint()
             return self.module(*arguments)
@@ -404,10 +370,6 @@ class TorchNetwork(Network):
                         buffer.tensor.copy_(buffer.copy)
             buffer.module._buffers[buffer.name] = buffer.tensor  # it may have been put in another's place
 
-    def _taps_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
-        self.layers_at(size)
-        return self._shown[size].calls
-
     def _logits(self, returned: Any) -> Tensor:
         outputs = _named_outputs(self.module, returned)[self.output].float()
         return self.head.logits(self.ops, outputs.reshape(len(outputs), -1))
@@ -444,31 +406,19 @@ class TorchNetwork(Network):
                 "gradients with those. Make or load the module outside of it."
             )
 
-    def _look(self, guess_size: bool) -> _Seen:
+    def _look(self, guess_size: bool) -> Trace:
         """Watch the module once: its outputs and its layers."""
-        seen = self._observe(self.inputs.size)
+        trace = self._trace(self.inputs.size)
         if guess_size and self.inputs.free:
-            smaller = _small_pictures(layers_of(paths_of(seen.calls), seen.flow, None), self.inputs.size)
+            smaller = _small_images(layers_of(paths_of(trace.calls), trace.flow, None), self.inputs.size)
             if smaller is not None:
                 note = f"a guess: it halves pictures {smaller[1]} times only; --input-size sets another"
                 self.inputs = replace(self.inputs, size=(smaller[0], smaller[0]), note=note)
-                seen = self._observe(self.inputs.size)
-        self.outputs = tuple(seen.outputs)
-        self.output = self._chosen_output(seen)
-        self.layers = self._remember(self.inputs.size, seen)
-        return seen
+                trace = self._trace(self.inputs.size)
+        return self._take(trace)
 
-    def _chosen_output(self, seen: _Seen) -> str:
-        """The output that was asked for, else the first that ends in softmax or sigmoid, else the first."""
-        if self.output:
-            if self.output not in seen.outputs:
-                raise UsageError(f"no output {self.output!r}; {nearest(self.output, seen.outputs)}")
-            return self.output
-        heads = [name for name, output in seen.outputs.items() if undoable_head(seen.flow, output)]
-        return [*heads, *seen.outputs][0]
-
-    def _observe(self, size: tuple[int, int]) -> _Seen:
-        """The calls of one pass at `size`."""
+    def _trace(self, size: tuple[int, int]) -> Trace:
+        """See `TracedNetwork._trace`."""
         watch = Watch(self._paths)
         outputs: dict[str, Value] = {}
         given: list[Value] = []
@@ -492,17 +442,9 @@ class TorchNetwork(Network):
         if not outputs and size == self.inputs.size:
             raise ModelError(f"{self.name} returned no tensor; expected class scores (n, classes) or maps.")
         mark_layouts(watch.calls, True)
-        return _Seen(watch.calls, Flow(watch.calls), given, given[self._entry.position], outputs)
+        return Trace(watch.calls, Flow(watch.calls), given, given[self._entry.position], outputs)
 
-    def _remember(self, size: tuple[int, int], seen: _Seen) -> tuple[Layer, ...]:
-        """Keep the layers of a pass and the calls that taps are placed at."""
-        paths = paths_of(seen.calls)
-        output = seen.outputs.get(self.output)
-        on_path = None if output is None else seen.flow.between(seen.given, seen.picture, output)
-        self._shown[size] = _Shown(paths, layers_of(paths, seen.flow, on_path))
-        return self._shown[size].layers
-
-    def _find_head(self, seen: _Seen, asked: HeadChoice | None) -> Head:
+    def _find_head(self, seen: Trace, asked: HeadChoice | None) -> Head:
         """What the graph tells of the output: a softmax or sigmoid to undo, else logits, as is usual in PyTorch."""
         output = seen.outputs[self.output]
         units = int(np.prod(output.shape[1:]))
@@ -511,7 +453,7 @@ class TorchNetwork(Network):
         found = undoable_head(seen.flow, output)
         if found is not None and asked != "linear":
             activation, call = found
-            self._undo = next(path for path, (other, _) in self._shown[self.inputs.size].calls.items() if other is call)
+            self._undo = next(path for path, (other, _) in self._calls_at(self.inputs.size).items() if other is call)
             return Head(units, activation, undone=self._undo)
         if asked is not None:
             return Head(units) if asked == "linear" else Head(units, asked, returns_logits=True)
@@ -519,12 +461,12 @@ class TorchNetwork(Network):
             return Head(units, guess=True)
         return Head(units, "softmax", returns_logits=True, guess=True)
 
-    def _guess_preprocessing(self, seen: _Seen) -> pp.Preprocessing:
+    def _guess_preprocessing(self, seen: Trace) -> pp.Preprocessing:
         """What the module tells of the pixels it was trained on, else a guess that says it is one."""
-        inside = _scaling_inside(seen.flow.first_steps(seen.picture))
+        inside = scaling_inside(seen.flow.first_steps(seen.image))
         if inside is not None:
             return inside
-        told = _told_by_statistics(first_norm(seen.calls, seen.flow))
+        told = told_by_statistics(first_norm(seen.calls, seen.flow))
         if told is not None:
             return told
         if self.inputs.channels != 3:
@@ -591,151 +533,6 @@ def _eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-class _Taps:
-    """Hooks for one pass: they record outputs, apply rules, undo the head, and stop the pass."""
-
-    def __init__(
-        self,
-        calls: Mapping[str, tuple[Call, int]],
-        modules: Mapping[nn.Module, str],
-        record: Recording,
-        rules: Mapping[str, Rule],
-        undo: set[str],
-        stop: bool,
-    ) -> None:
-        self._record, self._rules, self._undo, self._stop = as_recording(record), dict(rules), undo, stop
-        self._modules = modules
-        self._at = {path: calls[path] for path in {*self._record, *self._rules, *undo}}
-        self._left = {*self._record, *self._rules}
-        self._count: dict[Any, int] = {}
-        self._busy = False
-        self.recorded: dict[str, Any] = {}
-
-    def place(self, undo: ExitStack) -> None:
-        """Tap; `undo` takes the taps away."""
-        taps: dict[Any, list[tuple[str, Call, int]]] = {}
-        for path, (call, index) in self._at.items():
-            taps.setdefault(call.operation, []).append((path, call, index))
-        functions = {key: at for key, at in taps.items() if isinstance(key, str)}
-        for module, at in taps.items():
-            if module not in functions:
-                if any(path in self._undo for path, _, _ in at):
-                    _not_in_place(module, undo)
-                undo.callback(module.register_forward_hook(self._hook(module, at), with_kwargs=True).remove)
-        if functions:
-            places = Places(self._modules)
-            places.follow(undo)
-            undo.enter_context(FunctionMode(places, self._mode(functions)))
-
-    def check_fired(self) -> None:
-        """A tap that did not fire would show an old picture or none: say so loudly."""
-        if self._left:
-            raise ModelError(
-                f"the layer{'s' if len(self._left) > 1 else ''} {', '.join(sorted(self._left))} did not run when the "
-                "model was called, so there is nothing to show. Expected the calls seen when the model was opened; "
-                "a model whose path depends on its input can't be tapped there."
-            )
-
-    def _hook(self, module: nn.Module, at: list[tuple[str, Call, int]]) -> Callable:
-        def hook(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
-            return self._touched(module, at, (args, kwargs), result)
-
-        return hook
-
-    def _mode(self, functions: Mapping[str, list[tuple[str, Call, int]]]) -> Callable:
-        undone = {self._at[path][0].operation for path in self._undo}
-
-        def seen(path: str, name: str, args: Any, kwargs: Any, run: Callable) -> Any:
-            if path in undone:  # it may work in place, and what it is given is wanted
-                given = [tensor.clone() for tensor in tensors_of((args, kwargs))[:1]]
-                result = run()
-                args, kwargs = (*given,), {}
-            else:
-                result = run()
-            if self._busy:
-                return result
-            tensors = tensors_of(result)
-            if path not in functions or not any(tensor.dim() > 0 for tensor in tensors):
-                return result
-            return self._touched(path, functions[path], (args, kwargs), result)
-
-        return seen
-
-    def _touched(self, operation: Any, at: list[tuple[str, Call, int]], given: Any, result: Any) -> Any:
-        checkpoint()
-        nth = self._count[operation] = self._count.get(operation, -1) + 1
-        self._busy = True  # what a rule computes is no part of the network
-        for path, call, index in at:
-            if call.nth == nth:
-                result = self._touch(path, call, index, given, result)
-        self._busy = False
-        if self._stop and not self._left:
-            raise _Enough
-        return result
-
-    def _touch(self, path: str, call: Call, index: int, given: Any, result: Any) -> Any:
-        tensor = flat_outputs(result)[index][1]
-        if path in self._undo:
-            before = tensors_of(given)[0]
-            result, tensor = _replaced(result, tensor, before), before
-        self._left.discard(path)
-        if path in self._rules:
-            activation = self._rules[path](_channels_last(tensor, call))
-            changed = _channels_back(activation, call).to(tensor.dtype)
-            result, tensor = _replaced(result, tensor, changed), changed
-        if path in self._record:
-            activation = _channels_last(tensor, call)
-            kept = self._record[path](activation)
-            overwritten = index in call.facts.get("overwritten", ()) and not self._stops_here()
-            self.recorded[path] = _replaced(kept, activation, activation.clone()) if overwritten else kept
-        return result
-
-    def _stops_here(self) -> bool:
-        return self._stop and not self._left
-
-
-def _not_in_place(module: nn.Module, undo: ExitStack) -> None:
-    """What a module is given is wanted afterwards, so it must not write over it."""
-    if getattr(module, "inplace", False):
-        undo.callback(setattr, module, "inplace", True)
-        module.inplace = False  # type: ignore[assignment]
-
-
-# Functions that modules call while they are watched and tapped.
-_OWN = {function.__code__ for function in (_Taps._touched, Watch._before, Watch._after)}
-
-
-def _channels_last(tensor: Tensor, call: Call) -> Tensor:
-    """A map with its channels last, float32."""
-    tensor = tensor.permute(0, 2, 3, 1) if call.channels_first and tensor.dim() == 4 else tensor
-    return tensor.float()
-
-
-def _channels_back(tensor: Tensor, call: Call) -> Tensor:
-    return tensor.permute(0, 3, 1, 2) if call.channels_first and tensor.dim() == 4 else tensor
-
-
-def _replaced(structure: Any, old: Tensor, new: Tensor) -> Any:
-    """Nested outputs with one tensor in another's place."""
-    if structure is old:
-        return new
-    if is_dataclass(structure) and not isinstance(structure, type):
-        same = copy.copy(structure)
-        for item in fields(structure):
-            object.__setattr__(same, item.name, _replaced(getattr(structure, item.name), old, new))
-        return same
-    if isinstance(structure, Mapping):
-        changed = copy.copy(structure)
-        for key, value in structure.items():
-            changed[key] = _replaced(value, old, new)  # type: ignore[index]
-        return changed
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*(_replaced(value, old, new) for value in structure))
-    if isinstance(structure, tuple | list):
-        return type(structure)(_replaced(value, old, new) for value in structure)
-    return structure
-
-
 def _named_outputs(module: nn.Module, returned: Any) -> dict[str, Tensor]:
     """What the module returned, by the names that a user would choose from."""
     flat = flat_outputs(returned)
@@ -755,7 +552,7 @@ def _cant_run(name: str, size: tuple[int, int], channels: int, reason: str) -> s
     )
 
 
-def _small_pictures(layers: Sequence[Layer], size: tuple[int, int]) -> tuple[int, int] | None:
+def _small_images(layers: Sequence[Layer], size: tuple[int, int]) -> tuple[int, int] | None:
     """The side of the pictures that a network is likely made for, and how often it halves them; None for the usual.
 
     Networks bring pictures down to maps of about 4 to 16 cells a side; one that leaves 28 or more of 224 was made for
@@ -766,34 +563,3 @@ def _small_pictures(layers: Sequence[Layer], size: tuple[int, int]) -> tuple[int
         return None
     halvings = round(np.log2(min(size) / min(sides)))
     return (64 if halvings == 3 else 32, halvings) if 1 <= halvings <= 3 else None
-
-
-# -- preprocessing that the module itself tells of -------------------------------------------------------
-
-
-def _scaling_inside(steps: Sequence[Call]) -> pp.Preprocessing | None:
-    """What the first operations tell of the pixels that they take, where they divide or multiply by constants."""
-    for step in steps:
-        name = step.class_name.lower()
-        numbers = [abs(number) for number in step.facts.get("scalars", ()) if number]
-        if name in ("div", "mul") and numbers:
-            factors = [1 / number if name == "div" else number for number in numbers]
-            taken = pp.range_before_scaling(float(np.mean(factors)))
-            return pp.PRESETS[taken].because(pp.FOUND, f"the model scales its own input in {step.path}")
-    return None
-
-
-def _told_by_statistics(pair: tuple[Call, Call] | None) -> pp.Preprocessing | None:
-    """What the running statistics of a batch norm right after the first convolution tell."""
-    if pair is None:
-        return None
-    conv, norm = (call.operation for call in pair)
-    mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-    kernel = getattr(conv, "weight", None)
-    if mean is None or variance is None or kernel is None or kernel.dim() != 4 or getattr(conv, "groups", 1) != 1:
-        return None
-    bias = getattr(conv, "bias", None)
-    arrays = [tensor.detach().float().cpu().numpy() for tensor in (kernel, mean, variance)]
-    shift = np.zeros_like(arrays[1]) if bias is None else bias.detach().float().cpu().numpy()
-    seen = pp.seen_by_batch_norm(arrays[0].transpose(2, 3, 1, 0), shift, arrays[1], arrays[2])
-    return pp.guess_from_statistics(*seen) if seen else None

@@ -5,6 +5,7 @@ Collins et al. 2018, Deep Feature Factorization for Concept Discovery, arXiv:180
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from convscope.errors import UsageError
 from convscope.events import Advanced, Progress, Started, tell
 from convscope.images.source import hold
-from convscope.networks import Layer, Network, Prediction, open_model
+from convscope.networks import Layer, Network, Pass, Prediction, Run, open_model
 from convscope.results import Concept, ConceptParameters, Concepts, origin
 
 BATCH = 8
@@ -127,12 +128,18 @@ def _classes(network: Network, layer: Layer, shares: np.ndarray, vectors: np.nda
     if network.head.spatial or not layer.on_path:
         return [()] * len(vectors)
 
-    def replay(run: Any, x: Any, fills: Any) -> Any:
-        return run(x, rules={layer.path: lambda activation: activation * 0 + fills}).logits
-
-    program = network.program(("concepts", layer.path), lambda: network.compile(replay))
+    program = network.program(_filling, layer.path)
     strengths = np.percentile(shares, 99, axis=0)
     fills = (strengths[:, None] * vectors).astype(np.float32)[:, None, None, :]
     blank = np.zeros((len(vectors), *network.inputs.size, network.inputs.channels), np.float32)
     logits = network.numpy(program(network.tensor(blank), network.tensor(fills)))
     return [tuple(network.predictions(row, 3)) for row in logits]
+
+
+def _filling(network: Network, path: str) -> Callable:
+    """From images the logits that follow from a layer's map being full of a vector."""
+
+    def replay(run: Run, x: Any, fills: Any) -> Any:
+        return run(x, Pass(replace=(path,)), {path: lambda activation: activation * 0 + fills}).logits
+
+    return replay

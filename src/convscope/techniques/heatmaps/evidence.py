@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from convscope.arrays import batched, padded
-from convscope.networks import Layer, Network
+from convscope.networks import Layer, Network, Pass, Run
 from convscope.techniques.heatmaps.methods import Unfit
 from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
 
@@ -160,19 +160,25 @@ def _passed(
 ) -> list[np.ndarray]:
     """Run the program that `make` makes, on images filled up to the batch; a row for each image comes back."""
     network, count = spec.network, len(x)
-    program = network.program(("passed", make, spec.path, spec.target), lambda: network.compile(make(spec)))
+    program = network.program(_of_spec, make, spec.layer, spec.target)
     at = x.shape[1:] if spec.layer is None else spec.layer.shape
     given = [x, np.zeros((count, *at), np.float32), *more, *arguments]
     filled = [network.tensor(padded(array, spec.batch)) for array in given]
     return [network.numpy(tensor)[:count] for tensor in program(*filled)]
 
 
-def _scored(spec: TraceSpec, run: Callable, x: Any, delta: Any) -> tuple:
+def _of_spec(network: Network, make: Callable[..., Callable], layer: Layer | None, target: Target) -> Callable:
+    """What `make` makes of a spec, which depends on nothing else of it."""
+    return make(TraceSpec(network, layer, target))
+
+
+def _scored(spec: TraceSpec, run: Run, x: Any, delta: Any) -> tuple:
     """Logits, and activations by path, of images whose layer (the pixels where None) is changed by `delta`."""
     path, target = spec.path, spec.target
     rules = {} if path is None else {path: lambda activation: activation + delta}
     record = tuple(dict.fromkeys((*target.record, *(() if path is None else (path,)))))
-    seen = run(x + delta if path is None else x, record=record, rules=rules, outputs=_whole(spec.network, target))
+    request = Pass(record=record, replace=tuple(rules), stop=not _whole(spec.network, target))
+    seen = run(x + delta if path is None else x, request, rules)
     return seen.logits, seen.activations
 
 
@@ -189,7 +195,7 @@ def _settling(spec: TraceSpec) -> Callable:
 def _explaining(spec: TraceSpec, settle: bool = False) -> Callable:
     network, target, ops = spec.network, spec.target, spec.network.ops
 
-    def explain(run: Callable, x: Any, delta: Any, *arguments: Any) -> list:
+    def explain(run: Run, x: Any, delta: Any, *arguments: Any) -> list:
         def score(delta: Any) -> tuple:
             logits, activations = _scored(spec, run, x, delta)
             settled = target.resolve(ops, logits, activations, arguments) if settle else arguments
@@ -206,7 +212,7 @@ def _explaining(spec: TraceSpec, settle: bool = False) -> Callable:
 def _differentiating_twice(spec: TraceSpec) -> Callable:
     network, target, ops = spec.network, spec.target, spec.network.ops
 
-    def product(run: Callable, x: Any, delta: Any, direction: Any, *arguments: Any) -> list:
+    def product(run: Run, x: Any, delta: Any, direction: Any, *arguments: Any) -> list:
         def score(delta: Any) -> tuple:
             logits, activations = _scored(spec, run, x, delta)
             values = target.score(ops, logits, activations, arguments)
@@ -242,9 +248,7 @@ def input_gradients(
         raise Unfit(
             f"guided backpropagation changes how gradients pass a ReLU, and {network.name} has none; use saliency."
         )
-    program = network.program(
-        ("input gradients", gates, target), lambda: network.compile(_at_pixels(network, target, gates))
-    )
+    program = network.program(_at_pixels, target, gates)
     for some in batched(batch, x.astype(np.float32), *arguments):
         parts = [network.numpy(tensor) for tensor in program(*map(network.tensor, some.arrays))]
         found.append([part[: some.count] for part in parts])
@@ -261,10 +265,11 @@ def _gates(network: Network) -> tuple[str, ...]:
 def _at_pixels(network: Network, target: Target, gates: Sequence[str]) -> Callable:
     ops = network.ops
 
-    def gradients(run: Callable, x: Any, *arguments: Any) -> list:
+    def gradients(run: Run, x: Any, *arguments: Any) -> list:
         def score(x: Any) -> tuple:
             rules = dict.fromkeys(gates, network.positive_gradient)
-            seen = run(x, record=target.record, rules=rules, outputs=target.scores)
+            request = Pass(record=tuple(target.record), replace=tuple(gates), stop=not target.scores)
+            seen = run(x, request, rules)
             values = target.score(ops, seen.logits, seen.activations, arguments)
             return ops.sum(values), values
 
@@ -358,9 +363,7 @@ class ImageView:
     def _scored(self, images: Images, count: int, precision: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The scores `(n,)` of some images at a time, and their logits `(n, classes)` where the target reads them."""
         network = self.network
-        program = network.program(
-            ("score", self.target, precision), lambda: network.compile(_scoring(network, self.target, precision))
-        )
+        program = network.program(_scoring, self.target, precision)
         for numbers in _chunks(count, IMAGES_AT_ONCE):
             x = network.tensor(images(numbers).astype(np.float32))
             scores, logits = map(network.numpy, program(x, *self._rows(len(numbers))))
@@ -371,7 +374,7 @@ class ImageView:
 
     def _replayed(self, factors: np.ndarray) -> np.ndarray:
         network, path = self.network, self.spec.path or ""
-        program = network.program(("replay", path, self.target), lambda: network.compile(_replaying(self.spec)))
+        program = network.program(_of_spec, _replaying, self.spec.layer, self.target)
         shaped = factors[:, None, None, :]
         whole = WHOLE.setdefault(network, set())
         if path not in whole:
@@ -398,12 +401,12 @@ def _chunks(count: int, chunk: int) -> Iterator[np.ndarray]:
 
 
 def _replaying(spec: TraceSpec) -> Callable:
-    network, target, path = spec.network, spec.target, spec.path
+    network, target, path = spec.network, spec.target, spec.path or ""
 
-    def replay(run: Callable, x: Any, factors: Any, *arguments: Any) -> Any:
-        rules = {path: lambda activation: activation * factors}
+    def replay(run: Run, x: Any, factors: Any, *arguments: Any) -> Any:
+        request = Pass(record=tuple(target.record), replace=(path,), stop=not target.scores)
         try:
-            seen = run(x, record=target.record, rules=rules, outputs=target.scores)
+            seen = run(x, request, {path: lambda activation: activation * factors})
         except Exception as error:
             if not network.shapes_clash(error):
                 raise
@@ -417,8 +420,8 @@ def _replaying(spec: TraceSpec) -> Callable:
 
 
 def _scoring(network: Network, target: Target, precision: str) -> Callable:
-    def score(run: Callable, x: Any, *arguments: Any) -> tuple:
-        seen = run(x, record=target.record, outputs=target.scores, precision=precision)
+    def score(run: Run, x: Any, *arguments: Any) -> tuple:
+        seen = run(x, Pass(record=tuple(target.record), stop=not target.scores, precision=precision))
         values = target.score(network.ops, seen.logits, seen.activations, arguments)
         # A map as long as the image would have to be kept for each of many replays.
         return values, values if network.head.spatial or seen.logits is None else seen.logits

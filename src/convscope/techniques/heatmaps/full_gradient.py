@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convscope.arrays import resize_map
-from convscope.networks import Layer, Network
+from convscope.networks import Layer, Network, Pass
 from convscope.techniques.heatmaps.evidence import ImageView
 from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, registered
 from convscope.techniques.heatmaps.targets import Target
@@ -39,7 +39,7 @@ class FullGrad(PerImageMethod):
     def explain_image(self, view: ImageView) -> MethodResult:
         """See `PerImageMethod.explain_image`."""
         affine = _affine(view.network, view.target)
-        layers = [one for one in affine if not _nonlinear(view.network, one) or view.network.linearisable(one.path)]
+        layers = [one for one in affine if not _nonlinear(view.network, one) or view.network.nonlinearities(one.path)]
         contributions = _contributions(view, layers)
         size = view.x.shape[1:3]
         heat = np.zeros(size)
@@ -62,11 +62,8 @@ def _over_range(sizes: np.ndarray) -> np.ndarray:
 def _contributions(view: ImageView, layers: Sequence[Layer]) -> list[np.ndarray]:
     """What the pixels `(h, w, c)` and the biases of each of `layers`, `(h, w, c)` or `(c,)`, add to the score."""
     network, target = view.network, view.target
-    key = (target, view.x.shape)
-    answering = network.program(("biases", *key), lambda: network.compile(_answering_zeros(network, layers)))
-    differentiating = network.program(
-        ("full gradient", *key), lambda: network.compile(_gradients(network, target, layers))
-    )
+    answering = network.program(_answering_zeros, tuple(layers))
+    differentiating = network.program(_gradients, target, tuple(layers))
     x = network.tensor(view.x)
     zeros = tuple(network.tensor(np.zeros((1, *layer.shape), np.float32)) for layer in layers)
     at_pixels, *gradients = differentiating(x, zeros, *(network.tensor(argument[None]) for argument in view.arguments))
@@ -102,7 +99,7 @@ def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
             return network.ops.zeros(activation.shape)
 
         rules = {path: partial(silence, path) for path in silenced}
-        run(network.ops.zeros(x.shape), rules=rules, linear=nonlinear)
+        run(network.ops.zeros(x.shape), Pass(replace=tuple(rules), preactivations=nonlinear), rules)
         return [found[layer.path] for layer in layers]
 
     return answer
@@ -111,13 +108,15 @@ def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
 def _gradients(network: Network, target: Target, layers: Sequence[Layer]) -> Callable:
     """From images the gradient at their pixels, and at what each of `layers` answers before its non-linearity."""
 
+    before = tuple(layer.path for layer in layers if _nonlinear(network, layer))
+    after = tuple(layer.path for layer in layers if layer.path not in before)
+    request = Pass(record=tuple(target.record), replace=after, replace_preactivations=before, stop=not target.scores)
+
     def gradients(run: Callable, x: Any, zeros: tuple, *arguments: Any) -> list:
         def score(changed: tuple) -> tuple:
             pixels, *deltas = changed
-            rules = {layer: partial(add, delta) for layer, delta in zip(layers, deltas, strict=True)}
-            before = {layer.path: rule for layer, rule in rules.items() if _nonlinear(network, layer)}
-            after = {layer.path: rule for layer, rule in rules.items() if layer.path not in before}
-            seen = run(pixels, record=target.record, rules=after, before=before, outputs=target.scores)
+            rules = {layer.path: partial(add, delta) for layer, delta in zip(layers, deltas, strict=True)}
+            seen = run(pixels, request, rules)
             values = target.score(network.ops, seen.logits, seen.activations, arguments)
             return network.ops.sum(values), values
 

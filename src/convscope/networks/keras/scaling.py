@@ -1,0 +1,42 @@
+"""What a Keras model tells of the pixels that it takes: scaling of its own, or the statistics of its first norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from convscope.networks import preprocessing as pp
+
+_ARITHMETIC = ("TrueDivide", "Divide", "Multiply", "Subtract", "Add")
+
+
+def scaling_inside(steps: list[Any]) -> pp.Preprocessing | None:
+    """What the first operations tell of the pixels that they take: 0..255, or 0..1; None if they scale nothing."""
+    known = [step for step in steps if type(step).__name__ in ("Rescaling", "Normalization")]
+    other = [step for step in steps if type(step).__name__ in _ARITHMETIC]
+    if known and not other:
+        factor = float(np.prod([_factor(step) for step in known]))
+        name = pp.range_before_scaling(factor)
+        return pp.PRESETS[name].because(pp.FOUND, f"the model scales its own input in {known[0].name}")
+    if known or other:
+        reason = f"the model does arithmetic on its own input in {(other or known)[0].name}"
+        return pp.PRESETS["none"].because(pp.GUESS, reason)
+    return None
+
+
+def _factor(step: Any) -> float:
+    """What a `Rescaling` or `Normalization` layer multiplies its input by, the mean over channels."""
+    if hasattr(step, "scale"):
+        return float(np.mean(step.scale))
+    deviation = np.sqrt(keras.ops.convert_to_numpy(step.variance))
+    return float(np.mean(deviation if step.invert else 1 / np.maximum(deviation, 1e-12)))
+
+
+def told_by_statistics(conv: Any, norm: Any) -> pp.Preprocessing | None:
+    """What the running statistics of a batch norm right after the first convolution tell."""
+    kernel, mean, variance = map(keras.ops.convert_to_numpy, (conv.kernel, norm.moving_mean, norm.moving_variance))
+    bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)
+    seen = pp.seen_by_batch_norm(kernel, bias, mean, variance)
+    return pp.guess_from_statistics(*seen) if seen else None

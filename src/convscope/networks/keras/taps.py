@@ -1,0 +1,120 @@
+"""Taps on Keras operations: an operation's `call` or activation is patched for the length of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import keras
+
+from convscope.networks.graph import Call, flat_outputs
+from convscope.networks.keras.graph import Observer, call_method, patch, python_call
+from convscope.networks.ops import Tensor
+from convscope.networks.passes import Pass, Reduction, Rule
+from convscope.networks.restoring import checkpoint
+from convscope.networks.traced import Calls, Enough, Taps
+
+
+class KerasTaps(Taps):
+    """Wraps the calls of the tapped operations for one pass: records outputs and applies rules."""
+
+    def __init__(
+        self, calls: Calls, request: Pass, rules: Mapping[str, Rule], reductions: Mapping[str, Reduction]
+    ) -> None:
+        super().__init__(calls, request, rules, reductions)
+        self.operations = {id(call.operation) for call, _ in self._at.values()}
+
+    def place(self, undo: ExitStack) -> None:
+        """Tap, until `undo` is run."""
+        by_operation: dict[int, list[tuple[str, Call, int]]] = {}
+        for path, (call, index) in self._at.items():
+            by_operation.setdefault(id(call.operation), []).append((path, call, index))
+        for taps in by_operation.values():
+            operation = taps[0][1].operation
+            method = call_method(operation)
+            patch(undo, operation, method, self._tapped(operation, method, taps))
+
+    def _tapped(self, operation: Any, method: str, taps: list[tuple[str, Call, int]]) -> Callable:
+        original, calls = python_call(operation, method), 0
+
+        def tapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            checkpoint()
+            result = original(*args, **kwargs)
+            for path, call, index in taps:
+                if call.nth == calls:
+                    result = self._touch(path, call, index, result)
+            calls += 1
+            if self._stops_here:
+                raise Enough
+            return result
+
+        return tapped
+
+    def _touch(self, path: str, call: Call, index: int, result: Any) -> Any:
+        (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
+        activation = _channels_last(tensor, bool(call.channels_first))
+        if path in self._rules:
+            activation = self._rules[path](activation)
+            replaced = keras.ops.cast(_channels_back(activation, bool(call.channels_first)), tensor.dtype)
+            result = keras.tree.map_structure(lambda item: replaced if item is tensor else item, result)
+        if path in self._record:
+            self.recorded[path] = self._record[path](activation)
+        return result
+
+
+def called_once(calls: Calls, operation: Any) -> bool:
+    """True if an operation has one call in the network."""
+    return len({id(call) for call, _ in calls.values() if call.operation is operation}) == 1
+
+
+def _channels_last(tensor: Tensor, channels_first: bool) -> Tensor:
+    """A map with its channels last, float32."""
+    if channels_first and len(tensor.shape) == 4:
+        tensor = keras.ops.transpose(tensor, (0, 2, 3, 1))
+    return keras.ops.cast(tensor, "float32")
+
+
+def _channels_back(tensor: Tensor, channels_first: bool) -> Tensor:
+    return keras.ops.transpose(tensor, (0, 3, 1, 2)) if channels_first and len(tensor.shape) == 4 else tensor
+
+
+def has_activation(operation: Any) -> bool:
+    """True if an operation ends in a non-linearity of its own."""
+    activation = getattr(operation, "activation", None)
+    return callable(activation) and activation is not keras.activations.linear
+
+
+def without_nonlinearity(operation: Any) -> tuple[Any, str, Any]:
+    """What to patch so that an operation has no non-linearity: its activation, or its whole call."""
+    if callable(getattr(operation, "activation", None)):
+        return operation, "activation", keras.activations.linear
+    return operation, call_method(operation), lambda x, *_, **__: x
+
+
+def early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, str, Any]:
+    """What to patch so that an operation's activation is given what its rule makes of its argument; it fires once."""
+    original, first = call.operation.activation, bool(call.channels_first)
+
+    def activation(x: Tensor) -> Tensor:
+        changed = _by_rule(early.pop(path), x, first)
+        return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
+
+    return call.operation, "activation", activation
+
+
+def _by_rule(rule: Rule, x: Tensor, channels_first: bool) -> Tensor:
+    return rule(_channels_last(x, channels_first))
+
+
+# Functions that layers call while they are tapped.
+OWN_CODE = {function.__code__ for function in (KerasTaps._touch, _by_rule, Observer._call)}
+
+
+def in_bfloat16(undo: ExitStack, operations: Sequence[Any]) -> None:
+    """Layers that compute in float32 compute in bfloat16; their weights stay as they are."""
+    policy = keras.DTypePolicy("mixed_bfloat16")
+    for operation in operations:
+        if getattr(getattr(operation, "_dtype_policy", None), "name", None) == "float32":
+            patch(undo, operation, "_dtype_policy", policy)

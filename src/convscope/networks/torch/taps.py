@@ -1,0 +1,147 @@
+"""Taps on PyTorch modules: forward hooks, and a mode for the operations that are no modules, for one run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from convscope.networks.graph import Call, flat_outputs
+from convscope.networks.passes import Pass, Reduction, Rule
+from convscope.networks.restoring import checkpoint
+from convscope.networks.torch.graph import FunctionMode, Places, Watch, tensors_of
+from convscope.networks.traced import Calls, Enough, Taps
+
+
+class TorchTaps(Taps):
+    """Hooks for one pass: they record outputs, apply rules, undo the head, and stop the pass."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        modules: Mapping[nn.Module, str],
+        request: Pass,
+        given: tuple[Mapping[str, Rule], Mapping[str, Reduction]],
+        left_out: set[str],
+    ) -> None:
+        super().__init__(calls, request, *given)
+        self._modules, self._left_out = modules, left_out
+        self._at |= {path: calls[path] for path in left_out}
+        self._count: dict[Any, int] = {}
+        self._busy = False
+
+    def place(self, undo: ExitStack) -> None:
+        """Tap; `undo` takes the taps away."""
+        taps: dict[Any, list[tuple[str, Call, int]]] = {}
+        for path, (call, index) in self._at.items():
+            taps.setdefault(call.operation, []).append((path, call, index))
+        functions = {key: at for key, at in taps.items() if isinstance(key, str)}
+        for module, at in taps.items():
+            if module not in functions:
+                if any(path in self._left_out for path, _, _ in at):
+                    _not_in_place(module, undo)
+                undo.callback(module.register_forward_hook(self._hook(module, at), with_kwargs=True).remove)
+        if functions:
+            places = Places(self._modules)
+            places.follow(undo)
+            undo.enter_context(FunctionMode(places, self._mode(functions)))
+
+    def _hook(self, module: nn.Module, at: list[tuple[str, Call, int]]) -> Callable:
+        def hook(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+            return self._touched(module, at, (args, kwargs), result)
+
+        return hook
+
+    def _mode(self, functions: Mapping[str, list[tuple[str, Call, int]]]) -> Callable:
+        undone = {self._at[path][0].operation for path in self._left_out}
+
+        def seen(path: str, name: str, args: Any, kwargs: Any, run: Callable) -> Any:
+            if path in undone:  # it may work in place, and what it is given is wanted
+                given = [tensor.clone() for tensor in tensors_of((args, kwargs))[:1]]
+                result = run()
+                args, kwargs = (*given,), {}
+            else:
+                result = run()
+            if self._busy:
+                return result
+            tensors = tensors_of(result)
+            if path not in functions or not any(tensor.dim() > 0 for tensor in tensors):
+                return result
+            return self._touched(path, functions[path], (args, kwargs), result)
+
+        return seen
+
+    def _touched(self, operation: Any, at: list[tuple[str, Call, int]], given: Any, result: Any) -> Any:
+        checkpoint()
+        nth = self._count[operation] = self._count.get(operation, -1) + 1
+        self._busy = True  # what a rule computes is no part of the network
+        for path, call, index in at:
+            if call.nth == nth:
+                result = self._touch(path, call, index, given, result)
+        self._busy = False
+        if self._stops_here:
+            raise Enough
+        return result
+
+    def _touch(self, path: str, call: Call, index: int, given: Any, result: Any) -> Any:
+        tensor = flat_outputs(result)[index][1]
+        if path in self._left_out:
+            before = tensors_of(given)[0]
+            result, tensor = _replaced(result, tensor, before), before
+        self._left.discard(path)
+        if path in self._rules:
+            activation = self._rules[path](_channels_last(tensor, call))
+            changed = _channels_back(activation, call).to(tensor.dtype)
+            result, tensor = _replaced(result, tensor, changed), changed
+        if path in self._record:
+            activation = _channels_last(tensor, call)
+            kept = self._record[path](activation)
+            overwritten = index in call.facts.get("overwritten", ()) and not self._stops_here
+            self.recorded[path] = _replaced(kept, activation, activation.clone()) if overwritten else kept
+        return result
+
+
+def _not_in_place(module: nn.Module, undo: ExitStack) -> None:
+    """What a module is given is wanted afterwards, so it must not write over it."""
+    if getattr(module, "inplace", False):
+        undo.callback(setattr, module, "inplace", True)
+        module.inplace = False  # type: ignore[assignment]
+
+
+# Functions that modules call while they are watched and tapped.
+OWN_CODE = {function.__code__ for function in (TorchTaps._touched, Watch._before, Watch._after)}
+
+
+def _channels_last(tensor: Tensor, call: Call) -> Tensor:
+    """A map with its channels last, float32."""
+    tensor = tensor.permute(0, 2, 3, 1) if call.channels_first and tensor.dim() == 4 else tensor
+    return tensor.float()
+
+
+def _channels_back(tensor: Tensor, call: Call) -> Tensor:
+    return tensor.permute(0, 3, 1, 2) if call.channels_first and tensor.dim() == 4 else tensor
+
+
+def _replaced(structure: Any, old: Tensor, new: Tensor) -> Any:
+    """Nested outputs with one tensor in another's place."""
+    if structure is old:
+        return new
+    if is_dataclass(structure) and not isinstance(structure, type):
+        same = copy.copy(structure)
+        for item in fields(structure):
+            object.__setattr__(same, item.name, _replaced(getattr(structure, item.name), old, new))
+        return same
+    if isinstance(structure, Mapping):
+        changed = copy.copy(structure)
+        for key, value in structure.items():
+            changed[key] = _replaced(value, old, new)  # type: ignore[index]
+        return changed
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return type(structure)(*(_replaced(value, old, new) for value in structure))
+    if isinstance(structure, tuple | list):
+        return type(structure)(_replaced(value, old, new) for value in structure)
+    return structure

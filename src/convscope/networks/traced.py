@@ -1,0 +1,191 @@
+"""What networks of Keras and PyTorch have in common: they are watched once, and their layers are tapped after that."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convscope.errors import ModelError, UsageError, nearest
+from convscope.networks.backends import Backend
+from convscope.networks.graph import Call, Flow, Value, layers_of, nonlinearities_at, paths_of, undoable_head
+from convscope.networks.layers import Layer
+from convscope.networks.network import Network
+from convscope.networks.ops import Tensor
+from convscope.networks.passes import Pass, Reduction, Rule
+
+Calls = Mapping[str, tuple[Call, int]]
+
+
+class Enough(BaseException):
+    """All taps have fired: the rest of the network need not run. Not an Exception, so that no layer catches it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one watched run showed.
+
+    Attributes:
+        calls: of the operations, in the order of execution.
+        flow: which call made which tensor.
+        given: what the model was called with; `image` is one of them.
+        outputs: what it returned, by name; empty where it did not come to its end.
+    """
+
+    calls: list[Call]
+    flow: Flow
+    given: list[Value]
+    image: Value
+    outputs: dict[str, Value]
+
+    def output_named(self, asked: str) -> str:
+        """The output that was asked for, else the first that ends in softmax or sigmoid, else the first.
+
+        Raises:
+            UsageError: no such output.
+        """
+        if asked:
+            if asked not in self.outputs:
+                raise UsageError(f"no output {asked!r}; {nearest(asked, self.outputs)}")
+            return asked
+        heads = [name for name, output in self.outputs.items() if undoable_head(self.flow, output)]
+        return [*heads, *self.outputs][0]
+
+    def reached(self, output: str) -> set[int] | None:
+        """Ids of the calls through which the image reaches `output`; None where that can't be said."""
+        value = self.outputs.get(output)
+        return None if value is None else self.flow.between(self.given, self.image, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What is kept of a trace: the calls that taps are placed at, and the layers."""
+
+    calls: dict[str, tuple[Call, int]]
+    layers: tuple[Layer, ...]
+
+
+class TracedNetwork(Network):
+    """A network whose layers are known from a watched run, for each size of image from one of that size."""
+
+    _backend: Backend
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: dict[tuple[int, int], Places] = {}
+
+    @abstractmethod
+    def _trace(self, size: tuple[int, int]) -> Trace:
+        """The trace of a run on an image of `size` `(h, w)`."""
+
+    def value_and_grad(self, function: Callable) -> Callable:
+        """See `Network.value_and_grad`."""
+        return self._backend.value_and_grad(function)
+
+    def positive_gradient(self, x: Tensor) -> Tensor:
+        """See `Network.positive_gradient`."""
+        return self._backend.positive_gradient(x)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """See `Network.tensor`."""
+        return self._backend.tensor(array)
+
+    def numpy(self, tensor: Tensor) -> np.ndarray:
+        """See `Network.numpy`."""
+        return self._backend.numpy(tensor)
+
+    def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
+        """See `Network.layers_at`."""
+        if size not in self._places:
+            self._remember(size, self._trace(size))
+        return self._places[size].layers
+
+    def nonlinearities(self, path: str) -> tuple[str, ...]:
+        """See `Network.nonlinearities`."""
+        calls = self._calls_at(self.inputs.size)
+        found = nonlinearities_at(calls, path)
+        return tuple(found) if all(self._can_leave_out(calls, one) for one in found) else ()
+
+    def _can_leave_out(self, calls: Calls, path: str) -> bool:
+        """True if the call at `path` has a non-linearity that can be left out of a run."""
+        call = calls[path][0]
+        return call.activation is not None or call.kind == "activation"
+
+    def _calls_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
+        self.layers_at(size)
+        return self._places[size].calls
+
+    def _remember(self, size: tuple[int, int], trace: Trace) -> tuple[Layer, ...]:
+        """Keep the layers of a run and the calls that taps are placed at."""
+        calls = paths_of(trace.calls)
+        self._places[size] = Places(calls, layers_of(calls, trace.flow, trace.reached(self.output)))
+        return self._places[size].layers
+
+    def _take(self, trace: Trace) -> Trace:
+        """Set the outputs and the layers from the first trace."""
+        self.outputs = tuple(trace.outputs)
+        self.output = trace.output_named(self.output)
+        self.layers = self._remember(self.inputs.size, trace)
+        return trace
+
+    def _checked(
+        self, request: Pass, rules: Mapping[str, Rule], reductions: Mapping[str, Reduction], calls: Calls
+    ) -> None:
+        """Refuse a request that this network can't do.
+
+        Raises:
+            UsageError: see `Pass.check`; or there is no non-linearity to leave out or to come before, or no norm to
+                fold, or the network computes in another precision.
+        """
+        request.check(rules, reductions, calls)
+        without = [path for path in request.preactivations if not self._can_leave_out(calls, path)]
+        without += [path for path in request.replace_preactivations if not self._ends_in_nonlinearity(calls, path)]
+        if without:
+            raise UsageError(f"{', '.join(without)}: there is no non-linearity that can be left out or come after.")
+        if request.folded and not self.folds_norms:
+            raise UsageError(f"norms are not folded with {self.framework}; ask for it only where `folds_norms`.")
+        if request.precision != "float32" and not self._can_compute_in(request.precision):
+            raise UsageError(f"{self.name} was opened in another precision and can't compute in {request.precision}.")
+
+    def _ends_in_nonlinearity(self, calls: Calls, path: str) -> bool:
+        """True if the operation at `path` ends in a non-linearity of its own, which is called once."""
+        return False
+
+    @abstractmethod
+    def _can_compute_in(self, precision: str) -> bool:
+        """True if a run can compute in `precision` all that computes in float32."""
+
+
+class Taps:
+    """What a run is asked to record and replace, and what of it has been done; a framework places it."""
+
+    def __init__(
+        self, calls: Calls, request: Pass, rules: Mapping[str, Rule], reductions: Mapping[str, Reduction]
+    ) -> None:
+        self._record = {path: reductions.get(path, _itself) for path in request.record}
+        self._rules = {path: rules[path] for path in request.replace}
+        self._at = {path: calls[path] for path in request.taps}
+        self._left = set(request.taps)
+        self._stop = request.stop
+        self.recorded: dict[str, Any] = {}
+
+    @property
+    def _stops_here(self) -> bool:
+        return self._stop and not self._left
+
+    def check_fired(self, early: Sequence[str] = ()) -> None:
+        """A tap that did not fire would show an old image or none: refuse. `early` are further paths that are left."""
+        left = {*self._left, *early}
+        if left:
+            raise ModelError(
+                f"the layer{'s' if len(left) > 1 else ''} {', '.join(sorted(left))} did not run when the "
+                "model was called, so there is nothing to show. Expected the calls seen when the model was opened; "
+                "a model whose path depends on its input can't be tapped there."
+            )
+
+
+def _itself(activation: Tensor) -> Tensor:
+    return activation
