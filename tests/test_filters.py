@@ -169,7 +169,7 @@ def test_one_compile_serves_all_chunks_and_channels():
     if keras.backend.backend() != "torch":  # torch is eager: its Python runs each time
         names = [function.__qualname__.partition(".<locals>")[0] for function in traced]
         # The answers to noise are looked for in batches of their own, so these programs are traced for two shapes.
-        assert sorted(names) == ["Plan.images"] * 2 + ["_measuring"] * 3 + ["cut_off"] + ["step_of"]
+        assert sorted(names) == ["_drawing"] * 2 + ["_measuring"] * 3 + ["_middle_gradient"] + ["step_of"]
 
 
 def test_what_comes_after_the_layer_is_not_run():

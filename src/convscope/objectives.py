@@ -364,11 +364,11 @@ class ProgramKey:
 
     Attributes:
         specs: one for each term.
-        linear: paths whose own non-linearity is left out, for filters that have no gradient behind it.
+        preactivations: paths whose own non-linearity is left out, for filters that have no gradient behind it.
     """
 
     specs: tuple[TermSpec, ...]
-    linear: tuple[str, ...] = ()
+    preactivations: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import hashlib
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +78,7 @@ class Network(ABC):
     ops: Operations
 
     def __init__(self) -> None:
-        self._programs: dict[tuple[Hashable, ...], Callable] = {}
+        self._programs: dict[tuple[object, ...], Callable] = {}
         self._in_force: list[_InForce] = []
 
     # -- what a framework provides ---------------------------------------------------------------------
@@ -133,10 +133,6 @@ class Network(ABC):
     def folds_norms(self) -> bool:
         """True if a run can fold batch norms into what comes before them (`Pass.folded`), which is faster."""
         return False
-
-    def linearisable(self, path: str) -> tuple[str, ...]:
-        """Until all callers are changed."""
-        return self.nonlinearities(path)
 
     def precision_for_ascent(self) -> str:
         """ "bfloat16" where this machine computes faster in it on this runtime, else "float32"."""
@@ -413,7 +409,7 @@ class Network(ABC):
         own = threading.get_ident()
         return [block for block in reversed(self._in_force) if block.thread == own] if self._in_force else []
 
-    def program(self, make: Callable[..., Callable] | tuple, *arguments: Any) -> Callable:
+    def program(self, make: Callable[..., Callable], *arguments: object) -> Callable:
         """The program of `make(network, *arguments)`, compiled once: a loop over images must not compile again.
 
         `make` and `arguments` are the key, with what is set on the network after it was opened. So `make` has to be a
@@ -429,15 +425,10 @@ class Network(ABC):
         Example:
             `network.program(scoring, Pass(record=("conv1",), stop=True))`
         """
-        if isinstance(make, tuple):  # a key and a function that makes the program: until all callers are changed
-            return self._program_of(make, arguments[0])
         if "<" in make.__qualname__:
             raise TypeError(f"expected a function of a module, found {make.__qualname__}, which may enclose more.")
         key = (make, *arguments, self.preprocessing, self.head)
-        return self._program_of(key, lambda: self.compile(make(self, *arguments)))
-
-    def _program_of(self, key: tuple[Hashable, ...], compiled: Callable[[], Callable]) -> Callable:
-        made = self._programs.pop(key, None) or compiled()
+        made = self._programs.pop(key, None) or self.compile(make(self, *arguments))
         while len(self._programs) >= _PROGRAMS_KEPT:
             self._programs.pop(next(iter(self._programs)))
         self._programs[key] = made

@@ -117,31 +117,3 @@ class Run(Protocol):
         Raises:
             UsageError: this runtime can't do what is asked for; ModelError: a layer did not run.
         """
-
-
-def with_old_options(run: Run, folds: bool) -> Callable[..., Record]:
-    """`run`, that takes the options of before `Pass` too, until all callers are changed."""
-
-    def called(
-        x: Tensor,
-        request: Pass = PLAIN,
-        rules: Mapping[str, Rule] | None = None,
-        reductions: Mapping[str, Reduction] | None = None,
-        **old: Any,
-    ) -> Record:
-        if request is PLAIN and (rules or old):
-            record, before = old.get("record", ()), dict(old.get("before") or {})
-            request = Pass(
-                record=tuple(record),
-                replace=tuple(rules or ()),
-                replace_preactivations=tuple(before),
-                preactivations=tuple(old.get("linear", ())),
-                logits=old.get("undone", True),
-                stop=not old.get("outputs", True),
-                precision=old.get("precision", "float32"),
-                folded=folds and old.get("folded", False),
-            )
-            rules, reductions = {**(rules or {}), **before}, record if isinstance(record, Mapping) else {}
-        return run(x, request, rules, reductions)
-
-    return called

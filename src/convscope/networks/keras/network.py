@@ -51,7 +51,7 @@ from convscope.networks.keras.taps import (
 from convscope.networks.layers import Layer
 from convscope.networks.network import Source
 from convscope.networks.ops import namespace
-from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule, with_old_options
+from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.restoring import restored
 from convscope.networks.traced import Calls, Enough, Trace, TracedNetwork
 
@@ -130,7 +130,7 @@ class KerasNetwork(TracedNetwork):
             ) -> Record:
                 return self._run(values, x, request, rules or {}, reductions or {})
 
-            return function(with_old_options(run, self.folds_norms), *tensors)
+            return function(run, *tensors)
 
         compiled = self._backend.compile(traced)
 

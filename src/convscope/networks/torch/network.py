@@ -38,7 +38,7 @@ from convscope.networks.graph import (
 from convscope.networks.head import Head, HeadChoice
 from convscope.networks.layers import Layer
 from convscope.networks.network import Source
-from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule, with_old_options
+from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.restoring import checkpoint, restored
 from convscope.networks.torch import ops as torch_ops
 from convscope.networks.torch.graph import Watch, class_name, named_modules, unwrapped
@@ -181,7 +181,7 @@ class TorchNetwork(TracedNetwork):
 
         def call(*tensors: Tensor) -> Any:
             try:
-                return self._as_it_was(lambda: function(with_old_options(self._run, self.folds_norms), *tensors))
+                return self._as_it_was(lambda: function(self._run, *tensors))
             except Exception as error:
                 problem = self.explained(error)
                 if problem is None:

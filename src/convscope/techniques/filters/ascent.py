@@ -12,7 +12,7 @@ import numpy as np
 from convscope.arrays import resize_map
 from convscope.events import Advanced, ItemFinished, Progress, tell
 from convscope.measures import INPUT, Views
-from convscope.networks import Network, Record
+from convscope.networks import Network, Pass, Record, Run
 from convscope.objectives import Binder, BoundObjective, Objective, ProgramKey
 from convscope.techniques.filters.parameterizations import generator, middle_and_half
 from convscope.techniques.filters.recipes import Recipe
@@ -74,8 +74,7 @@ class Plan:
 
     def images(self, parameters: np.ndarray) -> np.ndarray:
         """The images `(n, h, w, c)` that parameters stand for."""
-        key = ("image", self.recipe.parameterization, self.size, self.network.preprocessing)
-        made = self.network.program(key, lambda: self.network.compile(lambda run, p: self.image_of(p)))
+        made = self.network.program(_drawing, self.recipe.parameterization, self.size)
         return self.network.numpy(made(self.network.tensor(parameters)))
 
     def image_of(self, parameters: Tensor) -> Tensor:
@@ -84,13 +83,20 @@ class Plan:
 
     def step(self, program: ProgramKey) -> Callable:
         """One compiled update; see `step_of`."""
-        key = ("ascent", program, self.recipe, self.size, self.network.preprocessing, self.precision)
-        return self.network.program(key, lambda: self.network.compile(step_of(self, program)))
+        return self.network.program(_stepping, program, self.recipe, self.size, self.precision)
 
     def measuring(self, program: ProgramKey, moved: bool = False, precision: str = "float32") -> Callable:
         """What images say to each term: `measure(images, arguments[, draws]) -> list of (n, u, c)`."""
-        key = ("measure", program, self.size, moved, self.network.preprocessing, precision)
-        return self.network.program(key, lambda: self.network.compile(_measuring(self, program, moved, precision)))
+        return self.network.program(_measuring, program, moved, precision)
+
+
+def _drawing(network: Network, parameterization: Any, size: tuple[int, int]) -> Callable:
+    return lambda run, parameters: parameterization.image(network, parameters, size)
+
+
+def _stepping(network: Network, program: ProgramKey, recipe: Recipe, size: tuple[int, int], precision: str) -> Callable:
+    """What a step depends on: nothing else of a plan."""
+    return step_of(Plan(network, recipe, size, precision=precision), program)
 
 
 def step_of(plan: Plan, program: ProgramKey) -> Callable:
@@ -102,9 +108,9 @@ def step_of(plan: Plan, program: ProgramKey) -> Callable:
     """
     network, recipe, ops = plan.network, plan.recipe, plan.network.ops
 
-    def step(run: Callable, parameters: Tensor, memory: Any, heat: Tensor, arguments: Any, draws: Tensor) -> tuple:
+    def step(run: Run, parameters: Tensor, memory: Any, heat: Tensor, arguments: Any, draws: Tensor) -> tuple:
         def again(images: Tensor) -> Record:
-            return _seen(plan, program, run, _views(plan, images, draws), plan.precision)
+            return _seen(network, program, run, _views(plan, images, draws), plan.precision)
 
         def score(given: tuple[Tensor, Tensor]) -> tuple:
             parameters, nothing = given
@@ -134,9 +140,15 @@ def _views(plan: Plan, images: Tensor, draws: Tensor) -> Tensor:
     return transforms.apply(images, draws, middle, half, plan.network.ops)
 
 
-def _seen(plan: Plan, program: ProgramKey, run: Callable, images: Tensor, precision: str) -> Record:
-    options = {"linear": program.linear, "precision": precision, "folded": True}
-    found = run(images, record=program.paths, outputs=program.scores, **options)
+def _seen(network: Network, program: ProgramKey, run: Run, images: Tensor, precision: str) -> Record:
+    request = Pass(
+        record=program.paths,
+        preactivations=program.preactivations,
+        stop=not program.scores,
+        precision=precision,
+        folded=network.folds_norms,
+    )
+    found = run(images, request)
     return Record(found.logits, {**found.activations, INPUT: images})
 
 
@@ -170,13 +182,13 @@ def _regularized(
     return total
 
 
-def _measuring(plan: Plan, program: ProgramKey, moved: bool, precision: str) -> Callable:
-    network, ops = plan.network, plan.network.ops
+def _measuring(network: Network, program: ProgramKey, moved: bool, precision: str) -> Callable:
+    ops = network.ops
 
-    def measure(run: Callable, images: Tensor, arguments: Any, draws: Tensor = None) -> list[Tensor]:
+    def measure(run: Run, images: Tensor, arguments: Any, draws: Tensor = None) -> list[Tensor]:
         if moved:
             images = FRESH.apply(images, draws, *middle_and_half(network), ops)
-        record, found = _seen(plan, program, run, images, precision), []
+        record, found = _seen(network, program, run, images, precision), []
         for spec, given in zip(program.specs, arguments, strict=True):
             if spec.measure.regularizer:
                 found.append(ops.zeros((images.shape[0], 1, 1), dtype="float32"))
@@ -484,11 +496,11 @@ def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return np.stack([resize_map(image[..., k], *size) for k in range(image.shape[-1])], axis=-1)
 
 
-def before_nonlinearity(jobs: Sequence[Job], linear: tuple[str, ...]) -> list[Job]:
-    """The jobs on what comes before the non-linearities at the paths `linear`."""
+def before_nonlinearity(jobs: Sequence[Job], preactivations: tuple[str, ...]) -> list[Job]:
+    """The jobs on what comes before the non-linearities at the paths `preactivations`."""
     found = []
     for job in jobs:
         bound = job.bound
-        key = replace(bound.key, linear=linear)
+        key = replace(bound.key, preactivations=preactivations)
         found.append(replace(job, bound=replace(bound, key=key)))
     return found

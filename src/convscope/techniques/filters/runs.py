@@ -164,18 +164,18 @@ def _retry(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:
     Where all fail and there is a pre-activation, the image is what raises that.
     """
     paths = jobs[0].bound.key.paths
-    linear = plan.network.linearisable(paths[0]) if len(paths) == 1 else ()
+    preactivations = plan.network.nonlinearities(paths[0]) if len(paths) == 1 else ()
     # From the same seed again only where something before the non-linearity can be raised first.
-    attempts = range(TRIES) if linear else range(1, TRIES)
+    attempts = range(TRIES) if preactivations else range(1, TRIES)
     for tries, attempt in enumerate(attempts, start=2):
         left = [index for index, trace in enumerate(traces) if trace.has_no_gradient]
         if not left:
             return
         part = [_of_another_seed(jobs[index], attempt) for index in left]
         note = "from another seed"
-        if linear:
+        if preactivations:
             steps = LIFTED_STEPS * 2**attempt
-            starts = [trace.image for trace in _all(plan.with_steps(steps), before_nonlinearity(part, linear))]
+            starts = [trace.image for trace in _all(plan.with_steps(steps), before_nonlinearity(part, preactivations))]
             part = [replace(job, start=start) for job, start in zip(part, starts, strict=True)]
             note = f"from a start {LIFTED_STEPS} or more steps before its non-linearity"
         _again(plan, part, [traces[index] for index in left], tries, note)
@@ -184,8 +184,8 @@ def _retry(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:
         hinted = [replace(job, start=job.hint()) for job in (jobs[index] for index in left) if job.hint is not None]
         _again(plan, hinted, [traces[index] for index in left], len(attempts) + 2, FROM_PHOTO)
     left = [index for index, trace in enumerate(traces) if trace.has_no_gradient]
-    if left and linear:
-        _raise_preactivation(plan, [jobs[index] for index in left], [traces[index] for index in left], linear)
+    if left and preactivations:
+        _raise_preactivation(plan, [jobs[index] for index in left], [traces[index] for index in left], preactivations)
 
 
 def _of_another_seed(job: Job, attempt: int) -> Job:
@@ -202,8 +202,10 @@ def _again(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace], tries: int,
         trace.tries = tries
 
 
-def _raise_preactivation(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace], linear: tuple[str, ...]) -> None:
-    begun = [replace(job, start=job.image) for job in before_nonlinearity(jobs, linear)]
+def _raise_preactivation(
+    plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace], preactivations: tuple[str, ...]
+) -> None:
+    begun = [replace(job, start=job.image) for job in before_nonlinearity(jobs, preactivations)]
     found = dict(_ascended(plan, begun))
     for index, trace in enumerate(traces):
         new = found[index]

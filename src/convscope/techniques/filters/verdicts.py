@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from convscope.networks import Network, Pass, Run
 from convscope.objectives import BoundObjective
 from convscope.results import FilterRow
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Job, Moved, Plan, Trace, measured
@@ -140,15 +141,7 @@ def cut_off(plan: Plan, bound: BoundObjective) -> str:
     if not layer.spatial:
         return ""
 
-    def gradient(run: Any, x: Any) -> Any:
-        def score(x: Any) -> tuple:
-            seen = run(x, record=(layer.path,), outputs=False).activations[layer.path]
-            middle = seen[:, seen.shape[1] // 2, seen.shape[2] // 2]
-            return network.ops.sum(network.ops.square(middle)), middle
-
-        return network.value_and_grad(score)(x)[1]
-
-    program = network.program(("sees", layer.path), lambda: network.compile(gradient))
+    program = network.program(_middle_gradient, layer.path)
     black, white = network.preprocessing.range(network.inputs.channels)
     noise = black + np.random.default_rng(plan.seed).random((1, *plan.size, len(black))) * (white - black)
     seen = np.abs(network.numpy(program(network.tensor(noise.astype(np.float32))))[0]).sum(axis=-1) > 0
@@ -159,3 +152,17 @@ def cut_off(plan: Plan, bound: BoundObjective) -> str:
         f"a unit of {layer.path} sees all {plan.size[0]}x{plan.size[1]} pixels or more: what it looks for may be cut "
         "off; a larger size shows the whole of it."
     )
+
+
+def _middle_gradient(network: Network, path: str) -> Callable:
+    """From images the gradient, at their pixels, of the squares in the middle of a layer's map."""
+
+    def gradient(run: Run, x: Any) -> Any:
+        def score(x: Any) -> tuple:
+            seen = run(x, Pass(record=(path,), stop=True)).activations[path]
+            middle = seen[:, seen.shape[1] // 2, seen.shape[2] // 2]
+            return network.ops.sum(network.ops.square(middle)), middle
+
+        return network.value_and_grad(score)(x)[1]
+
+    return gradient
