@@ -11,6 +11,7 @@ from test_heatmaps import NAMES, branching, gap_network, maps_and_head  # noqa: 
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
+from convscope.objectives import channel, logit  # noqa: E402
 from convscope.techniques.heatmaps import Custom, channel_target, likeness_target  # noqa: E402
 
 
@@ -149,6 +150,60 @@ def test_replays_explain_the_same_target(network, photo):
     maps, kernel, _ = maps_and_head(network.model, network.prepare(found.photos))
     drops = 2 * kernel[:, 1] * maps[0].mean(axis=(0, 1)) / abs(found.rows[0].score)
     np.testing.assert_allclose(found.maps[0], maps[0] @ drops, rtol=1e-2, atol=1e-5)
+
+
+def test_arithmetic_of_classes_and_channels_is_explained(network, photo):
+    """Of a GAP head each class is its weights over the mean of the maps, so a sum of classes is the sum of these."""
+    found = convscope.heatmap(network, photo, f"{NAMES[1]} - 0.5*class:{NAMES[3]}", "conv", method="hirescam")
+    maps, kernel, _ = maps_and_head(network.model, network.prepare(found.photos))
+    size, row = maps[0, ..., 0].size, found.rows[0]
+    np.testing.assert_allclose(
+        found.maps[0], maps[0] @ (kernel[:, 1] - 0.5 * kernel[:, 3]) / size, rtol=1e-3, atol=1e-6
+    )
+    logits = network.predict(network.prepare(found.photos))[0]
+    assert row.score == pytest.approx(logits[1] - 0.5 * logits[3], rel=1e-4)
+    assert (row.class_index, row.class_name, row.probability) == (
+        None,
+        f"class:{NAMES[1]} - 0.5*class:{NAMES[3]}",
+        None,
+    )
+    mixed = convscope.heatmap(
+        network, photo, 2 * channel("conv", 2) - channel("conv", 4) + logit(0), "conv", method="hirescam"
+    )
+    weights = np.zeros(maps.shape[-1])
+    weights[2], weights[4] = 2, -1
+    np.testing.assert_allclose(mixed.maps[0], maps[0] @ (weights + kernel[:, 0]) / size, rtol=1e-3, atol=1e-6)
+    difference = convscope.heatmap(network, photo, "conv:3 - conv:4", "conv", method="hirescam")
+    np.testing.assert_allclose(difference.maps[0], (maps[0, ..., 3] - maps[0, ..., 4]) / size, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (f"class:{NAMES[2]}", {"target": 2}),
+        ("class:2 - class:4", {"target": 2, "against": 4}),
+        ("1*conv:3", {"target": "conv:3"}),
+    ],
+)
+def test_text_of_an_objective_that_is_one_class_or_channel_is_that(network, photo, text, plain):
+    found, expected = (
+        convscope.heatmap(network, photo, text, "conv"),
+        convscope.heatmap(network, photo, layer="conv", **plain),
+    )
+    np.testing.assert_array_equal(found.maps, expected.maps)
+    assert found.rows == expected.rows
+
+
+def test_one_program_serves_all_weights_and_channels_of_a_sum(network, photo):
+    convscope.heatmap(network, photo, "conv:3 - conv:4", "conv", method="hirescam")
+    before = set(network._programs)
+    convscope.heatmap(network, photo, "2*conv:1 + conv:5@1,2", "conv", method="hirescam")
+    assert set(network._programs) == before
+
+
+def test_a_regularizer_is_not_explained(network, photo):
+    with pytest.raises(UsageError, match="regularizers"):
+        convscope.heatmap(network, photo, "conv:3 - tv(input)")
 
 
 def test_a_class_can_not_be_set_against_itself_where_it_turns_out_to_be_the_best(network, photo):

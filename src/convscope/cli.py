@@ -431,25 +431,23 @@ def _activation_table(shell: Shell, result: Any, out: str) -> None:
     "objectives",
     multiple=True,
     metavar="TEXT",
-    help="Raise this instead: L:17, L:17@ROW,COLUMN, class:tabby, L:* (the whole layer), or a sum, a:3 + 0.5*b:9.",
+    help="Objective to raise instead: L:17, L:17@ROW,COLUMN, tabby, L:* (the whole layer), a sum, a:3 + 0.5*b:9.",
 )
 @click.option(
     "--recipe",
     metavar="R",
-    help="How the pictures are found: fast (the default), classic, fourier, maco, accentuation or deepdream.",
+    help="Recipe: fast (the default), classic, fourier, maco, accentuation, deepdream or caricature.",
 )
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Instead of the recipe's number of steps.")
 @click.option("--size", type=click.IntRange(min=1), metavar="N", help="Side of the pictures in pixels.")
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="For the pictures that the ascent starts from."
-)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed.")
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
     metavar="N",
-    help="Climb from so many seeds, to see whether they agree.",
+    help="Number of random seeds; reports how well their results agree.",
 )
 @click.option(
     "--variants",
@@ -457,26 +455,30 @@ def _activation_table(shell: Shell, result: Any, out: str) -> None:
     default=1,
     show_default=True,
     metavar="N",
-    help="Pictures of each, made to differ.",
+    help="Number of images of each objective, made to differ.",
 )
 @click.option(
     "--photos", multiple=True, metavar="IMAGE", help="Photos or folders whose activations an alive filter must exceed."
 )
-@click.option("--photo", metavar="IMAGE", help="To start from, for recipes accentuation and deepdream.")
+@click.option(
+    "--photo",
+    metavar="IMAGE",
+    help="Image to start from, for recipes accentuation and deepdream; the image of a caricature.",
+)
 @click.option(
     "--frames",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     metavar="N",
-    help="Pictures of the way to keep of each, for a film.",
+    help="Number of images on the way to keep of each, for an animation.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of the ascent; final activations are measured in float32.",
+    help="Precision of the optimization (final activations are always measured in float32).",
 )
 @click.option(
     "--labels/--no-labels",
@@ -489,7 +491,12 @@ def _activation_table(shell: Shell, result: Any, out: str) -> None:
     help="Of the sheet's tiles; by status if left out, of recipe classic as given.",
 )
 @click.option("--columns", type=click.IntRange(min=1), metavar="N", help="Tiles in a row of the sheet.")
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Filters side by side; 16 if left out.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of filters that are optimized together; 16 if left out.",
+)
 @click.option(
     "--out",
     "-o",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from convscope.events import ItemFinished, Progress, Started, tell
+from convscope.measures import Custom, Target, is_target
 from convscope.networks import Network
 from convscope.results import Heatmap, origin
 from convscope.techniques.heatmaps.cam import FinerCAM, ShapleyCAM
@@ -28,12 +29,9 @@ from convscope.techniques.heatmaps.pixels import GuidedBackprop, IntegratedGradi
 from convscope.techniques.heatmaps.run import BATCH, HeatmapItem, HeatmapOptions, begin
 from convscope.techniques.heatmaps.targets import (
     Channel,
-    Custom,
     Likeness,
-    Target,
     as_targets,
     channel_target,
-    is_target,
     likeness_target,
 )
 
@@ -96,7 +94,8 @@ def heatmap(
         target: a class by number or name, or "top" for each image's own best; or one for each image. "top3": the
             three best of each. "conv3:17" is a channel of a layer and "conv3:17@4,5" it at one place; of a network that
             answers with a map, a number is the class where it is the highest. Or what `channel_target` and
-            `likeness_target` make, a `Custom` function of the network's answers, or a `Target` of your own.
+            `likeness_target` make, an objective or its text ("a:3 - 0.5*tabby", see `convscope.objectives`), a `Custom`
+            function of the network's answers, or a `Target` of your own.
         layer: a path, "auto" for the last layer whose map has more than one cell, or "best" for the one of the last
             layers at each size of map that does best in insertion less deletion on a few of the images; or several,
             whose maps are fused: positive parts, each over its highest value, their mean.

@@ -6,70 +6,35 @@ photo to be like) are arguments with a row for each, so that one compiled progra
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from convscope.errors import UsageError
 from convscope.images.decode import InputImage, read_images
-from convscope.networks import Layer, Network
+from convscope.measures import (
+    LOGITS,
+    Activations,
+    Arguments,
+    Own,
+    Scored,
+    Target,
+    Tensor,
+    described_own,
+    is_target,
+    own,
+)
+from convscope.networks import Layer, Network, Record
 from convscope.networks.ops import Operations
+from convscope.objectives import Binder, Objective, ProgramKey, logit, parse
 from convscope.results import array_sha256
-
-Tensor = Any
-Activations = Mapping[str, Tensor]
-Arguments = tuple[Any, ...]
 
 TOP = -1  # stands for the class with the highest score of each picture
 RIVAL, NONE = -1, -2  # stand for the highest of the other classes, and for no class to set against
-PLACE = re.compile(r"(?P<layer>.+):(?P<channel>\d+)(?:@(?P<row>\d+),(?P<column>\d+))?")
-
-
-class Target(Protocol):
-    """What is explained: a number for each picture. Any object with a `score` is one; a subclass is not needed.
-
-    Attributes:
-        record: paths of the layers it reads; none where it has no such attribute.
-        scores: it reads the class scores; True where it has no such attribute.
-        text: in words; the name of its class where it has no such attribute.
-    """
-
-    if TYPE_CHECKING:  # no attributes of this class itself: a dataclass would take them for its fields' defaults
-
-        @property
-        def record(self) -> tuple[str, ...]:
-            """Paths of the layers it reads."""
-
-        @property
-        def scores(self) -> bool:
-            """True if it reads the class scores."""
-
-        @property
-        def text(self) -> str:
-            """In words."""
-
-    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
-        """The arguments with everything filled in that depends on the picture, such as its best class.
-
-        Of a target of the user's own there are no arguments, unless it has a method `resolve` that gives some: tensors
-        `(n, ...)`, which then stay the same when pictures are changed.
-        """
-        return arguments
-
-    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
-        """The number `(n,)` that is explained.
-
-        Args:
-            ops: the framework's operations under NumPy's names.
-            logits: class scores `(n, classes)`, or None where `scores` is False.
-            activations: for each path of `record` what the layer answers, `(n, h, w, c)` or `(n, c)`.
-            arguments: resolved.
-        """
+PLACE = re.compile(r"(?P<layer>[^\s*]+):(?P<channel>\d+)(?:@(?P<row>\d+),(?P<column>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -192,25 +157,30 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Custom:
-    """Any scalar of the network's answers, such as the score of a detector's box.
+class Combined:
+    """Any objective that is neither one class nor one channel: a weighted sum of what layers and classes answer.
 
     Attributes:
-        function: from `(ops, logits, activations)` to a number for each picture `(n,)`, in the framework's own tensors:
-            `ops` has its operations under NumPy's names, `activations` those of `layers` by path, channels last.
-        layers: paths that it reads.
-        text: what it is, in words.
+        key: what is compiled.
+        text: in words.
+        objective: for provenance.
+
+    Arguments: for each term the argument `(n, ...)` of its measure and the vectors `(n, c)` that weigh what it gives.
     """
 
-    function: Callable[[Operations, Tensor, Activations], Tensor]
-    layers: tuple[str, ...] = ()
-    text: str = "a function"
-    scores: bool = True
+    key: ProgramKey
+    text: str = field(compare=False)
+    objective: Objective = field(compare=False)
 
     @property
     def record(self) -> tuple[str, ...]:
         """See `Target.record`."""
-        return self.layers
+        return self.key.paths
+
+    @property
+    def scores(self) -> bool:
+        """See `Target.scores`."""
+        return self.key.scores
 
     def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
         """See `Target.resolve`."""
@@ -218,81 +188,16 @@ class Custom:
 
     def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
         """See `Target.score`."""
-        return self.function(ops, logits, activations)
-
-
-@dataclass(frozen=True)
-class Own:
-    """A target of the user's own, a `Custom` among them, with the network's paths of layers and its answer checked.
-
-    Attributes:
-        key: what tells it from others; of an object that can change it is a new one each time.
-        target: the user's.
-        names: for each layer that it reads its own name for it, and its path.
-        scores, text: see `Target`.
-    """
-
-    key: Any
-    target: Any = field(compare=False)
-    names: tuple[tuple[str, str], ...]
-    scores: bool
-    text: str
-
-    @property
-    def record(self) -> tuple[str, ...]:
-        """See `Target.record`."""
-        return tuple(path for _, path in self.names)
-
-    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
-        """See `Target.resolve`."""
-        resolve = getattr(self.target, "resolve", None)
-        return arguments if resolve is None else tuple(resolve(ops, logits, self._named(activations), arguments))
-
-    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
-        """See `Target.score`.
-
-        Raises:
-            UsageError: it is not a number for each picture.
-        """
-        found = self.target.score(ops, logits, self._named(activations), arguments)
-        shape = None if getattr(found, "shape", None) is None else tuple(found.shape)
-        if shape is None or len(shape) != 1:
-            what = f"the shape {shape}" if shape else type(found).__name__ if shape is None else "a single number"
-            raise UsageError(f"expected a number for each picture (n,) from {self.text}, found {what}.")
-        return found
-
-    def _named(self, activations: Activations) -> Activations:
-        return {name: activations[path] for pair in self.names for name, path in (pair, (pair[1], pair[1]))}
-
-
-def is_target(given: Any) -> bool:
-    """True for what can be explained as it is: one of the targets here, or an object of the user's with a `score`."""
-    return callable(getattr(given, "score", None)) and not isinstance(given, type | ClassScore | str)
-
-
-def own(network: Network, target: Any) -> Own:
-    """A target of the user's own on a network.
-
-    Raises:
-        UsageError: an attribute is not what `Target` says, or there is no such layer.
-    """
-    record, scores = getattr(target, "record", ()), getattr(target, "scores", True)
-    text = getattr(target, "text", type(target).__name__)
-    if not isinstance(text, str) or not isinstance(scores, bool):
-        raise UsageError(f"expected a target with a str as text and a bool as scores, found {text!r} and {scores!r}.")
-    if not isinstance(record, tuple | list) or not all(isinstance(path, str) for path in record):
-        raise UsageError(f"expected the paths of the layers that {text} reads as a tuple, found {record!r}.")
-    names = tuple((path, network.layer(path).path) for path in record)
-    return Own(_key(target), target, names, scores, text)
-
-
-def _key(target: Any) -> Any:
-    """A frozen dataclass is a value; any other object may be changed from one call to the next."""
-    parameters = getattr(target, "__dataclass_params__", None)
-    try:
-        return (type(target), target, hash(target)) if parameters is not None and parameters.frozen else object()
-    except TypeError:  # with something inside that can be changed
-        return object()
+        record = Record(logits, activations)
+        pairs = zip(arguments[::2], arguments[1::2], strict=True)
+        values = [
+            ops.sum(spec.measure.reduce(ops, record, spec.layer, given) * vectors, axis=-1)
+            for spec, (given, vectors) in zip(self.key.specs, pairs, strict=True)
+        ]
+        total = values[0]
+        for value in values[1:]:
+            total = total + value
+        return total
 
 
 def described(target: Target) -> dict[str, Any]:
@@ -308,25 +213,14 @@ def described(target: Target) -> dict[str, Any]:
         }
     if isinstance(target, Likeness):
         return {"kind": "likeness", "layer": target.layer, "other_sha256": array_sha256(target.other)}
+    if isinstance(target, Combined):
+        arrays = [array_sha256(term.given.array) for term in target.objective.terms if term.given is not None]
+        measures = [spec.measure for spec in target.key.specs]
+        own = [described_own(one.own) for one in measures if isinstance(one, Scored)]
+        return {"kind": "objective", "objective": str(target.objective), "given_sha256": arrays, "own": own}
     if isinstance(target, Own):
-        code = target.target.function if isinstance(target.target, Custom) else type(target.target)
-        return {
-            **{"kind": "own", "layers": list(target.record), "scores": target.scores},
-            **{"code": f"{code.__module__}.{_named(code)}", "code_sha256": _code_sha256(code)},
-            "repr": repr(target.target)[:1000] if target.key.__class__ is tuple else None,
-        }
+        return described_own(target)
     return {"kind": "class"}
-
-
-def _named(code: Any) -> str:
-    return getattr(code, "__qualname__", type(code).__qualname__)
-
-
-def _code_sha256(code: Any) -> str | None:
-    try:
-        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
-    except (OSError, TypeError):
-        return None
 
 
 # -- from what the user says -----------------------------------------------------------------------------
@@ -349,6 +243,8 @@ class Goal:
 
 def as_targets(target: Any) -> list[int | str]:
     """One class or several as a list; NumPy's integers count as numbers, and what is no class as its text."""
+    if isinstance(target, Objective):
+        return [str(target)]
     if is_target(target):
         return [str(getattr(target, "text", type(target).__name__))]
     several = [target] if isinstance(target, str | int | np.integer) else target
@@ -367,7 +263,8 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
     Args:
         network: whose classes and layers.
         target: a class by number or name, "top", "top3" for the three best, one for each picture, the text of a channel
-            or a unit ("conv3:17", "conv3:17@4,5"), or a `Target`, also one of the user's own.
+            or a unit ("conv3:17", "conv3:17@4,5"), any other objective or its text ("a:3 - 0.5*tabby"), or a `Target`,
+            also one of the user's own.
         against: a class to set against it, "rival", one for each picture, or None.
         count: how many pictures.
         ranked: gives each picture's classes, best first `(count, classes)`: for "top3".
@@ -377,6 +274,9 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
             is no class.
     """
     everyone = np.arange(count)
+    target, against = _plain(network, target, against)
+    if isinstance(target, Objective):
+        return _combined(network, target, count)
     found: Target | None = target if isinstance(target, Channel | Likeness) else _channel(network, target)
     if found is None and is_target(target):
         found = own(network, target)
@@ -396,6 +296,52 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
     if against is not None:
         rivals = _against(network, against, classes, count, photos)
     return Goal(ClassScore(), (classes, rivals), photos)
+
+
+def _plain(network: Network, target: Any, against: Any) -> tuple[Any, Any]:
+    """A class, a channel or a class and the one to set against it, where an objective or its text is just that.
+
+    Any other objective stays one, less the class that is to be set against it.
+    """
+    if isinstance(target, str) and not _names_a_class(network, target):
+        plain_place = PLACE.fullmatch(target) and not target.startswith(f"{LOGITS}:")
+        target = target if plain_place else parse(target)
+    if not isinstance(target, Objective):
+        return target, against
+    if target.reported != target:
+        raise UsageError("regularizers are for filters; a heatmap explains an objective without them.")
+    terms = target.terms
+    if all(term.layer == LOGITS and term.own is None for term in terms):
+        weights = tuple(term.weight for term in terms)
+        if weights == (1.0,):
+            return terms[0].channel, against
+        if weights == (1.0, -1.0) and against is None:
+            return terms[0].channel, terms[1].channel
+        if against is not None and against != "rival":
+            return target - logit(against), None
+    if against is not None:
+        raise UsageError(f"only a class can be set against another one; {target.label!r} is none.")
+    if len(terms) == 1 and terms[0].own is not None and terms[0].weight == 1:
+        return terms[0].own, None
+    if len(terms) == 1 and terms[0].weight == 1 and isinstance(terms[0].channel, int):
+        return channel_target(network, terms[0].layer, terms[0].channel, terms[0].place), None
+    return target, None
+
+
+def _names_a_class(network: Network, text: str) -> bool:
+    """True for the words that stand for classes, for a number, and for the name of a class as it is."""
+    if re.fullmatch(r"top\d*|-?\d+", text):
+        return True
+    plain = text.replace("_", " ").lower()
+    return any(plain == name.replace("_", " ").lower() for name in network.class_names or ())
+
+
+def _combined(network: Network, objective: Objective, count: int) -> Goal:
+    """An objective with the same arguments for each image."""
+    bound = Binder(network, {layer.path: layer for layer in network.layers}).bind(objective)
+    pairs = zip(bound.arguments, bound.vectors, strict=True)
+    arguments = tuple(np.repeat(array[None], count, axis=0) for pair in pairs for array in pair)
+    return Goal(Combined(bound.key, objective.label, bound.objective), arguments, np.arange(count))
 
 
 def channel_target(
