@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import threading
 import time
 import weakref
@@ -224,23 +225,16 @@ def test_a_stream_can_be_left_at_any_time(tmp_path):
     stream(image_source(tmp_path), 2).close()  # never begun
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs a pipe with a name")
 def test_a_source_that_waits_for_its_reader_is_ended(tmp_path):
-    class Slow:
-        def images(self, shape=None):
-            reader = isolation.Reader()
-            try:
-                reader.each("time:sleep", [(50,)])
-            finally:
-                reader.stop()
-            yield InputImage("late", noise(2, 2))
-
-    batches = stream(Slow(), 1)
-    batches._begin()
+    batches = stream(Sleeping(), 1)
+    waiting = threading.Thread(target=lambda: list(batches))
+    waiting.start()
     time.sleep(1.5)
     begun = time.monotonic()
     batches.close()
+    waiting.join(10)
     assert time.monotonic() - begun < 10
+    assert not waiting.is_alive()
 
 
 # -- memory --------------------------------------------------------------------------------------------------
@@ -268,3 +262,42 @@ def test_only_a_few_batches_are_alive(kept):
         assert most[0] == 200
     else:
         assert 4 < most[0] <= (AHEAD + 2) * 4 + CHUNK
+
+
+# -- Ctrl-C --------------------------------------------------------------------------------------------------
+
+
+class Sleeping:
+    """A source whose reader process does not answer for long."""
+
+    def images(self, shape=None):
+        reader = isolation.Reader()
+        try:
+            reader.each("time:sleep", [(50,)])
+        finally:
+            reader.stop()
+        yield InputImage("late", noise(2, 2))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_an_interrupt_ends_a_stream_that_waits():
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    batches = stream(Sleeping(), 1)
+    begun = time.monotonic()
+    timer.start()
+    with batches, pytest.raises(KeyboardInterrupt):
+        next(batches)
+    timer.join()
+    assert time.monotonic() - begun < 20
+
+
+def test_an_interrupt_in_the_loop_ends_the_thread(tmp_path):
+    files(tmp_path, 20)
+
+    def interrupted():
+        with stream(image_source(tmp_path), 2) as batches:
+            next(batches)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()

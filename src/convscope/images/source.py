@@ -360,6 +360,8 @@ class ImageStream:
                 reader.close()
             self._thread.join(0.05)
         self._thread = None
+        with suppress(queue.Full):  # a thread that waits for a batch is told
+            self._ready.put_nowait(_End())
 
     def _begin(self) -> None:
         if self._thread is None:
