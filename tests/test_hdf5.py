@@ -16,7 +16,8 @@ from h5py import h5d, h5p, h5s, h5t  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
 from convscope.networks.formats import hdf5  # noqa: E402
-from convscope.networks.formats.files import is_hdf5, kind_of_file  # noqa: E402
+from convscope.networks.formats.files import kind_of_file  # noqa: E402
+from convscope.networks.formats.hdf5 import is_hdf5  # noqa: E402
 
 
 def test_what_is_written_is_read(tmp_path):

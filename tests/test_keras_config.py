@@ -21,6 +21,7 @@ from keras import layers, ops  # noqa: E402
 
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
+from convscope.networks.formats.files import sniff  # noqa: E402
 from convscope.networks.formats.keras import config as keras_config  # noqa: E402
 from convscope.networks.formats.keras import files as keras_files  # noqa: E402
 
@@ -73,7 +74,7 @@ def as_hdf5(tmp_path, change):
 
 def refused(path, words=""):
     with pytest.raises(ModelError, match=words) as error:
-        keras_files.open_named(str(path))
+        keras_files.read(sniff(path))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1200
 
@@ -163,7 +164,7 @@ def test_legitimate_models_come_back_bit_by_bit(make, name, tmp_path):
     model = make()
     if name == "m.h5" and make in (operations, attention, half, kinds_of_layers, models.shared):
         pytest.skip("Keras itself does not read its own HDF5 of these")
-    opened = keras_files.open_named(str(saved(tmp_path, model, name))).model
+    opened = keras_files.read(sniff(saved(tmp_path, model, name))).model
     assert len(opened.weights) == len(model.weights) > 0
     for got, wanted in zip(opened.weights, model.weights, strict=True):
         one, two = (keras.ops.convert_to_numpy(item.value) for item in (got, wanted))
@@ -174,7 +175,7 @@ def test_legitimate_models_come_back_bit_by_bit(make, name, tmp_path):
 def test_a_quantized_model_opens(tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(4)])
     model.quantize("int8")
-    opened = keras_files.open_named(str(saved(tmp_path, model))).model
+    opened = keras_files.read(sniff(saved(tmp_path, model))).model
     assert [str(item.dtype) for item in opened.weights] == [str(item.dtype) for item in model.weights]
 
 
@@ -257,7 +258,7 @@ def test_a_registered_name_does_not_take_the_place_of_a_builtin(tmp_path):
     with keras.saving.custom_object_scope({}):
         keras.saving.get_custom_objects()["own>Conv2D"] = Own
         try:
-            opened = keras_files.open_named(str(saved(tmp_path)))
+            opened = keras_files.read(sniff(saved(tmp_path)))
         finally:
             del keras.saving.get_custom_objects()["own>Conv2D"]
     assert type(opened.model.layers[0]) is layers.Conv2D
@@ -272,7 +273,7 @@ def test_what_compiling_needs_is_left_out(tmp_path):
             item["compile_config"] = {"optimizer": bad, "loss": bad}
 
     with_config(saved(tmp_path, models.nested()), change)
-    assert keras_files.open_named(str(tmp_path / "m.keras")).model.built
+    assert keras_files.read(sniff(tmp_path / "m.keras")).model.built
 
 
 def test_every_listed_name_is_one_of_keras():
@@ -415,7 +416,7 @@ def test_a_deflated_archive_opens(tmp_path):
     """Archives that people have packed again, with what their system adds."""
     path = saved(tmp_path)
     members = {**parts(path), "__MACOSX/._config.json": b"x", "README.md": b"hello", "../evil": b"x"}
-    opened = keras_files.open_named(str(repacked(path, members, compression=zipfile.ZIP_DEFLATED)))
+    opened = keras_files.read(sniff(repacked(path, members, compression=zipfile.ZIP_DEFLATED)))
     assert opened.model.built
     assert not (tmp_path.parent / "evil").exists()
 
@@ -442,13 +443,13 @@ def test_damaged_archives_are_one_error_each(tmp_path):
             damaged = damaged[: rng.integers(len(damaged))]
         (tmp_path / "d.keras").write_bytes(damaged)
         with contextlib.suppress(ModelError):
-            keras_files.open_named(str(tmp_path / "d.keras"))
+            keras_files.read(sniff(tmp_path / "d.keras"))
 
 
 def test_texts_have_a_limit(tmp_path):
     path = saved(tmp_path)
     with limits.using(text=1000), pytest.raises(ModelError, match="limit text"):
-        keras_files.open_named(str(path))
+        keras_files.read(sniff(path))
 
 
 def test_weights_that_do_not_fit_leave_the_model_as_it_was(tmp_path):

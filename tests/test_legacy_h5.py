@@ -18,10 +18,15 @@ from assets import ASSETS, needs_assets  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from convscope.errors import ModelError  # noqa: E402
-from convscope.networks.formats.files import is_hdf5  # noqa: E402
+from convscope.networks.formats.files import sniff  # noqa: E402
+from convscope.networks.formats.hdf5 import is_hdf5  # noqa: E402
 from convscope.networks.formats.keras.legacy_h5 import files as legacy_h5  # noqa: E402
-from convscope.networks.formats.keras.legacy_h5.files import read  # noqa: E402
 from convscope.networks.formats.keras.legacy_h5.migrations.table import MIGRATIONS  # noqa: E402
+
+
+def read(path, trust=False):
+    return legacy_h5.read(sniff(path), trust)
+
 
 # ------------------------------------------------------------------------------------------------------------
 # A forward pass in NumPy, straight from the definitions.
@@ -1037,10 +1042,13 @@ def test_hdf5_of_others_names_its_groups(tmp_path):
 
 
 def test_other_formats_and_absent_files(tmp_path):
-    (tmp_path / "fake.h5").write_bytes(b"PK\x03\x04 not HDF5")
-    with pytest.raises(ModelError, match=r"fake\.h5: expected a model in an HDF5 file, found another format"):
+    (tmp_path / "fake.h5").write_bytes(b"\x80\x04 not HDF5")
+    with pytest.raises(ModelError, match=r"fake\.h5: expected a model in an HDF5 file, found a Python pickle"):
         read(tmp_path / "fake.h5")
-    with pytest.raises(ModelError, match=r"absent\.h5: expected a model in an HDF5 file, found no such file"):
+    (tmp_path / "cut.h5").write_bytes(b"PK\x03\x04 not HDF5")
+    with pytest.raises(ModelError, match=r"cut\.h5 .*(can't be read|zip archive|damaged)"):
+        read(tmp_path / "cut.h5")
+    with pytest.raises(ModelError, match=r"no model file at .*absent\.h5"):
         read(tmp_path / "absent.h5")
 
 
@@ -1238,7 +1246,7 @@ def test_real_keras_1():
 )
 def test_real_files_that_must_be_refused(file, message):
     with pytest.raises(ModelError, match=message):
-        legacy_h5.read(ASSETS / "keras" / file, trust=True)
+        read(ASSETS / "keras" / file, trust=True)
 
 
 # ------------------------------------------------------------------------------------------------------------

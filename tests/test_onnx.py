@@ -18,6 +18,7 @@ from convscope import limits  # noqa: E402
 from convscope.errors import ModelError, UsageError  # noqa: E402
 from convscope.images.decode import read_images  # noqa: E402
 from convscope.networks import Pass  # noqa: E402
+from convscope.networks.formats.files import sniff  # noqa: E402
 from convscope.networks.formats.onnx import files as onnx_files  # noqa: E402
 from convscope.networks.formats.onnx import module as onnx_module  # noqa: E402
 from convscope.networks.formats.onnx.model import read  # noqa: E402
@@ -273,7 +274,7 @@ def test_each_weight_of_mnist_is_in_its_place(tmp_path):
     path = ASSETS / "onnx" / "mnist-8.onnx"
     model = onnx.load(path)
     stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    module = read(path).module
+    module = read(sniff(path)).module
     state = {key: value.numpy() for key, value in module.state_dict().items()}
     used = [
         name

@@ -19,6 +19,7 @@ from torch.export import Dim  # noqa: E402
 import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
+from convscope.networks.formats.files import sniff  # noqa: E402
 from convscope.networks.formats.torch import export as torch_export  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -433,7 +434,7 @@ def test_arguments_that_are_no_tensors_are_those_of_the_example(tmp_path):
     module = Scaled().eval()
     program = torch.export.export(module, (pictures(16, 1),), {"scale": 3.0, "double": True})
     torch.export.save(program, tmp_path / "model.pt2")
-    opened = torch_export.read(tmp_path / "model.pt2").module
+    opened = torch_export.read(sniff(tmp_path / "model.pt2")).module
     with torch.no_grad():
         expected = module(pictures(16, 1), scale=3.0, double=True)["p"]
         torch.testing.assert_close(opened(pictures(16, 1))["p"], expected)
@@ -458,7 +459,7 @@ def old_format(program, path, change=lambda name, data: data):
 def test_the_format_of_earlier_versions(tmp_path):
     module = Residual().eval()
     program = torch.export.export(module, (pictures(16, 1),))
-    opened = torch_export.read(old_format(program, tmp_path / "model.pt2")).module
+    opened = torch_export.read(sniff(old_format(program, tmp_path / "model.pt2"))).module
     with torch.no_grad():
         torch.testing.assert_close(opened(pictures(16, 1)), module(pictures(16, 1)))
 

@@ -22,7 +22,7 @@ import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
 from convscope.images.decode import read_images  # noqa: E402
-from convscope.networks.formats.files import kind_of_file  # noqa: E402
+from convscope.networks.formats.files import kind_of_file, sniff  # noqa: E402
 from convscope.networks.formats.torch import files as torch_files  # noqa: E402
 
 HERE = torch_models.__file__
@@ -302,7 +302,8 @@ def test_objects_that_would_read_foreign_memory_are_not_made(tmp_path):
 
     torch.save({"state_dict": {"w": torch.ones(2)}, "beside": Pointers()}, tmp_path / "net.pth")
     code = "import sys; from convscope.networks.formats.torch.files import load_state_dict as load\n"
-    code += "from pathlib import Path; print(load(Path(sys.argv[1]))[0]['w'].sum())"
+    code += "from pathlib import Path; from convscope.networks.formats.files import sniff\n"
+    code += "print(load(sniff(Path(sys.argv[1])))[0]['w'].sum())"
     command = [sys.executable, "-c", code, str(tmp_path / "net.pth")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "tensor(2.)"), done.stderr
@@ -316,7 +317,7 @@ def test_a_later_protocol_of_pickle_is_said_and_nobody_accused(tmp_path):
     torch.save(net().state_dict(), tmp_path / "net.pth", pickle_protocol=4)
     assert torch_files.foreign_globals(tmp_path / "net.pth") == []
     with pytest.raises(ModelError, match=r"pickle protocol 4.*Save it anew"):
-        torch_files.load_state_dict(tmp_path / "net.pth")
+        torch_files.load_state_dict(sniff(tmp_path / "net.pth"))
 
 
 def test_what_lies_beside_the_weights_is_run_with_trust_only(tmp_path):
@@ -478,7 +479,7 @@ def saved(tmp_path):
 
 def refused(path, match=None):
     with pytest.raises(ModelError, match=match) as error:
-        torch_files.load_state_dict(path)
+        torch_files.load_state_dict(sniff(path))
     assert "\n" not in str(error.value)
 
 
@@ -515,7 +516,7 @@ def test_shapes_are_held_to_the_bytes_that_are_there(tmp_path, data):
 def test_the_pickle_written_by_hand_is_read_where_it_is_right(tmp_path):
     values = np.arange(4, dtype="<f4")
     held = {"data.pkl": tensor((2, 2), (1, 2)), "data/0": values.tobytes(), "version": b"3\n"}
-    found, _ = torch_files.load_state_dict(packed(tmp_path / "net.pt", held))
+    found, _ = torch_files.load_state_dict(sniff(packed(tmp_path / "net.pt", held)))
     np.testing.assert_array_equal(found["w"].numpy(), values.reshape(2, 2).T)
 
 
@@ -527,7 +528,7 @@ def test_views_and_shared_storages_come_out_as_torch_reads_them(tmp_path):
     state["q"] = torch.quantize_per_tensor(torch.rand(3), 0.1, 3, torch.quint8)
     for new in (True, False):
         torch.save(state, tmp_path / "net.pt", _use_new_zipfile_serialization=new)
-        found, _ = torch_files.load_state_dict(tmp_path / "net.pt")
+        found, _ = torch_files.load_state_dict(sniff(tmp_path / "net.pt"))
         expected = torch.load(tmp_path / "net.pt", weights_only=True)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -569,7 +570,7 @@ def test_quantized_tensors_that_repeat_a_value_are_refused(tmp_path):
     with zipfile.ZipFile(saved) as archive:
         held = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
     (tmp_path / "whole.pt").write_bytes(saved.getvalue())
-    state, _ = torch_files.load_state_dict(tmp_path / "whole.pt")
+    state, _ = torch_files.load_state_dict(sniff(tmp_path / "whole.pt"))
     assert torch.equal(state["w"].dequantize(), whole.dequantize())
     sides = held["data.pkl"].replace(b"K\x04\x85", b"J\x00\x00\x00\x10\x85").replace(b"K\x01\x85", b"K\x00\x85")
     assert sides != held["data.pkl"]
@@ -620,7 +621,7 @@ def test_damaged_archives(tmp_path, saved, damage):
         with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("net/data.pkl", b"\x80\x02N.")
     with pytest.raises(ModelError) as error:
-        torch_files.load_state_dict(path)
+        torch_files.load_state_dict(sniff(path))
     assert "\n" not in str(error.value)
 
 
@@ -715,7 +716,7 @@ def test_headers_of_safetensors(tmp_path, header, length):
 def test_torch_does_not_unpickle_checkpoints_here(tmp_path, monkeypatch):
     torch.save({"state_dict": net().state_dict()}, tmp_path / "net.pt")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has read it"))
-    assert len(torch_files.load_state_dict(tmp_path / "net.pt")[0]) == len(net().state_dict())
+    assert len(torch_files.load_state_dict(sniff(tmp_path / "net.pt"))[0]) == len(net().state_dict())
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import ModelError  # noqa: E402
 from convscope.images.decode import read_images  # noqa: E402
+from convscope.networks.formats.files import sniff  # noqa: E402
 from convscope.networks.formats.torch import script as torch_script  # noqa: E402
 
 
@@ -90,7 +91,7 @@ def test_the_mirror_is_the_script_module(tmp_path, how, make):
     x = pictures()
     scripted = torch.jit.script(module) if how == "script" else torch.jit.trace(module, x[:1])
     torch.jit.save(scripted, tmp_path / "model.pt")
-    mirror = torch_script.read(tmp_path / "model.pt").module
+    mirror = torch_script.read(sniff(tmp_path / "model.pt")).module
     with torch.no_grad():
         assert torch.equal(mirror.eval()(x), scripted(x))
 
@@ -100,7 +101,7 @@ def test_the_mirror_is_the_script_module(tmp_path, how, make):
 def test_conditions_and_loops(tmp_path, how, side):
     scripted = torch.jit.script(Branching(how).eval())
     torch.jit.save(scripted, tmp_path / "model.pt")
-    mirror = torch_script.read(tmp_path / "model.pt").module.eval()
+    mirror = torch_script.read(sniff(tmp_path / "model.pt")).module.eval()
     x = pictures(side)
     with torch.no_grad():
         for one, two in zip(mirror(x), scripted(x), strict=True):
@@ -146,7 +147,7 @@ def test_default_arguments_and_lists_that_change(tmp_path, make):
     torch.manual_seed(0)
     scripted = torch.jit.script(make().eval())
     torch.jit.save(scripted, tmp_path / "model.pt")
-    mirror, x = torch_script.read(tmp_path / "model.pt").module.eval(), pictures()
+    mirror, x = torch_script.read(sniff(tmp_path / "model.pt")).module.eval(), pictures()
     with torch.no_grad():
         for _ in range(2):  # a second pass does not see what the first has changed
             assert torch.equal(mirror(x), scripted(x))
@@ -213,7 +214,7 @@ def test_what_is_no_archive_of_torchscript(tmp_path):
 def test_real_files_as_torch_itself_runs_them(name, shape):
     path = ASSETS / "torch" / f"{name}_torchscript.pt"
     scripted = torch.jit.load(path, map_location="cpu").eval()
-    mirror = torch_script.read(path).module.eval()
+    mirror = torch_script.read(sniff(path)).module.eval()
     x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (5, *shape)).astype(np.float32))
     with torch.no_grad():
         assert torch.equal(mirror(x), scripted(x))
@@ -495,7 +496,7 @@ def test_torch_sees_what_was_checked_and_no_more(tmp_path, monkeypatch):
         archive.writestr("plain/code/__torch__.py.debug_pkl", b"cos\nsystem\n(S'true'\ntR.")
     given, load = [], torch._C.import_ir_module_from_buffer
     monkeypatch.setattr(torch._C, "import_ir_module_from_buffer", lambda *a: given.append(a[1]) or load(*a))
-    assert torch_script.read(path).module is not None
+    assert torch_script.read(sniff(path)).module is not None
     names = zipfile.ZipFile(io.BytesIO(given[0])).namelist()
     assert not [name for name in names if name.endswith(("debug_pkl", "bytecode.pkl"))]
 
@@ -508,7 +509,7 @@ def test_parts_of_lists(tmp_path):
 
     scripted = torch.jit.script(Sizes().eval())
     torch.jit.save(scripted, tmp_path / "model.pt")
-    mirror, x = torch_script.read(tmp_path / "model.pt").module.eval(), pictures()
+    mirror, x = torch_script.read(sniff(tmp_path / "model.pt")).module.eval(), pictures()
     with torch.no_grad():
         assert torch.equal(mirror(x), scripted(x))
 
@@ -541,9 +542,9 @@ def test_arrays_count_at_each_place(tmp_path):
         for name in archive.namelist():
             made.writestr(name, constants.getvalue() if name.endswith("constants.pkl") else archive.read(name))
         made.writestr("model/constants/0", values.numpy().tobytes())
-    assert torch_script.read(tmp_path / "again.pt").module
+    assert torch_script.read(sniff(tmp_path / "again.pt")).module
     with limits.using(weights=2 * 10**6), pytest.raises(ModelError, match="limit weights"):
-        torch_script.read(tmp_path / "again.pt")
+        torch_script.read(sniff(tmp_path / "again.pt"))
 
 
 def test_modules_count_at_each_place(tmp_path):
@@ -552,4 +553,4 @@ def test_modules_count_at_each_place(tmp_path):
         module = Twice(module)
     torch.jit.save(torch.jit.script(module.eval()), tmp_path / "model.pt")
     with limits.using(nodes=1000), pytest.raises(ModelError, match="too many modules"):
-        torch_script.read(tmp_path / "model.pt")
+        torch_script.read(sniff(tmp_path / "model.pt"))

@@ -24,7 +24,7 @@ from convscope.errors import BackendError, ConvscopeError, Unreadable, UsageErro
 
 if TYPE_CHECKING:
     from convscope.events import Progress
-    from convscope.networks import Network
+    from convscope.networks import Named, Network
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -211,9 +211,10 @@ def _option_if(wanted: bool, *names: str, **about: Any) -> Callable:
 
 
 def _open(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
-    from convscope.networks import open_model
+    from convscope.networks import Named, open_model
 
-    network = open_model(model, **_ready(model, opening))
+    asked = Named(model)
+    network = open_model(asked, **_ready(asked, opening))
     height, width = network.inputs.size
     shell.say(f"{network.name}: {network.source.name} on {network.framework}, {network.backend}")
     for note in network.source.notes:
@@ -232,13 +233,13 @@ def _open(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
     return network
 
 
-def _ready(model: str, opening: dict[str, Any]) -> dict[str, Any]:
+def _ready(model: Named, opening: dict[str, Any]) -> dict[str, Any]:
     """The options of `open_model`; Keras is imported already where it will be needed."""
-    from convscope.networks import choose_backend, is_for_keras
+    from convscope.networks import choose_backend
 
     options = dict(opening)
     options["size"], options["feed"] = _size(options.pop("input_size")), _fed(options["feed"])
-    if is_for_keras(model):  # this says what is wrong with a file before the seconds that a framework takes to import
+    if model.needs_keras:  # this says what is wrong with a file before the seconds that a framework takes to import
         with _notices_held_back():
             choose_backend(options["backend"])
     return options
@@ -865,8 +866,9 @@ def doctor(shell: Shell, model: str, image: str | None, opening: dict[str, Any])
     The dry run takes IMAGE, or a picture that convscope draws. Exits with 1 if something does not work.
     """
     from convscope.diagnosis import doctor as examine
+    from convscope.networks import Named
 
-    options = _ready(model, opening)
+    options = _ready(Named(model), opening)
     found = examine(model, image, **options)
     data = found.to_json()
     shell.result(data, lambda: _diagnosis(shell, found), essential=True)

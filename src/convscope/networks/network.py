@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from convscope.networks.ops import Operations, Tensor
 from convscope.networks.passes import Pass, Run
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.restoring import Block
+
+if TYPE_CHECKING:
+    from convscope.networks.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Network(ABC):
         layers: every node in the order of execution.
         head: how its outputs relate to classes.
         preprocessing: what is done to pixels before they enter.
+        spec: what it was opened with; None where a subclass was made by hand.
         ops: the framework's array operations under NumPy's names, for objectives and targets: see `Operations`.
     """
 
@@ -76,6 +80,7 @@ class Network(ABC):
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
     ops: Operations
+    spec: ModelSpec | None = None
 
     def __init__(self) -> None:
         self._programs: dict[tuple[object, ...], Callable] = {}
@@ -320,6 +325,7 @@ class Network(ABC):
             "name": self.name,
             "source": self.source.name,
             "sha256": self.source.sha256,
+            "spec": None if self.spec is None else self.spec.describe(),
             "weights_sha256": self.weights_sha256(),
             "framework": self.framework,
             "backend": self.backend,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from convscope.errors import ModelError, nearest
 from convscope.networks.formats import archives
-
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-LAST_USER_BLOCK = 1 << 20  # HDF5 may begin after a block of the user's own, of 512, 1024, 2048, ... bytes
+from convscope.networks.formats.hdf5 import is_hdf5
+from convscope.networks.network import Source
 
 # What each kind is to people.
 KINDS = {
@@ -24,7 +25,40 @@ KINDS = {
     "torch": "a PyTorch checkpoint",
     "pickle": "a Python pickle",
 }
+SAVED_MODEL_GRAPH = "saved_model.pb"
 EXPECTED = "a .keras, .h5, .onnx, .pt, .pth, .pt2 or .safetensors file, or a SavedModel folder"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file whose kind was found out, once, by its content: what every reader takes.
+
+    Attributes:
+        path: of the file, or of the folder of a SavedModel.
+        kind: one of `KINDS`.
+    """
+
+    path: Path
+    kind: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file's content; of a SavedModel folder that of its graph."""
+        return sha256(self.path / SAVED_MODEL_GRAPH if self.kind == "saved_model" else self.path)
+
+    def source(self, *notes: str) -> Source:
+        """Where a network came from that the file holds whole."""
+        return Source(self.path.name, str(self.path), self.sha256, notes)
+
+
+def sniff(path: Path) -> ModelFile:
+    """Find out what a file is, before any framework is imported.
+
+    Raises:
+        ModelError: it is missing, empty, can't be read, or is no model.
+    """
+    check_file(path)
+    return ModelFile(path, kind_of_file(path))
 
 
 def check_file(path: Path) -> None:
@@ -34,7 +68,7 @@ def check_file(path: Path) -> None:
         ModelError: it is missing, a folder of something else, empty, or can't be read.
     """
     if path.is_dir():
-        if (path / "saved_model.pb").exists():
+        if (path / SAVED_MODEL_GRAPH).exists():
             return
         raise ModelError(f"expected a model file, found a folder: {path}. Give {EXPECTED}.")
     if not path.exists():
@@ -101,21 +135,6 @@ def _kind_of_zip(path: Path) -> str:
         ", not a model. "
         f"Expected {EXPECTED}."
     )
-
-
-def is_hdf5(path: Path | str) -> bool:
-    """True if the file at `path` holds HDF5, whatever its name says."""
-    path = Path(path)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        offset, size = 0, path.stat().st_size
-        while offset < min(size, LAST_USER_BLOCK + 1):
-            file.seek(offset)
-            if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
-                return True
-            offset = offset * 2 or 512
-    return False
 
 
 def _looks_like(head: bytes) -> str:

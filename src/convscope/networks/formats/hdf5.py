@@ -23,6 +23,23 @@ from convscope import isolation, limits
 from convscope.errors import BackendError, ModelError
 
 _MIB = 2**20
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LAST_USER_BLOCK = 1 << 20  # HDF5 may begin after a block of the user's own, of 512, 1024, 2048, ... bytes
+
+
+def is_hdf5(path: Path | str) -> bool:
+    """True if the file at `path` holds HDF5, whatever its name says."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        offset, size = 0, path.stat().st_size
+        while offset < min(size, _LAST_USER_BLOCK + 1):
+            file.seek(offset)
+            if file.read(len(_SIGNATURE)) == _SIGNATURE:
+                return True
+            offset = offset * 2 or 512
+    return False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from convscope.errors import BackendError, ConvscopeError, ModelError, UsageErro
 from convscope.networks import preprocessing as pp
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.code import literal
-from convscope.networks.formats.files import KINDS, kind_of_file, sha256
+from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file
 from convscope.networks.formats.hdf5 import Contents
 from convscope.networks.formats.keras import archive as keras_archive
 from convscope.networks.formats.keras import config as keras_config
@@ -56,26 +56,17 @@ class OpenedModel:
         return network
 
 
-def open_named(name: str, trust: bool = False) -> OpenedModel:
-    """The model in the file `name`, or of `keras.applications` for `keras:NAME`.
+def read(file: ModelFile, trust: bool = False) -> OpenedModel:
+    """The model in a `.keras` archive or an HDF5 file.
 
     Raises:
-        ModelError: it can't be opened, with the reason; UsageError: no such application or argument.
+        ModelError: it can't be opened, with the reason.
     """
-    return _application(name) if name.startswith("keras:") else _file(Path(name), trust)
-
-
-# -- files -----------------------------------------------------------------------------------------------
-
-
-def _file(path: Path, trust: bool) -> OpenedModel:
-    digest = sha256(path)
-    if kind_of_file(path) == "hdf5":
-        opened = legacy_h5.read(path, trust)
-        notes = (f"HDF5 of Keras {opened.version}", *opened.translated)
-        return OpenedModel(opened.model, Source(path.name, str(path), digest, notes))
-    model, notes = _read_zip(path, trust)
-    return OpenedModel(model, Source(path.name, str(path), digest, notes))
+    if file.kind == "hdf5":
+        opened = legacy_h5.read(file, trust)
+        return OpenedModel(opened.model, file.source(f"HDF5 of Keras {opened.version}", *opened.translated))
+    model, notes = _read_zip(file.path, trust)
+    return OpenedModel(model, file.source(*notes))
 
 
 def _read_zip(path: Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
@@ -229,11 +220,11 @@ class SavedModelBlock(keras.layers.Layer):
         return self._run(image)
 
 
-def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
+def read_saved_model(file: ModelFile, trust: bool = False) -> OpenedModel:
     """A SavedModel folder as a model of one layer: TensorFlow runs it, and nothing inside can be seen.
 
     Args:
-        folder: with `saved_model.pb`.
+        file: the folder with `saved_model.pb`.
         trust: let TensorFlow load and run a graph whose operations could do more than compute.
 
     Raises:
@@ -245,8 +236,8 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
             f"a SavedModel is a program of TensorFlow's, and Keras runs on {keras.backend.backend()}. "
             "Choose --backend tensorflow (KERAS_BACKEND=tensorflow)."
         )
+    folder = file.path
     saved_model.check_files(folder, trust)
-    digest = sha256(folder / saved_model.GRAPH)
     try:
         program = saved_model.read(folder)
     except ModelError:
@@ -262,7 +253,7 @@ def read_saved_model(folder: Path, trust: bool = False) -> OpenedModel:
         f"SavedModel, run by TensorFlow through its signature {endpoint!r}",
         "its inside is one block: activations and filters of the output only, no heatmaps",
     )
-    return OpenedModel(model, Source(folder.name, str(folder), digest, notes))
+    return OpenedModel(model, file.source(*notes))
 
 
 def _trusted(folder: Path) -> tuple[Any, str, tuple[int | None, ...], str]:
@@ -301,7 +292,12 @@ def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], s
 # -- keras.applications ----------------------------------------------------------------------------------
 
 
-def _application(name: str) -> OpenedModel:
+def open_application(name: str) -> OpenedModel:
+    """A network of `keras.applications`, by `keras:NAME` with its arguments as a query.
+
+    Raises:
+        UsageError: no such application or argument; ModelError: its weights can't be downloaded.
+    """
     function_name, _, query = name.removeprefix("keras:").partition("?")
     function = _application_function(function_name)
     arguments = {"weights": "imagenet"} | {key: literal(text) for key, text in parse_qsl(query, keep_blank_values=True)}

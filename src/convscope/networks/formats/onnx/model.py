@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from convscope.errors import ModelError, UsageError, nearest
-from convscope.networks.formats.files import sha256
+from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.onnx import files as onnx_files
 from convscope.networks.formats.onnx.files import Body, OnnxFile, Shape
 from convscope.networks.formats.onnx.module import OnnxModule, module_of
-from convscope.networks.network import Source
 from convscope.networks.torch.modules import OpenedModule
 
 
-def read(path: Path, picture: str | None = None) -> OpenedModule:
+def read(file: ModelFile, picture: str | None = None) -> OpenedModule:
     """An ONNX file as a module.
 
     Args:
-        path: the file.
+        file: of that kind.
         picture: the name of the input that gets the picture; the first that fits where None.
 
     Raises:
         ModelError: it is damaged, lacks its external data, takes no picture, uses what can't be converted, by name, or
         goes beyond the limits; UsageError: there is no such input for pictures.
     """
-    file = onnx_files.read(path)
-    picture = _picture(file, picture)
-    shape = file.inputs[picture].shape
-    last = _is_channels_last(file.graph, picture, shape)
-    module = module_of(file, picture)
+    found = onnx_files.read(file.path)
+    picture = _picture(found, picture)
+    shape = found.inputs[picture].shape
+    last = _is_channels_last(found.graph, picture, shape)
+    module = module_of(found, picture)
     return OpenedModule(
         module,
-        Source(path.name, str(path), sha256(path), _notes(file, module, last)),
+        file.source(*_notes(found, module, last)),
         # Whatever batch is declared, others are passed.
         input_shape=None if shape is None else (None, *shape[1:]),
         input=picture,
-        options={"channels_last_input": last, "name": path.stem},
+        options={"channels_last_input": last, "name": file.path.stem},
     )
 
 

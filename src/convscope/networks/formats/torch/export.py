@@ -17,22 +17,23 @@ from torch._export.serde import schema, serialize
 from convscope import limits
 from convscope.errors import ModelError, one_line
 from convscope.networks.formats import archives, pickles
+from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.torch import pickles as torch_pickles
 from convscope.networks.formats.torch import schema as torch_schema
-from convscope.networks.formats.torch.files import source_of
 from convscope.networks.torch.modules import Described, OpenedModule
 
 
-def read(path: Path, trust: bool = False) -> OpenedModule:
+def read(file: ModelFile, trust: bool = False) -> OpenedModule:
     """An exported program as a tree of modules.
 
     Args:
-        path: a `.pt2` file.
+        file: a `.pt2` file.
         trust: hand it to PyTorch as it is; else it is read first, and what is not known to be harmless is refused.
 
     Raises:
         ModelError: it is damaged, compiled for one machine, or holds what could run code and is not trusted.
     """
+    path = file.path
     compiled = [name for name in archives.member_names(path) if name.endswith((".so", ".cubin"))]
     if compiled:
         raise ModelError(
@@ -48,7 +49,8 @@ def read(path: Path, trust: bool = False) -> OpenedModule:
         raise ModelError(f"{path} can't be read as an exported program ({one_line(error)[:200]}).") from error
     shape = _input_shape(program)
     _describe(module, program)
-    return OpenedModule(module, source_of(path), input_shape=(None, *shape[1:]) if shape else None)
+    declared = (None, *shape[1:]) if shape else None
+    return OpenedModule(module, file.source("PyTorch exported program (.pt2)"), input_shape=declared)
 
 
 def _unflattened(program: Any) -> nn.Module:

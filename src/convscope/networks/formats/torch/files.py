@@ -19,7 +19,7 @@ from convscope.errors import BackendError, ModelError, UsageError, nearest, one_
 from convscope.networks import preprocessing as pp
 from convscope.networks.formats import pickles
 from convscope.networks.formats.code import literal
-from convscope.networks.formats.files import KINDS, kind_of_file, sha256
+from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file, sha256
 from convscope.networks.formats.torch import pickles as torch_pickles
 from convscope.networks.network import Source
 from convscope.networks.torch.modules import OpenedModule
@@ -27,21 +27,16 @@ from convscope.networks.torch.modules import OpenedModule
 HOW_TO_GIVE_CODE = "Give the code that makes the network: convscope layers file.py:function --weights {name}"
 
 
-def open_file(path: Path, trust: bool = False) -> OpenedModule:
-    """A file that holds a whole network: TorchScript, an exported program, or, if trusted, a pickled module.
+def read(file: ModelFile, trust: bool = False) -> OpenedModule:
+    """A checkpoint or `.safetensors` file that is opened by itself: a pickled module, if trusted.
 
     Raises:
         ModelError: the file holds weights only, is damaged, or would have to run code.
     """
-    kind = kind_of_file(path)
-    if kind == "torchscript":
-        return importlib.import_module("convscope.networks.formats.torch.script").read(path, trust)
-    if kind == "exported":
-        return importlib.import_module("convscope.networks.formats.torch.export").read(path, trust)
-    if kind != "safetensors" and trust and foreign_globals(path):
-        return _pickled_module(path)
-    state, _ = load_state_dict(path)
-    raise ModelError(_weights_only(path, state))
+    if file.kind != "safetensors" and trust and foreign_globals(file.path):
+        return _pickled_module(file)
+    state, _ = load_state_dict(file, trust=False)
+    raise ModelError(_weights_only(file.path, state))
 
 
 # -- weights ---------------------------------------------------------------------------------------------
@@ -55,21 +50,23 @@ _WRAPPERS = (
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
 
 
-def load_state_dict(path: Path, trust: bool = False) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """The weights of a `.safetensors` file or a PyTorch checkpoint by name, and what had to be unwrapped for them.
 
     Args:
-        path: the file.
+        file: one of these.
         trust: let what lies beside the weights in a checkpoint run its author's code.
 
     Raises:
         ModelError: the file holds no weights, is damaged, or would have to run code.
     """
-    kind = kind_of_file(path)
-    if kind == "safetensors":
+    path = file.path
+    if file.kind == "safetensors":
         return _safetensors(path), ()
-    if kind != "torch":
-        raise ModelError(f"expected a state dict of tensors by name in {path}, found {KINDS[kind]}. Open it by itself.")
+    if file.kind != "torch":
+        raise ModelError(
+            f"expected a state dict of tensors by name in {path}, found {KINDS[file.kind]}. Open it by itself."
+        )
     try:
         with torch_pickles.opened(path) as checkpoint:
             found, notes = _unwrapped(path, checkpoint.value, torch_pickles.Declared)
@@ -196,7 +193,7 @@ def fill(module: nn.Module, path: Path, trust: bool = False) -> tuple[str, ...]:
     Raises:
         ModelError: names or shapes don't match, with the nearest names.
     """
-    state, notes = load_state_dict(path, trust)
+    state, notes = load_state_dict(ModelFile(path, kind_of_file(path)), trust)
     target = _targets(module)
     state, taken_off = _without_prefix(state, target)
     _check(path, state, target)
@@ -307,19 +304,14 @@ def _unpickled(path: Path) -> Any:
         ) from error
 
 
-def _pickled_module(path: Path) -> OpenedModule:
+def _pickled_module(file: ModelFile) -> OpenedModule:
+    path = file.path
     found = _unpickled(path)
     if isinstance(found, Mapping):
         found = next((value for value in found.values() if isinstance(value, nn.Module)), found)
     if not isinstance(found, nn.Module):
         raise ModelError(f"expected a torch.nn.Module in {path}, found {_contents(found)}.")
-    source = Source(path.name, str(path), sha256(path), ("a pickled module, run because it was trusted",))
-    return OpenedModule(found, source)
-
-
-def source_of(path: Path, *notes: str) -> Source:
-    """Where a network came from that a file holds whole."""
-    return Source(path.name, str(path), sha256(path), (KINDS[kind_of_file(path)].removeprefix("a "), *notes))
+    return OpenedModule(found, file.source("a pickled module, run because it was trusted"))
 
 
 # -- collections of networks -----------------------------------------------------------------------------

@@ -17,31 +17,33 @@ import torch
 from convscope import isolation, limits
 from convscope.errors import ModelError, one_line
 from convscope.networks.formats import archives, pickles
+from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.torch import code as torch_code
 from convscope.networks.formats.torch import pickles as torch_pickles
-from convscope.networks.formats.torch.files import source_of
 from convscope.networks.formats.torch.interpreter import Code, Scripted
 from convscope.networks.torch.modules import OpenedModule
 
 
-def read(path: Path, trust: bool = False) -> OpenedModule:
+def read(file: ModelFile, trust: bool = False) -> OpenedModule:
     """A TorchScript archive as a module of mirrors.
 
     Args:
-        path: the archive.
+        file: the archive.
         trust: hand it to PyTorch as it is; else its code and its pickles are read first, and what is not known to be
             harmless is refused.
 
     Raises:
         ModelError: it is damaged, may do more than compute and is not trusted, or calls what can't be run from Python.
     """
+    path = file.path
     unit = torch._C.CompilationUnit()  # as torch.jit.load does, which does not hand out the functions of the file
     source: Any = str(path) if trust else _compilable(path)
     load = torch._C.import_ir_module if trust else torch._C.import_ir_module_from_buffer
     scripted = _loaded(unit, load, source, path)
     code = Code(unit, trust)
     code.steps.held = path.stat().st_size
-    return OpenedModule(Scripted(scripted, code, {}), source_of(path, f"the class {scripted.original_name}"))
+    origin = file.source("TorchScript archive", f"the class {scripted.original_name}")
+    return OpenedModule(Scripted(scripted, code, {}), origin)
 
 
 def _loaded(unit: Any, load: Callable[..., Any], source: Any, path: Path) -> Any:

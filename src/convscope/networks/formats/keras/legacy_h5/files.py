@@ -16,7 +16,7 @@ from typing import Any
 
 from convscope.errors import ModelError
 from convscope.networks.formats import hdf5
-from convscope.networks.formats.files import is_hdf5
+from convscope.networks.formats.files import KINDS, ModelFile
 from convscope.networks.formats.hdf5 import Contents
 from convscope.networks.formats.keras.legacy_h5.building import model_of, refuse_unknown
 from convscope.networks.formats.keras.legacy_h5.code import refuse_code
@@ -52,11 +52,11 @@ class Opened:
     translated: tuple[str, ...]
 
 
-def read(path: Path | str, trust: bool = False) -> Opened:
-    """Open the Keras whole-model HDF5 file at `path`.
+def read(file: ModelFile, trust: bool = False) -> Opened:
+    """Open a Keras whole-model HDF5 file.
 
     Args:
-        path: the file; its name plays no part.
+        file: its name plays no part.
         trust: run Python code that the file carries (`Lambda` layers of Keras 3). Bytecode of Keras 1 and 2
             is never run.
 
@@ -65,10 +65,9 @@ def read(path: Path | str, trust: bool = False) -> Opened:
             Keras does not know, or its weights and its architecture do not fit each other.
         BackendError: h5py is not installed.
     """
-    path = Path(path)
-    if not is_hdf5(path):
-        found = "another format" if path.is_file() else "no such file"
-        raise ModelError(f"{path.name}: expected a model in an HDF5 file, found {found}.")
+    path = file.path
+    if file.kind != "hdf5":
+        raise ModelError(f"{path.name}: expected a model in an HDF5 file, found {KINDS[file.kind]}.")
     stored = stored_of(hdf5.read(path, but=BESIDE), path)
     refuse_code(stored, trust)
     said = migrate(stored)

@@ -1,0 +1,349 @@
+"""What `open_model` is given, as a value that can be sent: `ModelSpec`, and `open_model` itself.
+
+A spec is frozen, hashable and picklable, and `spec.open()` gives the same network in another process. `describe()`
+makes plain JSON values of it, which every result keeps, and `ModelSpec.from_json` reads them back.
+
+What a spec never does by itself: it never trusts a file (`spec.open(trust=True)` is said each time), and one that was
+read from JSON, which may come from anybody, runs no code that it names and raises no limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from convscope import limits
+from convscope.errors import ModelError, UsageError
+from convscope.networks import opening
+from convscope.networks import preprocessing as pp
+from convscope.networks.class_names import read_class_names
+from convscope.networks.formats import code
+from convscope.networks.network import Network
+
+_TEXTS = (
+    *("source", "kind", "sha256", "weights", "weights_file_sha256", "input", "output", "head", "classes_file"),
+    *("backend", "device", "precision"),
+)
+_HEADS = (None, "linear", "softmax", "sigmoid")
+
+
+@dataclass(frozen=True, eq=False)
+class Fed:
+    """An array for an input that does not get the image. Equal ones have the same name, shape, type and values."""
+
+    name: str
+    value: Any
+
+    @property
+    def _identity(self) -> tuple[str, tuple[int, ...], str, bytes]:
+        array = np.ascontiguousarray(self.value)
+        return self.name, array.shape, str(array.dtype), array.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fed) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values: the values themselves are left out, their hash is there."""
+        name, shape, dtype, data = self._identity
+        return {"name": name, "shape": list(shape), "dtype": dtype, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says about the model: see `open_model`.
+
+    Attributes:
+        input, output, size, preprocess, head: as there; a size is `(height, width)`.
+        feed: an array for each further input.
+        class_names: in the order of the outputs.
+        classes_file: the file that they were read from.
+    """
+
+    input: str | None = None
+    output: str | None = None
+    size: tuple[int, int] | None = None
+    feed: tuple[Fed, ...] | None = None
+    preprocess: pp.Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
+    head: str | None = None
+    classes_file: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """As every subclass of `Network` takes them."""
+        return {
+            "input": self.input,
+            "output": self.output,
+            "size": self.size,
+            "feed": None if self.feed is None else {fed.name: fed.value for fed in self.feed},
+            "preprocess": self.preprocess,
+            "class_names": self.class_names,
+            "head": self.head,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        given = self.class_names if self.classes_file is None else None
+        return {
+            "input": self.input,
+            "output": self.output,
+            "size": None if self.size is None else list(self.size),
+            "feed": None if self.feed is None else [fed.describe() for fed in self.feed],
+            "preprocess": None if self.preprocess is None else self.preprocess.describe(),
+            "classes": given and list(given),
+            "classes_file": self.classes_file,
+            "head": self.head,
+        }
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes: the backend of Keras; the device and the precision of PyTorch."""
+
+    backend: str | None = None
+    device: str | None = None
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a spec comes from, and what its files were.
+
+    Attributes:
+        kind: "file", "code", "collection" or "memory".
+        folder: that relative names start from; compared and written nowhere.
+        sha256: of the model file, or of the Python file that makes the model.
+        weights_sha256: of the file of weights.
+        trusted: the network was opened with `trust`; `ModelSpec.open` never goes by it.
+        from_json: read from JSON, which may come from anybody.
+    """
+
+    kind: str = "file"
+    folder: str = field(default="", compare=False)
+    sha256: str | None = None
+    weights_sha256: str | None = None
+    trusted: bool = False
+    from_json: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What `open_model` was given.
+
+    Attributes:
+        source: a file, code or the name of a collection's network, as it was given; a description of a model in memory.
+        weights: a file of weights for a model that code makes.
+        options: what the user says about the model.
+        runtime: what computes.
+        limits: those that were in force.
+        origin: where it comes from, and what its files were.
+
+    Example:
+        >>> spec = open_model("model.keras").spec
+        >>> spec.open().weights_sha256() == open_model("model.keras").weights_sha256()
+        True
+    """
+
+    source: str
+    weights: str | None = None
+    options: Options = Options()
+    runtime: Runtime = Runtime()
+    limits: limits.Limits = field(default_factory=limits.Limits)
+    origin: Origin = Origin()
+
+    def open(self, trust: bool = False) -> Network:
+        """The network that was opened, also in another process or folder.
+
+        Args:
+            trust: run code that the file holds; see `open_model`. A spec never brings it along.
+
+        Raises:
+            ModelError: a file has changed since, or can't be opened; UsageError: the model was one in memory, or the
+            spec comes from JSON and names code, and `trust` is not given.
+        """
+        if self.origin.kind == "memory":
+            raise UsageError(
+                f"expected a model that can be opened again, found {self.source}, which is in the memory of one "
+                "process. Save it, and open the file."
+            )
+        if self.origin.from_json:
+            return opening.opened(self, trust)
+        with limits.using(**asdict(self.limits)):
+            return opening.opened(self, trust)
+
+    def located(self, name: str) -> str:
+        """The name of a file or of code as this process finds it, whatever its working folder is."""
+        folder = self.origin.folder
+        bare = self.origin.kind == "collection" or (name == self.source and _is_module(name))
+        if bare or not folder or folder == os.getcwd() or os.path.isabs(name):
+            return name
+        return os.path.join(folder, name)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values for provenance: no arrays, and no folders that were not given."""
+        standard = asdict(limits.Limits())
+        return {
+            "source": self.source,
+            "kind": self.origin.kind,
+            "sha256": self.origin.sha256,
+            "weights": self.weights,
+            "weights_file_sha256": self.origin.weights_sha256,
+            "trusted": self.origin.trusted,
+            **self.options.describe(),
+            **asdict(self.runtime),
+            "limits": {name: value for name, value in asdict(self.limits).items() if value != standard[name]},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], folder: str | os.PathLike | None = None) -> ModelSpec:
+        """The spec that `describe` wrote, as `result.provenance["network"]["spec"]` has it.
+
+        Args:
+            data: plain JSON values.
+            folder: that relative names start from; the working folder where None.
+
+        Returns:
+            a spec without trust and with the limits in force here, whatever `data` says.
+
+        Raises:
+            ModelError: it is no spec; UsageError: it needs arrays for further inputs, which JSON does not keep.
+        """
+        if data.get("feed"):
+            names = ", ".join(str(fed.get("name")) for fed in data["feed"] if isinstance(fed, Mapping))
+            raise UsageError(
+                f"expected a spec without arrays, found some for the inputs {names}, of which JSON keeps the hash "
+                "only. Open the model with open_model(..., feed=...)."
+            )
+        wrong = [name for name in _TEXTS if not isinstance(data.get(name), str | None)]
+        if wrong or not data.get("source") or data.get("kind") not in opening.ORIGINS or data.get("head") not in _HEADS:
+            odd = ", ".join(wrong) or "source, kind or head"
+            raise ModelError(f"expected the spec of a model as convscope writes it, found another {odd}.")
+        home = os.path.abspath(folder or os.getcwd())
+        source: str = data["source"]
+        file: str | None = data.get("classes_file")
+        options = Options(
+            data.get("input"),
+            data.get("output"),
+            _size(data.get("size")),
+            None,
+            _preprocessing(data.get("preprocess")),
+            read_class_names(os.path.join(home, file) if file else data.get("classes")),
+            data.get("head"),
+            file,
+        )
+        # What a JSON calls a file may be code by its name: what counts is what opening will make of it.
+        kind = "memory" if data["kind"] == "memory" else opening.origin_of(source)
+        origin = Origin(
+            kind,
+            home,
+            data.get("sha256"),
+            data.get("weights_file_sha256"),
+            from_json=True,
+        )
+        runtime = Runtime(*(data.get(one.name) for one in fields(Runtime)))
+        return cls(source, data.get("weights"), options, runtime, limits.current(), origin)
+
+
+def _is_module(name: str) -> bool:
+    return ".py:" not in name and code.is_code(name)
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    if not (isinstance(given, list) and len(given) == 2 and all(type(side) is int and side > 0 for side in given)):
+        raise ModelError(f"expected the size in a spec to be two numbers, found {given!r:.60}.")
+    return given[0], given[1]
+
+
+def _preprocessing(given: Any) -> pp.Preprocessing | None:
+    if given is None:
+        return None
+    try:
+        mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
+        name, certainty, reason = (str(given[key]) for key in ("name", "certainty", "reason"))
+        if not np.isfinite([*mean, *std]).all() or min(std) <= 0 or certainty not in (pp.FOUND, pp.GUESS, pp.SET):
+            raise ValueError("its numbers can't be used")
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"expected the preprocessing in a spec as convscope writes it, found {given!r:.60}."
+        raise ModelError(message) from error
+    return pp.Preprocessing(name, mean, std, given.get("order") == "bgr", certainty, reason)
+
+
+def open_model(
+    model: Any,
+    *,
+    weights: str | os.PathLike | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    preprocess: str | pp.Preprocessing | None = None,
+    classes: str | os.PathLike | Sequence[str] | None = None,
+    input: str | None = None,
+    output: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    feed: Mapping[str, np.ndarray] | None = None,
+    head: str | None = None,
+    trust: bool = False,
+) -> Network:
+    """Open a trained model, whatever it comes as.
+
+    Args:
+        model: a `keras.Model` or `torch.nn.Module` in memory; the path of a model file, whose content decides and not
+            its name (`.keras`, `.h5` of any age, a SavedModel folder, `.onnx`, TorchScript, `.pt2`); code,
+            `"file.py:function"` or `"package.module:function"`, that returns a model; `"keras:ResNet50V2"`,
+            `"torchvision:resnet50"` or `"timm:convnext_tiny"`, with arguments as a query
+            (`"keras:VGG16?weights=none&classes=10"`); a `ModelSpec`, which is
+            opened again; or a `Network`, which comes back as it is.
+        weights: a file of weights for a model that code makes.
+        backend: of Keras: "tensorflow", "jax" or "torch"; else `KERAS_BACKEND`, else what is imported, else installed.
+        device: for PyTorch: "cpu", "cuda", "cuda:1", "mps"; a module in memory stays where it is.
+        precision: for PyTorch: "float32", or "bfloat16" or "float16" for autocast.
+        preprocess: "none", "0..1", "-1..1", "caffe", "torch" or "MEAN,STD"; found out or guessed where None.
+        classes: names in the order of the outputs, or a file that holds them (a line each, or JSON).
+        input, output: names, where the model has several; the first that fits where None.
+        size: pixels `(height, width)` to bring pictures to, where the model takes any size.
+        feed: arrays `(1, ...)` for the inputs that don't get the picture; zeros where nothing is given.
+        head: "linear", "softmax" or "sigmoid", where what convscope finds out about the outputs is wrong.
+        trust: run code that the file holds (Lambda layers, pickled modules).
+
+    Raises:
+        ModelError: the file is missing, damaged, of another kind, or holds code; BackendError: the backend is not
+        installed or not the one in use; UsageError: an option does not fit the model.
+    """
+    given = (weights, device, precision, preprocess, classes, input, output, size, feed, head)
+    if isinstance(model, Network):
+        if any(option is not None for option in given):
+            raise UsageError("this network is open already; give options where it is opened.")
+        return model
+    if isinstance(model, ModelSpec):
+        if any(option is not None for option in (backend, *given)):
+            raise UsageError("a spec says how its model is opened; give other options with the file or the name.")
+        return model.open(trust)
+    if head not in _HEADS:
+        raise UsageError(f"head {head!r} is not known; expected linear, softmax or sigmoid.")
+    options = Options(
+        input,
+        output,
+        (size, size) if isinstance(size, int) else size,
+        None if feed is None else tuple(Fed(name, value) for name, value in feed.items()),
+        pp.parse(preprocess) if isinstance(preprocess, str) else preprocess,
+        read_class_names(classes),
+        head,
+        os.fspath(classes) if isinstance(classes, str | os.PathLike) else None,
+    )
+    runtime = Runtime(backend, device, precision)
+    file = None if weights is None else os.fspath(weights)
+    if isinstance(model, opening.Named | str | os.PathLike):
+        named = model if isinstance(model, opening.Named) else opening.Named(os.fspath(model))
+        origin = Origin(opening.origin_of(named.name), os.getcwd(), trusted=trust)
+        return opening.opened(ModelSpec(named.name, file, options, runtime, limits.current(), origin), trust, named)
+    spec = ModelSpec(opening.described(model), file, options, runtime, limits.current(), Origin("memory"))
+    return opening.of_memory(model, spec)
