@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from models import keras, layers
 from PIL import Image
 
-from convscope import reports
 from convscope.errors import ConvscopeError, UsageError
 from convscope.files import dump
 from convscope.images.decode import InputImage
@@ -27,7 +26,8 @@ from convscope.render.channels import channel_grid
 from convscope.render.colour import classic_tile, colour
 from convscope.render.encode import data_uri, encode_png, small_data_uri
 from convscope.render.overlay import overlay, tint
-from convscope.reports import report
+from convscope.reports import page as page_module
+from convscope.reports import report, studies
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters
 from convscope.techniques.heatmaps import heatmap
@@ -213,7 +213,7 @@ def test_grey_networks_and_tiny_photos(tmp_path):
 @given(st.integers(0, 60), st.integers(2, 9))
 def test_a_choice_over_the_depth_goes_from_the_first_to_the_last(length, count):
     items = list(range(length))
-    chosen = reports._spread(items, count)
+    chosen = studies._spread(items, count)
     assert len(chosen) == min(length, count)
     assert chosen == sorted(set(chosen))
     if items:
@@ -231,8 +231,8 @@ def test_a_deep_network_shows_some_layers_and_says_so(deep, photo, tmp_path):
     data = report(deep, photo, tmp_path / "page.html", channels=0)
     html = page_of(tmp_path / "page.html")
     assert len(data["activations"]) == 12
-    assert html.count('class="sheet"') == reports.SHEETS
-    assert f"{reports.SHEETS} of 12 layers are drawn" in html
+    assert html.count('class="sheet"') == studies.SHEETS
+    assert f"{studies.SHEETS} of 12 layers are drawn" in html
     assert data["provenance"]["parameters"]["sheets"][::7] == ["conv_0", "conv_11"]
 
 
@@ -302,7 +302,7 @@ def test_the_tint_over_the_photo_is_the_overlay(photo):
 
 
 def test_the_slider_starts_where_overlays_are_drawn():
-    assert 100 * inspect.signature(views.overlaid).parameters["paint"].default == reports.OPACITY
+    assert 100 * inspect.signature(views.overlaid).parameters["paint"].default == page_module.OPACITY
 
 
 @pytest.mark.parametrize("channels", [1, 3, 17])
@@ -325,10 +325,10 @@ def test_a_small_address_is_the_picture():
 
 
 def test_photos_are_brought_to_the_pages_size():
-    assert reports._fitting(np.zeros((2000, 1000, 3), np.uint8)).shape == (720, 360, 3)
-    assert reports._fitting(np.zeros((300, 400, 3), np.uint8)).shape == (300, 400, 3)
+    assert page_module._fitting(np.zeros((2000, 1000, 3), np.uint8)).shape == (720, 360, 3)
+    assert page_module._fitting(np.zeros((300, 400, 3), np.uint8)).shape == (300, 400, 3)
     small = np.random.default_rng(0).integers(0, 256, (28, 20, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(reports._fitting(small)[::9, ::9], small)
+    np.testing.assert_array_equal(page_module._fitting(small)[::9, ::9], small)
 
 
 # --- in a browser ----------------------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+"""One self-contained HTML page about a network and some pictures, made of the three techniques' results.
+
+`report` is `study` (run the techniques) and then `write` (draw the page). Everything that the page shows comes from
+the results, and its JSON holds the same numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+from convscope.errors import UsageError
+from convscope.events import Progress
+from convscope.networks import Network
+from convscope.reports.page import write
+from convscope.reports.studies import Choices, Study, study
+from convscope.techniques.heatmaps import as_targets, is_target
+
+__all__ = ["Choices", "Study", "report", "study", "write"]
+
+
+def report(
+    network: Network | Any,
+    images: Any,
+    path: str | PathLike,
+    *,
+    target: int | str | Sequence[int | str] = "top",
+    layers: str | Sequence[str] | None = None,
+    filter_layers: Sequence[str] = (),
+    heatmap_layer: str = "auto",
+    channels: int = 16,
+    check: bool = False,
+    seed: int = 0,
+    title: str | None = None,
+    progress: Progress = None,
+) -> dict[str, Any]:
+    """Write one HTML page about a network: its layers, predictions, heatmaps, activations and filters.
+
+    Args:
+        network: an opened network, or what `open_model` takes.
+        images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
+        path: of the page; it needs no other file and no connection.
+        target, layers, filter_layers, heatmap_layer, channels, check, seed: see `Choices`.
+        title: of the page.
+        progress: called with each event (`convscope.events`).
+
+    Returns:
+        the numbers that the page shows, `provenance`, and `files`: the page.
+
+    Raises:
+        UsageError: no such class or layer; ImageError, ModelError; ConvscopeError: the page can't be written.
+    """
+    if is_target(target) or any(
+        isinstance(one, str) and re.fullmatch(r"top\d+|.+:\d+(@\d+,\d+)?", one) for one in as_targets(target)
+    ):
+        raise UsageError(
+            f"a report explains classes, by number or name, or top; found {target!r}. See convscope heatmap."
+        )
+    choices = Choices(target, layers, tuple(filter_layers), heatmap_layer, channels, check, seed)
+    return write(study(network, images, choices, progress), path, title)
