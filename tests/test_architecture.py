@@ -26,7 +26,7 @@ FLOORS = (
     ("objectives",),
     ("results",),
     ("techniques.activations", "techniques.filters", "techniques.heatmaps", "render"),
-    ("store",),
+    ("store", "session"),
     ("reports", "diagnosis"),
     ("demo",),
     ("terminal",),
@@ -85,7 +85,15 @@ def test_frameworks_are_named_in_networks_alone():
         assert not used, f"{name} imports {used}"
 
 
-@pytest.mark.parametrize("what", ["import convscope", "import convscope.cli", "import convscope; convscope.open_model"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "import convscope",
+        "import convscope.cli",
+        "import convscope; convscope.open_model",
+        "import convscope; convscope.Session",
+    ],
+)
 def test_no_framework_is_loaded_before_it_is_needed(what):
     code = f"{what}; import sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -84,6 +84,7 @@ class Network(ABC):
 
     def __init__(self) -> None:
         self._programs: dict[tuple[object, ...], Callable] = {}
+        self._programs_lock = threading.Lock()
         self._in_force: list[_InForce] = []
 
     # -- what a framework provides ---------------------------------------------------------------------
@@ -413,7 +414,8 @@ class Network(ABC):
 
     def _of_this_thread(self) -> list[_InForce]:
         own = threading.get_ident()
-        return [block for block in reversed(self._in_force) if block.thread == own] if self._in_force else []
+        # A copy: another thread's block may end while this goes through them.
+        return [block for block in self._in_force[::-1] if block.thread == own] if self._in_force else []
 
     def program(self, make: Callable[..., Callable], *arguments: object) -> Callable:
         """The program of `make(network, *arguments)`, compiled once: a loop over images must not compile again.
@@ -434,11 +436,16 @@ class Network(ABC):
         if "<" in make.__qualname__:
             raise TypeError(f"expected a function of a module, found {make.__qualname__}, which may enclose more.")
         key = (make, *arguments, self.preprocessing, self.head)
-        made = self._programs.pop(key, None) or self.compile(make(self, *arguments))
-        while len(self._programs) >= _PROGRAMS_KEPT:
-            self._programs.pop(next(iter(self._programs)))
-        self._programs[key] = made
-        return made
+        with self._programs_lock:
+            if key in self._programs:
+                self._programs[key] = made = self._programs.pop(key)
+                return made
+        made = self.compile(make(self, *arguments))  # outside of the lock: it may wait for another thread's pass
+        with self._programs_lock:
+            made = self._programs.setdefault(key, made)
+            while len(self._programs) > _PROGRAMS_KEPT:
+                self._programs.pop(next(iter(self._programs)))
+            return made
 
 
 _PROGRAMS_KEPT = 32

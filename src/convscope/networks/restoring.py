@@ -10,7 +10,8 @@ changed the handlers are a gate's. It decides by what is going on:
   most, for a model that never comes to an end.
 - *open*: convscope's own code runs. The signal is handled at once.
 
-Every signal reaches the user's own handler, once. Threads other than the main one never handle signals.
+Every signal reaches the user's own handler, once. Threads other than the main one never handle signals; a session stops
+a cancelled request of its thread at the same places (`stoppable`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import _thread
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -99,6 +100,19 @@ class Block:
 def checkpoint() -> None:
     """Handle the signals that wait, at a place where an exception does no harm."""
     _gate().checkpoint()
+
+
+@contextmanager
+def stoppable(stop: Callable[[], None]) -> Iterator[None]:
+    """For the length of a block `stop` is called wherever a signal would be handled, and may raise there.
+
+    It holds for the passes of this thread, which must not be the main one.
+    """
+    before, _ELSEWHERE.stop = _ELSEWHERE.stop, stop
+    try:
+        yield
+    finally:
+        _ELSEWHERE.stop = before
 
 
 def _acquire(lock: threading.RLock, gate: _Gate | _Elsewhere, undo: ExitStack) -> None:
@@ -240,8 +254,10 @@ class _Gate:
             handler(number, frame)
 
 
-class _Elsewhere:
-    """The gate of all other threads, which no signal interrupts."""
+class _Elsewhere(threading.local):
+    """The gate of all other threads, which no signal interrupts; `stoppable` takes the place of signals."""
+
+    stop: Callable[[], None] | None = None
 
     def enter(self) -> str:
         """See `_Gate`."""
@@ -253,7 +269,12 @@ class _Elsewhere:
     def hold(self) -> None:
         """See `_Gate`."""
 
-    open = soften = checkpoint = hold
+    def checkpoint(self) -> None:
+        """See `_Gate`."""
+        if self.stop is not None:
+            self.stop()
+
+    open, soften = hold, checkpoint
 
 
 _MAIN, _ELSEWHERE = _Gate(), _Elsewhere()

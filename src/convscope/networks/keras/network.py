@@ -102,7 +102,8 @@ class KerasNetwork(TracedNetwork):
         self.backend = f"{self._backend.name} {self._backend.version}"
         self.output, self.outputs = output or "", ()
         self._operations = named_operations(model)
-        self._wrapped = [op for op in [model, *(op for _, op in self._operations)] if is_wrapped(op)]
+        with TRACING:  # another network that shares layers may be patching them
+            self._wrapped = [op for op in [model, *(op for _, op in self._operations)] if is_wrapped(op)]
         known: tuple[pp.Family | None, str] = (family, model.name) if family else self._family_by_name()
         self.family, self.family_name = known
         self._entry = Entry(model, input, size, feed or {}, self.family)
@@ -354,19 +355,22 @@ class KerasNetwork(TracedNetwork):
     def _can_leave_out(self, calls: Calls, path: str) -> bool:
         """See `TracedNetwork`. Patching an operation reaches all of its calls, so it must have only one."""
         operation = calls[path][0].operation
-        return called_once(calls, operation) and (has_activation(operation) or kind_of(operation) == "activation")
+        with TRACING:  # another thread's pass may have patched it
+            return called_once(calls, operation) and (has_activation(operation) or kind_of(operation) == "activation")
 
     def _ends_in_nonlinearity(self, calls: Calls, path: str) -> bool:
         """See `TracedNetwork`."""
         operation = calls[path][0].operation
-        return has_activation(operation) and called_once(calls, operation)
+        with TRACING:  # another thread's pass may have patched it
+            return has_activation(operation) and called_once(calls, operation)
 
     def _can_compute_in(self, precision: str) -> bool:
         """See `TracedNetwork`."""
         return not any("float16" in name.replace("bfloat16", "") for name in self._policies())
 
     def _policies(self) -> set[str]:
-        return {getattr(getattr(op, "_dtype_policy", None), "name", "float32") for _, op in self._operations}
+        with TRACING:  # another thread's pass may compute in another precision
+            return {getattr(getattr(op, "_dtype_policy", None), "name", "float32") for _, op in self._operations}
 
     @property
     def folds_norms(self) -> bool:

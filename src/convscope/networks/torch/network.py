@@ -228,25 +228,27 @@ class TorchNetwork(TracedNetwork):
         return torch_ops.counts_of_nonzero(x, axis)
 
     def weights(self) -> list[np.ndarray]:
-        """See `Network.weights`."""
-        return [
-            (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
-            for tensor in self._tensors()
-        ]
+        """See `Network.weights`. Not while another thread's pass has them point to the memory of others."""
+        with _ONE_AT_A_TIME:
+            return [
+                (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
+                for tensor in self._tensors()
+            ]
 
     def _hashed(self) -> str:
         """Made anew where a tensor lies elsewhere, was written to, or has another checksum.
 
         What is written through `.data` shows in the checksum alone, which costs a fifth of the hash.
         """
-        tensors, arrays = self._tensors(), self.weights()
-        mark = [
-            (tensor.data_ptr(), _version(tensor), zlib.crc32(np.ascontiguousarray(array).data))
-            for tensor, array in zip(tensors, arrays, strict=True)
-        ]
-        if self._hash is None or self._hash[0] != mark:
-            self._hash = (mark, super()._hashed())
-        return self._hash[1]
+        with _ONE_AT_A_TIME:
+            tensors, arrays = self._tensors(), self.weights()
+            mark = [
+                (tensor.data_ptr(), _version(tensor), zlib.crc32(np.ascontiguousarray(array).data))
+                for tensor, array in zip(tensors, arrays, strict=True)
+            ]
+            if self._hash is None or self._hash[0] != mark:
+                self._hash = (mark, super()._hashed())
+            return self._hash[1]
 
     @property
     def parameters(self) -> int:
