@@ -34,9 +34,10 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import ConvscopeError, UsageError, nearest
+from convscope.events import Event, Progress, tell
+from convscope.images.decode import InputImage, read_images
 from convscope.networks import Network, open_model
 from convscope.networks.restoring import stoppable
-from convscope.pictures import Picture, read_pictures
 from convscope.results import Result
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters
@@ -118,7 +119,7 @@ class Request:
             positional, named: its arguments after the network. Lists and iterators are kept as tuples.
 
         Raises:
-            UsageError: no such technique, or arguments that it does not take; PictureError: an image can't be read.
+            UsageError: no such technique, or arguments that it does not take; ImageError: an image can't be read.
 
         >>> from convscope.demo import PHOTOS
         >>> Request.of("filters", "block4_conv", channels=[0, 3], steps=8).technique
@@ -151,7 +152,7 @@ class Request:
         """
         return not any(_holds_identity(value) for _, value in self.arguments)
 
-    def run(self, network: Network, progress: Callable[..., None] | None = None) -> Result:
+    def run(self, network: Network, progress: Progress = None) -> Result:
         """Call the technique on this thread.
 
         Args:
@@ -173,7 +174,7 @@ class _Image:
     """An image that is compared by its fingerprint."""
 
     fingerprint: str
-    image: Picture = field(compare=False, repr=False)
+    image: InputImage = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +190,11 @@ class _Same:
         return id(self.value)
 
 
-def _fingerprint(image: Picture) -> str:
+def _fingerprint(image: InputImage) -> str:
     """Of the pixels and of what a result says of where they are from."""
-    digest = hashlib.sha256(repr((image.name, image.source, image.notes, image.sha256, image.pixels.shape)).encode())
+    digest = hashlib.sha256(
+        repr((image.name, image.source, image.notes, image.sha256, image.label, image.pixels.shape)).encode()
+    )
     digest.update(np.ascontiguousarray(image.pixels).data)
     return digest.hexdigest()
 
@@ -199,7 +202,7 @@ def _fingerprint(image: Picture) -> str:
 def _read(images: Any) -> tuple[_Image, ...] | None:
     if images is None or (isinstance(images, list | tuple) and not images):
         return None if images is None else ()
-    return tuple(_Image(_fingerprint(image), image) for image in read_pictures(images))
+    return tuple(_Image(_fingerprint(image), image) for image in read_images(images))
 
 
 def _frozen(value: object) -> Hashable:
@@ -251,9 +254,7 @@ class Handle(Future[Result]):
     ('block4_conv', True, False)
     """
 
-    def __init__(
-        self, session: Session, request: Request, kind: Hashable, progress: Callable[..., None] | None
-    ) -> None:
+    def __init__(self, session: Session, request: Request, kind: Hashable, progress: Progress) -> None:
         super().__init__()
         self.request, self.kind = request, kind
         self._worker = session._worker
@@ -292,11 +293,10 @@ class Handle(Future[Result]):
         if self._stopping or self._worker.ended:
             raise _Stopped
 
-    def _told(self, *event: object) -> None:
+    def _told(self, event: Event) -> None:
         """The `progress` of the technique."""
         self._check()
-        if self._progress is not None:
-            self._progress(*event)
+        tell(self._progress, event)
 
     def _end(self, answer: Result | BaseException) -> None:
         self._session = None
@@ -358,7 +358,7 @@ class Session:
         self._unused.atexit = False  # frameworks register what they do at exit when they are first used, so after this
         self._worker.start()
 
-    def submit(self, request: Request, kind: Hashable = None, progress: Callable[..., None] | None = None) -> Handle:
+    def submit(self, request: Request, kind: Hashable = None, progress: Progress = None) -> Handle:
         """Put a request into the queue.
 
         Args:
@@ -382,7 +382,7 @@ class Session:
         self._worker.submit(handle)
         return handle
 
-    def get(self, request: Request, kind: Hashable = None, progress: Callable[..., None] | None = None) -> Result:
+    def get(self, request: Request, kind: Hashable = None, progress: Progress = None) -> Result:
         """Submit a request and wait for its result; Ctrl-C cancels it.
 
         Args:
