@@ -35,7 +35,8 @@ import numpy as np
 
 from convscope.errors import ConvscopeError, UsageError, nearest
 from convscope.events import Event, Progress, tell
-from convscope.images.decode import InputImage, read_images
+from convscope.images.decode import InputImage
+from convscope.images.source import Failure, ImageSource, image_source
 from convscope.networks import Network, open_model
 from convscope.networks.restoring import stoppable
 from convscope.results import Result
@@ -199,10 +200,22 @@ def _fingerprint(image: InputImage) -> str:
     return digest.hexdigest()
 
 
-def _read(images: Any) -> tuple[_Image, ...] | None:
+def _read(images: Any) -> Hashable:
+    """The images themselves; of a source, which may be too large for that, the source by identity.
+
+    Raises:
+        ImageError: one can't be read.
+    """
     if images is None or (isinstance(images, list | tuple) and not images):
         return None if images is None else ()
-    return tuple(_Image(_fingerprint(image), image) for image in read_images(images))
+    if isinstance(images, ImageSource):
+        return _Same(images)
+    found = []
+    for image in image_source(images).images():
+        if isinstance(image, Failure):
+            raise image.error
+        found.append(_Image(_fingerprint(image), image))
+    return tuple(found)
 
 
 def _frozen(value: object) -> Hashable:
