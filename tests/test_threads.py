@@ -11,6 +11,7 @@ from runtimes_at_hand import LAYERS, assert_same, images, opened, runtimes, two_
 import convscope
 from convscope import Request, Session
 from convscope.networks import backends
+from convscope.networks.passes import Pass
 
 ROUNDS = 2
 
@@ -167,23 +168,22 @@ def test_what_a_model_is_told_beside_passes_that_change_it(two, runtime, monkeyp
     network, other = two
     monkeypatch.setattr(backends, "processor_has_bfloat16", lambda: True)
     first = LAYERS[runtime][0]
-    answers = network.precision_for_ascent(), network.linearisable(first), other.linearisable(first)
-    linear, x = other.linearisable(first), other.tensor(np.zeros((1, *other.inputs.size, 3), np.float32))
+    answers = network.precision_for_ascent(), network.nonlinearities(first), other.nonlinearities(first)
+    asked_for = Pass(
+        record=(first,), stop=True, preactivations=tuple(other.nonlinearities(first)), precision="bfloat16"
+    )
+    x = other.tensor(np.zeros((1, *other.inputs.size, 3), np.float32))
     stop = threading.Event()
 
     def change():
         while not stop.is_set():  # a new program each time, so that it is traced anew
-            program = other.compile(
-                lambda run, x: run(x, record=(first,), outputs=False, linear=linear, precision="bfloat16").activations[
-                    first
-                ]
-            )
+            program = other.compile(lambda run, x: run(x, asked_for).activations[first])
             program(x)
 
     def ask():
         try:
             for _ in range(3000):
-                asked = network.precision_for_ascent(), network.linearisable(first), other.linearisable(first)
+                asked = network.precision_for_ascent(), network.nonlinearities(first), other.nonlinearities(first)
                 assert asked == answers
         finally:
             stop.set()
@@ -191,13 +191,18 @@ def test_what_a_model_is_told_beside_passes_that_change_it(two, runtime, monkeyp
     together(change, ask)
 
 
-def test_programs_are_kept_by_many_threads(two):
+def returning(network, number):
+    return lambda: number
+
+
+def test_programs_are_kept_by_many_threads(two, monkeypatch):
     """More keys than are kept, so that old ones go while others look."""
     network, _ = two
+    monkeypatch.setattr(network, "compile", lambda function: function)
 
     def work(seed):
         for number in np.random.default_rng(seed).integers(0, 60, 3000):
-            assert network.program(("of a test", int(number)), lambda number=number: lambda: number)() == number
+            assert network.program(returning, int(number))() == number
 
     together(*(lambda seed=seed: work(seed) for seed in range(4)))
 
