@@ -672,6 +672,11 @@ MISFITS = {
     "heatmap --layer middle/inner/depe": ["no layer 'middle/inner/depe'", "did you mean 'middle/inner/deep'"],
     "heatmap --layer out": ["has no map", "'middle/inner/deep'"],
     "heatmap --method gradcam": ["no heatmap method 'gradcam'", "'grad-cam'"],
+    "heatmap --method rise --option masks=0": ["'masks' of method 'rise'", "at least 2", "found 0"],
+    "heatmap --method rise --option mask=9": ["no option 'mask'", "did you mean 'masks'", "resolution=7"],
+    "heatmap --method rise --option masks": ["--option", "NAME=VALUE"],
+    "heatmap --method all --option masks=9": ["none of these methods has an option 'masks'"],
+    "heatmap --method rise --option masks=9 --budget 9": ["--budget and --option masks", "one of them"],
     "heatmap --opacity 2": ["--opacity", "0<=x<=1"],
     "heatmap --input-size 40": ["16x16", "40x40"],
     "heatmap --input-size big": ["--input-size 'big'", "224"],
@@ -918,6 +923,11 @@ def test_heatmaps_by_several_methods(desk, tmp_path):
     )
     assert few.code == 0
     assert "ablation-cam" in few.out
+    options = ("--method", "rise,occlusion,grad-cam", "--option", "masks=9", "--option", "patch=3", "--json")
+    chosen = run("heatmap", desk / "free.keras", desk / "cat.png", *options, "--out", tmp_path / "chosen")
+    methods = chosen.json["provenance"]["parameters"]["methods"]
+    assert [one["name"] for one in methods] == ["rise", "occlusion", "grad-cam"]
+    assert (methods[0]["options"]["masks"], methods[1]["options"]) == (9, {"patch": 3, "stride": None})
     wrong = run("heatmap", desk / "free.keras", desk / "cat.png", "--method", "grad-cma", "--out", tmp_path / "wrong")
     assert (wrong.code, "grad-cam" in wrong.err) == (2, True)
 

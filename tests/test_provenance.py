@@ -18,7 +18,7 @@ import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.objectives import channel, direction  # noqa: E402
 from convscope.techniques.filters.recipes import RECIPES  # noqa: E402
-from convscope.techniques.heatmaps import Custom, channel_target, likeness_target  # noqa: E402
+from convscope.techniques.heatmaps import Custom, Occlusion, SmoothGrad, channel_target, likeness_target  # noqa: E402
 
 # What is written does not depend on the backend, and each of these tests computes many results (minutes in all).
 on_one_backend = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend is enough, and slow")
@@ -61,7 +61,7 @@ PLACES = {
         "target": lambda made: (made["parameters"]["target"], made["parameters"]["target_details"]),
         "layer": lambda made: (made["parameters"]["layer"], made["parameters"]["layer_rule"]),
         "against": parameter("against"),
-        "method": parameter("method"),
+        "method": parameter("methods"),
         "smooth": parameter("smooth"),
         "budget": parameter("budget"),
         "check": parameter("check"),
@@ -301,7 +301,7 @@ AGAIN = """
 import hashlib, json, sys
 import numpy as np
 import convscope
-from convscope.techniques.heatmaps import likeness_target
+from convscope.techniques.heatmaps import METHODS, likeness_target
 
 model, made = sys.argv[1], json.loads(sys.stdin.read())
 network, given = convscope.open_model(model, preprocess="0..1"), made["parameters"]
@@ -317,8 +317,9 @@ match made["technique"]:
         target = given["target"] if len(given["target"]) > 1 else given["target"][0]
         if "like" in others:
             target = likeness_target(network, others["like"], given["target_details"]["layer"])
+        methods = [METHODS[one["name"]].with_values(**one["options"]) for one in given["methods"]]
         found = convscope.heatmap(
-            network, images, target, given["layer"] or "auto", method=given["method"].split(", "),
+            network, images, target, given["layer"] or "auto", method=methods,
             smooth=given["smooth"], budget=given["budget"], check=given["check"], against=given["against"], **same,
         ).maps
     case "filters":
@@ -352,6 +353,11 @@ def made_again(model, result):
         (
             convscope.heatmap,
             {"images": ["cat", "dog"], "target": 1, "against": 3, "method": "rise", "budget": 20, "seed": 3},
+            lambda made: made.maps,
+        ),
+        (
+            convscope.heatmap,
+            {"images": "cat", "target": 1, "method": [SmoothGrad(noise=0.3, copies=4), Occlusion(patch=5)], "seed": 2},
             lambda made: made.maps,
         ),
         (convscope.heatmap, {"images": "cat", "target": "like"}, lambda made: made.maps),

@@ -603,6 +603,24 @@ def _filter_table(shell: Shell, result: Any, out: str, sort: str | None) -> None
     shell.print(f"{result.summary}; sheet.png and single pictures in {out}")
 
 
+def _method_options(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=VALUE` texts by name; `help` prints the options of all methods and ends the command."""
+    if "help" in given:
+        from convscope.techniques.heatmaps import METHODS
+
+        columns = ["method", "option", "default", "values", "meaning"]
+        rows = [[name, *one.cells] for name, method in METHODS.items() for one in method.options]
+        Shell(quiet=False, as_json=False).table("options of heatmap methods", columns, rows)
+        context.exit()
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{text!r} is not understood; expected NAME=VALUE, or help.", context, option)
+        found[name.strip()] = value
+    return found
+
+
 @app.command()
 @click.argument("model")
 @_IMAGES
@@ -619,7 +637,7 @@ def _filter_table(shell: Shell, result: Any, out: str, sort: str | None) -> None
 @click.option(
     "--against", metavar="C", help="Class to set against it: by number or name, or rival (the best of the others)."
 )
-@click.option("--like", metavar="PHOTO", help="Explain what makes the picture like this photo to the network instead.")
+@click.option("--like", metavar="PHOTO", help="Explain the similarity of the image to this photo instead of a class.")
 @click.option(
     "--layer",
     default="auto",
@@ -632,25 +650,35 @@ def _filter_table(shell: Shell, result: Any, out: str, sort: str | None) -> None
     default="grad-cam",
     show_default=True,
     metavar="M",
-    help="How the heatmap is made, as listed in docs/heatmaps.md; several with commas between them; or all, for those "
-    "that one pass gives.",
+    help="Method, as listed in docs/heatmaps.md; several with commas between them; or all, for those that one pass "
+    "gives.",
 )
-@click.option("--smooth", is_flag=True, help="The mean over the picture moved and mirrored a little.")
+@click.option(
+    "--option",
+    "method_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    is_eager=True,
+    callback=_method_options,
+    help="Option of the method, such as patch=16 of occlusion, as often as needed; with several methods, of each that "
+    "has it. help lists all options.",
+)
+@click.option("--smooth", is_flag=True, help="Average over the image, slightly moved and mirrored.")
 @click.option(
     "--budget",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Passes that score-cam, rise, smoothgrad or integrated-gradients may spend on a picture.",
+    help="Number of passes for an image by score-cam, rise, smoothgrad or integrated-gradients.",
 )
-@click.option("--check", is_flag=True, help="Measure how far each heatmap can be believed.")
+@click.option("--check", is_flag=True, help="Measure how far to trust each heatmap.")
 @click.option(
-    "--fast", is_flag=True, help="Score masked pictures in bfloat16, where the machine gains by it: score-cam, rise."
+    "--fast", is_flag=True, help="Score masked images in bfloat16, where the machine gains by it: score-cam, rise."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn at random.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option(
-    "--opacity", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Of the colour on the photo."
+    "--opacity", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Opacity of the colour on the photo."
 )
-@click.option("--signed", is_flag=True, help="Draw what speaks against the class too.")
+@click.option("--signed", is_flag=True, help="Also draw regions that lower the score.")
 @click.option("--contours", is_flag=True, help="Draw lines at quarters of the highest value.")
 @_model_options
 @_common
@@ -663,6 +691,7 @@ def heatmap(
     like: str | None,
     layer: str,
     method: str,
+    method_options: dict[str, str],
     opacity: float,
     signed: bool,
     contours: bool,
@@ -670,14 +699,15 @@ def heatmap(
     opening: dict[str, Any],
     **choices: Any,
 ) -> None:
-    """Show which part of each IMAGE spoke for a class."""
+    """Show which regions of each IMAGE support a class."""
     from convscope import store
     from convscope.images.decode import read_images
     from convscope.render.overlay import Paint
     from convscope.techniques.heatmaps import heatmap as technique
     from convscope.techniques.heatmaps import likeness_target
 
-    # A file that was named has to be a picture; what else lies in a folder need not.
+    methods = _methods(method, method_options, choices["budget"])
+    # A file that was named has to be an image; what else lies in a folder need not.
     folders = any(Path(image).is_dir() for image in images)
     photos, left_out = _read_and_left_out(shell, images) if folders else (read_images(images), 0)
     _notes(shell, photos)
@@ -686,7 +716,7 @@ def heatmap(
         raise UsageError("--class and --like are two things to explain; give one of them.")
     with shell.progress() as progress:
         explained = likeness_target(network, like) if like else target
-        choices |= {"method": _several(method), "precision": "auto" if fast else "float32"}
+        choices |= {"method": methods, "precision": "auto" if fast else "float32"}
         result = technique(network, photos, explained, _several(layer), progress=progress, **choices)
         files = store.save(result, out, paint=Paint(opacity, signed, contours=contours))
     if len(photos) > 1 and not like and not target.startswith("top"):
@@ -694,6 +724,21 @@ def heatmap(
     shell.result(_written(out, files), lambda: _heatmap_table(shell, result, out, method))
     if left_out:
         sys.exit(FAILED)
+
+
+def _methods(text: str, options: dict[str, str], budget: int | None) -> Any:
+    """The methods with their options, or "all".
+
+    Raises:
+        UsageError: no such method or option, or a value that an option can't have.
+    """
+    from convscope.techniques.heatmaps import as_methods, with_options
+
+    methods = as_methods(_several(text))
+    twice = sorted({one.sampled for one in methods} & options.keys()) if budget is not None else []
+    if twice:
+        raise UsageError(f"--budget and --option {twice[0]}=... set the same number; give one of them.")
+    return with_options(methods, options) if options or text != "all" else text
 
 
 def _several(text: str) -> str | list[str]:
@@ -742,7 +787,7 @@ def _heatmap_table(shell: Shell, result: Any, out: str, method: str) -> None:
 def concepts(
     shell: Shell, model: str, images: tuple[str, ...], out: str, count: int, layer: str, opening: dict[str, Any]
 ) -> None:
-    """Show the regions of all IMAGES that look alike to a layer, and the classes that each speaks for."""
+    """Show the regions of all IMAGES that a layer distinguishes, and the classes that each supports."""
     from convscope import store
     from convscope.images.decode import read_images
     from convscope.techniques.heatmaps.concepts import concepts as technique
@@ -759,7 +804,7 @@ def concepts(
             [str(row.number), f"{100 * row.share:.1f} %", ", ".join(one.text for one in row.predictions)]
             for row in result.rows
         ]
-        shell.table(f"concepts of {result.parameters.layer}", ["concept", "share", "speaks for"], rows, right=(0, 1))
+        shell.table(f"concepts of {result.parameters.layer}", ["concept", "share", "supports"], rows, right=(0, 1))
         shell.print(f"regions in {out}")
 
     shell.result(_written(out, files), table)

@@ -78,7 +78,8 @@ class Option:
         if self.kind is bool:
             what = "true or false"
         elif self.kind is str:
-            what = " or ".join(self.limits.choices) or "a text"
+            *others, last = self.limits.choices or ("a text",)
+            what = f"{', '.join(others)} or {last}" if others else last
         else:
             what = ("a whole number" if self.kind is int else "a number") + self._range
         return f"{what}, or {self._none}" if self._none else what
@@ -87,6 +88,17 @@ class Option:
     def text(self) -> str:
         """Name, default and what it may be: "copies=32 (a whole number of at least 1)"."""
         return f"{self.name}={self.written(self.default)} ({self.expected})"
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Name, default, what it may be, and what it is: a row of a table."""
+        note = self.limits.none.partition(": ")[2]
+        return (
+            self.name,
+            self.written(self.default),
+            self.expected,
+            self.limits.about + (f"; {self._none}: {note}" if note else ""),
+        )
 
     def written(self, value: Value) -> str:
         """A value as `parse` takes it."""
