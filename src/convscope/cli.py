@@ -1017,12 +1017,28 @@ class _Interrupts:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# How the command line spells the parameters that messages name; others are `--name` with "-" for "_".
+_SPELLED = {
+    "open_model.size": "--input-size N or HxW",
+    "classes": "--classes FILE",
+    "weights": "--weights FILE",
+    "feed": "--feed NAME=FILE.npy",
+    "photo": "--photo IMAGE",
+    "frames": "--frames N",
+    "target": "--class",
+}
+
+
+def _spelled(name: str) -> str:
+    return _SPELLED.get(name) or f"--{name.rpartition('.')[2].replace('_', '-')}"
+
+
 def _explain(problem: BaseException, debug: bool) -> None:
     """Say in a line what went wrong, and exit."""
     try:
         raise problem
     except ConvscopeError as error:
-        _leave(error, str(error), error.exit_code, debug)
+        _leave(error, error.text(_spelled), error.exit_code, debug)
     except click.ClickException as error:
         with redirect_stderr(terminal.Guarded(sys.stderr)):
             error.show(file=sys.stderr)

@@ -1,16 +1,41 @@
 """The errors that convscope raises on purpose.
 
-Each message says what was expected, what was found and what to do; the command line prints it without a
-traceback and leaves with the error's exit code.
+Each message says what was expected, what was found and what to do; each error carries a code and data for programs.
+A message names a parameter with `option("size")`: the library writes it as Python does (`size=`), and a shell that has
+another spelling gives it to `ConvscopeError.text` (the command line: `--input-size N or HxW`).
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 LONGEST_LINE = 1000
+# Marks around the name of a parameter: characters for private use, which no message has otherwise.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+
+
+def option(name: str) -> str:
+    """A parameter in the message of an error, which each shell spells in its own way.
+
+    Args:
+        name: of the parameter in Python. Where commands spell parameters of one name differently, the function's name
+            stands before it: "open_model.size".
+
+    Example:
+        >>> error = UsageError(f"give one with {option('photo')}.")
+        >>> str(error)
+        'give one with photo=.'
+        >>> error.text(lambda name: f"--{name} IMAGE")
+        'give one with --photo IMAGE.'
+    """
+    return f"{_OPEN}{name}{_CLOSE}"
+
+
+def _in_python(name: str) -> str:
+    return f"{name.rpartition('.')[2]}="
 
 
 def _cut(line: str) -> str:
@@ -24,30 +49,50 @@ class ConvscopeError(Exception):
     """Something outside convscope is not as it has to be: a file, a model, a backend (exit code 1).
 
     A name from a file can be as long as the file, so each line of the message is cut to `LONGEST_LINE` characters.
+
+    Args:
+        message: expected, found, what to do; parameters as `option` writes them.
+        code: what went wrong, for programs: words joined by "-", such as "channel-out-of-range"; it stays when the
+            message is worded better. The class's own where it is left out.
+        data: what the message is about, as plain values, such as `channel=70, count=64`.
     """
 
     exit_code = 1
+    kind: ClassVar[str] = "failed"
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__("\n".join(map(_cut, message.split("\n"))))
+    def __init__(self, message: str = "", *, code: str | None = None, **data: object) -> None:
+        self.code, self.data, self._message = code or self.kind, data, message
+        super().__init__(self.text(_in_python))
+
+    def text(self, spelling: Callable[[str], str]) -> str:
+        """The message, with each parameter as `spelling` writes its name."""
+        spelled = re.sub(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}", lambda found: spelling(found[1]), self._message)
+        return "\n".join(map(_cut, spelled.split("\n")))
 
 
 class UsageError(ConvscopeError):
     """What was asked for does not exist or does not fit: a layer, a channel, a class, an option (exit code 2)."""
 
     exit_code = 2
+    kind = "wrong-use"
 
 
 class ImageError(ConvscopeError):
-    """A picture can't be read."""
+    """An image can't be read."""
+
+    kind = "image"
 
 
 class ModelError(ConvscopeError):
     """A model can't be opened or can't be run."""
 
+    kind = "model"
+
 
 class OutOfMemoryError(ModelError, MemoryError):
     """The memory does not suffice to run a model. Each framework has an error of its own for that."""
+
+    kind = "out-of-memory"
 
 
 class Unreadable(ConvscopeError):
@@ -57,6 +102,8 @@ class Unreadable(ConvscopeError):
         missing: there is no such file.
     """
 
+    kind = "unreadable"
+
     def __init__(self, reason: str, missing: bool = False) -> None:
         super().__init__(reason)
         self.missing = missing
@@ -64,6 +111,8 @@ class Unreadable(ConvscopeError):
 
 class BackendError(ConvscopeError):
     """A framework is missing, or another one is already in use in this process."""
+
+    kind = "backend"
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
