@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -98,6 +99,26 @@ def test_pickled_code_in_the_archive_is_not_run(tmp_path):
     with pytest.raises(ModelError):
         convscope.open_model(tmp_path / "evil.pt2")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "member", ["data/weights/weight_0", "data/sample_inputs/model.pt", "models/model.json", "extra/notes"]
+)
+def test_an_archive_that_unpacks_a_hundredfold_is_refused_before_memory_is_taken(tmp_path, member):
+    whole = exported(Views(), tmp_path / "model.pt2")
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / "bomb.pt2", "w") as bomb:
+        names = archive.namelist()
+        for name in names:
+            if not name.endswith(f"/{member}"):
+                bomb.writestr(name, archive.read(name))
+        bomb.writestr(f"{names[0].partition('/')[0]}/{member}", bytes(2**20 * 80), zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="hundredfold"):
+            torch_export.read(sniff(tmp_path / "bomb.pt2"))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 class Free(nn.Module):

@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import types
 import zipfile
 
@@ -588,6 +589,37 @@ def test_archives_that_unpack_to_more_than_the_limits(tmp_path, saved):
     saved["data.pkl"] = saved["data.pkl"][:-1] + b"0N" * 2**16 + b"."
     with limits.using(text=2**12):
         refused(packed(path, saved), "limit text")
+
+
+@pytest.mark.parametrize("member", ["data/0", "data.pkl", "beside"])
+def test_an_archive_that_unpacks_a_hundredfold_is_refused_before_memory_is_taken(tmp_path, saved, member):
+    saved[member] = bytes(2**20 * 80)
+    path = packed(tmp_path / "net.pt", saved, zipfile.ZIP_DEFLATED)
+    assert taken(lambda: refused(path, "hundredfold")) < 2**24
+
+
+def test_a_small_archive_that_was_compressed_opens(tmp_path, saved):
+    path = packed(tmp_path / "net.pt", {**saved, "beside": bytes(2**24)}, zipfile.ZIP_DEFLATED)
+    state, _ = torch_files.load_state_dict(sniff(path))
+    assert list(state) == list(net().state_dict())
+
+
+def taken(call):
+    """The most bytes that Python held during a call, beside those it held before."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", [b"N", b"K\x05", b"\x89", b"C\x01w", b"X\x01\x00\x00\x00\x1b"])
+def test_a_tensor_without_a_name_that_can_be_shown(tmp_path, saved, name):
+    """A key of a dictionary may be None, a number or bytes."""
+    named = tensor((4,), (1,)).replace(b"X\x01\x00\x00\x00w", name)
+    held = {**saved, "data.pkl": named, "data/0": bytes(16)}
+    refused(packed(tmp_path / "net.pt", held), "a tensor has the name")
 
 
 def test_a_declared_size_that_can_not_be_is_refused_before_memory_is_taken(tmp_path, saved):

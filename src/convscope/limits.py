@@ -114,6 +114,11 @@ def _checked(name: str, value: float) -> float:
     return value if name == "seconds" else int(value)
 
 
+def most_unpacked(size: int) -> int:
+    """Bytes that a file, or a part of one, of `size` bytes may unpack to: weights are hardly compressed."""
+    return min(current().weights, 64 * _MIB + 100 * size)
+
+
 def how_to_raise(name: str) -> str:
     """What a message says of the limit that stopped it: its value, and how to have five times as much."""
     value = getattr(current(), name)

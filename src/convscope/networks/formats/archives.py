@@ -120,7 +120,7 @@ def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Archi
                 raise ModelError(f"the archive {path} holds two members named {name!r}; PyTorch writes one of each.")
             _check_entry(path, entry, size)
             members[name] = entry
-        _check_sum(path, entries)
+        _check_sum(path, entries, size)
         yield Archive(path, root, members, archive)
 
 
@@ -173,11 +173,16 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo, size: int) -> None:
         )
 
 
-def _check_sum(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+def _check_sum(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
     total = sum(entry.file_size for entry in entries)
     if total > limits.current().weights:
         raise ModelError(
             f"{path} unpacks to {limits.shown('weights', total)} of its own account ({limits.how_to_raise('weights')})."
+        )
+    if total > limits.most_unpacked(size):
+        raise ModelError(
+            f"{path} unpacks to {limits.shown('weights', total)} from {size} bytes, more than a hundredfold. Expected "
+            "an archive as PyTorch writes it, with weights that are not compressed."
         )
 
 
@@ -192,6 +197,6 @@ def packed(members: Iterable[tuple[str, bytes | bytearray]]) -> io.BytesIO:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members:
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), bytes(data))
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
     made.seek(0)
     return made

@@ -125,12 +125,7 @@ def check_installed(path: Path) -> None:
 
 def memory_for(size: int) -> int:
     """Bytes that reading a file of `size` bytes may take in the reader."""
-    return 1024 * _MIB + 2 * _most(size)
-
-
-def _most(size: int) -> int:
-    """Bytes of arrays that a file of `size` bytes may declare: weights are hardly compressed."""
-    return int(min(limits.current().weights, 64 * _MIB + 100 * size))
+    return 1024 * _MIB + 2 * limits.most_unpacked(size)
 
 
 def in_reader(path: Path, function: str, *arguments: Any, memory: int) -> Any:
@@ -302,7 +297,7 @@ def _check_total(declared: int, size: int) -> None:
             f"expected weights in HDF5, found arrays of {declared / 2**30:.3g} GiB declared ("
             f"{limits.how_to_raise('weights')})."
         )
-    if declared > _most(size):
+    if declared > limits.most_unpacked(size):
         raise ModelError(
             f"expected weights in HDF5, found arrays of {declared / 2**30:.3g} GiB declared in a file of "
             f"{size / _MIB:.3g} MiB, which can't hold them. Fetch it anew."

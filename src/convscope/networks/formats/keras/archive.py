@@ -131,6 +131,6 @@ def _bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, limit: str) -
         raise ModelError(f"expected the part {name} stored or deflated, found it encrypted or packed otherwise.")
     if size > limit_of:
         raise ModelError(f"the part {name} would unpack to {size:,} bytes ({limits.how_to_raise(limit)}).")
-    if size > 64 * 2**20 + 100 * info.compress_size:
+    if size > limits.most_unpacked(info.compress_size):
         raise ModelError(f"the part {name} of {info.compress_size:,} bytes would unpack to {size:,} bytes.")
     return archive.read(info)

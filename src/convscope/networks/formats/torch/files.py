@@ -179,9 +179,9 @@ def _check_places(tensors: Mapping[str, Any], size: int) -> None:
 
 
 def _check_names(tensors: Mapping[Any, Any]) -> None:
-    odd = next((name for name in tensors if not isinstance(name, str) or not name.isprintable()), None)
-    if odd is not None:
-        raise ValueError(f"a tensor has the name {ascii(odd)[:80]}")
+    for name in tensors:  # a key may be None too
+        if not isinstance(name, str) or not name.isprintable():
+            raise ValueError(f"a tensor has the name {ascii(name)[:80]}")
 
 
 def fill(module: nn.Module, path: Path, trust: bool = False) -> tuple[str, ...]:
