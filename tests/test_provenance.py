@@ -82,6 +82,7 @@ PLACES = {
         "seeds": parameter("seeds"),
         "variants": parameter("variants"),
         "photos": pictures,
+        "baselines": pictures,  # what noise reaches is the same for one network, seed and size; others are refused
         "photo": other("start"),
         "frames": parameter("frames"),
         "precision": parameter("precision"),

@@ -567,6 +567,7 @@ def test_what_the_browser_shows_is_the_overlay(made, tmp_path, browser):
     page.locator(".stack").first.screenshot(path=shot)
     page.close()
     seen = np.asarray(Image.open(shot).convert("RGB")).astype(float)
-    expected = Image.fromarray(heatmap(network, photo).overlay(0)).resize(seen.shape[1::-1], Image.Resampling.BILINEAR)
+    drawn = Image.fromarray(views.overlaid(heatmap(network, photo)))
+    expected = drawn.resize(seen.shape[1::-1], Image.Resampling.BILINEAR)
     inside = np.s_[20:-20, 20:-20]  # corners are round
     assert np.abs(seen - np.asarray(expected))[inside].mean() < 3
