@@ -44,6 +44,7 @@ def test_no_file_is_answered_with_anything_but_a_network_or_a_clear_error(kind, 
         pytest.skip(f"{', '.join(missing)} not installed")
     for number in range(COUNTS[kind.group]):
         answer = workers(kind.runtime).ask(kind, 7, number)
+        assert answer["tried"], answer["findings"]
         assert not any(answer["counts"].get(column) for column in FINDINGS), (
             f"python -m trials --repeat {kind.name}:7:{number}",
             answer["findings"],
@@ -125,6 +126,48 @@ def test_archives_are_honest_where_they_are_meant_to_be(tmp_path):
         assert archive.testzip() is None
         assert [info.file_size for info in archive.infolist()] == [100, 3 << 20]
     assert len(data) < 30_000
+
+
+@pytest.mark.parametrize("name", ["x" * 10**5, "a/" * 40_000])
+def test_a_name_that_an_archive_has_no_room_for_is_cut(name):
+    import io
+    import zipfile
+
+    data = mutations.zipped([mutations.stored(name, b"a"), mutations.stored("b", b"b")], align=64)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert [info.file_size for info in archive.infolist()] == [1, 1]
+        assert archive.read("b") == b"b"
+
+
+def test_what_could_not_be_tried_is_counted_apart():
+    from trials.__main__ import _listed, table
+    from trials.outcomes import NotTried
+    from trials.supervisor import Finding, Row
+    from trials.worker import failed
+
+    known = all_kinds()
+    file, loop = known["keras"], known["loops-open"]
+    assert failed(file, ValueError("no room")).counts == {"untried": 1}
+    assert failed(file, ValueError("no room")).tried == 0
+    assert failed(loop, NotTried("too slow")).counts == {"untried": 1}
+    assert failed(loop, ValueError("of convscope")).counts == {"other": 1}
+    row = Row(file, tried=3)
+    row.counts.update(accepted=3, untried=2)
+    assert table([row]).splitlines()[-1].split() == ["keras", "3", "3", *"000000", "2"]
+    assert _listed([Finding("untried", "keras:0:1", "no room")]).startswith("no findings, 1 not tried")
+    assert "untried" not in FINDINGS
+
+
+def test_a_loop_that_keeps_something_grows_and_one_that_lets_go_does_not():
+    from trials.loops import repeated
+    from trials.outcomes import LOOP_GROWTH
+
+    kept = []
+    assert repeated(lambda: kept.append(b"x" * 20_000 + bytes(len(kept))), 60)[1] > 0.8 * 20_000 * 1000
+    made, growth = repeated(lambda: [bytearray(size) for size in range(10_000, 400_000, 40_000)], 60)
+    assert made == 1000
+    assert abs(growth) < LOOP_GROWTH
+    assert repeated(lambda: None, 0) == (0, None)
 
 
 def test_kinds_are_chosen_by_group_and_by_name():

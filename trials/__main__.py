@@ -1,4 +1,7 @@
-"""`python -m trials --minutes N`: run what fits, print a table, exit with 1 if anything was found."""
+"""`python -m trials --minutes N`: run what fits, print a table, exit with 1 if anything was found.
+
+The exit status is 2 if nothing was found, and something could not be tried.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pathlib import Path
 
 from trials import bases
 from trials.kinds import GROUPS, Kind, all_kinds, chosen
-from trials.outcomes import FINDINGS, HEADS
+from trials.outcomes import FINDINGS, HEADS, UNTRIED
 from trials.supervisor import Finding, Plan, Row, Run, set_environment
 
 
@@ -55,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(_listed(run.findings))
     if options.json:
         Path(options.json).write_text(json.dumps(_plain(run), indent=1))
-    return 1 if run.findings else 0
+    columns = {finding.column for finding in run.findings}
+    return 1 if columns - {UNTRIED} else 2 if columns else 0
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -87,7 +91,8 @@ def _listed(findings: Sequence[Finding], most: int = 6) -> str:
     alike: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         alike[(finding.column, finding.repeat.partition(":")[0], _gist(finding.text))].append(finding)
-    lines = [f"{len(findings)} findings"] if findings else ["no findings"]
+    untried = sum(finding.column == UNTRIED for finding in findings)
+    lines = [f"{len(findings) - untried or 'no'} findings" + (f", {untried} not tried" if untried else "")]
     for (column, kind, _), inside in sorted(alike.items()):
         lines.append(f"\n[{HEADS[column]}] {kind}, {len(inside)} times: {inside[0].text[:400]}")
         lines += [f"    python -m trials --repeat {finding.repeat}" for finding in inside[:most]]

@@ -12,6 +12,7 @@ so that also moments are met that last a microsecond.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import hashlib
 import json
@@ -31,6 +32,7 @@ import numpy as np
 
 import convscope
 
+STUCK_SECONDS = 100  # in which one call, of a few milliseconds, has not ended
 ROOT = Path(__file__).parents[1]
 RUNTIMES = ("torch", "keras-tensorflow", "keras-torch", "keras-jax")
 
@@ -58,12 +60,22 @@ class Counts:
     others: list[str] = field(default_factory=list)
 
 
+class Stuck(Exception):
+    """A call that was interrupted did not end; the text says where each thread stood."""
+
+
 def run(tries: int, seed: int, runtime: str, timeout: float | None = None) -> Counts:
-    """Interrupt `tries` calls on a runtime, one of `RUNTIMES`, in a process of its own."""
+    """Interrupt `tries` calls on a runtime, one of `RUNTIMES`, in a process of its own.
+
+    Raises:
+        Stuck: one of them did not end; subprocess.TimeoutExpired: all together took longer than `timeout`.
+    """
     environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", OMP_NUM_THREADS="1")
     environment["KERAS_BACKEND"] = runtime.removeprefix("keras-")
     command = [sys.executable, "-m", "trials.interrupts", runtime, "--tries", str(tries), "--seed", str(seed), "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    if done.stderr.rpartition("Timeout (")[1]:
+        raise Stuck(done.stderr[done.stderr.index("Timeout (") :][:2000])
     if done.returncode != 0:
         raise RuntimeError(f"the trial itself failed: {done.stderr[-2000:]}")
     return Counts(**json.loads(done.stdout.splitlines()[-1]))
@@ -392,6 +404,7 @@ def trial(tries: int, seed: int, runtime: str) -> Counts:
     before = {**_of_process(), **state()}
     while counts.tried < tries:
         name = chance.choice(names)
+        faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
         one = _Try(name, calls[name], usual[name], chance)
         kept = {number: signal.signal(number, one.handler) for number in (signal.SIGINT, signal.SIGTERM)}
         start = time.perf_counter()
@@ -416,6 +429,7 @@ def trial(tries: int, seed: int, runtime: str) -> Counts:
             before = now
         if counts.tried % 500 == 0:
             gc.collect()
+    faulthandler.cancel_dump_traceback_later()
     again = calls["forward"]()
     if not np.allclose(answer[0], again[0], atol=1e-6):
         _note(counts, "the network answers otherwise than before")

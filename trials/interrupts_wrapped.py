@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from typing import Any
 
-from trials.outcomes import Answer, Place
+from trials.outcomes import Answer, NotTried, Place
 
 _AT_ONCE = 300
 
@@ -14,7 +15,12 @@ def attempt(place: Place, runtime: str) -> Answer:
     """Many interrupts on one runtime."""
     from trials import interrupts
 
-    return answered(interrupts.run(_AT_ONCE, 1_000_000 * place.seed + place.number, runtime, timeout=480))
+    try:
+        return answered(interrupts.run(_AT_ONCE, 1_000_000 * place.seed + place.number, runtime, timeout=480))
+    except interrupts.Stuck as stuck:
+        return Answer.of("hang", f"an interrupted call did not end: {stuck}")
+    except subprocess.TimeoutExpired as error:
+        raise NotTried(f"{_AT_ONCE} interrupts took more than {error.timeout:g} s, though each call ended") from error
 
 
 def answered(found: Any) -> Answer:

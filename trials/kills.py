@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trials.outcomes import Answer, Place
+from trials.outcomes import Answer, NotTried, Place
 
 _PHOTO = ("photo.png",)
 _COMMANDS: dict[str, tuple[str, ...]] = {
@@ -68,11 +68,12 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class _Ended:
-    """How a child ended."""
+    """How a child ended; `overdue` if it had to be ended because it took too long."""
 
     status: int
     seconds: float
     text: str
+    overdue: bool
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class _Whole:
 _WHOLE: dict[str, _Whole] = {}
 
 
-def attempt(place: Place, command: str) -> Answer:
-    """One kill of one command, and the run again."""
+def attempt(place: Place, command: str, seconds: float) -> Answer:
+    """One kill of one command, and the run again; each of the runs may take some seconds."""
     base = place.base(_PHOTO[0])
     named = {
         "net": f"{place.bases / 'net.py'}:plain",
@@ -98,23 +99,27 @@ def attempt(place: Place, command: str) -> Answer:
     }
     arguments = [part.format(**named) for part in _COMMANDS[command]]
     if command not in _WHOLE:
-        _WHOLE[command] = _undisturbed(arguments, place.folder)
+        _WHOLE[command] = _undisturbed(arguments, place.folder, seconds)
         shutil.rmtree(place.folder / "out")
     whole, rng = _WHOLE[command], place.rng
     if rng.random() < 0.5:
         moment = rng.randrange(whole.moments) + 1
         ended, what = (
-            _run(arguments, place.folder, moment=moment),
+            _run(arguments, place.folder, seconds, moment=moment),
             f"killed at file operation {moment} of {whole.moments}",
         )
     else:
         after = rng.uniform(whole.first * 0.95, whole.seconds)
-        ended, what = _run(arguments, place.folder, after=after), f"killed after {after:.2f} of {whole.seconds:.2f} s"
+        ended = _run(arguments, place.folder, seconds, after=after)
+        what = f"killed after {after:.2f} of {whole.seconds:.2f} s"
     out = place.folder / "out"
     broken = [f"{said} after it was {what}" for said in _broken(out)]
     if ended.status not in (0, -signal.SIGKILL):
         broken.append(f"it ended with {ended.status} ({what}): {ended.text}")
-    again = _run(arguments, place.folder)
+    again = _run(arguments, place.folder, seconds)
+    if ended.overdue or again.overdue:
+        which = "it" if ended.overdue else f"the run after it was {what}"
+        return Answer.of("hang", f"{which} did not end within {seconds:g} s (undisturbed: {whole.seconds:.1f} s)")
     if again.status != 0:
         broken.append(f"the run after it was {what} ended with {again.status}: {again.text}")
     else:
@@ -124,23 +129,27 @@ def attempt(place: Place, command: str) -> Answer:
     return Answer.of("accepted")
 
 
-def _undisturbed(arguments: list[str], folder: Path) -> _Whole:
+def _undisturbed(arguments: list[str], folder: Path, seconds: float) -> _Whole:
     notes = folder / "moments"
-    ended = _run(arguments, folder, notes=notes)
+    ended = _run(arguments, folder, seconds, notes=notes)
+    if ended.overdue:
+        raise NotTried(f"{' '.join(arguments)} takes more than {seconds:g} s here, undisturbed")
     if ended.status:
         raise RuntimeError(f"{' '.join(arguments)} ended with {ended.status}: {ended.text}")
     times = [float(line) for line in notes.read_text().splitlines()]
     return _Whole(_hashes(folder / "out"), ended.seconds, len(times), times[0])
 
 
-def _run(arguments: list[str], folder: Path, moment: int = 0, after: float = 0, notes: Path | None = None) -> _Ended:
+def _run(
+    arguments: list[str], folder: Path, seconds: float, moment: int = 0, after: float = 0, notes: Path | None = None
+) -> _Ended:
     """The command in a forked child, killed at its nth file operation, or after some seconds, or not at all."""
     log = folder / "said"
     begun = time.monotonic()
     pid = os.fork()
     if pid == 0:
         _child(arguments, folder, log, _Moments(folder / "out", moment, notes, begun))
-    end = begun + (after or 240)
+    end, overdue = begun + (after or seconds), False
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -149,12 +158,14 @@ def _run(arguments: list[str], folder: Path, moment: int = 0, after: float = 0, 
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
+            overdue = not after
             break
         time.sleep(0.001)
     return _Ended(
         os.waitstatus_to_exitcode(status),
         time.monotonic() - begun,
         log.read_text(errors="replace")[-300:] if log.exists() else "",
+        overdue,
     )
 
 

@@ -49,6 +49,11 @@ class Kind:
     needs: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def makes_files(self) -> bool:
+        """True if its function makes a file, and the worker opens that."""
+        return self.group in ("images", "models", "folders")
+
     def missing(self) -> list[str]:
         """What is not installed of what it needs."""
         own = f"trials.{self.function.partition(':')[0]}"
@@ -140,18 +145,24 @@ def _long() -> list[Kind]:
             "kills",
             "torch-forked",
             "kills:attempt",
-            seconds=180,
+            seconds=200,
             slice=20,
             least=20,
-            arguments={"command": name},
+            arguments={"command": name, "seconds": 60},
         )
         for name in commands
     ]
     kills.append(
-        Kind("kills-demo", "kills", "keras-forked", "kills:attempt", 1, 900, 20, 300, arguments={"command": "demo"})
+        Kind(
+            *("kills-demo", "kills", "keras-forked", "kills:attempt", 1, 1900, 20, 300),
+            arguments={"command": "demo", "seconds": 600},
+        )
     )
     kills.append(
-        Kind("kills-keras", "kills", "keras-forked", "kills:attempt", 1, 300, 20, 40, arguments={"command": "keras"})
+        Kind(
+            *("kills-keras", "kills", "keras-forked", "kills:attempt", 1, 320, 20, 40),
+            arguments={"command": "keras", "seconds": 100},
+        )
     )
     return interrupts + loops + kills
 

@@ -346,10 +346,13 @@ def bomb_entry(name: str | bytes, mebibytes: int) -> Entry:
     return replace(stored(name, b""), raw=raw, crc=crc, size=mebibytes << 20, method=8)
 
 
+_LONGEST_NAME = 2**16 - 1  # an archive has no room for more
+
+
 def zipped(entries: Sequence[Entry], align: int = 0) -> bytes:
     """An archive of members as they are, none checked; PyTorch wants the data of members `align`ed."""
     out, central = bytearray(), bytearray()
-    for entry in entries:
+    for entry in (replace(entry, name=entry.name[:_LONGEST_NAME]) for entry in entries):
         packed = len(entry.raw) if entry.packed is None else entry.packed
         extra = _padding(len(out) + 30 + len(entry.name), align)
         fields = (

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-# The columns of the table; a finding is a try in one of the last five.
+# The columns of the table; a finding is a try in one of FINDINGS. What could not be tried is no finding, and is listed.
 FINE = ("accepted", "refused")
+UNTRIED = "untried"
 FINDINGS = ("other", "hang", "memory", "code", "changed")
 HEADS = {
     "accepted": "accepted",
@@ -22,6 +23,7 @@ HEADS = {
     "memory": "memory over the limit",
     "code": "code run",
     "changed": "model changed",
+    UNTRIED: "not tried",
 }
 
 MIB = 2**20
@@ -31,10 +33,17 @@ IMAGE_TIMES, IMAGE_CONSTANT = 6, 200 * MIB
 MODEL_TIMES, MODEL_CONSTANT = 10, 900 * MIB  # TensorFlow alone takes 600 MiB in the reader
 # What a process that was started during a try, such as the reader, takes by itself: it may import TensorFlow or ONNX.
 NEW_PROCESS = 700 * MIB
-# Growth of the resident memory over 1,000 calls, after a start of STEADY_AFTER calls, that counts as a leak.
+# Growth of what the process holds over 1,000 calls, after a start of STEADY_AFTER calls, that counts as a leak.
 LOOP_GROWTH, STEADY_AFTER = 5 * MIB, 200
+# What the trial gives to convscope's own limit of one operation: a result is held several times (in PyTorch's layouts,
+# as the array of the activation and as its copy), and all of it has to stay below MODEL_CONSTANT.
+VALUES = 128 * MIB
 # Seconds that the trial gives to convscope's own limit, and those after which the supervisor calls it a hang.
 READER_SECONDS, HANG_SECONDS = 10, 40
+
+
+class NotTried(Exception):
+    """The trial could not do what it wanted to, such as on a machine that has other work: convscope was not tried."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,11 @@ class Answer:
     @staticmethod
     def of(column: str, text: str = "") -> Answer:
         return Answer(Counter([column]), ((column, text),) if column in FINDINGS else ())
+
+    @staticmethod
+    def untried(text: str) -> Answer:
+        """A try that did not take place, and why."""
+        return Answer(Counter([UNTRIED]), ((UNTRIED, text),), tried=0)
 
 
 def size_of(path: Path) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 from trials import memory
 from trials.kinds import GROUPS, Kind
-from trials.outcomes import MIB, READER_SECONDS
+from trials.outcomes import MIB, READER_SECONDS, UNTRIED, VALUES
 
 _GROWN = 1500 * MIB  # a worker that has grown over this is replaced
 _TOO_MUCH = 6000 * MIB  # a worker that takes this is ended at once
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Finding:
-    """One try in one of the last five columns."""
+    """One try in a column of FINDINGS, or one that could not be tried."""
 
     column: str
     repeat: str
@@ -71,7 +71,10 @@ class Process:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(scratch), start_new_session=True
         )
         self.size = 0
-        self._read(180)
+        try:
+            self._read(180)
+        except Ended as ended:
+            raise Ended(UNTRIED, f"the worker did not start: {ended}") from None
 
     def ask(self, kind: Kind, seed: int, number: int) -> dict[str, Any]:
         """One try.
@@ -132,7 +135,7 @@ def environment(scratch: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "CONVSCOPE_LIMITS": f"seconds={READER_SECONDS}",
+        "CONVSCOPE_LIMITS": f"seconds={READER_SECONDS},values={VALUES}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONFAULTHANDLER": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -230,7 +233,8 @@ class Run:
         except Ended as ended:
             workers.pop(kind.runtime, None)
             shutil.rmtree(scratch, ignore_errors=True)
-            answer = {"counts": {ended.column: 1}, "findings": [(ended.column, str(ended))], "tried": 1}
+            answer = {"counts": {ended.column: 1}, "findings": [(ended.column, str(ended))]}
+            answer["tried"] = int(ended.column != UNTRIED)
         with self._lock:
             row.tried += answer["tried"]
             row.counts.update(answer["counts"])

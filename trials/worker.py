@@ -18,7 +18,7 @@ from typing import Any
 
 from trials import memory
 from trials.kinds import Kind, all_kinds
-from trials.outcomes import NEW_PROCESS, Answer, Case, Place
+from trials.outcomes import NEW_PROCESS, Answer, Case, NotTried, Place
 from trials.watch import Folder, Watch
 
 _IMPORTS = {
@@ -78,7 +78,7 @@ class Worker:
         except Exception as error:
             if loud:
                 traceback.print_exc()
-            answer = Answer.of("other", f"the trial itself failed: {_said(error)}")
+            answer = failed(kind, error)
         finally:
             os.chdir(self.scratch)
         return {"counts": dict(answer.counts), "findings": answer.findings, "tried": answer.tried}
@@ -121,6 +121,16 @@ class Worker:
             _furnish(self.outside)
             self.folder = Folder(self.outside)
         return seen
+
+
+def failed(kind: Kind, error: Exception) -> Answer:
+    """The answer where a kind's own function failed, and not what it gave to be tried.
+
+    A file that could not be made was not tried; a loop or a command that fails is convscope's doing.
+    """
+    if isinstance(error, NotTried) or kind.makes_files:
+        return Answer.untried(_said(error))
+    return Answer.of("other", _said(error))
 
 
 def _furnish(outside: Path) -> None:
