@@ -27,6 +27,7 @@ from PIL import Image
 
 import convscope
 from convscope import cli
+from convscope.cli.shell import Shell
 from convscope.events import Advanced
 from convscope.networks import BACKENDS
 from convscope.results import Heatmap
@@ -47,9 +48,9 @@ class Ran:
 
     @property
     def error(self):
-        """The message, which has to be the one line that begins with "Error: "."""
+        """The message, which has to be the one line that begins with "Error: " or "Internal error: "."""
         assert "Traceback" not in self.err
-        (line,) = [line for line in self.err.splitlines() if line.startswith("Error: ")]
+        (line,) = [line for line in self.err.splitlines() if line.startswith(("Error: ", "Internal error: "))]
         return line
 
 
@@ -338,7 +339,7 @@ def test_progress_is_on_stderr_and_no_colour_is_respected(monkeypatch, colour):
         monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
-    with cli.Shell(quiet=False, as_json=True).progress() as progress:
+    with Shell(quiet=False, as_json=True).progress() as progress:
         progress(Advanced(3, 9, "step"))
     assert "step" in sys.stderr.getvalue()
     assert sys.stdout.getvalue() == ""
@@ -826,8 +827,11 @@ def leave_with(monkeypatch, error):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ValueError("surprise\nin two lines"), ["did not expect", "ValueError: surprise in two lines", "--debug"]),
-        (EOFError("no more input"), ["did not expect", "EOFError"]),
+        (
+            ValueError("surprise\nin two lines"),
+            ["Internal error: ValueError: surprise in two lines.", "Re-run with --debug for a traceback."],
+        ),
+        (EOFError("no more input"), ["Internal error: EOFError"]),
         (MemoryError("Unable to allocate 9 TiB"), ["memory", "9 TiB", "--batch"]),
         (PermissionError(13, "Permission denied", "model.keras"), ["Permission denied", "model.keras"]),
     ],
@@ -900,7 +904,7 @@ def test_heatmaps_of_a_folder_leave_out_what_is_no_picture_and_say_so(desk, tmp_
     (folder / "torn.jpg").write_bytes((desk / "other" / "Cat.jpg").read_bytes()[:200])
     ran = run("heatmap", desk / "nested.keras", folder, "--out", tmp_path / "out", "--json")
     assert ran.code == 1  # what could be done was done, and not all could
-    assert "1 of 4 photos" in ran.err
+    assert "1 of 4 images" in ran.err
     assert "torn.jpg" in ran.err
     assert [row["image"] for row in json.loads(ran.out)["heatmaps"]] == ["photo0", "photo1", "photo2"]
 
@@ -1070,7 +1074,7 @@ def test_progress_does_not_interpret_names(monkeypatch, colour):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
-    with cli.Shell(quiet=False, as_json=True).progress() as progress:
+    with Shell(quiet=False, as_json=True).progress() as progress:
         progress(Advanced(3, 9, HOSTILE))
         print(HOSTILE, file=sys.stderr)
         print(HOSTILE)

@@ -66,7 +66,7 @@ def command(case: Case) -> str:
     odd = next((letter for letter in said if is_control(letter)), None)
     if odd is not None:
         raise RuntimeError(f"the terminal got {odd!r}: {said[max(said.index(odd) - 60, 0) :][:150]!r}")
-    if "did not expect" in said or "does not suffice" in said or "Traceback" in said or status not in (0, None, 1, 2):
+    if "Internal error" in said or "does not suffice" in said or "Traceback" in said or status not in (0, None, 1, 2):
         raise RuntimeError(f"status {status}: {said[-200:]!r}")
     if status:
         raise ConvscopeError(said.strip()[-300:] or "no text")

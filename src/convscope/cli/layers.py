@@ -1,0 +1,35 @@
+"""`convscope layers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from convscope.cli.options import common, model_options, opened
+from convscope.cli.shell import Shell
+
+
+@click.command()
+@click.argument("model")
+@model_options
+@common
+def layers(shell: Shell, model: str, opening: dict[str, Any]) -> None:
+    """Print the layers of MODEL: path, kind, output shape, parameters."""
+    network = opened(shell, model, opening)
+    rows = [
+        {"path": la.path, "kind": la.kind, "shape": list(la.shape), "parameters": la.parameters, "class": la.class_name}
+        for la in network.layers
+    ]
+    from convscope.results import versions
+
+    description = {"technique": "layers", "network": network.describe(), "versions": versions()}
+    data = {"layers": rows, "parameters": network.parameters, "provenance": description, "files": []}
+
+    def table() -> None:
+        text = [[la.path, la.kind, "×".join(map(str, la.shape)), f"{la.parameters:,}"] for la in network.layers]
+        height, width = network.inputs.size
+        title = f"{network.name} · shapes for {height}x{width} pixels · {network.parameters:,} parameters"
+        shell.table(title, ["layer", "kind", "shape", "parameters"], text, right=(3,))
+
+    shell.result(data, table, essential=True)
