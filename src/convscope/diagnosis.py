@@ -83,6 +83,10 @@ def doctor(model: Any, picture: Any = None, **opening: Any) -> Diagnosis:
 
     Returns:
         a diagnosis, also of a model that can't be opened: then `problems` says why.
+
+    Example:
+        >>> convscope.doctor(network).ok                                               # doctest: +SKIP
+        True
     """
     network: Network | None = None
 

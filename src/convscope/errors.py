@@ -55,6 +55,11 @@ class ConvscopeError(Exception):
         code: what went wrong, for programs: words joined by "-", such as "channel-out-of-range"; it stays when the
             message is worded better. The class's own where it is left out.
         data: what the message is about, as plain values, such as `channel=70, count=64`.
+
+    Example:
+        >>> error = ConvscopeError("no channel 70.", code="channel-out-of-range", channel=70, count=64)
+        >>> error.code, error.data["channel"], error.exit_code
+        ('channel-out-of-range', 70, 1)
     """
 
     exit_code = 1
@@ -71,26 +76,49 @@ class ConvscopeError(Exception):
 
 
 class UsageError(ConvscopeError):
-    """What was asked for does not exist or does not fit: a layer, a channel, a class, an option (exit code 2)."""
+    """What was asked for does not exist or does not fit: a layer, a channel, a class, an option (exit code 2).
+
+    Example:
+        >>> network.layer("block9")
+        Traceback (most recent call last):
+        convscope.errors.UsageError: no layer 'block9'; ...
+    """
 
     exit_code = 2
     kind = "wrong-use"
 
 
 class ImageError(ConvscopeError):
-    """An image can't be read."""
+    """An image can't be read.
+
+    Example:
+        >>> convscope.heatmap(network, "no-such-file.jpg")
+        Traceback (most recent call last):
+        convscope.errors.ImageError: ...
+    """
 
     kind = "image"
 
 
 class ModelError(ConvscopeError):
-    """A model can't be opened or can't be run."""
+    """A model can't be opened or can't be run.
+
+    Example:
+        >>> convscope.open_model("no-such-file.keras")
+        Traceback (most recent call last):
+        convscope.errors.ModelError: ...
+    """
 
     kind = "model"
 
 
 class OutOfMemoryError(ModelError, MemoryError):
-    """The memory does not suffice to run a model. Each framework has an error of its own for that."""
+    """The memory does not suffice to run a model. Each framework has an error of its own for that.
+
+    Example:
+        >>> issubclass(OutOfMemoryError, MemoryError)
+        True
+    """
 
     kind = "out-of-memory"
 
@@ -100,6 +128,10 @@ class Unreadable(ConvscopeError):
 
     Attributes:
         missing: there is no such file.
+
+    Example:
+        >>> Unreadable("it is empty").missing
+        False
     """
 
     kind = "unreadable"
@@ -110,7 +142,12 @@ class Unreadable(ConvscopeError):
 
 
 class BackendError(ConvscopeError):
-    """A framework is missing, or another one is already in use in this process."""
+    """A framework is missing, or another one is already in use in this process.
+
+    Example:
+        >>> BackendError("the backend 'jax' needs jax, which is not installed.").code
+        'backend'
+    """
 
     kind = "backend"
 

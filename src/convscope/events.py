@@ -23,6 +23,10 @@ class Event:
         total: parts of the work, None where it is not known in advance.
         text: what the event concerns, such as an image or a layer, for people.
         stages: the stages of a larger work that it belongs to, the outermost first; empty where there is one only.
+
+    Example:
+        >>> Event(2, 5, "cat", stages=("heatmaps",)).label
+        'heatmaps: cat'
     """
 
     done: int
@@ -38,12 +42,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The work begins; `done` is 0."""
+    """The work begins; `done` is 0.
+
+    Example:
+        >>> Started(0, 3, "heatmaps").total
+        3
+    """
 
 
 @dataclass(frozen=True)
 class Advanced(Event):
-    """Part of the work is done; there is no result of it alone."""
+    """Part of the work is done; there is no result of it alone.
+
+    Example:
+        >>> Advanced(1, 3, "maps").done
+        1
+    """
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,12 @@ class ItemFinished(Event):
 
     Attributes:
         item: the result; its type is that of the technique's items.
+
+    Example:
+        >>> seen = []
+        >>> found = convscope.heatmap(network, PHOTOS[0], progress=seen.append)
+        >>> [event.item.image.name for event in seen if isinstance(event, ItemFinished)]
+        ['cat']
     """
 
     item: object = None
@@ -61,13 +81,25 @@ Progress = Callable[[Event], object] | None
 
 
 def tell(progress: Progress, event: Event) -> None:
-    """Call `progress` with an event, where there is one."""
+    """Call `progress` with an event, where there is one.
+
+    Example:
+        >>> tell(None, Started(0, 3, "heatmaps"))
+        >>> tell(lambda event: print(event.text), Started(0, 3, "heatmaps"))
+        heatmaps
+    """
     if progress is not None:
         progress(event)
 
 
 def within(progress: Progress, stage: str) -> Progress:
-    """The progress of one stage of a larger work: each event gets the stage's name in front."""
+    """The progress of one stage of a larger work: each event gets the stage's name in front.
+
+    Example:
+        >>> progress = within(lambda event: print(event.label), "report")
+        >>> progress(Started(0, 3, "heatmaps"))
+        report: heatmaps
+    """
     if progress is None:
         return None
     return lambda event: progress(replace(event, stages=(stage, *event.stages)))

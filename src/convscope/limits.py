@@ -34,6 +34,10 @@ class Limits:
         values: bytes of what one operation of a graph makes of one image; a whole pass may make 16 times as much.
         depth: levels of nesting, of groups, functions or JSON.
         seconds: time that one file may take to read in the reader process.
+
+    Example:
+        >>> Limits().seconds
+        60
     """
 
     pixels: int = 178_000_000
@@ -58,6 +62,10 @@ def current() -> Limits:
 
     Raises:
         UsageError: `CONVSCOPE_LIMITS` can't be read.
+
+    Example:
+        >>> current().depth
+        100
     """
     chosen = _current.get()
     if chosen is not None:
@@ -72,6 +80,11 @@ def using(**changes: float) -> Iterator[Limits]:
 
     Raises:
         UsageError: there is no such limit, or it is not positive.
+
+    Example:
+        >>> with convscope.limits.using(seconds=300) as chosen:
+        ...     chosen.seconds
+        300
     """
     token = _current.set(_changed(current(), changes))
     try:
@@ -85,6 +98,10 @@ def parse(texts: Iterable[str]) -> dict[str, float]:
 
     Raises:
         UsageError: a text has another form, or there is no such limit.
+
+    Example:
+        >>> parse(["seconds=300", "pixels=400M"])
+        {'seconds': 300.0, 'pixels': 400000000}
     """
     found = {}
     for text in texts:

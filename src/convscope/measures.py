@@ -38,6 +38,21 @@ class Views:
         images: `(n, h, w, c)`, in units of half the network's range around mid-grey.
         record: what the network answers to the views, `n * count` of them.
         again: passes other images `(n, h, w, c)`, in the network's range, through the same views.
+
+    Example:
+        A regularizer of your own that counts how many views there are:
+
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Count(Measure):
+        ...     name = "count"
+        ...     regularizer = True
+        ...     def regularize(self, views, layer, given):
+        ...         return views.mean(views.ops.ones(views.images.shape[0] * views.count))
+        >>> from convscope.objectives import Objective, Term, channel
+        >>> objective = channel("block4_conv", 7) + Objective((Term("input", measure=Count()),))
+        >>> str(objective)
+        'block4_conv:7 + count(input)'
     """
 
     ops: Operations
@@ -68,6 +83,18 @@ class Measure:
         name: in the text of objectives, `name(layer)`; empty for the channels of a layer.
         regularizer: it is raised relative to the objective's value, and is no part of that value.
         together: variants of one objective have to be made side by side for it.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from convscope.objectives import Objective, Term
+        >>> @dataclass(frozen=True)
+        ... class Peak(Measure):
+        ...     name = "peak"
+        ...     def reduce(self, ops, record, layer, given):
+        ...         return ops.max(record.activations[layer.path], axis=(1, 2))
+        >>> peak = Objective((Term("block4_conv", channel=7, measure=Peak()),))
+        >>> convscope.filters(network, objectives=peak, steps=2, size=32).rows[0].name
+        'peak(block4_conv)'
     """
 
     name: ClassVar[str] = ""
@@ -112,7 +139,12 @@ class Measure:
 
 @dataclass(frozen=True)
 class Linear(Measure):
-    """The mean of each channel over what the argument, a mask `(h, w)`, weighs."""
+    """The mean of each channel over what the argument, a mask `(h, w)`, weighs.
+
+    Example:
+        >>> Linear() == Linear()
+        True
+    """
 
     def reduce(self, ops: Operations, record: Record, layer: Layer, given: Tensor) -> Tensor:
         """See `Measure.reduce`."""
@@ -133,7 +165,13 @@ class Linear(Measure):
 
 @dataclass(frozen=True)
 class Energy(Linear):
-    """The mean square of a whole layer, which DeepDream raises."""
+    """The mean square of a whole layer, which DeepDream raises.
+
+    Example:
+        >>> from convscope.objectives import parse
+        >>> parse("block4_conv:*").terms[0].measure
+        Energy()
+    """
 
     def values(self, ops: Operations, seen: Tensor) -> Tensor:
         """See `Linear.values`."""
@@ -151,6 +189,10 @@ class DotCosine(Measure):
 
     Attributes:
         power: of the cosine; 0 for the dot product alone.
+
+    Example:
+        >>> DotCosine(power=1.0).power
+        1.0
     """
 
     power: float = 2.0
@@ -172,7 +214,12 @@ class DotCosine(Measure):
 
 @dataclass(frozen=True)
 class Diversity(Measure):
-    """Minus the mean cosine of an image's Gram matrix with those of the others of its group (Olah et al. 2017)."""
+    """Minus the mean cosine of an image's Gram matrix with those of the others of its group (Olah et al. 2017).
+
+    Example:
+        >>> Diversity().regularizer, Diversity().together
+        (True, True)
+    """
 
     name: ClassVar[str] = "diversity"
     regularizer: ClassVar[bool] = True
@@ -200,6 +247,10 @@ class Diversity(Measure):
 class Likeness(Measure):
     """Minus the squared distance of a layer's map from that of the image that the ascent began with, as a share of the
     latter's square (Hamblin et al. 2024, Feature Accentuation, 2402.10039).
+
+    Example:
+        >>> Likeness().regularizer
+        True
     """
 
     name: ClassVar[str] = "likeness"
@@ -227,7 +278,12 @@ class Likeness(Measure):
 
 @dataclass(frozen=True)
 class TotalVariation(Measure):
-    """The mean absolute difference of neighbouring cells, along both axes: of the image, or of a layer's map."""
+    """The mean absolute difference of neighbouring cells, along both axes: of the image, or of a layer's map.
+
+    Example:
+        >>> TotalVariation().name
+        'tv'
+    """
 
     name: ClassVar[str] = "tv"
     regularizer: ClassVar[bool] = True
@@ -242,7 +298,12 @@ class TotalVariation(Measure):
 
 @dataclass(frozen=True)
 class L2(Measure):
-    """The mean square: of the image around mid-grey, in units of half the network's range, or of a layer's map."""
+    """The mean square: of the image around mid-grey, in units of half the network's range, or of a layer's map.
+
+    Example:
+        >>> L2().name
+        'l2'
+    """
 
     name: ClassVar[str] = "l2"
     regularizer: ClassVar[bool] = True
@@ -267,6 +328,14 @@ class Target(Protocol):
         record: paths of the layers it reads; none where it has no such attribute.
         scores: it reads the class scores; True where it has no such attribute.
         text: in words; the name of its class where it has no such attribute.
+
+    Example:
+        >>> class Margin:
+        ...     text = "cat less the mean of all classes"
+        ...     def score(self, ops, logits, activations, arguments):
+        ...         return logits[:, 2] - ops.mean(logits, axis=1)
+        >>> convscope.heatmap(network, PHOTOS[0], Margin()).rows[0].class_name
+        'cat less the mean of all classes'
     """
 
     if TYPE_CHECKING:  # no attributes of this class itself: a dataclass would take them for its fields' defaults
@@ -313,6 +382,11 @@ class Custom:
         text: what it is, in words.
         scores: it reads the class scores.
         regularizer: filters raise it relative to the other terms, and it is no part of the activation that they report.
+
+    Example:
+        >>> both = Custom(lambda ops, logits, activations: logits[:, 2] + logits[:, 3], text="cat and coffee")
+        >>> convscope.heatmap(network, PHOTOS[0], both).rows[0].class_name
+        'cat and coffee'
     """
 
     function: Callable[[Operations, Tensor, Activations], Tensor]
@@ -448,7 +522,12 @@ def _code_sha256(code: Any) -> str | None:
 
 
 def is_target(given: Any) -> bool:
-    """True for an object with a `score`, such as a `Custom`."""
+    """True for an object with a `score`, such as a `Custom`.
+
+    Example:
+        >>> is_target(Custom(lambda ops, logits, activations: logits[:, 0])), is_target("cat")
+        (True, False)
+    """
     return callable(getattr(given, "score", None)) and not isinstance(given, type | str)
 
 

@@ -65,6 +65,10 @@ class Term:
         measure: how the layer is measured: see `measures.py`.
         given: activations `(h, w, c)` or `(c,)` that the layer's are compared with (`DotCosine`).
         own: a user's own object: see `measures.Target`.
+
+    Example:
+        >>> Term("block4_conv", weight=0.5, channel=7).text
+        'block4_conv:7'
     """
 
     layer: str
@@ -116,6 +120,10 @@ class Given:
 
     Attributes:
         array: `(h, w, c)` or `(c,)` float32.
+
+    Example:
+        >>> Given(np.zeros(3, np.float32)) == Given(np.zeros(3, np.float32))
+        True
     """
 
     array: np.ndarray
@@ -172,6 +180,10 @@ def as_objective(given: Any) -> Objective:
 
     Raises:
         UsageError: it is none of them.
+
+    Example:
+        >>> as_objective("block4_conv:7 - cat") == channel("block4_conv", 7) - logit("cat")
+        True
     """
     if isinstance(given, Objective):
         return given
@@ -185,27 +197,54 @@ def as_objective(given: Any) -> Objective:
 
 
 def channel(layer: str, number: int) -> Objective:
-    """The mean of one channel of a layer (the unit of a dense one)."""
+    """The mean of one channel of a layer (the unit of a dense one).
+
+    Example:
+        >>> str(channel("block4_conv", 7))
+        'block4_conv:7'
+        >>> convscope.filters(network, objectives=channel("block4_conv", 7), steps=2, size=32).values.shape
+        (1, 32, 32, 3)
+    """
     return Objective((Term(layer, channel=int(number)),))
 
 
 def unit(layer: str, number: int, row: int, column: int) -> Objective:
-    """One channel at one place of the map."""
+    """One channel at one place of the map.
+
+    Example:
+        >>> str(unit("block4_conv", 7, row=4, column=5))
+        'block4_conv:7@4,5'
+    """
     return Objective((Term(layer, channel=int(number), place=(int(row), int(column))),))
 
 
 def logit(target: int | str) -> Objective:
-    """The score of a class, by number or name, before the softmax or sigmoid."""
+    """The score of a class, by number or name, before the softmax or sigmoid.
+
+    Example:
+        >>> str(logit("cat") - logit(3))
+        'class:cat - class:3'
+    """
     return Objective((Term(LOGITS, channel=str(target)),))
 
 
 def layer(path: str) -> Objective:
-    """The mean square of all that a layer answers, which DeepDream raises on a photo."""
+    """The mean square of all that a layer answers, which DeepDream raises on a photo.
+
+    Example:
+        >>> str(layer("block4_conv"))
+        'block4_conv:*'
+    """
     return Objective((Term(path, measure=ENERGY),))
 
 
 def direction(path: str, vector: Sequence[float]) -> Objective:
-    """The mean over the map of the scalar product of a layer's channels with `vector` `(c,)`."""
+    """The mean over the map of the scalar product of a layer's channels with `vector` `(c,)`.
+
+    Example:
+        >>> str(direction("average", [0.5, -1]))
+        'average:[0.5,-1]'
+    """
     numbers = tuple(map(float, vector))
     if not numbers or not np.isfinite(numbers).all():
         raise UsageError(f"expected a direction of finite numbers in {path}, found {len(numbers)} numbers.")
@@ -224,6 +263,12 @@ def dot_cosine(
         activations: `(h, w, c)`, or `(c,)` for the same at each place.
         power: of the cosine; 0 for the dot product alone.
         place: `(row, column)` where they are compared; over the whole map where None.
+
+    Example:
+        >>> image = convscope.images.decode.read_image(PHOTOS[0])
+        >>> _, answers = network.forward(network.prepare([image]), ["block4_conv"])
+        >>> dot_cosine("block4_conv", answers["block4_conv"][0]).terms[0].given.array.shape
+        (28, 28, 96)
     """
     return Objective((Term(path, place=place, measure=DotCosine(float(power)), given=Given(_frozen(activations))),))
 
@@ -232,6 +277,10 @@ def diversity(path: str) -> Objective:
     """A regularizer: how unlike each other the images of one objective are, minus the mean cosine of the layer's Gram
     matrices (Olah et al. 2017, Feature Visualization). Means something where there are several images of each
     (`variants`).
+
+    Example:
+        >>> str(channel("block4_conv", 7) + diversity("block4_conv"))
+        'block4_conv:7 + diversity(block4_conv)'
     """
     return Objective((Term(path, measure=Diversity()),))
 
@@ -239,17 +288,32 @@ def diversity(path: str) -> Objective:
 def likeness(path: str) -> Objective:
     """A regularizer: minus the squared distance of a layer's map from that of the image that the ascent began with, as
     a share of the latter's square (Hamblin et al. 2024, Feature Accentuation, 2402.10039).
+
+    Example:
+        >>> str(layer("block4_conv") + 0.5 * likeness("block2_conv"))
+        'block4_conv:* + 0.5*likeness(block2_conv)'
     """
     return Objective((Term(path, measure=Likeness()),))
 
 
 def total_variation(path: str = INPUT) -> Objective:
-    """A regularizer, to be subtracted: the mean absolute difference of neighbours in the image, or in a layer's map."""
+    """A regularizer, to be subtracted: the mean absolute difference of neighbours in the image, or in a layer's map.
+
+    Example:
+        >>> smooth = channel("block4_conv", 7) - 0.1 * total_variation()
+        >>> str(smooth), str(smooth.reported)
+        ('block4_conv:7 - 0.1*tv(input)', 'block4_conv:7')
+    """
     return Objective((Term(path, measure=TotalVariation()),))
 
 
 def l2(path: str = INPUT) -> Objective:
-    """A regularizer, to be subtracted: the mean square of the image around mid-grey, or of a layer's map."""
+    """A regularizer, to be subtracted: the mean square of the image around mid-grey, or of a layer's map.
+
+    Example:
+        >>> str(channel("block4_conv", 7) - 0.1 * l2())
+        'block4_conv:7 - 0.1*l2(input)'
+    """
     return Objective((Term(path, measure=L2()),))
 
 
@@ -285,6 +349,13 @@ def parse(text: str) -> Objective:
 
     Raises:
         UsageError: with a caret where the text stops being understood.
+
+    Example:
+        >>> parse("block4_conv:7 + 0.5*cat").terms[1].weight
+        0.5
+        >>> parse("block4_conv:7 +")
+        Traceback (most recent call last):
+        convscope.errors.UsageError: ...
     """
     position, terms = 0, list[Term]()
     while not terms or text[position:].strip():

@@ -56,6 +56,11 @@ def run(
 
     Raises:
         ConvscopeError: a file can't be written.
+
+    Example:
+        >>> data = convscope.demo.run(network, "demo", channels=2)                     # doctest: +SKIP
+        >>> data["files"][0]                                                           # doctest: +SKIP
+        'report.html'
     """
     found = study(network, list(photos), Choices(channels=channels, seed=seed), progress)
     files = _save(found, Path(out), progress)

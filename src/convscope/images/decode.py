@@ -64,6 +64,11 @@ class InputImage:
         notes: what decoding changed, in words, such as "transparency laid over white".
         sha256: of the file's bytes, in hexadecimal; None where there is no file.
         label: the class that it is known to show; None where that is not known.
+
+    Example:
+        >>> image = read_image(PHOTOS[0])
+        >>> image.name, image.pixels.dtype.name, image.pixels.ndim
+        ('cat', 'uint8', 3)
     """
 
     name: str
@@ -89,6 +94,10 @@ def read_image(source: Source) -> InputImage:
     Raises:
         ImageError: the file is missing, not an image, damaged, or larger than the limits allow.
         UsageError: `source` is of another kind, or an array of another dtype or shape.
+
+    Example:
+        >>> read_image(np.zeros((8, 6, 3), np.uint8)).pixels.shape
+        (8, 6, 3)
     """
     match source:
         case InputImage():
@@ -117,6 +126,10 @@ def read_images(sources: Source | Iterable[Source]) -> list[InputImage]:
     Raises:
         ImageError: some can't be read (the message lists each with its reason), or a folder holds none.
         UsageError: there is no source, or the only source is of a wrong kind.
+
+    Example:
+        >>> [image.name for image in read_images(PHOTOS[:2])]
+        ['cat', 'coffee']
     """
     results = list(_attempts(listed(sources)))
     failures = [result for result in results if isinstance(result, ConvscopeError)]
@@ -151,6 +164,10 @@ def fit(image: InputImage, height: int, width: int, channels: int) -> np.ndarray
 
     Raises:
         UsageError: `channels` is neither 1 nor 3, or the size is not positive.
+
+    Example:
+        >>> fit(read_image(PHOTOS[0]), 32, 48, channels=1).shape
+        (32, 48, 1)
     """
     if channels not in (1, 3):
         raise UsageError(

@@ -55,6 +55,11 @@ class Failure:
         name: its name in the source.
         source: its path; None where it is no file.
         error: why it can't be read.
+
+    Example:
+        >>> source = image_source([PHOTOS[0], "no-such-file.jpg"])
+        >>> [found.name for found in source.images() if isinstance(found, Failure)]
+        ['no-such-file']
     """
 
     name: str
@@ -67,6 +72,15 @@ class ImageSource(Protocol):
     """Images in a fixed order: what `stream` and every technique take.
 
     A source of your own is any object with this method. Where it has a length too, progress has a total.
+
+    Example:
+        >>> class Noise:
+        ...     def images(self, shape=None):
+        ...         for seed in range(3):
+        ...             pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+        ...             yield InputImage(f"noise-{seed}", pixels)
+        >>> [row.image for row in convscope.heatmap(network, Noise()).rows]
+        ['noise-0', 'noise-1', 'noise-2']
     """
 
     def images(self, shape: Shape | None = None) -> Iterator[InputImage | Failure]:
@@ -87,6 +101,10 @@ class Entry:
         source: a path, or what else `read_image` takes.
         name: the image's id, different from all others of its list.
         label: its class; None where that is not known.
+
+    Example:
+        >>> Entry("cats/tom.jpg", "cats/tom", label="cats").label
+        'cats'
     """
 
     source: Source
@@ -100,6 +118,11 @@ class ImageList:
 
     Attributes:
         entries: in order.
+
+    Example:
+        >>> source = ImageList((Entry(PHOTOS[0], "tom", label="cats"),))
+        >>> len(source), source.labels
+        (1, ('cats',))
     """
 
     entries: tuple[Entry, ...]
@@ -137,6 +160,11 @@ def image_source(images: ImageSource | Source | Iterable[Source]) -> ImageSource
 
     Raises:
         UsageError: there is nothing to read. ImageError: a folder or table can't be read, or holds no image.
+
+    Example:
+        >>> source = convscope.image_source(PHOTOS[:2])
+        >>> [image.name for image in source.images()]
+        ['cat', 'coffee']
     """
     if isinstance(images, ImageSource):
         return images
@@ -285,6 +313,11 @@ class ImageBatch:
     Attributes:
         start: the number of the first one among those that could be read.
         images: at most as many as were asked for; fewer in the last batch.
+
+    Example:
+        >>> with stream(image_source(PHOTOS[:3]), batch=2) as batches:
+        ...     [(batch.start, len(batch.images)) for batch in batches]
+        [(0, 2), (2, 1)]
     """
 
     start: int
@@ -308,6 +341,11 @@ class ImageStream:
         shape: `(height, width, channels)` to which images are decoded, or None for their own.
         read: images that were taken so far.
         failures: what was left out so far; all of it when the stream is at its end.
+
+    Example:
+        >>> with stream(image_source([PHOTOS[0], "no-such-file.jpg"]), batch=2) as batches:
+        ...     [len(batch.images) for batch in batches], len(batches.failures)
+        ([1], 1)
     """
 
     source: ImageSource
@@ -420,6 +458,11 @@ def stream(source: ImageSource, batch: int, shape: Shape | None = None) -> Image
 
     Raises:
         UsageError: `batch` is less than 1.
+
+    Example:
+        >>> with stream(image_source(PHOTOS[:2]), batch=1, shape=network.image_shape) as batches:
+        ...     [batch.images[0].pixels.shape for batch in batches]
+        [(224, 224, 3), (224, 224, 3)]
     """
     if batch < 1:
         raise UsageError(f"a batch needs at least 1 image, found {batch}.")

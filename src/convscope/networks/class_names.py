@@ -21,6 +21,10 @@ def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple
 
     Raises:
         UsageError: the file is missing, or not one of these.
+
+    Example:
+        >>> read_class_names(["cat", "dog"])
+        ('cat', 'dog')
     """
     if classes is None:
         return None

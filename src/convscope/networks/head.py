@@ -134,7 +134,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of one image: its index, name, logit and probability (None for linear outputs)."""
+    """One class of one image: its index, name, logit and probability (None for linear outputs).
+
+    Example:
+        >>> image = convscope.images.decode.read_image(PHOTOS[0])
+        >>> network.predictions(network.predict(network.prepare([image]))[0])[0].name
+        'cat'
+    """
 
     index: int
     name: str

@@ -23,6 +23,10 @@ class Inputs:
         channels: 1 for grey, 3 for RGB.
         others: names of further inputs, and what they are fed.
         note: what to say about the size, where it is a guess.
+
+    Example:
+        >>> network.inputs.size, network.inputs.channels, network.inputs.free
+        ((224, 224), 3, True)
     """
 
     name: str

@@ -43,6 +43,11 @@ def choose_backend(requested: str | None) -> str:
 
     Raises:
         BackendError: it is unknown or not installed, or Keras already runs on another one in this process.
+
+    Example:
+        >>> from convscope.networks import BACKENDS
+        >>> choose_backend(None) in BACKENDS
+        True
     """
     if requested is not None and requested not in BACKENDS:
         raise UsageError(f"backend {requested!r} is not known; expected one of {', '.join(BACKENDS)}.")

@@ -32,6 +32,11 @@ class Layer:
             activation that follows a linear convolution, or None where there is none.
         on_path: False if the image does not reach the chosen output through this layer (another branch, or a call
             on another input).
+
+    Example:
+        >>> found = network.layer("block4_conv")
+        >>> found.kind, found.shape, found.channels, found.spatial
+        ('conv', (28, 28, 96), 96, True)
     """
 
     path: str

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network came from: its name without folders, file and hash, and what had to be done to open it."""
+    """Where a network came from: its name without folders, file and hash, and what had to be done to open it.
+
+    Example:
+        >>> network.source.name
+        'model.keras'
+    """
 
     name: str
     file: str | None = None
@@ -66,6 +71,24 @@ class Network(ABC):
         preprocessing: what is done to pixels before they enter.
         spec: what it was opened with; None where a subclass was made by hand.
         ops: the framework's array operations under NumPy's names, for objectives and targets: see `Operations`.
+
+    Example:
+        >>> image = convscope.images.decode.read_image(PHOTOS[0])
+        >>> x = network.prepare([image])
+        >>> x.shape, network.predict(x).shape
+        ((1, 224, 224, 3), (1, 13))
+        >>> logits, activations = network.forward(x, ["block4_conv"])
+        >>> activations["block4_conv"].shape
+        (1, 28, 28, 96)
+        >>> network.predictions(logits[0], count=1)[0].name, network.class_index("cat"), network.class_name(2)
+        ('cat', 2, 'cat')
+        >>> [layer.path for layer in network.select("block4*")], network.last_spatial_layer().path
+        (['block4_conv'], 'block4_conv')
+        >>> network.layers_at((64, 64))[-3].shape
+        (8, 8, 96)
+        >>> with network.unchanging():
+        ...     network.weights_sha256() == network.describe()["weights_sha256"]
+        True
     """
 
     name: str

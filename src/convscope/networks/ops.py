@@ -17,11 +17,24 @@ Axes = int | tuple[int, ...] | None
 
 
 class UnknownOperation(UsageError, AttributeError):
-    """An operation that is not in the list."""
+    """An operation that is not in the list.
+
+    Example:
+        >>> network.ops.average
+        Traceback (most recent call last):
+        convscope.networks.ops.UnknownOperation: ...
+    """
 
 
 class Operations(Protocol):
-    """Operations on tensors; `x` and `y` may be numbers where another argument is a tensor."""
+    """Operations on tensors; `x` and `y` may be numbers where another argument is a tensor.
+
+    Example:
+        >>> ops = network.ops
+        >>> maps = ops.convert_to_tensor(np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2))
+        >>> network.numpy(ops.mean(maps, axis=(1, 2))).tolist()
+        [[3.0, 4.0]]
+    """
 
     # element by element: the shape of `x` -----------------------------------------------------------
 

@@ -89,6 +89,13 @@ class Record:
     Attributes:
         logits: `(n, classes)`, see `Head.logits`; None if the run stopped before the output.
         activations: for each recorded path `(n, h, w, c)` or `(n, c)`, float32, or what its reduction made of that.
+
+    Example:
+        >>> def kept(network, request):
+        ...     return lambda run, x: run(x, request).activations["average"]
+        >>> x = network.tensor(np.zeros((2, 224, 224, 3), np.float32))
+        >>> network.numpy(network.program(kept, Pass(record=("average",), stop=True))(x)).shape
+        (2, 96)
     """
 
     logits: Tensor
@@ -96,7 +103,15 @@ class Record:
 
 
 class Run(Protocol):
-    """The network inside of a compiled program."""
+    """The network inside of a compiled program.
+
+    Example:
+        >>> def largest(network, request):
+        ...     return lambda run, x: network.ops.max(run(x, request).activations["average"], axis=-1)
+        >>> x = network.tensor(np.zeros((2, 224, 224, 3), np.float32))
+        >>> network.numpy(network.program(largest, Pass(record=("average",), stop=True))(x)).shape
+        (2,)
+    """
 
     def __call__(
         self,

@@ -317,6 +317,11 @@ def open_model(
     Raises:
         ModelError: the file is missing, damaged, of another kind, or holds code; BackendError: the backend is not
         installed or not the one in use; UsageError: an option does not fit the model.
+
+    Example:
+        >>> network = convscope.open_model(MODEL, classes=CLASSES)
+        >>> network.head.classes, network.inputs.size
+        (13, (224, 224))
     """
     given = (weights, device, precision, preprocess, classes, input, output, size, feed, head)
     if isinstance(model, Network):

@@ -43,6 +43,11 @@ def tile(
 
     Raises:
         UsageError: there is no such colour map, or `values` is no map.
+
+    Example:
+        >>> found = convscope.activations(network, PHOTOS[0], "block4_conv")
+        >>> tile(found.channel("block4_conv", 7), side=112, kind="webp")[:4]
+        b'RIFF'
     """
     pixels = channel_tile(values, scale, side, colours)
     return encode_webp(pixels) if kind == "webp" else encode_png(pixels)
@@ -53,13 +58,24 @@ def renderings(result: Result) -> Iterator[tuple[str, np.ndarray]]:
     """Everything that is drawn of a result: a relative file name without suffix, and (h, w, 3) uint8.
 
     A result of your own gets its views with `renderings.register`.
+
+    Example:
+        >>> found = convscope.heatmap(network, PHOTOS[0])
+        >>> name, pixels = next(iter(convscope.render.renderings(found)))
+        >>> pixels.dtype.name, pixels.shape[-1]
+        ('uint8', 3)
     """
     raise TypeError(f"nothing draws a {type(result).__name__}; register a function with renderings.register")
 
 
 @singledispatch
 def html(result: Result) -> str:
-    """A result as a piece of a page, for notebooks."""
+    """A result as a piece of a page, for notebooks.
+
+    Example:
+        >>> html(convscope.concepts(network, PHOTOS[0], count=2))[:14]
+        '<div><img src='
+    """
     return f"<div>{''.join(image_tag(pixels, name) for name, pixels in renderings(result))}</div>"
 
 

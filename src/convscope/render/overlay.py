@@ -62,6 +62,10 @@ class Paint:
         contours: draw lines at a quarter, a half and three quarters of the peak.
         colours: a colour map of matplotlib; "inferno", or "PuOr_r" where signed, if None: both are safe for
             colour-blind eyes.
+
+    Example:
+        >>> Paint(signed=True).map
+        'PuOr_r'
     """
 
     opacity: float = 0.7

@@ -51,6 +51,11 @@ def report(
 
     Raises:
         UsageError: no such class or layer; ImageError, ModelError; ConvscopeError: the page can't be written.
+
+    Example:
+        >>> data = convscope.report(network, PHOTOS[0], "report.html", channels=2)      # doctest: +SKIP
+        >>> data["files"]                                                              # doctest: +SKIP
+        ['report.html']
     """
     if is_target(target) or any(
         isinstance(one, str) and re.fullmatch(r"top\d+|.+:\d+(@\d+,\d+)?", one) for one in as_targets(target)

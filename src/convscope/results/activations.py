@@ -28,6 +28,11 @@ class LayerStatistics:
         zeros: share of exact zeros, 0..1, counted after the non-linearity at `counted_at`; None where there is none.
         empty_channels: number of channels that are zero everywhere there; None where there is no non-linearity.
         counted_at: path of the layer after which the zeros were counted.
+
+    Example:
+        >>> row = convscope.activations(network, PHOTOS[0], "block4_conv").statistics[0]
+        >>> row.layer, row.shape, row.counted_at
+        ('block4_conv', (28, 28, 96), 'block4_conv')
     """
 
     image: str
@@ -57,6 +62,11 @@ class Activations(Result):
         layers: in the order of execution.
         arrays: for each path the raw values `(n, h, w, c)` or `(n, c)`, float32, perhaps memory-mapped.
         statistics: a row for each picture and layer.
+
+    Example:
+        >>> found = convscope.activations(network, PHOTOS[0], "block4_conv")
+        >>> found["block4_conv"].shape, found.channel("block4_conv", 7).shape
+        ((1, 28, 28, 96), (28, 28))
     """
 
     parameters: ActivationParameters = field(default_factory=ActivationParameters)

@@ -26,6 +26,10 @@ class Origin:
         input_size: height and width in pixels of the images that the network takes; None where it is not known.
         record: the provenance without its parameters, as plain JSON values; written and never read.
         details: further entries of its parameters, which only describe; written and never read.
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0]).origin.input_size
+        (224, 224)
     """
 
     network: str = "a network"
@@ -46,6 +50,11 @@ class Result:
         origin: the network and the images.
         parameters: the arguments that changed the result.
         kind: the name of this kind of result: "activations", "filters", "heatmaps" or "concepts".
+
+    Example:
+        >>> found = convscope.heatmap(network, PHOTOS[0])
+        >>> found.kind, sorted(found.to_json()), found.provenance["technique"]
+        ('heatmaps', ['heatmaps', 'provenance'], 'heatmap')
     """
 
     origin: Origin = field(default_factory=Origin)
@@ -93,6 +102,11 @@ def origin(
         network, technique, images: what was done to what.
         others: further images that the result depends on, by what they are: "start", "like".
         details: what describes the arguments beyond the typed parameters of the result.
+
+    Example:
+        >>> from convscope.images.decode import read_images
+        >>> origin(network, "heatmap", read_images(PHOTOS[:1])).network
+        'convscope_demo'
     """
     record = {
         "technique": technique,
@@ -105,7 +119,12 @@ def origin(
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """The versions that a result depends on.
+
+    Example:
+        >>> sorted(versions())
+        ['convscope', 'numpy', 'pillow', 'python']
+    """
     try:
         own = version("convscope")
     except PackageNotFoundError:
@@ -124,5 +143,10 @@ def without_pixels(image: InputImage) -> dict[str, Any]:
 
 
 def array_sha256(array: np.ndarray) -> str:
-    """The SHA-256 of an array's values, in hexadecimal."""
+    """The SHA-256 of an array's values, in hexadecimal.
+
+    Example:
+        >>> array_sha256(np.zeros(3, np.uint8))[:8]
+        '709e80c8'
+    """
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

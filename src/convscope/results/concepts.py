@@ -21,6 +21,11 @@ class Concept:
         number: from 0, the strongest first.
         share: of the maps' squares that would be lost without it, 0..1.
         predictions: the classes that a map full of it speaks for, best first; none where there are no classes.
+
+    Example:
+        >>> row = convscope.concepts(network, PHOTOS[:2], count=2).rows[0]
+        >>> row.number, 0 <= row.share <= 1
+        (0, True)
     """
 
     number: int
@@ -42,6 +47,11 @@ class Concepts(Result):
         values: how much of each concept is at each place `(n, h, w, k)` float32, not negative.
         vectors: what each is made of `(k, c)` float32, not negative, of length 1.
         rows: the words and numbers, one for each concept.
+
+    Example:
+        >>> found = convscope.concepts(network, PHOTOS[:2], count=2)
+        >>> found.kind, len(found.rows), bool((found.values >= 0).all())
+        ('concepts', 2, True)
     """
 
     parameters: ConceptParameters = field(default_factory=ConceptParameters)

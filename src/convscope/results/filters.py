@@ -34,6 +34,11 @@ class FilterRow:
         tries: starts that were tried.
         steps: updates that the picture took; 0 where that is not known.
         begun: the name of the photo that the picture was begun with, where noise did not move the filter; else empty.
+
+    Example:
+        >>> row = convscope.filters(network, "block4_conv", [7], steps=2, size=32).rows[0]
+        >>> row.channel, row.steps, row.natural
+        (7, 2, None)
     """
 
     channel: int | None
@@ -105,6 +110,11 @@ class Filters(Result):
             to the full range, but for 1 % of the values at each end).
         alpha: transparency `(n, h, w)` float32 in 0..1, where the recipe finds it.
         frames: canvases on the way `(n, f, h, w, c)` float32, where they were asked for.
+
+    Example:
+        >>> found = convscope.filters(network, "block4_conv", [0, 7], steps=2, size=32)
+        >>> found.name(1), sorted(found.order("activation")), found.order("channel")
+        ('7', [0, 1], [0, 1])
     """
 
     parameters: FilterParameters = field(default_factory=FilterParameters)

@@ -29,6 +29,11 @@ class Check:
         randomisation: rank correlation with the maps of scrambled weights, 0..1; less is better; None where there are
             no weights to scramble.
         badge: "pass", "doubtful" or "fail"; reason: why.
+
+    Example:
+        >>> check = convscope.heatmap(network, PHOTOS[0], check=True).rows[0].check
+        >>> check.badge in ("pass", "doubtful", "fail"), 0 <= check.deletion <= 1
+        (True, True)
     """
 
     deletion: float
@@ -58,6 +63,11 @@ class HeatmapRow:
         against: the class whose score was subtracted, or None.
         note: what has to be said beside the map.
         check: how far it can be believed, where that was measured.
+
+    Example:
+        >>> row = convscope.heatmap(network, PHOTOS[0], against="coffee").rows[0]
+        >>> row.class_name, row.explained, row.layer, row.status
+        ('cat', 'cat against coffee', 'block4_conv', 'ok')
     """
 
     image: str
@@ -96,6 +106,11 @@ class Heatmap(Result):
         maps: `(n, h, w)` float32, raw and signed, at the layer's size or the picture's; a tuple of `(h, w)` where
             methods differ in it.
         rows: the words and numbers, one for each map.
+
+    Example:
+        >>> found = convscope.heatmap(network, PHOTOS[0], method=["grad-cam", "hirescam"])
+        >>> found.only("hirescam").maps.shape
+        (1, 28, 28)
     """
 
     parameters: HeatmapParameters = field(default_factory=HeatmapParameters)

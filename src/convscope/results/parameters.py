@@ -9,7 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Parameters:
-    """The arguments that changed a result; a default stands for what an older result does not say."""
+    """The arguments that changed a result; a default stands for what an older result does not say.
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0]).parameters.to_json()["layer"]
+        'block4_conv'
+    """
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values, for the provenance."""
@@ -33,6 +38,10 @@ class ActivationParameters(Parameters):
     Attributes:
         layers: paths, in the order of execution.
         memory: the limit of memory, in bytes or as text such as "2GB".
+
+    Example:
+        >>> convscope.activations(network, PHOTOS[0], "block4_conv").parameters
+        ActivationParameters(layers=('block4_conv',), memory='2GB')
     """
 
     layers: tuple[str, ...] = ()
@@ -46,6 +55,10 @@ class RecipeParameters:
     Attributes:
         name, steps: of the recipe.
         details: the whole recipe as plain JSON values; written and never read.
+
+    Example:
+        >>> convscope.filters(network, "block4_conv", [7], steps=2, size=32).parameters.recipe.steps
+        2
     """
 
     name: str
@@ -71,6 +84,10 @@ class FilterParameters(Parameters):
         frame_steps: the step of each canvas that was kept; None where it is not known.
         interrupted: True if Ctrl-C came before the last filter was finished.
         note: what has to be said about the size, or "".
+
+    Example:
+        >>> FilterParameters(channels=(0, 7)).to_json()["channels"]
+        [0, 7]
     """
 
     layer: str = ""
@@ -100,6 +117,10 @@ class MethodParameters:
     Attributes:
         name: of the method.
         options: the value of each of its options.
+
+    Example:
+        >>> MethodParameters("rise", {"masks": 20}).options["masks"]
+        20
     """
 
     name: str
@@ -129,6 +150,11 @@ class HeatmapParameters(Parameters):
         budget: number of passes that a sampling method could use; None for the method's own.
         precision: of the passes of sampling methods.
         seed: random seed; None where it is not known.
+
+    Example:
+        >>> found = convscope.heatmap(network, PHOTOS[0]).parameters
+        >>> found.layer, found.layer_choice, found.method
+        ('block4_conv', 'auto', 'grad-cam')
     """
 
     layer: str = ""
@@ -156,6 +182,10 @@ class ConceptParameters(Parameters):
         count: number of concepts.
         batch: number of images at a time.
         sweeps: number of updates of the factorization.
+
+    Example:
+        >>> convscope.concepts(network, PHOTOS[0], count=2).parameters.count
+        2
     """
 
     layer: str = ""

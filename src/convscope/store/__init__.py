@@ -49,6 +49,11 @@ def save(result: Result, directory: str | PathLike | Folder, **options: Any) -> 
 
     Raises:
         ConvscopeError: a file can't be written.
+
+    Example:
+        >>> files = convscope.save(convscope.heatmap(network, PHOTOS[0]), "out")
+        >>> files[-1]
+        'heatmaps.json'
     """
     raise TypeError(f"nothing saves a {type(result).__name__}; register a function with store.save.register")
 
@@ -64,6 +69,12 @@ def found(folder: str | PathLike) -> list[Path]:
 
     Raises:
         ConvscopeError: there is no such folder.
+
+    Example:
+        >>> convscope.save(convscope.heatmap(network, PHOTOS[0]), "manifests")[-1]
+        'heatmaps.json'
+        >>> [path.name for path in found("manifests")]
+        ['heatmaps.json']
     """
     return manifest.found(folder, _READERS)
 
@@ -81,6 +92,12 @@ def load(path: str | PathLike, kind: str | None = None) -> Result:
     Raises:
         UsageError: the folder holds several results, or there is no such kind.
         ConvscopeError: there is no result, it is damaged, or it needs a newer version of convscope.
+
+    Example:
+        >>> made = convscope.heatmap(network, PHOTOS[0])
+        >>> files = convscope.save(made, "one-result")
+        >>> np.array_equal(convscope.load("one-result").maps, made.maps)
+        True
     """
     return _read(manifest.chosen(path, tuple(_READERS), kind), kind)
 
@@ -90,6 +107,13 @@ def load_all(folder: str | PathLike, kind: str | None = None) -> tuple[Result, .
 
     Raises:
         UsageError: there is no such kind. ConvscopeError: there is no such folder, or a result can't be loaded.
+
+    Example:
+        >>> folder = Folder("two-results")
+        >>> for photo in PHOTOS[:2]:
+        ...     files = convscope.save(convscope.heatmap(network, photo), folder)
+        >>> [one.rows[0].image for one in convscope.load_all("two-results", kind="heatmaps")]
+        ['cat', 'coffee']
     """
     manifest.check_kind(kind, tuple(_READERS))
     there = manifest.found(folder, _READERS if kind is None else (kind,))

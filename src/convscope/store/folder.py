@@ -26,6 +26,11 @@ class Folder:
 
     Args:
         path: made when the first file is written.
+
+    Example:
+        >>> folder = Folder("notes")
+        >>> folder.write("note.txt", "one"), folder.write("note.txt", "two")
+        ('note.txt', 'note-2.txt')
     """
 
     def __init__(self, path: str | PathLike) -> None:

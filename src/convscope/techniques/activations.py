@@ -62,6 +62,13 @@ def activations(
 
     Raises:
         UsageError: no such layer; ImageError: an image can't be read; ModelError: the model can't be run.
+
+    Example:
+        >>> found = convscope.activations(network, PHOTOS[:2], "block4_conv")
+        >>> found["block4_conv"].shape
+        (2, 28, 28, 96)
+        >>> 0 <= found.row("block4_conv", picture=1).zeros <= 1
+        True
     """
     network = open_model(network)
     shown = hold(images, network.image_shape)
@@ -102,6 +109,11 @@ class ActivationItem:
         layer: the layer.
         array: its output `(h, w, c)` or `(c,)` float32.
         row: its numbers.
+
+    Example:
+        >>> item = next(iter_activations(network, PHOTOS[0], "block4_conv"))
+        >>> item.image.name, item.layer.path, item.array.shape
+        ('cat', 'block4_conv', (28, 28, 96))
     """
 
     number: int
@@ -121,9 +133,6 @@ def iter_activations(
 ) -> Iterator[ActivationItem]:
     """Each layer's output for each image as soon as it is there, image by image in batches; nothing of it is kept.
 
-    >>> for item in iter_activations("model.keras", convscope.image_source("folder")):      # doctest: +SKIP
-    ...     print(item.image.name, item.layer.path, item.array.max())
-
     Args:
         network: an opened network, or what `open_model` takes.
         images: an image source, or what `image_source` makes one of; or an `ImageStream`, whose `failures` then name
@@ -135,6 +144,12 @@ def iter_activations(
 
     Raises:
         UsageError: no such layer. ImageError: no image can be read. ModelError: the model can't be run.
+
+    Example:
+        >>> for item in iter_activations(network, convscope.image_source(PHOTOS[:2]), "block4_conv"):
+        ...     print(item.image.name, item.layer.path, item.array.shape)
+        cat block4_conv (28, 28, 96)
+        coffee block4_conv (28, 28, 96)
     """
     network = open_model(network)
     chosen = network.select(layers)

@@ -118,6 +118,13 @@ def filters(
     Raises:
         UsageError: no such layer, channel, objective or recipe, a size that the network can't take, or baselines of
             something else.
+
+    Example:
+        >>> found = convscope.filters(network, "block4_conv", [0, 7], steps=2, size=32)
+        >>> found.values.shape, [row.channel for row in found.rows]
+        ((2, 32, 32, 3), [0, 7])
+        >>> found.rows[0].status in ("alive", "weak", "dead")
+        True
     """
     options = FilterOptions(
         objectives=objectives,
@@ -153,6 +160,12 @@ def baselines(
 
     Raises:
         UsageError: as for `filters`.
+
+    Example:
+        >>> options = FilterOptions(steps=2, size=32)
+        >>> measured = baselines(network, "block4_conv", [0], options)
+        >>> convscope.filters(network, "block4_conv", [0], steps=2, size=32, baselines=measured).values.shape
+        (1, 32, 32, 3)
     """
     stream = FilterStream(network, layer, channels, options or FilterOptions())
     return replace(stream.baselines, made_for=made_for(stream.plan))
@@ -170,6 +183,11 @@ def first_with_gradient(
     Returns:
         their numbers, filled up with channels that have none where too few do; how many channels were looked at; how
         many of these have no gradient.
+
+    Example:
+        >>> numbers, looked_at, without = first_with_gradient(network, "block4_conv", 2)
+        >>> len(numbers), without < looked_at
+        (2, True)
     """
     chosen = replace(recipe_named(recipe), steps=1, octaves=((1.0, 1.0),))
     size = size_of(network, chosen, None, None)
@@ -202,6 +220,11 @@ class FilterItem:
         heat: the sum of the image's absolute gradients `(h, w)`.
         frames: images on the way, where they are asked for.
         profile: what the image says to every channel of the layer, less what noise says `(c,)`.
+
+    Example:
+        >>> item = next(iter(FilterStream(network, "block4_conv", [7], FilterOptions(steps=2, size=32))))
+        >>> item.row.channel, item.image.shape, item.heat.shape
+        (7, (32, 32, 3), (32, 32))
     """
 
     index: int
@@ -225,9 +248,9 @@ class FilterStream:
         UsageError: as `filters`.
 
     Example:
-        >>> stream = FilterStream("model.keras", "conv3", options=FilterOptions(steps=8))    # doctest: +SKIP
-        >>> for item in stream:                                                              # doctest: +SKIP
-        ...     print(item.row.channel, item.row.status, item.image.shape)
+        >>> stream = FilterStream(network, "block4_conv", [0, 7], FilterOptions(steps=2, size=32))
+        >>> sorted(item.row.channel for item in stream)
+        [0, 7]
     """
 
     def __init__(

@@ -24,6 +24,12 @@ class Baseline:
     Attributes:
         arguments: for each term the arguments `(u, ...)` of its measure.
         noise, natural: for each term what the images say, `(n, u, c)`.
+
+    Example:
+        >>> from convscope.techniques.filters import FilterOptions, baselines
+        >>> (one,) = baselines(network, "block4_conv", [0], FilterOptions(size=32)).of.values()
+        >>> one.noise[0].shape[0] == NOISE_IMAGES
+        True
     """
 
     arguments: tuple[np.ndarray, ...]
@@ -50,6 +56,12 @@ class Baselines:
         made_for: everything that they depend on but the objectives: see `made_for`.
         images: the natural images.
         of: the numbers, by program.
+
+    Example:
+        >>> from convscope.techniques.filters import FilterOptions, baselines
+        >>> measured = baselines(network, "block4_conv", [0], FilterOptions(size=32, photos=PHOTOS[:2]))
+        >>> [image.name for image in measured.images]
+        ['cat', 'coffee']
     """
 
     made_for: Mapping[str, object]

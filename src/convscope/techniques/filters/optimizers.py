@@ -15,7 +15,22 @@ TINY = 1e-12  # guards the squared norm of a gradient, as TensorFlow's l2_normal
 
 
 class Optimizer(Protocol):
-    """How parameters follow their gradient. Any frozen dataclass with these methods is one."""
+    """How parameters follow their gradient. Any frozen dataclass with these methods is one.
+
+    Example:
+        >>> from dataclasses import dataclass, replace
+        >>> from convscope.techniques.filters import RECIPES
+        >>> @dataclass(frozen=True)
+        ... class Ascent:
+        ...     rate: float
+        ...     def init(self, parameters):
+        ...         return ()
+        ...     def step(self, network, parameters, gradient, square, memory):
+        ...         return (parameters + self.rate * gradient,)
+        >>> recipe = replace(RECIPES["fast"], name="plain", optimizer=Ascent(0.1))
+        >>> convscope.filters(network, "block4_conv", [7], recipe=recipe, steps=2, size=32).values.shape
+        (1, 32, 32, 3)
+    """
 
     def init(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
         """What is remembered from step to step, before the first."""
@@ -39,6 +54,10 @@ class Normalised:
 
     Attributes:
         length: of the step, in units of half the network's range.
+
+    Example:
+        >>> Normalised(length=10.0).init(np.zeros((1, 8, 8, 3), np.float32))
+        ()
     """
 
     length: float
@@ -66,6 +85,11 @@ class Adam:
         rate: of the step; first, second: decay of the gradient's mean and of its square's.
         nesterov: look ahead by the mean that the next step will have (Dozat 2016, Incorporating Nesterov Momentum into
             Adam).
+
+    Example:
+        >>> mean, spread, count = Adam(rate=0.05).init(np.zeros((1, 8, 8, 3), np.float32))
+        >>> mean.shape, count.shape
+        ((1, 8, 8, 3), (1, 1, 1, 1))
     """
 
     rate: float

@@ -19,7 +19,23 @@ COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]]
 
 
 class Parameterization(Protocol):
-    """Parameters that an image is made of. Any frozen dataclass with these methods is one."""
+    """Parameters that an image is made of. Any frozen dataclass with these methods is one.
+
+    Example:
+        >>> from dataclasses import dataclass, replace
+        >>> from convscope.techniques.filters import RECIPES
+        >>> @dataclass(frozen=True)
+        ... class Grey:
+        ...     def start(self, network, size, generator):
+        ...         return generator.normal(0, 0.01, (*size, 1)).astype(np.float32)
+        ...     def image(self, network, parameters, size):
+        ...         return in_range(network, network.ops.repeat(parameters, network.inputs.channels, axis=-1))
+        ...     def parameters(self, network, images):
+        ...         return logits_of(network, images).mean(axis=-1, keepdims=True).astype(np.float32)
+        >>> recipe = replace(RECIPES["fast"], name="grey", parameterization=Grey())
+        >>> convscope.filters(network, "block4_conv", [7], recipe=recipe, steps=2, size=32).values.shape
+        (1, 32, 32, 3)
+    """
 
     def start(self, network: Network, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         """The parameters of one image that the ascent begins with, float32."""
@@ -38,6 +54,10 @@ class Pixels:
     Attributes:
         amplitude: width of the noise, in units of half the network's range.
         clamp: values beyond black and white are shown as black and white.
+
+    Example:
+        >>> Pixels(amplitude=0.25).start(network, (8, 8), np.random.default_rng(0)).shape
+        (8, 8, 3)
     """
 
     amplitude: float
@@ -72,6 +92,10 @@ class Fourier:
 
     Attributes:
         deviation: of the normal numbers that the spectrum starts with.
+
+    Example:
+        >>> Fourier().start(network, (8, 8), np.random.default_rng(0)).shape
+        (2, 8, 5, 3)
     """
 
     deviation: float = 0.01
@@ -101,6 +125,10 @@ class Phases:
     """The phases of a spectrum whose magnitudes are those that photographs have in the mean.
 
     After Fel et al. 2023 (MaCo, 2306.06805), with magnitudes of our own: see `natural_magnitudes`.
+
+    Example:
+        >>> Phases().start(network, (8, 8), np.random.default_rng(0)).shape
+        (8, 5, 3)
     """
 
     def start(self, network: Network, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
@@ -138,7 +166,13 @@ def inverse_transform(spectra: Tensor, size: tuple[int, int], ops: Any) -> Tenso
 
 
 def in_range(network: Network, values: Tensor) -> Tensor:
-    """Images `(n, h, w, c)` of logits of shares between black and white; three channels have decorrelated colours."""
+    """Images `(n, h, w, c)` of logits of shares between black and white; three channels have decorrelated colours.
+
+    Example:
+        >>> values = network.tensor(np.zeros((1, 8, 8, 3), np.float32))
+        >>> bool(np.allclose(network.numpy(in_range(network, values))[0, 0, 0], middle_and_half(network)[0]))
+        True
+    """
     ops, channels = network.ops, network.inputs.channels
     if channels == 3:
         values = ops.einsum("nyxk,ck->nyxc", values, ops.convert_to_tensor(_mix().astype(np.float32)))
@@ -220,7 +254,13 @@ def _waves(size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def middle_and_half(network: Network) -> tuple[np.ndarray, np.ndarray]:
-    """Mid-grey and half the range `(c,)` of what the network takes."""
+    """Mid-grey and half the range `(c,)` of what the network takes.
+
+    Example:
+        >>> middle, half = middle_and_half(network)
+        >>> middle.shape, half.shape
+        ((3,), (3,))
+    """
     black, white = network.preprocessing.range(network.inputs.channels)
     return (black + white) / 2, (white - black) / 2
 

@@ -36,6 +36,12 @@ class Recipe:
         first_channels: so many of a layer's channels where none are chosen; None for all.
         regularizer_weight: of the likeness to that image halfway to the layer, relative to the activation.
         transparent: the result says which places of an image mattered.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> long = replace(RECIPES["fourier"], name="long", steps=512)
+        >>> long.steps, long.optimizer
+        (512, Adam(rate=0.05, first=0.9, second=0.999, tiny=1e-08, nesterov=False))
     """
 
     name: str
@@ -171,6 +177,10 @@ def recipe_named(name: str) -> Recipe:
 
     Raises:
         UsageError: there is none.
+
+    Example:
+        >>> recipe_named("fast").steps
+        48
     """
     if name not in RECIPES:
         raise UsageError(f"no recipe {name!r}; {nearest(name, RECIPES)}")

@@ -28,6 +28,10 @@ def parse_channels(channels: str | int | Iterable[int] | None, count: int) -> li
 
     Raises:
         UsageError: not understood, or out of the range 0 .. count - 1.
+
+    Example:
+        >>> parse_channels("0-2,5", count=64)
+        [0, 1, 2, 5]
     """
     if channels is None:
         return list(range(count))
@@ -139,7 +143,12 @@ def check_layer(network: Network, path: str, size: tuple[int, int]) -> Layer:
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """What `filters` takes beside a layer and its channels; see there."""
+    """What `filters` takes beside a layer and its channels; see there.
+
+    Example:
+        >>> FilterOptions(steps=8, size=64).recipe
+        'fast'
+    """
 
     objectives: Sequence[Objective | str | Any] | Objective | str = ()
     recipe: str | Recipe = DEFAULT_RECIPE

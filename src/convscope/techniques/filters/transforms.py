@@ -14,7 +14,23 @@ Tensor = Any
 
 
 class Transforms(Protocol):
-    """Views of an image. Drawn in NumPy for each (seed, channel, step): alike on each backend and in any batch."""
+    """Views of an image. Drawn in NumPy for each (seed, channel, step): alike on each backend and in any batch.
+
+    Example:
+        >>> from dataclasses import dataclass, replace
+        >>> from convscope.techniques.filters import RECIPES
+        >>> @dataclass(frozen=True)
+        ... class Mirrored:
+        ...     views: int = 2
+        ...     def draw(self, key, step, steps, size):
+        ...         return np.zeros((self.views, 8), np.float32)
+        ...     def apply(self, images, draws, middle, half, ops):
+        ...         both = ops.stack([images, ops.flip(images, axis=2)], axis=1)
+        ...         return ops.reshape(both, (-1, *images.shape[1:]))
+        >>> recipe = replace(RECIPES["fast"], name="mirrored", transforms=Mirrored())
+        >>> convscope.filters(network, "block4_conv", [7], recipe=recipe, steps=2, size=32).values.shape
+        (1, 32, 32, 3)
+    """
 
     @property
     def views(self) -> int:
@@ -47,6 +63,10 @@ class Affine:
         scale: smallest and largest factor.
         rotation: largest angle in degrees.
         views: how many of each image.
+
+    Example:
+        >>> Affine(shift=0.1, scale=(0.9, 1.1), rotation=5.0).draw((0, 7), 0, 48, (32, 32)).shape
+        (1, 8)
     """
 
     shift: float
@@ -86,6 +106,10 @@ class Crops:
         spread: standard deviation of a side; jitter: of the middle's place, as shares of the image.
         noise_std: standard deviation of the noise of each value; brightness: largest shift of all values of a view.
             Both as shares of the network's range.
+
+    Example:
+        >>> Crops(first=0.9, last=0.9, views=4).draw((0, 7), 0, 48, (32, 32)).shape
+        (4, 8)
     """
 
     first: float

@@ -121,6 +121,13 @@ def heatmap(
 
     Raises:
         UsageError: no such class, layer, method or option, or a layer without a map; ImageError, ModelError.
+
+    Example:
+        >>> found = convscope.heatmap(network, PHOTOS[0], target="cat", method=["grad-cam", "hirescam"])
+        >>> found.maps.shape, [(row.class_name, row.method) for row in found.rows]
+        ((2, 28, 28), [('cat', 'grad-cam'), ('cat', 'hirescam')])
+        >>> convscope.heatmap(network, PHOTOS[0], "cat - 0.5*coffee").rows[0].class_name
+        'class:cat - 0.5*class:coffee'
     """
     options = HeatmapOptions(against, method, smooth, budget, check, precision, seed, batch)
     run = begin(network, images, target, layer, options)
@@ -157,6 +164,12 @@ def iter_heatmaps(
 
     Raises:
         UsageError: see `heatmap`; what is asked for is checked before the first heatmap is made.
+
+    Example:
+        >>> for item in iter_heatmaps(network, PHOTOS[:2], options=HeatmapOptions(method="hirescam")):
+        ...     print(item.image.name, item.heat.shape, item.row.method)
+        cat (28, 28) hirescam
+        coffee (28, 28) hirescam
     """
     return begin(network, images, target, layer, HeatmapOptions() if options is None else options).items()
 

@@ -192,6 +192,10 @@ class FinerCAM(Method):
     Attributes:
         alpha: how much of their scores is subtracted.
         rivals: how many of them.
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0], "cat", method=FinerCAM(alpha=1.0, rivals=1)).maps.shape
+        (1, 28, 28)
     """
 
     name = "finer-cam"
@@ -233,6 +237,10 @@ class ShapleyCAM(Method):
     """Sum of the maps, weighted with the mean over space of g - H A / 2, H the Hessian of the score in the map A.
 
     Where the score is piecewise linear in the map (ReLU networks, logits) H is zero and this is Grad-CAM.
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0], "cat", method=ShapleyCAM()).rows[0].method
+        'shapley-cam'
     """
 
     name = "shapley-cam"

@@ -48,6 +48,11 @@ def concepts(
 
     Raises:
         UsageError: no such layer, or one without a map; more concepts than channels or places; ImageError.
+
+    Example:
+        >>> found = convscope.concepts(network, PHOTOS[:2], count=3)
+        >>> found.values.shape, found.vectors.shape
+        ((2, 28, 28, 3), (3, 96))
     """
     network = open_model(network)
     photos = hold(images, network.image_shape)

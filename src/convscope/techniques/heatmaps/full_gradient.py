@@ -30,6 +30,10 @@ class FullGrad(PerImageMethod):
     The bias of a norm with fixed statistics is what it answers to zeros. Layers without places have no part in the map.
     The map `(h, w)` is not negative; the note says how far the sum of all signed contributions is from the score (0 in
     a network of ReLUs).
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0], "cat", method=FullGrad()).maps.shape
+        (1, 224, 224)
     """
 
     name = "full-grad"

@@ -28,7 +28,13 @@ LONGEST_REPR = 1000
 
 
 class Unfit(UsageError):
-    """A method does not fit this network, layer or target: where several were asked for, it can be left out."""
+    """A method does not fit this network, layer or target: where several were asked for, it can be left out.
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0], "block3_conv:7", "block2_conv", method="finer-cam")
+        Traceback (most recent call last):
+        convscope.techniques.heatmaps.methods.Unfit: ...
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +44,10 @@ class MethodResult:
     Attributes:
         heat: the map `(h, w)`, raw and signed.
         note: what has to be said beside it, such as how exact it is.
+
+    Example:
+        >>> MethodResult(np.zeros((2, 2), np.float32), note="of two cells a side").note
+        'of two cells a side'
     """
 
     heat: np.ndarray
@@ -45,7 +55,16 @@ class MethodResult:
 
 
 class Explains(Protocol):
-    """The least that a method of the user's own has: a name, and maps `(h, w)` of the evidence about some images."""
+    """The least that a method of the user's own has: a name, and maps `(h, w)` of the evidence about some images.
+
+    Example:
+        >>> class Mean:
+        ...     name = "mean-map"
+        ...     def explain(self, evidence):
+        ...         return list(evidence.maps.mean(axis=-1))
+        >>> convscope.heatmap(network, PHOTOS[0], method=Mean()).rows[0].method
+        'mean-map'
+    """
 
     @property
     def name(self) -> str:
@@ -167,7 +186,21 @@ class Method:
 
 
 class PerImageMethod(Method):
-    """A method that passes changed copies of one image at a time through the network."""
+    """A method that passes changed copies of one image at a time through the network.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from convscope.techniques.heatmaps import option
+        >>> @dataclass(frozen=True)
+        ... class Brightness(PerImageMethod):
+        ...     name = "brightness"
+        ...     at_image = True
+        ...     share: float = option(0.5, "factor of the image", low=0, high=1)
+        ...     def explain_image(self, view):
+        ...         return MethodResult(self.share * view.x[0].mean(axis=-1))
+        >>> convscope.heatmap(network, PHOTOS[0], method=Brightness(share=0.2)).maps.shape
+        (1, 224, 224)
+    """
 
     def explain(self, evidence: Evidence) -> Sequence[MethodResult]:
         """See `Method.explain`."""
@@ -193,6 +226,11 @@ class Formula(Method):
         name, paper, at_image, warning: see `Method`.
         function: from maps and gradients `(n, h, w, c)` to heatmaps `(n, h, w)`: those of the layer, or where it is
             `at_image` the images and the gradients at their pixels.
+
+    Example:
+        >>> mean = Formula("mean-map", "", lambda maps, gradients: maps.mean(axis=-1))
+        >>> convscope.heatmap(network, PHOTOS[0], method=mean).maps.shape
+        (1, 28, 28)
     """
 
     name: str = field()
@@ -261,7 +299,16 @@ MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
 def formula(name: str, paper: str, *, at_image: bool = False, warning: str = "") -> Callable[[Function], Function]:
-    """Register a pure function of maps and gradients as a method, see `Formula`; the function stays what it is."""
+    """Register a pure function of maps and gradients as a method, see `Formula`; the function stays what it is.
+
+    Example:
+        >>> @formula("mean-map", "an example")
+        ... def mean_map(maps, gradients):
+        ...     return maps.mean(axis=-1)
+        >>> convscope.heatmap(network, PHOTOS[0], method="mean-map").maps.shape
+        (1, 28, 28)
+        >>> del METHODS["mean-map"]  # so that no other example finds it
+    """
 
     def register(function: Function) -> Function:
         METHODS[name] = Formula(name, paper, function, at_image, warning)
@@ -271,7 +318,22 @@ def formula(name: str, paper: str, *, at_image: bool = False, warning: str = "")
 
 
 def registered(method: MethodClass) -> MethodClass:
-    """Register a class of methods, with the defaults of its options."""
+    """Register a class of methods, with the defaults of its options.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from convscope.techniques.heatmaps import option
+        >>> @registered
+        ... @dataclass(frozen=True)
+        ... class Power(Method):
+        ...     name = "power"
+        ...     exponent: float = option(2.0, "exponent of the map", low=0)
+        ...     def explain(self, evidence):
+        ...         return list(abs(evidence.maps).mean(axis=-1) ** self.exponent)
+        >>> convscope.heatmap(network, PHOTOS[0], method="power").maps.shape
+        (1, 28, 28)
+        >>> del METHODS["power"]  # so that no other example finds it
+    """
     METHODS[method.name] = method()
     return method
 
@@ -303,6 +365,10 @@ def as_methods(given: Any) -> list[Method]:
 
     Raises:
         UsageError: see `as_method`.
+
+    Example:
+        >>> [method.name for method in as_methods(["grad-cam", "rise"])]
+        ['grad-cam', 'rise']
     """
     if isinstance(given, str) and given == "all":
         return [one for one in METHODS.values() if one.one_pass]
@@ -321,6 +387,10 @@ def with_options(methods: Sequence[Method], given: Mapping[str, str]) -> list[Me
 
     Raises:
         UsageError: no method has such an option, or its text stands for no value.
+
+    Example:
+        >>> [method.text for method in with_options(as_methods(["smoothgrad", "rise"]), {"copies": "8"})]
+        ['smoothgrad(copies=8)', 'rise']
     """
     known = [{one.name for one in method.options} for method in methods]
     for name in given:

@@ -36,6 +36,10 @@ class Limits:
         choices: the words that are allowed; none for any.
         none: the word for None, and after a colon what None means: "auto: half of the patch". Empty where None is not
             allowed.
+
+    Example:
+        >>> Limits("number of copies", low=1).high is None
+        True
     """
 
     about: str = ""
@@ -52,6 +56,14 @@ def option(default: Any, about: str, **limits: Any) -> Any:
         default: its value where none is given.
         about: what it is, in words.
         limits: further attributes of `Limits`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Blur:
+        ...     radius: int = option(3, "radius in pixels", low=1)
+        >>> [one.text for one in options_of(Blur())]
+        ['radius=3 (a whole number of at least 1)']
     """
     return dataclasses.field(default=default, metadata={"limits": Limits(about, **limits)})
 
@@ -65,6 +77,10 @@ class Option:
         kind: bool, int, float or str.
         default: its value where none is given.
         limits: what it may be.
+
+    Example:
+        >>> Option("copies", int, 32, Limits("number of copies", low=1)).parse("8")
+        8
     """
 
     name: str

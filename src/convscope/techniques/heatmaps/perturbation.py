@@ -26,6 +26,10 @@ class AblationCAM(PerImageMethod):
     """Sum of the maps, each weighted with what the score loses without it, as a share of the score's size.
 
     The map `(h, w)` is raw and signed: w_k = (y - y_k) / |y|, so that a negative score does not reverse the signs.
+
+    Example:
+        >>> AblationCAM().options
+        ()
     """
 
     name = "ablation-cam"
@@ -58,6 +62,12 @@ class ScoreCAM(PerImageMethod):
 
     Attributes:
         channels: how many are passed; None for all.
+
+    Example:
+        >>> ScoreCAM(channels=8).text
+        'score-cam(channels=8)'
+        >>> convscope.heatmap(network, PHOTOS[0], method=ScoreCAM(channels=8)).maps.shape
+        (1, 28, 28)
     """
 
     name = "score-cam"
@@ -159,6 +169,10 @@ class Occlusion(PerImageMethod):
     Attributes:
         patch: side of the square patch in pixels of the network's input; None for an eighth of each side.
         stride: distance between patches in pixels; None for half of the patch.
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0], method=Occlusion(patch=112)).maps.shape
+        (1, 224, 224)
     """
 
     name = "occlusion"
@@ -234,6 +248,10 @@ class RISE(PerImageMethod):
         masks: how many.
         resolution: cells of a side of a mask.
         visible: the probability with which a cell is visible.
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0], method=RISE(masks=8, resolution=4)).maps.shape
+        (1, 224, 224)
     """
 
     name = "rise"

@@ -44,6 +44,10 @@ class SmoothGrad(PerImageMethod):
     Attributes:
         noise: its standard deviation, as a share of the image's range.
         copies: how many.
+
+    Example:
+        >>> convscope.heatmap(network, PHOTOS[0], method=SmoothGrad(noise=0.1, copies=4)).maps.shape
+        (1, 224, 224)
     """
 
     name = "smoothgrad"
@@ -79,6 +83,11 @@ class IntegratedGradients(PerImageMethod):
         baseline: "zero" is 0 in the network's own range: black, or grey where it takes -1..1 or a mean is subtracted.
             "black" and "white" are images of these colours, "mean" is one of the image's mean colour.
         steps: of the way.
+
+    Example:
+        >>> found = convscope.heatmap(network, PHOTOS[0], method=IntegratedGradients(baseline="mean", steps=4))
+        >>> found.maps.shape
+        (1, 224, 224)
     """
 
     name = "integrated-gradients"
@@ -119,7 +128,12 @@ class IntegratedGradients(PerImageMethod):
 @registered
 @dataclass(frozen=True)
 class GuidedBackprop(PerImageMethod):
-    """`saliency` of the gradient that comes back through each ReLU only where it is positive."""
+    """`saliency` of the gradient that comes back through each ReLU only where it is positive.
+
+    Example:
+        >>> GuidedBackprop().at_image
+        True
+    """
 
     name = "guided-backprop"
     paper = "Springenberg et al. 2014, Striving for Simplicity, arXiv:1412.6806"

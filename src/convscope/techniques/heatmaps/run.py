@@ -29,7 +29,12 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True, eq=False)
 class HeatmapOptions:
-    """The options of `heatmap`, which describes them."""
+    """The options of `heatmap`, which describes them.
+
+    Example:
+        >>> HeatmapOptions(method="rise", budget=20).seed
+        0
+    """
 
     against: Any = None
     method: Any = "grad-cam"
@@ -50,6 +55,12 @@ class HeatmapItem:
         image: that is explained.
         heat: the map `(h, w)` float32, raw and signed; values that are not finite are 0.
         row: the words and numbers beside it.
+
+    Example:
+        >>> from convscope.techniques.heatmaps import iter_heatmaps
+        >>> item = next(iter_heatmaps(network, PHOTOS[0]))
+        >>> item.number, item.image.name, item.heat.shape
+        (0, 'cat', (28, 28))
     """
 
     number: int

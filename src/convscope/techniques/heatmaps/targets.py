@@ -83,6 +83,10 @@ class Channel:
         mask: `(h, w)`, over the places of a mask, whose sum is 1; None for all.
 
     Arguments: masks `(n, h, w)`.
+
+    Example:
+        >>> Channel("block4_conv", 7, "block4_conv:7").record
+        ('block4_conv',)
     """
 
     layer: str
@@ -131,6 +135,10 @@ class Likeness:
         photo: the other one, for provenance.
 
     Arguments: that answer `(n, c)`.
+
+    Example:
+        >>> Likeness("average", "like another", np.ones(96, np.float32)).record
+        ('average',)
     """
 
     layer: str
@@ -242,7 +250,12 @@ class Goal:
 
 
 def as_targets(target: Any) -> list[int | str]:
-    """One class or several as a list; NumPy's integers count as numbers, and what is no class as its text."""
+    """One class or several as a list; NumPy's integers count as numbers, and what is no class as its text.
+
+    Example:
+        >>> as_targets("cat"), as_targets(["cat", 3])
+        (['cat'], ['cat', 3])
+    """
     if isinstance(target, Objective):
         return [str(target)]
     if is_target(target):
@@ -351,6 +364,11 @@ def channel_target(
 
     Raises:
         UsageError: no such layer, channel or place.
+
+    Example:
+        >>> target = channel_target(network, "block4_conv", 7, place=(4, 5))
+        >>> convscope.heatmap(network, PHOTOS[0], target, "block3_conv").maps.shape
+        (1, 56, 56)
     """
     found = _with_channels(network, layer)
     if not 0 <= channel < found.channels:
@@ -383,6 +401,11 @@ def likeness_target(network: Network, photo: Any, layer: str | None = None) -> L
 
     Raises:
         UsageError: no such layer; ImageError.
+
+    Example:
+        >>> target = likeness_target(network, PHOTOS[1])
+        >>> convscope.heatmap(network, PHOTOS[0], target).rows[0].class_name
+        'likeness to coffee (average)'
     """
     path = _with_channels(network, layer).path if layer else _embedding(network).path
     (other,) = read_images([photo])
