@@ -1,12 +1,14 @@
 """Errors carry a code and data; a message names parameters as the shell that shows it spells them."""
 
+import ast
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
-from convscope import errors
-from convscope.errors import ConvscopeError, UsageError, option
+from convscope import errors, isolation, limits
+from convscope.errors import ConvscopeError, ImageError, UsageError, option
 
 
 def kinds(base=ConvscopeError):
@@ -27,6 +29,83 @@ def test_an_error_keeps_its_code_data_and_spelling_through_a_pickle():
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.code, again.data) == (UsageError, str(error), error.code, error.data)
     assert again.text(str.upper) == "give PHOTO"
+
+
+def test_a_value_and_a_call_are_spelled_as_python_writes_them():
+    error = UsageError(f"give {option('trust=True')} in {option('limits.using:seconds=3')}")
+    assert str(error) == "give trust=True in limits.using(seconds=3)"
+    assert error.text(str.upper) == "give TRUST=TRUE in LIMITS.USING:SECONDS=3"
+
+
+def test_a_message_within_a_message_is_spelled_by_the_shell():
+    inner = UsageError(f"give {option('photo')}")
+    outer = ImageError(f"no image ({errors.one_line(inner)})")
+    assert (str(outer), outer.text(str.upper)) == ("no image (give photo=)", "no image (give PHOTO)")
+
+
+def test_a_message_that_lost_one_of_two_marks_shows_none():
+    assert str(UsageError(f"give {option('photo')}"[:8])) == "give pho"[:7]
+
+
+def test_an_error_of_the_reader_process_keeps_its_code_data_and_spelling(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"x" * 100)
+    with limits.using(file=10), pytest.raises(ImageError) as caught:
+        isolation.call("convscope.images.decode:decode_file", str(path), "image.png")
+    assert (caught.value.code, caught.value.data) == ("input-too-large", {"limit": "file"})
+    assert "limits.using(file=50)" in str(caught.value)
+    assert "LIMITS.USING:FILE=50" in caught.value.text(str.upper)
+
+
+# The modules that belong to the command line, and those whose messages name its flags still.
+SHELLS = ("cli/", "terminal.py", "__main__.py")
+FLAGS = re.compile(r"(?<![\w-])--[a-z]")
+UNDONE = {
+    "measures.py",
+    "objectives.py",
+    "render/filters.py",
+    "store/activations.py",
+    "techniques/filters/requests.py",
+    "techniques/heatmaps/targets.py",
+}
+
+
+def texts(tree):
+    """Every string of a module but its docstrings."""
+    places = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    told = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, places) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
+    ]
+
+
+def flagged(tree):
+    """Texts that name a flag; those of pip, which a message gives to be typed as it is, aside."""
+    return [text for text in texts(tree) if FLAGS.search(text) and "pip install" not in text and text not in PIP]
+
+
+PIP = {" --force-reinstall"}
+
+
+def test_no_text_of_the_library_names_a_flag_of_the_command_line():
+    source = Path(errors.__file__).parent
+    found = {
+        path.relative_to(source).as_posix(): flagged(ast.parse(path.read_text(encoding="utf-8")))
+        for path in source.rglob("*.py")
+    }
+    named = {name: some for name, some in found.items() if some and not name.startswith(SHELLS)}
+    assert {name: some for name, some in named.items() if name not in UNDONE} == {}
+    assert set(named) == UNDONE, "a module that is done leaves this list"
+
+
+def test_a_flag_in_a_text_is_found():
+    assert flagged(ast.parse('"""--trust"""\nraise UsageError(f"give {x} with --trust")')) == [" with --trust"]
 
 
 def test_a_line_is_cut_after_it_was_spelled():

@@ -249,7 +249,7 @@ def test_classes_by_number_name_and_top(photo):
     for wrong in ("cow", 5, -1, "17"):
         with pytest.raises(UsageError):
             convscope.heatmap(network, photo, wrong)
-    with pytest.raises(UsageError, match="--classes"):
+    with pytest.raises(UsageError, match="classes="):
         convscope.heatmap(open_model(gap_network()), photo, "cat")
 
 

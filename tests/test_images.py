@@ -374,7 +374,7 @@ def test_what_the_user_sets_in_pillow_does_not_matter(tmp_path, monkeypatch):
 def test_the_limit_of_pixels_can_be_raised_and_lowered(tmp_path):
     path = saved(tmp_path / "a.png", noise(12, 12, 3))
     with limits.using(pixels=143):
-        assert "--limit pixels=715" in refusal(path)
+        assert "CONVSCOPE_LIMITS=pixels=715" in refusal(path)
         with pytest.raises(ImageError, match="at most 143 pixels"):
             read_image(noise(12, 12, 3))
     with limits.using(pixels=144):
@@ -485,7 +485,7 @@ def test_a_gif_of_many_frames(tmp_path):
 def test_a_decoder_that_takes_too_long(tmp_path):
     path = saved(tmp_path / "a.jp2", noise(500, 500, 3))
     with limits.using(seconds=0.02):
-        assert "--limit seconds=0.1" in refusal(path)
+        assert "CONVSCOPE_LIMITS=seconds=0.1" in refusal(path)
     read_image(saved(tmp_path / "a.png", noise(4, 4, 3)))
 
 
@@ -558,7 +558,7 @@ def test_links_to_pipes_and_devices(tmp_path):
 def test_a_file_that_is_too_large(tmp_path):
     with open(tmp_path / "a.png", "wb") as file:
         file.truncate(2**40)
-    assert "--limit file=5GiB" in refusal(tmp_path / "a.png")
+    assert "CONVSCOPE_LIMITS=file=5GiB" in refusal(tmp_path / "a.png")
 
 
 def test_relative_paths_follow_the_working_directory(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_a_call_that_takes_too_long():
     started = time.monotonic()
     error = failure("time:sleep", 60, seconds=0.3)
     assert time.monotonic() - started < 10
-    assert (error.kind, "--limit seconds=" in str(error)) == ("time", True)
+    assert (error.kind, "CONVSCOPE_LIMITS=seconds=" in str(error)) == ("time", True)
     assert call("math:sqrt", 4.0) == 2.0
 
 

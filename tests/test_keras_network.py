@@ -106,7 +106,7 @@ def test_several_inputs_and_outputs_by_name():
         open_model(model, output="digits")
     with pytest.raises(UsageError, match="extra"):
         open_model(model, feed={"extras": extra})
-    with pytest.raises(ModelError, match="--input"):
+    with pytest.raises(ModelError, match="input="):
         open_model(model, input="extra")
 
 

@@ -959,7 +959,7 @@ def test_old_bytecode_is_never_run(where, version, trust, tmp_path):
     message = failing(tmp_path, sample, trust=trust)
     assert "Lambda layer 'secret'" in message
     assert "no other Python can run" in message
-    assert "--weights" in message
+    assert "weights=" in message
     assert not marker.exists()
 
 
@@ -977,7 +977,7 @@ def test_lambda_of_keras_3_runs_with_trust_alone(tmp_path):
     code = keras.layers.Lambda(lambda x: (open(marker, "w").close(), 2 * x)[1], name="secret")
     keras.Sequential([keras.Input((4, 4, 2)), code]).save(tmp_path / "model.h5")
     Path(marker).unlink()
-    with pytest.raises(ModelError, match=r"expected no code .* Lambda layer 'secret'.*give --trust to run it"):
+    with pytest.raises(ModelError, match=r"expected no code .* Lambda layer 'secret'.*give trust=True to run it"):
         read(tmp_path / "model.h5")
     assert not Path(marker).exists()
     opened = read(tmp_path / "model.h5", trust=True)

@@ -54,12 +54,12 @@ def test_what_is_no_value(value):
 
 def test_messages_say_what_to_do():
     with limits.using(seconds=60, weights=2**33, text=1000):
-        assert limits.how_to_raise("seconds") == (
-            "limit seconds=60; to raise it: --limit seconds=300, or CONVSCOPE_LIMITS=seconds=300"
+        assert str(UsageError(limits.how_to_raise("seconds"))) == (
+            "limit seconds=60; to raise it: limits.using(seconds=300), or CONVSCOPE_LIMITS=seconds=300"
         )
-        assert "--limit weights=40GiB" in limits.how_to_raise("weights")
+        assert "CONVSCOPE_LIMITS=weights=40GiB" in limits.how_to_raise("weights")
         for name in vars(limits.current()):
-            said = limits.how_to_raise(name).split("--limit ")[1].split(",")[0]
+            said = limits.how_to_raise(name).split("CONVSCOPE_LIMITS=")[1]
             assert limits.parse([said])[name] == pytest.approx(5 * getattr(limits.current(), name), rel=1e-3)
 
 

@@ -63,8 +63,8 @@ def refused(path, what: str | bytes | None = None) -> str:
         ("cat\n".encode("utf-16"), "UTF-16"),
         ("caf\xe9".encode("latin-1"), "not UTF-8"),
         (b"\xed\xa0\x80", "not UTF-8"),
-        ("[" + "0," * 300_000 + "0]", "--limit entries="),
-        ("a\n" * 300_000, "--limit entries="),
+        ("[" + "0," * 300_000 + "0]", "CONVSCOPE_LIMITS=entries="),
+        ("a\n" * 300_000, "CONVSCOPE_LIMITS=entries="),
     ],
 )
 def test_class_names_that_are_none(tmp_path, content, reason):
@@ -73,7 +73,7 @@ def test_class_names_that_are_none(tmp_path, content, reason):
 
 def test_class_names_from_large_and_from_endless_files(tmp_path):
     with limits.using(text=100):
-        assert "--limit text=500" in refused(tmp_path / "names", "cat\n" * 50)
+        assert "CONVSCOPE_LIMITS=text=500" in refused(tmp_path / "names", "cat\n" * 50)
         assert read_class_names(tmp_path / "names") if (tmp_path / "names").write_text("cat\n" * 25) else False
     with open(tmp_path / "huge", "wb") as file:
         file.truncate(2**40)
@@ -156,8 +156,8 @@ BAD_ARRAYS = {
     "text in it": (npy(np.array(["cat"])), "not real numbers"),
     "times": (npy(np.array(["2020"], "M8[Y]")), "not real numbers"),
     "complex": (npy(np.zeros(3, complex)), "not real numbers"),
-    "32 GiB": (header(declared("'<f4'", "(1, 8589934592)")), "--limit file="),
-    "beyond 64 bits": (header(declared("'<f4'", f"({2**40}, {2**40})")), "--limit file="),
+    "32 GiB": (header(declared("'<f4'", "(1, 8589934592)")), "CONVSCOPE_LIMITS=file="),
+    "beyond 64 bits": (header(declared("'<f4'", f"({2**40}, {2**40})")), "CONVSCOPE_LIMITS=file="),
     "more than there is": (header(declared("'<f4'", "(1, 100)"), bytes(399)), "cut short"),
     "cut short": (WHOLE[:-1], "cut short"),
     "cut in its header": (WHOLE[:50], "damaged"),
@@ -201,7 +201,7 @@ def test_a_bomb_of_an_array_is_not_unpacked(tmp_path):
         member.write(bomb)
         for _ in range(64):
             member.write(bytes(2**20))
-    with limits.using(file=2**24), pytest.raises(Unreadable, match="--limit file=80MiB"):
+    with limits.using(file=2**24), pytest.raises(Unreadable, match="CONVSCOPE_LIMITS=file=80MiB"):
         reading.array_of(str(tmp_path / "a.npz"))
 
 

@@ -247,7 +247,7 @@ def test_json_of_a_file_opens_it_with_the_limits_in_force(tmp_path, monkeypatch)
     spec = ModelSpec.from_json(told, folder=tmp_path)
     assert spec.limits == limits.current()
     assert spec.open().weights_sha256() == network.weights_sha256()
-    with limits.using(weights=10), pytest.raises(ModelError, match="--limit weights"):
+    with limits.using(weights=10), pytest.raises(ModelError, match="CONVSCOPE_LIMITS=weights"):
         spec.open()
 
 

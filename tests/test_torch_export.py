@@ -171,7 +171,7 @@ def test_pickled_objects_in_the_archive_are_refused(tmp_path):
     path = exported(Residual(), tmp_path / "model.pt2")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("model/data/constants/opaque_obj_0", pickle.dumps(Evil(tmp_path / "was-run")))
-    with pytest.raises(ModelError, match=r"1 pickled object, .*--trust"):
+    with pytest.raises(ModelError, match=r"1 pickled object, .*trust=True"):
         convscope.open_model(path)
     assert not (tmp_path / "was-run").exists()
 
@@ -246,7 +246,7 @@ def test_pytree_texts_hold_tuples_lists_and_dicts_alone(exported_once, tmp_path,
         program["graph_module"]["module_call_graph"][0]["signature"][place] = specs(NODES[node])
 
     path = edited(exported_once, tmp_path / "model.pt2", edit)
-    with pytest.raises(ModelError, match="--trust"):
+    with pytest.raises(ModelError, match="trust=True"):
         convscope.open_model(path)
     assert not (tmp_path / "marker").exists()
     assert "named_in_the_file" not in sys.modules
@@ -289,7 +289,7 @@ def test_names_of_arguments_are_names(with_keywords, tmp_path, key):
         signature.update(in_spec=json.dumps([version, tree]), forward_arg_names=None)
 
     path = edited(with_keywords, tmp_path / "model.pt2", edit)
-    with pytest.raises(ModelError, match="--trust"):
+    with pytest.raises(ModelError, match="trust=True"):
         convscope.open_model(path)
     assert not marker.exists()
 
@@ -350,7 +350,7 @@ EDITS = {
 @pytest.mark.parametrize("what", list(EDITS))
 def test_only_what_an_export_writes_is_handed_to_torch(exported_once, tmp_path, monkeypatch, what):
     monkeypatch.setattr(torch.export, "load", lambda *_, **__: pytest.fail("torch has read it"))
-    with pytest.raises(ModelError, match="--trust"):
+    with pytest.raises(ModelError, match="trust=True"):
         convscope.open_model(edited(exported_once, tmp_path / "model.pt2", EDITS[what]))
 
 
@@ -493,6 +493,6 @@ def test_pickles_of_the_earlier_format_are_walked(tmp_path, member):
     path = old_format(
         program, tmp_path / "model.pt2", lambda name, data: held.getvalue() if name.endswith(member + ".pt") else data
     )
-    with pytest.raises(ModelError, match=r"exec.*--trust"):
+    with pytest.raises(ModelError, match=r"exec.*trust=True"):
         convscope.open_model(path)
     assert not marker.exists()

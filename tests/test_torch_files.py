@@ -151,7 +151,7 @@ def test_the_pickled_module_is_refused_by_name():
 @needs_assets
 @pytest.mark.parametrize("file", ["resnet20_cifar10.th", "cifar10_tutorial_net.pt", "squeezenet1_1.safetensors"])
 def test_weights_alone_say_how_to_give_the_code(file):
-    with pytest.raises(ModelError, match=r"holds weights only .* file\.py:function --weights"):
+    with pytest.raises(ModelError, match=r"holds weights only .* file\.py:function, and this file as weights="):
         convscope.open_model(ASSETS / "torch" / file)
 
 
@@ -331,7 +331,7 @@ def test_what_lies_beside_the_weights_is_run_with_trust_only(tmp_path):
 
 def test_whole_modules_only_with_trust(tmp_path):
     torch.save(torch_models.tutorial(), tmp_path / "module.pth")
-    with pytest.raises(ModelError, match=r"torch_models\.TutorialNet.*--trust"):
+    with pytest.raises(ModelError, match=r"torch_models\.TutorialNet.*trust=True"):
         convscope.open_model(tmp_path / "module.pth")
     network = convscope.open_model(tmp_path / "module.pth", trust=True)
     assert [layer.path for layer in network.select("conv")] == ["conv1", "conv2"]
@@ -403,7 +403,7 @@ def test_torchvision(torchvision, tmp_path):
     assert convscope.open_model("torchvision:tiny?weights=none&num_classes=5").head.units == 5
     with pytest.raises(UsageError, match="did you mean 'tiny'"):
         convscope.open_model("torchvision:tinny")
-    with pytest.raises(ModelError, match=r"can't be had .*--weights FILE.*weights=none"):
+    with pytest.raises(ModelError, match=r"can't be had .*as weights=.*weights=none"):
         convscope.open_model("torchvision:tiny?weights=OFFLINE")
     torch.save(other(net()).state_dict(), tmp_path / "weights.pt")
     network = convscope.open_model("torchvision:tiny", weights=tmp_path / "weights.pt")
@@ -758,7 +758,7 @@ def test_torch_does_not_unpickle_checkpoints_here(tmp_path, monkeypatch):
 def test_any_name_that_is_no_tensor_s_is_refused(tmp_path, name, how):
     home, _, kind = name.rpartition(".")
     data = b"\x80\x02c" + f"{home}\n{kind}\n".encode() + (b"X\x01\x00\x00\x00a\x85R" if how == "called" else b"") + b"."
-    refused(packed(tmp_path / "net.pt", {"data.pkl": data, "version": b"3\n"}), rf"{name}.*--trust")
+    refused(packed(tmp_path / "net.pt", {"data.pkl": data, "version": b"3\n"}), rf"{name}.*trust=True")
 
 
 def test_a_header_of_too_many_values_is_not_parsed(tmp_path, monkeypatch):

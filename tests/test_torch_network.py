@@ -492,7 +492,7 @@ def test_several_inputs():
             return self.core(image) + self.extra(extra)
 
     module = randomised(Two())
-    with pytest.raises(UsageError, match="--feed extra="):
+    with pytest.raises(UsageError, match="'extra' with feed="):
         opened(module)
     extra = np.array([[1.0, -2.0, 0.5]])
     network = opened(module, feed={"extra": extra})
@@ -714,9 +714,9 @@ def test_modules_without_pictures():
 
 
 def test_keras_options_are_refused():
-    with pytest.raises(UsageError, match="--backend jax is for Keras"):
+    with pytest.raises(UsageError, match="backend= 'jax' is for Keras"):
         opened(small(), backend="jax")
-    with pytest.raises(UsageError, match="--weights goes with code"):
+    with pytest.raises(UsageError, match="weights= goes with code"):
         opened(small(), weights="weights.pt")
 
 

@@ -87,7 +87,7 @@ def header(file: BinaryIO, available: int) -> Header:
     try:
         declared = npy_header(file)
     except Unreadable as reason:
-        raise NotAnArray(f"one that can't be read ({reason})") from None
+        raise NotAnArray(f"one that can't be read ({reason.message})") from None
     if declared.start + declared.size != available:
         raise NotAnArray(f"{available} bytes where the header declares {declared.start + declared.size}")
     return declared
@@ -112,7 +112,9 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False, room: int | 
         if declared.size > (limits.current().weights if room is None else room):
             raise ConvscopeError(
                 f"{os.fspath(path)!r} holds an array of {limits.shown('weights', declared.size)}, and what is read may "
-                f"take less ({limits.how_to_raise('weights')})."
+                f"take less ({limits.how_to_raise('weights')}).",
+                code="input-too-large",
+                limit="weights",
             )
         values = np.fromfile(file, declared.dtype, prod(declared.shape))
     if len(values) != prod(declared.shape):

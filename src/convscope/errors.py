@@ -22,7 +22,7 @@ def option(name: str) -> str:
 
     Args:
         name: of the parameter in Python. Where commands spell parameters of one name differently, the function's name
-            stands before it: "open_model.size".
+            stands before it: "open_model.size". With a value: "trust=True"; as a call: "limits.using:seconds=300".
 
     Example:
         >>> error = UsageError(f"give one with {option('photo')}.")
@@ -35,7 +35,10 @@ def option(name: str) -> str:
 
 
 def _in_python(name: str) -> str:
-    return f"{name.rpartition('.')[2]}="
+    function, _, arguments = name.rpartition(":")
+    if function:
+        return f"{function}({arguments})"
+    return name if "=" in name else f"{name.rpartition('.')[2]}="
 
 
 def _cut(line: str) -> str:
@@ -69,10 +72,16 @@ class ConvscopeError(Exception):
         self.code, self.data, self._message = code or self.kind, data, message
         super().__init__(self.text(_in_python))
 
+    @property
+    def message(self) -> str:
+        """The text with its parameters as `option` marks them, for the message of another error."""
+        return self._message
+
     def text(self, spelling: Callable[[str], str]) -> str:
         """The message, with each parameter as `spelling` writes its name."""
-        spelled = re.sub(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}", lambda found: spelling(found[1]), self._message)
-        return "\n".join(map(_cut, spelled.split("\n")))
+        spelled = re.sub(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}", lambda found: spelling(found[1]), self._message)
+        # A message that was shortened can have lost one of two marks.
+        return "\n".join(map(_cut, re.sub(f"[{_OPEN}{_CLOSE}]", "", spelled).split("\n")))
 
 
 class UsageError(ConvscopeError):
@@ -126,19 +135,15 @@ class OutOfMemoryError(ModelError, MemoryError):
 class Unreadable(ConvscopeError):
     """A file can't be read; the text is the reason alone, for whoever asked for the file to make a message of.
 
-    Attributes:
-        missing: there is no such file.
+    Its code is "file-missing", "is-folder" or "no-regular-file" where there is no file to read, "input-too-large" where
+    it is beyond a limit (`limit` in the data), and else "unreadable".
 
     Example:
-        >>> Unreadable("it is empty").missing
-        False
+        >>> Unreadable("it is empty").code
+        'unreadable'
     """
 
     kind = "unreadable"
-
-    def __init__(self, reason: str, missing: bool = False) -> None:
-        super().__init__(reason)
-        self.missing = missing
 
 
 class BackendError(ConvscopeError):
@@ -170,9 +175,9 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, in one line without colours, for a message of our own."""
+    """What an error says, in one line without colours, for a message of our own (which spells parameters itself)."""
     if isinstance(error, ConvscopeError):
-        return str(error)
+        return error.message
     # Keras says first where it happened, and what happened after that.
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).rsplit("Exception encountered:", 1)[-1]
     lines = [line.strip() for line in text.splitlines()]

@@ -280,7 +280,7 @@ def _raised(answer: dict[str, Any]) -> Exception:
     name, text = answer["error"], answer["text"]
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, errors.ConvscopeError):
-        return kind(text)
+        return kind(text, code=answer["code"], **answer["data"])
     if name == "MemoryError":
         return ReaderError("memory", "reading it takes more memory than a file of its size should")
     return ReaderError("error", text or name, name)
@@ -421,6 +421,9 @@ def _answer(asked: dict[str, Any]) -> list[Any]:
     try:
         with limits.using(**asked["limits"]):
             return _message({"returned": getattr(importlib.import_module(module), name)(*asked["arguments"])})
+    except errors.ConvscopeError as error:
+        data = {key: value for key, value in error.data.items() if isinstance(value, str | int | float | None)}
+        return _message({"error": type(error).__name__, "text": error.message, "code": error.code, "data": data})
     except BaseException as error:
         text = errors.one_line(error) if isinstance(error, Exception) else ""
         return _message({"error": type(error).__name__, "text": text})

@@ -1,8 +1,7 @@
 """Declared limits of what a file may take: checked before anything is unpacked, allocated or waited for.
 
 `current()` gives the limits in force. They come from `using(...)`, else from the environment variable
-`CONVSCOPE_LIMITS` (`"seconds=300,weights=32GiB"`), else from the defaults of `Limits`. The command line has
-`--limit NAME=VALUE`.
+`CONVSCOPE_LIMITS` (`"seconds=300,weights=32GiB"`), else from the defaults of `Limits`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from convscope.errors import UsageError, nearest
+from convscope.errors import UsageError, nearest, option
 
 _MIB, _GIB = 2**20, 2**30
 
@@ -109,7 +108,8 @@ def parse(texts: Iterable[str]) -> dict[str, float]:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.lower())
         if match is None or match[2] not in _UNITS:
             raise UsageError(
-                f"a limit has to be NAME=VALUE, such as weights=32GiB or seconds=300, but this is {text!r}."
+                f"a limit has to be NAME=VALUE, such as weights=32GiB or seconds=300, but this is {text!r}.",
+                code="limit-invalid",
             )
         found[name] = _checked(name, float(match[1]) * _UNITS[match[2]])
     return found
@@ -122,12 +122,17 @@ def _changed(limits: Limits, changes: Mapping[str, float]) -> Limits:
 
 def _checked(name: str, value: float) -> float:
     if name not in _NAMES:
-        raise UsageError(f"there is no limit {name!r}; {nearest(name, _NAMES)}")
+        raise UsageError(f"there is no limit {name!r}; {nearest(name, _NAMES)}", code="limit-unknown", name=name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"the limit {name} has to be a number, but it is a {type(value).__name__}.")
+        found = type(value).__name__
+        raise UsageError(f"the limit {name} has to be a number, but it is a {found}.", code="limit-invalid", name=name)
     least = 0.001 if name == "seconds" else 1
     if not least <= value < 2**62:
-        raise UsageError(f"the limit {name} has to be a number from {least} to 2**62, but it is {value:g}.")
+        raise UsageError(
+            f"the limit {name} has to be a number from {least} to 2**62, but it is {value:g}.",
+            code="limit-invalid",
+            name=name,
+        )
     return value if name == "seconds" else int(value)
 
 
@@ -140,7 +145,9 @@ def how_to_raise(name: str) -> str:
     """What a message says of the limit that stopped it: its value, and how to have five times as much."""
     value = getattr(current(), name)
     more = f"{name}={shown(name, 5 * value)}"
-    return f"limit {name}={shown(name, value)}; to raise it: --limit {more}, or CONVSCOPE_LIMITS={more}"
+    return (
+        f"limit {name}={shown(name, value)}; to raise it: {option(f'limits.using:{more}')}, or CONVSCOPE_LIMITS={more}"
+    )
 
 
 def shown(name: str, value: float) -> str:

@@ -45,16 +45,17 @@ def opened(path: str) -> FileIO:
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         if os.path.isdir(path):  # Windows does not open folders at all
-            raise Unreadable(FOLDER)
+            raise Unreadable(FOLDER, code="is-folder")
         handle = os.open(path, flags)
     except FileNotFoundError:
-        raise Unreadable("No such file", missing=True) from None
+        raise Unreadable("No such file", code="file-missing") from None
     except (OSError, ValueError) as error:
         raise Unreadable(str(getattr(error, "strerror", None) or error)) from error
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
-            raise Unreadable(FOLDER if stat.S_ISDIR(mode) else NO_FILE)
+            folder = stat.S_ISDIR(mode)
+            raise Unreadable(FOLDER if folder else NO_FILE, code="is-folder" if folder else "no-regular-file")
         return os.fdopen(handle, "rb", 0)
     except BaseException:
         os.close(handle)
@@ -76,15 +77,20 @@ def bytes_of(path: str, limit: str) -> bytes:
         with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
-                raise Unreadable(f"it holds {limits.shown(limit, size)} ({limits.how_to_raise(limit)})")
+                raise too_large(f"it holds {limits.shown(limit, size)}", limit)
             data = file.read(size + 1)
             while 0 < len(data) <= most and (more := file.read(_MIB)):  # it grew, or tells no size, as those of /proc
                 data += more
     except OSError as error:
         raise Unreadable(str(error.strerror or error)) from error
     if len(data) > most:
-        raise Unreadable(f"it holds more than {limits.shown(limit, most)} ({limits.how_to_raise(limit)})")
+        raise too_large(f"it holds more than {limits.shown(limit, most)}", limit)
     return data
+
+
+def too_large(what: str, limit: str) -> Unreadable:
+    """The error of a file that is beyond a limit."""
+    return Unreadable(f"{what} ({limits.how_to_raise(limit)})", code="input-too-large", limit=limit)
 
 
 def text_of(path: str) -> str:
@@ -122,7 +128,7 @@ def json_of(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_number, object_pairs_hook=_without_doubles)
     except RecursionError:
-        raise Unreadable(f"it is JSON of too many levels ({limits.how_to_raise('depth')})") from None
+        raise too_large("it is JSON of too many levels", "depth") from None
     except ValueError as error:
         raise Unreadable(f"it is no JSON: {error}") from None
 
@@ -169,7 +175,7 @@ def array_of(path: str) -> Any:
     except isolation.ReaderError as error:
         raise Unreadable(str(error)) from error
     except ConvscopeError as error:
-        raise (error if type(error) is not ConvscopeError else Unreadable(str(error))) from None
+        raise (error if type(error) is not ConvscopeError else Unreadable(error.message)) from None
 
 
 def _array_here(path: str) -> Any:
@@ -201,8 +207,7 @@ def _array(file: IO[bytes], size: int) -> Any:
 
     header, most = npy_header(file), limits.current().file
     if header.size > most:
-        declared = f"its header declares {limits.shown('file', header.size)}"
-        raise Unreadable(f"{declared} ({limits.how_to_raise('file')})")
+        raise too_large(f"its header declares {limits.shown('file', header.size)}", "file")
     if header.size > size:
         raise Unreadable(f"it is cut short: its header declares {header.size} bytes, but it holds {size}")
     data = bytearray(header.size)

@@ -57,10 +57,15 @@ _SPELLED = {
     "photo": "--photo IMAGE",
     "frames": "--frames N",
     "target": "--class",
+    "trust=True": "--trust",
 }
+# Codes of errors whose cause is code of the user's.
+_WITH_TRACEBACK = {"code-failed", "layer-failed", "model-not-runnable"}
 
 
 def _spelled(name: str) -> str:
+    if name.startswith("limits.using:"):
+        return f"--limit {name.rpartition(':')[2]}"
     return _SPELLED.get(name) or f"--{name.rpartition('.')[2].replace('_', '-')}"
 
 
@@ -69,7 +74,8 @@ def explain(problem: BaseException, debug: bool) -> None:
     try:
         raise problem
     except ConvscopeError as error:
-        _leave(error, error.text(_spelled), error.exit_code, debug)
+        more = " Re-run with --debug for a traceback." if error.code in _WITH_TRACEBACK else ""
+        _leave(error, error.text(_spelled) + more, error.exit_code, debug)
     except click.ClickException as error:
         with redirect_stderr(terminal.Guarded(sys.stderr)):
             error.show(file=sys.stderr)

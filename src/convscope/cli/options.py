@@ -185,7 +185,8 @@ def _fed(pairs: tuple[str, ...]) -> dict[str, Any]:
             fed[name] = reading.array_of(file)
         except Unreadable as error:
             raise UsageError(
-                f"--feed {pair!r} is not understood ({file!r}: {error}); expected NAME=FILE.npy with an array (1, ...)."
+                f"--feed {pair!r} is not understood ({file!r}: {error.message}); expected NAME=FILE.npy with an array "
+                "(1, ...)."
             ) from None
     return fed
 

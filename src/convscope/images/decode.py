@@ -113,7 +113,8 @@ def read_image(source: Source) -> InputImage:
             return image
     raise UsageError(
         "an image has to be a path, a NumPy array (h, w, 3) of uint8 or a Pillow image, "
-        f"but this is a {type(source).__name__}: turn it into one of them"
+        f"but this is a {type(source).__name__}: turn it into one of them",
+        code="image-kind",
     )
 
 
@@ -137,9 +138,13 @@ def read_images(sources: Source | Iterable[Source]) -> list[InputImage]:
         raise failures[0]
     if failures:
         reasons = "".join(f"\n  - {failure}" for failure in failures)
-        raise ImageError(f"{len(failures)} of {len(results)} images can't be read:{reasons}")
+        raise ImageError(
+            f"{len(failures)} of {len(results)} images can't be read:{reasons}",
+            code="images-unreadable",
+            count=len(failures),
+        )
     if not results:
-        raise UsageError("at least one image is needed, but none was given: name a file or a folder")
+        raise UsageError("at least one image is needed, but none was given: name a file or a folder", code="no-images")
     return _named_apart([result for result in results if isinstance(result, InputImage)])
 
 
@@ -172,10 +177,14 @@ def fit(image: InputImage, height: int, width: int, channels: int) -> np.ndarray
     if channels not in (1, 3):
         raise UsageError(
             f"an image gives 1 channel (grey) or 3 (RGB), but the model takes {channels}: "
-            "prepare an array of its shape yourself"
+            "prepare an array of its shape yourself",
+            code="channels-misfit",
+            found=channels,
         )
     if height < 1 or width < 1:
-        raise UsageError(f"an image needs a size of at least 1 x 1, not {height} x {width}: give a larger one")
+        raise UsageError(
+            f"an image needs a size of at least 1 x 1, not {height} x {width}: give a larger one", code="size-misfit"
+        )
     return _fitted(image.pixels, height, width, channels).astype(np.float32).reshape(height, width, channels)
 
 
@@ -200,10 +209,16 @@ def _from_array(array: np.ndarray) -> InputImage:
     wanted = "an array has to be uint8 0..255 of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
     if array.dtype != np.uint8:
         raise UsageError(
-            f"{wanted}, but this one is {array.dtype}: scale it to 0..255 and convert it with astype('uint8')"
+            f"{wanted}, but this one is {array.dtype}: scale it to 0..255 and convert it with astype('uint8')",
+            code="image-kind",
+            found=str(array.dtype),
         )
     if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise UsageError(f"{wanted}, but this one is {array.shape}: give one image, channels last")
+        raise UsageError(
+            f"{wanted}, but this one is {array.shape}: give one image, channels last",
+            code="image-kind",
+            found=list(array.shape),
+        )
     flat = array[..., 0] if array.shape[2:] == (1,) else array
     return _from_image(Image.fromarray(np.ascontiguousarray(flat)))
 
@@ -255,7 +270,8 @@ def _not_decoded(path: str, error: isolation.ReaderError) -> ImageError:
         found = "decoding it takes more memory than an image of its size should: save it anew as PNG"
     else:
         found = f"it is damaged so badly that its decoder fails ({error}): copy it again, or save it anew as PNG"
-    return ImageError(f"{path!r} should be a whole image, but {found}")
+    code = {"time": "input-too-large", "memory": "input-too-large"}.get(error.kind, "file-damaged")
+    return ImageError(f"{path!r} should be a whole image, but {found}", code=code, path=path)
 
 
 # --- in the reader ---------------------------------------------------------------------------------------
@@ -318,15 +334,25 @@ def _bytes(where: str, path: str) -> bytes:
     try:
         return reading.bytes_of(where, "file")
     except Unreadable as error:
-        if error.missing:
-            raise ImageError(f"there is no image at {path!r}: {_missing_hint(path, where)}") from None
-        if str(error) == reading.FOLDER:
-            raise ImageError(f"{path!r} should be one image, but it is a folder: name a file in it") from None
-        if str(error) == reading.NO_FILE:
+        if error.code == "file-missing":
             raise ImageError(
-                f"{path!r} should be an image file, but it is a device or a pipe: save it as a file"
+                f"there is no image at {path!r}: {_missing_hint(path, where)}", code="file-missing", path=path
             ) from None
-        raise ImageError(f"{path!r} can't be read ({error}): check the path and its permissions") from None
+        if error.code == "is-folder":
+            raise ImageError(
+                f"{path!r} should be one image, but it is a folder: name a file in it", code="is-folder", path=path
+            ) from None
+        if error.code == "no-regular-file":
+            raise ImageError(
+                f"{path!r} should be an image file, but it is a device or a pipe: save it as a file",
+                code="no-regular-file",
+                path=path,
+            ) from None
+        raise ImageError(
+            f"{path!r} can't be read ({error.message}): check the path and its permissions",
+            code=error.code,
+            **error.data,
+        ) from None
 
 
 def _missing_hint(path: str, where: str) -> str:
@@ -378,7 +404,9 @@ def _identify(data: bytes, path: str) -> Image.Image:
         return Image.open(BytesIO(data), formats=[known for known in formats if known in Image.OPEN])
     except UnidentifiedImageError:
         raise ImageError(
-            f"{path!r} should be an image (JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF), but it is {_kind(data[:512])}"
+            f"{path!r} should be an image (JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF), but it is {_kind(data[:512])}",
+            code="not-an-image",
+            path=path,
         ) from None
 
 
@@ -418,7 +446,8 @@ def _one_message(what: str) -> Iterator[None]:
     except Exception as error:  # decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
         raise ImageError(
             f"{what} should be a whole image, but it is damaged or cut short (Pillow says: {error}): "
-            "copy or download it again, or save it anew as PNG"
+            "copy or download it again, or save it anew as PNG",
+            code="file-damaged",
         ) from error
 
 
@@ -427,7 +456,9 @@ def _too_large(what: str, found: str) -> ImageError:
     limit = f"at most {most // 1_000_000} million" if most >= 1_000_000 else f"at most {most}"
     return ImageError(
         f"{what} is too large to decode safely, {limit} pixels are read ({found}; {limits.how_to_raise('pixels')}): "
-        "make a smaller copy"
+        "make a smaller copy",
+        code="input-too-large",
+        limit="pixels",
     )
 
 
@@ -441,7 +472,7 @@ def _check_size(image: Image.Image, what: str) -> None:
     if width * height > limits.current().pixels:
         raise _too_large(what, f"its header says {width} x {height}")
     if not width * height:
-        raise ImageError(f"{what} should hold pixels, but it is {width} x {height}: make it anew")
+        raise ImageError(f"{what} should hold pixels, but it is {width} x {height}: make it anew", code="size-misfit")
 
 
 def _decode(image: Image.Image, what: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -548,7 +579,10 @@ def _check_scans(image: Image.Image, data: bytes, path: str) -> None:
     if (scans := _scans(data)) > MAX_SCANS:
         raise ImageError(
             f"{path!r} should be an image, but it is a JPEG of {scans} scans or more, and at most {MAX_SCANS} are "
-            "decoded: save it anew as PNG"
+            "decoded: save it anew as PNG",
+            code="input-too-large",
+            found=scans,
+            expected=MAX_SCANS,
         )
 
 
@@ -666,13 +700,17 @@ def images_in(folder: Path) -> list[Path]:
         files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     except OSError as error:
         raise ImageError(
-            f"the folder {str(folder)!r} can't be read ({error.strerror}): check its permissions"
+            f"the folder {str(folder)!r} can't be read ({error.strerror}): check its permissions",
+            code="folder-unreadable",
+            path=str(folder),
         ) from error
     files = [path for path in files if not path.name.startswith(".")]  # macOS leaves ._cat.jpg beside cat.jpg
     if not files:
         raise ImageError(
             f"the folder {str(folder)!r} should hold images (.jpg, .png, .webp, ...), but it holds none; "
-            "folders inside it are not searched: name a folder that holds images"
+            "folders inside it are not searched: name a folder that holds images",
+            code="no-images",
+            path=str(folder),
         )
     return sorted(files, key=lambda path: (path.name.lower(), path.name))
 

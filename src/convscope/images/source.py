@@ -170,7 +170,7 @@ def image_source(images: ImageSource | Source | Iterable[Source]) -> ImageSource
         return images
     entries = [entry for one in listed(images) for entry in _entries(one)]
     if not entries:
-        raise UsageError("at least one image is needed, but none was given: name a file or a folder")
+        raise UsageError("at least one image is needed, but none was given: name a file or a folder", code="no-images")
     return ImageList(tuple(_named_apart(entries)))
 
 
@@ -191,7 +191,7 @@ def hold(images: ImageSource | Source | Iterable[Source], shape: Shape) -> tuple
         found = tuple(image for batch in batches for image in batch.images)
     report_failures(batches)
     if not found:
-        raise UsageError("at least one image is needed, but the source gives none")
+        raise UsageError("at least one image is needed, but the source gives none", code="no-images")
     return found
 
 
@@ -207,7 +207,9 @@ def report_failures(batches: ImageStream) -> None:
     shown = "".join(f"\n  - {failure.name}: {failure.error}" for failure in failures[:SHOWN])
     more = f"\n  - and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
     if not batches.read:
-        raise ImageError(f"none of {len(failures)} images can be read:{shown}{more}")
+        raise ImageError(
+            f"none of {len(failures)} images can be read:{shown}{more}", code="images-unreadable", count=len(failures)
+        )
     text = f"{len(failures)} of {len(failures) + batches.read} images can't be read and are left out:{shown}{more}"
     warnings.warn(text, stacklevel=3)
 
@@ -234,7 +236,9 @@ def _of_folder(folder: Path) -> list[Entry]:
         inside = sorted(folder.iterdir(), key=lambda path: (path.name.lower(), path.name))
     except OSError as error:
         raise ImageError(
-            f"the folder {str(folder)!r} can't be read ({error.strerror}): check its permissions"
+            f"the folder {str(folder)!r} can't be read ({error.strerror}): check its permissions",
+            code="folder-unreadable",
+            path=str(folder),
         ) from error
     if any(path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file() for path in inside):
         return [Entry(str(path), _text(path.stem)) for path in images_in(folder)]
@@ -252,13 +256,18 @@ def _of_table(path: Path) -> list[Entry]:
         rows = csv.DictReader(io.StringIO(reading.text_of(reading.real(str(path))), newline=""))
         listed = [(row.get("path"), row.get("label")) for row in rows]
     except (Unreadable, csv.Error) as error:
+        reason = error.message if isinstance(error, Unreadable) else error
         raise ImageError(
-            f"the table {str(path)!r} can't be read ({error}): check the path, and save it as CSV"
+            f"the table {str(path)!r} can't be read ({reason}): check the path, and save it as CSV",
+            code="table-unreadable",
+            path=str(path),
         ) from error
     if not listed or not all(isinstance(file, str) and file and "\0" not in file for file, _ in listed):
         raise ImageError(
             f"the table {str(path)!r} should have a first line with the column path, and a path in each line after it: "
-            "give it these"
+            "give it these",
+            code="table-invalid",
+            path=str(path),
         )
     return [
         Entry(str(path.parent / str(file)), _text(os.path.splitext(str(file))[0]), label or None)
@@ -465,5 +474,5 @@ def stream(source: ImageSource, batch: int, shape: Shape | None = None) -> Image
         [(224, 224, 3), (224, 224, 3)]
     """
     if batch < 1:
-        raise UsageError(f"a batch needs at least 1 image, found {batch}.")
+        raise UsageError(f"a batch needs at least 1 image, found {batch}.", code="batch-too-small", found=batch)
     return ImageStream(source, batch, shape)

@@ -35,16 +35,22 @@ def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple
         text = reading.text_of(path)
     except Unreadable as error:
         raise UsageError(
-            f"the class names at {path} can't be read: {error}. Expected text in UTF-8, a name a line, or JSON."
+            f"the class names at {path} can't be read: {error.message}. "
+            "Expected text in UTF-8, a name a line, or JSON.",
+            code=error.code,
+            **error.data,
         ) from None
     try:
         if text.lstrip()[:1] not in ("[", "{"):
             return _names_from_lines(text)
         return _names_from_json(reading.json_of(_of_few_entries(text)))
     except (Unreadable, ValueError) as error:
+        large = isinstance(error, Unreadable) and error.code == "input-too-large"
+        reason = error.message if isinstance(error, Unreadable) else str(error)
         raise UsageError(
-            f"the class names at {path} are not understood: {error}. Expected a name a line, or JSON such as "
-            '["cat", "dog"], {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}, with every number from 0 on.'
+            f"the class names at {path} are not understood: {reason}. Expected a name a line, or JSON such as "
+            '["cat", "dog"], {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}, with every number from 0 on.',
+            code="input-too-large" if large else "class-names-invalid",
         ) from None
 
 
@@ -57,13 +63,15 @@ def _names_given(classes: Any) -> tuple[str, ...]:
             else tuple(_writable(str(name)) for name in classes)
         )
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the class names are not understood: {error}. Expected a list of names.") from None
+        raise UsageError(
+            f"the class names are not understood: {error}. Expected a list of names.", code="class-names-invalid"
+        ) from None
 
 
 def _of_few_entries(text: str) -> str:
     """The text, if it can't hold more values than the limit allows: each but the first has one of these before it."""
     if sum(map(text.count, "[{,")) > limits.current().entries:
-        raise Unreadable(f"it holds too many entries ({limits.how_to_raise('entries')})")
+        raise reading.too_large("it holds too many entries", "entries")
     return text
 
 
@@ -73,7 +81,7 @@ def _names_from_lines(text: str) -> tuple[str, ...]:
     if not names:
         raise Unreadable("it is empty")
     if len(names) > most:
-        raise Unreadable(f"it holds too many names ({limits.how_to_raise('entries')})")
+        raise reading.too_large("it holds too many names", "entries")
     return names
 
 

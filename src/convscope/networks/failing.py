@@ -31,8 +31,10 @@ def failure(error: Exception, name: str, path: str | None) -> ModelError | None:
     if path is None or isinstance(error, ConvscopeError):
         return None
     return ModelError(
-        f"{name} can't be run: {said(error, path)}. Expected a model that takes what preprocessing makes of a picture; "
-        "call it yourself on an array of that shape to look into it. --debug shows the whole story."
+        f"{name} can't be run: {said(error, path)}. Expected a model that takes what preprocessing makes of an image; "
+        "call it yourself on an array of that shape to see the whole error.",
+        code="layer-failed",
+        layer=path,
     )
 
 

@@ -91,7 +91,7 @@ class Head:
             one = self.units == 1
             return f"{self.units} linear output{'' if one else 's'}, explained as {'it is' if one else 'they are'}"
         if self.returns_logits:
-            sure = " is a guess; set --head" if self.guess else ""
+            sure = " is a guess; give the head if it is another" if self.guess else ""
             return f"{self.units} logits, explained as they are (that probabilities are their {self.activation}{sure})"
         what = "one sigmoid unit" if self.binary else f"{self.activation} over {self.units} outputs"
         if self.undone is not None:

@@ -49,16 +49,22 @@ def check_input(name: str, shape: Sequence[int]) -> None:
     """
     sides = [int(side) for side in shape]
     if any(side < 1 for side in sides):
-        raise ModelError(f"the input {name!r} has the shape {tuple(sides)}; expected positive numbers.")
+        raise ModelError(
+            f"the input {name!r} has the shape {tuple(sides)}; expected positive numbers.", code="input-shape"
+        )
     if len(sides) == 3 and sides[0] * sides[1] > limits.current().pixels:
         raise ModelError(
-            f"the input {name!r} takes images of {sides[0]}x{sides[1]} pixels ({limits.how_to_raise('pixels')})."
+            f"the input {name!r} takes images of {sides[0]}x{sides[1]} pixels ({limits.how_to_raise('pixels')}).",
+            code="input-too-large",
+            limit="pixels",
         )
     taken = 4 * math.prod(sides)
     if taken > limits.current().values:
         raise ModelError(
             f"the input {name!r} has the shape {tuple(sides)}, which takes {limits.shown('values', taken)} "
-            f"({limits.how_to_raise('values')})."
+            f"({limits.how_to_raise('values')}).",
+            code="input-too-large",
+            limit="values",
         )
 
 

@@ -124,8 +124,14 @@ def find_layer(layers: Sequence[Layer], path: str) -> Layer:
             return candidates[0]
         if candidates:
             several = ", ".join(layer.path for layer in candidates)
-            raise UsageError(f"layer {path!r} stands for more than one: {several}. Name one of them.")
-    raise UsageError(f"no layer {path!r}; {nearest(path, [layer.path for layer in layers])}")
+            raise UsageError(
+                f"layer {path!r} stands for more than one: {several}. Name one of them.",
+                code="layer-ambiguous",
+                name=path,
+            )
+    raise UsageError(
+        f"no layer {path!r}; {nearest(path, [layer.path for layer in layers])}", code="layer-unknown", name=path
+    )
 
 
 def _ends_with(path: str, end: str) -> bool:
@@ -154,7 +160,9 @@ def select_layers(layers: Sequence[Layer], spec: str | Sequence[str] | None = No
     chosen = {layer.path for part in parts for layer in _by_spec(layers, part)}
     if not chosen:
         raise UsageError(
-            f"{spec!r} chooses none of the {len(layers)} layers; expected kinds, globs or places such as ':8'."
+            f"{spec!r} chooses none of the {len(layers)} layers; expected kinds, globs or places such as ':8'.",
+            code="layer-unknown",
+            name=spec,
         )
     return [layer for layer in layers if layer.path in chosen]
 
@@ -180,7 +188,11 @@ def _by_names(layers: Sequence[Layer], spec: str) -> list[Layer]:
         if not found and not (name in KINDS and len(names) > 1):
             kinds = sorted({layer.kind for layer in layers})
             hint = nearest(name, [*kinds, *(layer.path for layer in layers)])
-            raise UsageError(f"no layer of the kind or name {name!r}; {hint} Kinds here: {', '.join(kinds)}.")
+            raise UsageError(
+                f"no layer of the kind or name {name!r}; {hint} Kinds here: {', '.join(kinds)}.",
+                code="layer-unknown",
+                name=name,
+            )
         wanted.update(found)
     return [layer for layer in layers if layer.path in wanted]
 

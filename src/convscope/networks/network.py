@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convscope.errors import ConvscopeError, ModelError, OutOfMemoryError, UsageError, nearest, one_line
+from convscope.errors import ConvscopeError, ModelError, OutOfMemoryError, UsageError, nearest, one_line, option
 from convscope.images.decode import InputImage, fit_batch
 from convscope.networks.failing import failure
 from convscope.networks.head import Head, Prediction
@@ -231,7 +231,8 @@ class Network(ABC):
                 return layer
         raise UsageError(
             f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "
-            "Look at `convscope layers` for what it has."
+            "Look at `convscope layers` for what it has.",
+            code="no-map-layer",
         )
 
     def check_scores(self) -> None:
@@ -243,8 +244,9 @@ class Network(ABC):
         if not self.head.has_scores:
             raise UsageError(
                 f"expected class scores (n, classes) from {self.name}, found an output with {self.head.text}. "
-                "Activations and filters work, and heatmaps of --class NUMBER (a channel of the output) or "
-                "LAYER:CHANNEL; if another output has classes, choose it with --output."
+                f"Activations and filters work, and heatmaps of {option('target')} NUMBER (a channel of the output) or "
+                f"LAYER:CHANNEL; if another output has classes, choose it with {option('output')}.",
+                code="no-class-scores",
             )
 
     @property
@@ -288,7 +290,10 @@ class Network(ABC):
         if len(names) != self.head.classes:
             raise UsageError(
                 f"expected {self.head.classes} class names for {self.name}, found {len(names)}. "
-                "Give one name for each class, in the order of the network's outputs."
+                "Give one name for each class, in the order of the network's outputs.",
+                code="class-names-misfit",
+                expected=self.head.classes,
+                found=len(names),
             )
         return tuple(names)
 
@@ -309,13 +314,21 @@ class Network(ABC):
         if not self.class_names:
             raise UsageError(
                 f"class {target!r} can't be looked up: the network's {self.head.classes} classes have no names here. "
-                f"Give a number from 0 to {self.head.classes - 1}, or the names with classes= (--classes FILE)."
+                f"Give a number from 0 to {self.head.classes - 1}, or the names with {option('classes')}.",
+                code="classes-unnamed",
+                name=str(target),
             )
         plain = [_plain(name) for name in self.class_names]
         if plain.count(_plain(str(target))) > 1:
-            raise UsageError(f"more than one class is named {target!r}; give its number.")
+            raise UsageError(
+                f"more than one class is named {target!r}; give its number.", code="class-ambiguous", name=str(target)
+            )
         if _plain(str(target)) not in plain:
-            raise UsageError(f"no class is named {target!r}; {nearest(str(target), self.class_names)}")
+            raise UsageError(
+                f"no class is named {target!r}; {nearest(str(target), self.class_names)}",
+                code="class-unknown",
+                name=str(target),
+            )
         return plain.index(_plain(str(target)))
 
     def _class_in_range(self, index: int) -> int:
@@ -323,7 +336,10 @@ class Network(ABC):
             return index
         raise UsageError(
             f"class {index} is out of range: {self.name} has {self.head.classes} "
-            f"class{'es' if self.head.classes > 1 else ''}, numbered from 0 to {self.head.classes - 1}."
+            f"class{'es' if self.head.classes > 1 else ''}, numbered from 0 to {self.head.classes - 1}.",
+            code="class-out-of-range",
+            found=int(index),
+            count=self.head.classes,
         )
 
     def weights_sha256(self) -> str:
@@ -505,11 +521,14 @@ def check_finite(network: Network, logits: np.ndarray) -> None:
     if damaged:
         raise ModelError(
             f"{network.name} returned values that are not finite numbers, since weights of {damaged} are none; "
-            "the file is damaged, or its training went wrong there."
+            "the file is damaged, or its training went wrong there.",
+            code="weights-not-finite",
+            layer=damaged,
         )
     raise ModelError(
-        f"{network.name} returned values that are not finite numbers, though its weights are; the picture's scaling "
-        f"({network.preprocessing.name}) may not be the one it was trained with: try --preprocess."
+        f"{network.name} returned values that are not finite numbers, though its weights are; the image's scaling "
+        f"({network.preprocessing.name}) may not be the one it was trained with: try {option('preprocess')}.",
+        code="output-not-finite",
     )
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscope.errors import ModelError, UsageError
+from convscope.errors import ModelError, UsageError, option
 from convscope.networks import installed
 from convscope.networks.formats import code, files
 from convscope.networks.network import Network, Source
@@ -141,7 +141,7 @@ def of_memory(model: Any, spec: ModelSpec) -> Network:
     _check_no_weights(spec, "a model in memory")
     network = _of_object(model, Source(spec.source), spec, in_memory=True)
     if network is None:
-        raise ModelError(_not_a_model(model))
+        raise ModelError(_not_a_model(model), code="not-a-model")
     network.spec = spec
     return network
 
@@ -159,12 +159,16 @@ def _check_named_by_json(named: Named) -> None:
     if named.origin == "code":
         raise UsageError(
             f"{named.name} is code that a JSON names; expected a model file. It is not run without trust: open it "
-            "yourself with open_model, or call open(trust=True) if you trust who wrote the JSON."
+            "yourself with open_model, or call open(trust=True) if you trust who wrote the JSON.",
+            code="needs-trust",
+            name=named.name,
         )
     if named.origin == "collection" and not _PLAIN.fullmatch(named.name):
         raise UsageError(
             f"{named.name} names a file or a hub in a JSON; expected the plain name of a network. Open it yourself "
-            "with open_model, or call open(trust=True) if you trust who wrote the JSON."
+            "with open_model, or call open(trust=True) if you trust who wrote the JSON.",
+            code="needs-trust",
+            name=named.name,
         )
 
 
@@ -173,7 +177,9 @@ def _of_file(named: Named, spec: ModelSpec, trust: bool) -> Network:
     _check_no_weights(spec, named.name)
     if file.kind not in READERS:
         raise ModelError(
-            f"{file.path} is {files.KINDS[file.kind]}, which is never loaded: that runs code. Give {files.EXPECTED}."
+            f"{file.path} is {files.KINDS[file.kind]}, which is never loaded: that runs code. Give {files.EXPECTED}.",
+            code="kind-refused",
+            found=file.kind,
         )
     _check_unchanged(file.path, spec.origin.sha256, lambda: file.sha256)
     reader = READERS[file.kind]
@@ -203,7 +209,8 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
     framework = "keras" if _is_keras(made) else "torch" if _is_torch(made) else None
     if framework is None:
         raise UsageError(
-            f"expected {spec.source} to return a keras.Model or a torch.nn.Module, found {code.describe_type(made)}."
+            f"expected {spec.source} to return a keras.Model or a torch.nn.Module, found {code.describe_type(made)}.",
+            code="not-a-model",
         )
     if framework == "torch":
         _check_runtime(framework, spec)
@@ -216,7 +223,7 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
     return network
 
 
-_UNTRAINED = ("weights as the function left them: no --weights were given",)
+_UNTRAINED = ("weights as the function left them: no file of weights was given",)
 
 
 def _source_of_code(spec: ModelSpec, weights: Path | None, notes: Sequence[str]) -> Source:
@@ -265,17 +272,33 @@ def _check_runtime(framework: str, spec: ModelSpec) -> None:
     backend, device, precision = spec.runtime.backend, spec.runtime.device, spec.runtime.precision
     if framework == "torch":
         if backend not in (None, "torch"):
-            raise UsageError(f"--backend {backend} is for Keras models; this is not one, and runs on torch.")
+            raise UsageError(
+                f"{option('backend')} {backend!r} is for Keras models; this is not one, and runs on torch.",
+                code="option-misfit",
+                name="backend",
+            )
         return
     if device is not None:
-        raise UsageError("--device is for PyTorch and ONNX models; Keras computes where its backend does.")
+        raise UsageError(
+            f"{option('device')} is for PyTorch and ONNX models; Keras computes where its backend does.",
+            code="option-misfit",
+            name="device",
+        )
     if precision not in (None, "float32"):
-        raise UsageError("--precision is for PyTorch and ONNX models; a Keras model has its own.")
+        raise UsageError(
+            f"{option('precision')} is for PyTorch and ONNX models; a Keras model has its own.",
+            code="option-misfit",
+            name="precision",
+        )
 
 
 def _check_no_weights(spec: ModelSpec, name: str) -> None:
     if spec.weights is not None:
-        raise UsageError(f"--weights goes with code that makes the model (file.py:function), not with {name}.")
+        raise UsageError(
+            f"{option('weights')} goes with code that makes the model (file.py:function), not with {name}.",
+            code="option-misfit",
+            name="weights",
+        )
 
 
 def _weights_of(spec: ModelSpec) -> Path | None:
@@ -300,7 +323,11 @@ def _check_unchanged(path: Path, expected: str | None, sha256: Callable[[], str 
     if found != expected:
         raise ModelError(
             f"{path} has changed since: expected the SHA-256 {expected}, found {found}. Give the file of that time, or "
-            "open this one anew with open_model."
+            "open this one anew with open_model.",
+            code="file-changed",
+            expected=expected,
+            found=found,
+            path=str(path),
         )
 
 

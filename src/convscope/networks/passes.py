@@ -68,15 +68,28 @@ class Pass:
             UsageError: a path is not known, a rule is missing or not asked for, or a precision is not known.
         """
         if self.precision not in PRECISIONS:
-            raise UsageError(f"precision {self.precision!r} is not known; expected {' or '.join(PRECISIONS)}.")
+            raise UsageError(
+                f"precision {self.precision!r} is not known; expected {' or '.join(PRECISIONS)}.",
+                code="precision-unknown",
+                name=self.precision,
+            )
         for path in self.paths:
             if path not in known:
-                raise UsageError(f"no layer {path!r} runs at this size of image; {nearest(path, known)}")
+                raise UsageError(
+                    f"no layer {path!r} runs at this size of image; {nearest(path, known)}",
+                    code="layer-unknown",
+                    name=path,
+                )
         wanted, given = {*self.replace, *self.replace_preactivations}, set(rules)
         if wanted != given:
-            raise UsageError(f"expected a rule for each of {sorted(wanted)}, found rules for {sorted(given)}.")
+            raise UsageError(
+                f"expected a rule for each of {sorted(wanted)}, found rules for {sorted(given)}.", code="rules-misfit"
+            )
         if not set(reductions) <= set(self.record):
-            raise UsageError(f"expected reductions of {sorted(self.record)}, found some of {sorted(reductions)}.")
+            raise UsageError(
+                f"expected reductions of {sorted(self.record)}, found some of {sorted(reductions)}.",
+                code="rules-misfit",
+            )
 
 
 PLAIN = Pass()

@@ -209,7 +209,7 @@ def guess_from_statistics(level: float, deviation: float) -> Preprocessing | Non
 
 
 def parse(text: str) -> Preprocessing:
-    """The preprocessing that `--preprocess` names.
+    """The preprocessing that a text names.
 
     Args:
         text: a preset's name, or "MEAN,STD" (two numbers, or the means and then the deviations of each channel)
@@ -228,6 +228,8 @@ def parse(text: str) -> Preprocessing:
     if len(numbers) not in (2, 6) or min(numbers[half:]) <= 0 or not np.isfinite(numbers).all():
         raise UsageError(
             f"preprocessing {text!r} is not known. Expected one of {', '.join(PRESETS)}, or MEAN,STD in pixel units "
-            'such as "127.5,127.5" (for three channels: three means, then three deviations above 0).'
+            'such as "127.5,127.5" (for three channels: three means, then three deviations above 0).',
+            code="preprocessing-unknown",
+            name=text,
         )
     return Preprocessing("mean,std", tuple(numbers[:half]), tuple(numbers[half:]))

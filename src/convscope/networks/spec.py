@@ -171,7 +171,8 @@ class ModelSpec:
         if self.origin.kind == "memory":
             raise UsageError(
                 f"expected a model that can be opened again, found {self.source}, which is in the memory of one "
-                "process. Save it, and open the file."
+                "process. Save it, and open the file.",
+                code="spec-in-memory",
             )
         if self.origin.from_json:
             return opening.opened(self, trust)
@@ -219,12 +220,15 @@ class ModelSpec:
             names = ", ".join(str(fed.get("name")) for fed in data["feed"] if isinstance(fed, Mapping))
             raise UsageError(
                 f"expected a spec without arrays, found some for the inputs {names}, of which JSON keeps the hash "
-                "only. Open the model with open_model(..., feed=...)."
+                "only. Open the model with open_model(..., feed=...).",
+                code="feed-missing",
             )
         wrong = [name for name in _TEXTS if not isinstance(data.get(name), str | None)]
         if wrong or not data.get("source") or data.get("kind") not in opening.ORIGINS or data.get("head") not in _HEADS:
             odd = ", ".join(wrong) or "source, kind or head"
-            raise ModelError(f"expected the spec of a model as convscope writes it, found another {odd}.")
+            raise ModelError(
+                f"expected the spec of a model as convscope writes it, found another {odd}.", code="spec-invalid"
+            )
         home = os.path.abspath(folder or os.getcwd())
         source: str = data["source"]
         file: str | None = data.get("classes_file")
@@ -259,7 +263,7 @@ def _size(given: Any) -> tuple[int, int] | None:
     if given is None:
         return None
     if not (isinstance(given, list) and len(given) == 2 and all(type(side) is int and side > 0 for side in given)):
-        raise ModelError(f"expected the size in a spec to be two numbers, found {given!r:.60}.")
+        raise ModelError(f"expected the size in a spec to be two numbers, found {given!r:.60}.", code="spec-invalid")
     return given[0], given[1]
 
 
@@ -273,7 +277,7 @@ def _preprocessing(given: Any) -> pp.Preprocessing | None:
             raise ValueError("its numbers can't be used")
     except (KeyError, TypeError, ValueError) as error:
         message = f"expected the preprocessing in a spec as convscope writes it, found {given!r:.60}."
-        raise ModelError(message) from error
+        raise ModelError(message, code="spec-invalid") from error
     return pp.Preprocessing(name, mean, std, given.get("order") == "bgr", certainty, reason)
 
 
@@ -326,14 +330,19 @@ def open_model(
     given = (weights, device, precision, preprocess, classes, input, output, size, feed, head)
     if isinstance(model, Network):
         if any(option is not None for option in given):
-            raise UsageError("this network is open already; give options where it is opened.")
+            raise UsageError("this network is open already; give options where it is opened.", code="already-open")
         return model
     if isinstance(model, ModelSpec):
         if any(option is not None for option in (backend, *given)):
-            raise UsageError("a spec says how its model is opened; give other options with the file or the name.")
+            raise UsageError(
+                "a spec says how its model is opened; give other options with the file or the name.",
+                code="already-open",
+            )
         return model.open(trust)
     if head not in _HEADS:
-        raise UsageError(f"head {head!r} is not known; expected linear, softmax or sigmoid.")
+        raise UsageError(
+            f"head {head!r} is not known; expected linear, softmax or sigmoid.", code="head-unknown", name=head
+        )
     options = Options(
         input,
         output,

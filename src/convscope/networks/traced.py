@@ -49,7 +49,9 @@ class Trace:
         """
         if asked:
             if asked not in self.outputs:
-                raise UsageError(f"no output {asked!r}; {nearest(asked, self.outputs)}")
+                raise UsageError(
+                    f"no output {asked!r}; {nearest(asked, self.outputs)}", code="output-unknown", name=asked
+                )
             return asked
         heads = [name for name, output in self.outputs.items() if undoable_head(self.flow, output)]
         return [*heads, *self.outputs][0]
@@ -144,11 +146,22 @@ class TracedNetwork(Network):
         without = [path for path in request.preactivations if not self._can_leave_out(calls, path)]
         without += [path for path in request.replace_preactivations if not self._ends_in_nonlinearity(calls, path)]
         if without:
-            raise UsageError(f"{', '.join(without)}: there is no non-linearity that can be left out or come after.")
+            raise UsageError(
+                f"{', '.join(without)}: there is no non-linearity that can be left out or come after.",
+                code="no-nonlinearity",
+            )
         if request.folded and not self.folds_norms:
-            raise UsageError(f"norms are not folded with {self.framework}; ask for it only where `folds_norms`.")
+            raise UsageError(
+                f"norms are not folded with {self.framework}; ask for it only where `folds_norms`.",
+                code="option-misfit",
+                name="folded",
+            )
         if request.precision != "float32" and not self._can_compute_in(request.precision):
-            raise UsageError(f"{self.name} was opened in another precision and can't compute in {request.precision}.")
+            raise UsageError(
+                f"{self.name} was opened in another precision and can't compute in {request.precision}.",
+                code="option-misfit",
+                name="precision",
+            )
 
     def _ends_in_nonlinearity(self, calls: Calls, path: str) -> bool:
         """True if the operation at `path` ends in a non-linearity of its own, which is called once."""
@@ -183,7 +196,8 @@ class Taps:
             raise ModelError(
                 f"the layer{'s' if len(left) > 1 else ''} {', '.join(sorted(left))} did not run when the "
                 "model was called, so there is nothing to show. Expected the calls seen when the model was opened; "
-                "a model whose path depends on its input can't be tapped there."
+                "a model whose path depends on its input can't be tapped there.",
+                code="layer-not-run",
             )
 
 

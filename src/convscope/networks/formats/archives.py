@@ -47,7 +47,7 @@ class Archive:
             ModelError: it is missing or damaged.
         """
         if name not in self.members:
-            raise ModelError(f"{self.path} lacks its member {name!r}. Copy or download it again.")
+            raise ModelError(f"{self.path} lacks its member {name!r}. Copy or download it again.", code="file-damaged")
         entry = self.members[name]
         held = bytearray(entry.file_size)
         try:
@@ -68,7 +68,9 @@ class Archive:
         entry = self.members.get(name)
         if entry is not None and entry.file_size > limits.current().text:
             raise ModelError(
-                f"{self.path} holds the text {name!r} of {entry.file_size} bytes ({limits.how_to_raise('text')})."
+                f"{self.path} holds the text {name!r} of {entry.file_size} bytes ({limits.how_to_raise('text')}).",
+                code="input-too-large",
+                limit="text",
             )
         return bytes(self.read(name))
 
@@ -85,7 +87,9 @@ def _fill(member: IO[bytes], into: memoryview) -> int:
 
 def damaged(path: Path, error: Exception) -> ModelError:
     """What is said of an archive that can't be read."""
-    return ModelError(f"the archive {path} can't be read whole: {one_line(error)}. Copy or download it again.")
+    return ModelError(
+        f"the archive {path} can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
+    )
 
 
 def member_names(path: Path) -> list[str]:
@@ -117,7 +121,10 @@ def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Archi
         for entry in entries:
             name = entry.filename.removeprefix(root)
             if name in members:
-                raise ModelError(f"the archive {path} holds two members named {name!r}; PyTorch writes one of each.")
+                raise ModelError(
+                    f"the archive {path} holds two members named {name!r}; PyTorch writes one of each.",
+                    code="file-invalid",
+                )
             _check_entry(path, entry, size)
             members[name] = entry
         _check_sum(path, entries, size)
@@ -159,7 +166,11 @@ def _check_directory(path: Path, file: IO[bytes]) -> None:
 
 def _check_count(path: Path, count: int) -> None:
     if count > limits.current().entries:
-        raise ModelError(f"the archive {path} has {count} members ({limits.how_to_raise('entries')}).")
+        raise ModelError(
+            f"the archive {path} has {count} members ({limits.how_to_raise('entries')}).",
+            code="input-too-large",
+            limit="entries",
+        )
 
 
 def _check_entry(path: Path, entry: zipfile.ZipInfo, size: int) -> None:
@@ -169,7 +180,8 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo, size: int) -> None:
     if packed > size or entry.file_size > most or (stored and entry.file_size != packed):
         raise ModelError(
             f"the archive {path} says that {packed} bytes hold its member {entry.filename!r} of {entry.file_size} "
-            "bytes, which can't be. Copy or download it again."
+            "bytes, which can't be. Copy or download it again.",
+            code="file-damaged",
         )
 
 
@@ -177,12 +189,16 @@ def _check_sum(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
     total = sum(entry.file_size for entry in entries)
     if total > limits.current().weights:
         raise ModelError(
-            f"{path} unpacks to {limits.shown('weights', total)} of its own account ({limits.how_to_raise('weights')})."
+            f"{path} unpacks to {limits.shown('weights', total)} of its own account "
+            f"({limits.how_to_raise('weights')}).",
+            code="input-too-large",
+            limit="weights",
         )
     if total > limits.most_unpacked(size):
         raise ModelError(
             f"{path} unpacks to {limits.shown('weights', total)} from {size} bytes, more than a hundredfold. Expected "
-            "an archive as PyTorch writes it, with weights that are not compressed."
+            "an archive as PyTorch writes it, with weights that are not compressed.",
+            code="file-invalid",
         )
 
 

@@ -36,7 +36,11 @@ def build(name: str) -> Any:
     """
     match = _FILE.fullmatch(name) or _MODULE.fullmatch(name)
     if match is None:
-        raise UsageError(f"{name!r} is not understood; expected file.py:function or package.module:function.")
+        raise UsageError(
+            f"{name!r} is not understood; expected file.py:function or package.module:function.",
+            code="name-not-understood",
+            name=name,
+        )
     arguments = {key: literal(text) for key, text in parse_qsl(match["query"] or "", keep_blank_values=True)}
     with _guarded(name):
         found = _member(_module(match["home"]), match["name"], match["home"])
@@ -69,16 +73,20 @@ def _module(home: str) -> Any:
             return importlib.import_module(home)
         except ModuleNotFoundError as error:
             if error.name and (home == error.name or home.startswith(error.name + ".")):
-                raise UsageError(f"there is no module {home!r}; give its file as file.py:function.") from None
+                raise UsageError(
+                    f"there is no module {home!r}; give its file as file.py:function.", code="module-missing", name=home
+                ) from None
             raise
     path = Path(home)
     if not path.is_file():
         folder = path.parent
         names = sorted(entry.name for entry in folder.glob("*.py")) if folder.is_dir() else []
-        raise UsageError(f"no file at {path}; {nearest(path.name, names)}")
+        raise UsageError(f"no file at {path}; {nearest(path.name, names)}", code="file-missing", path=str(path))
     spec = importlib.util.spec_from_file_location(f"_convscope_code_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"{path} can't be read as Python; expected file.py:function.")
+        raise UsageError(
+            f"{path} can't be read as Python; expected file.py:function.", code="file-unreadable", path=str(path)
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles look for their module there
     with _importable(path.parent):
@@ -102,7 +110,9 @@ def _member(module: Any, name: str, home: str) -> Any:
         if not hasattr(found, part):
             makers = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
             raise UsageError(
-                f"{home} has no {part!r}; {nearest(part, makers)} It has {', '.join(makers[:8]) or 'no function'}."
+                f"{home} has no {part!r}; {nearest(part, makers)} It has {', '.join(makers[:8]) or 'no function'}.",
+                code="function-unknown",
+                name=part,
             )
         found = getattr(found, part)
     return found
@@ -126,7 +136,9 @@ def _check_arguments(function: Callable, name: str, arguments: dict[str, Any]) -
     except TypeError as error:
         raise UsageError(
             f"{name}{signature} can't be called so ({error}); give its arguments as {name}?argument=value&other=value, "
-            "or a function that takes none."
+            "or a function that takes none.",
+            code="function-arguments",
+            name=name,
         ) from None
 
 
@@ -142,5 +154,7 @@ def _guarded(name: str) -> Iterator[None]:
         own = [frame for frame in frames if Path(frame.filename).name == Path(name.rpartition(":")[0]).name]
         place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
         raise UsageError(
-            f"{name} raised {type(error).__name__}: {one_line(error)}{place}; --debug shows the whole story."
+            f"{name} raised {type(error).__name__}: {one_line(error)}{place}. Call it yourself to see the whole error.",
+            code="code-failed",
+            name=name,
         ) from error

@@ -70,17 +70,27 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         if (path / SAVED_MODEL_GRAPH).exists():
             return
-        raise ModelError(f"expected a model file, found a folder: {path}. Give {EXPECTED}.")
+        raise ModelError(
+            f"expected a model file, found a folder: {path}. Give {EXPECTED}.", code="is-folder", path=str(path)
+        )
     if not path.exists():
-        raise ModelError(f"no model file at {path}; {_missing_hint(path)}")
+        raise ModelError(f"no model file at {path}; {_missing_hint(path)}", code="file-missing", path=str(path))
     if not path.is_file():
-        raise ModelError(f"expected a model file, found a device or a pipe: {path}. Give {EXPECTED}.")
+        raise ModelError(
+            f"expected a model file, found a device or a pipe: {path}. Give {EXPECTED}.",
+            code="no-regular-file",
+            path=str(path),
+        )
     if path.stat().st_size == 0:
-        raise ModelError(f"the model file {path} is empty (0 bytes); copy or download it again.")
+        raise ModelError(f"the model file {path} is empty (0 bytes); copy or download it again.", code="file-damaged")
     try:
         path.open("rb").close()
     except OSError as error:
-        raise ModelError(f"the model file {path} can't be read ({error.strerror}); check its permissions.") from error
+        raise ModelError(
+            f"the model file {path} can't be read ({error.strerror}); check its permissions.",
+            code="file-unreadable",
+            path=str(path),
+        ) from error
 
 
 def _missing_hint(path: Path) -> str:
@@ -115,8 +125,16 @@ def kind_of_file(path: Path) -> str:
     if path.suffix.lower() == ".onnx" or (head.startswith(b"\x08") and head[1:2] < b" " and b"\x12" in head):
         return "onnx"
     if path.suffix == ".py":
-        raise ModelError(f"{path} is Python code: name the function in it that makes the model, {path}:FUNCTION.")
-    raise ModelError(f"{path} is not a model that convscope opens: {_looks_like(head)}. Expected {EXPECTED}.")
+        raise ModelError(
+            f"{path} is Python code: name the function in it that makes the model, {path}:FUNCTION.",
+            code="function-missing",
+            path=str(path),
+        )
+    raise ModelError(
+        f"{path} is not a model that convscope opens: {_looks_like(head)}. Expected {EXPECTED}.",
+        code="file-unknown",
+        path=str(path),
+    )
 
 
 def _kind_of_zip(path: Path) -> str:
@@ -133,7 +151,9 @@ def _kind_of_zip(path: Path) -> str:
     raise ModelError(
         f"{path} is another zip archive (it holds {', '.join(ascii(name)[1:61] for name in whole[:3]) or 'nothing'}, …)"
         ", not a model. "
-        f"Expected {EXPECTED}."
+        f"Expected {EXPECTED}.",
+        code="file-unknown",
+        path=str(path),
     )
 
 

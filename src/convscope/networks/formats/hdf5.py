@@ -120,7 +120,7 @@ def check_installed(path: Path) -> None:
     """
     if importlib.util.find_spec("h5py") is None:
         message = f"{path.name} is HDF5: expected h5py to read it, found it not installed. pip install h5py"
-        raise BackendError(message)
+        raise BackendError(message, code="backend-missing", name="h5py")
 
 
 def memory_for(size: int) -> int:
@@ -137,7 +137,7 @@ def in_reader(path: Path, function: str, *arguments: Any, memory: int) -> Any:
     try:
         return isolation.call(function, *arguments, memory=memory)
     except ModelError as error:
-        raise ModelError(f"{path.name}: {error}") from error
+        raise ModelError(f"{path.name}: {error.message}", code=error.code, **error.data) from error
     except isolation.ReaderError as error:
         raise ModelError(_broken(path, error)) from error
 
@@ -230,11 +230,19 @@ def _walk(file: Any) -> Iterator[tuple[str, Any]]:
         if not isinstance(item, h5py.Group):
             continue
         if depth > limit.depth:
-            raise ModelError(f"expected a model in HDF5, found groups too deep ({limits.how_to_raise('depth')}).")
+            raise ModelError(
+                f"expected a model in HDF5, found groups too deep ({limits.how_to_raise('depth')}).",
+                code="input-too-large",
+                limit="depth",
+            )
         names = [name for name in item if isinstance(item.get(name, getlink=True), h5py.HardLink)]
         count += len(names)
         if count > limit.entries:
-            raise ModelError(f"expected a model in HDF5, found too many entries ({limits.how_to_raise('entries')}).")
+            raise ModelError(
+                f"expected a model in HDF5, found too many entries ({limits.how_to_raise('entries')}).",
+                code="input-too-large",
+                limit="entries",
+            )
         children = [(f"{path}/{name}" if path else name, item[name], depth + 1) for name in reversed(names)]
         waiting += [child for child in children if isinstance(child[1], h5py.Group | h5py.Dataset)]
 
@@ -247,7 +255,9 @@ def _attribute(group: Any, name: str) -> Any:
     """A text, or a list of texts."""
     about = group.attrs.get_id(name)
     if prod(about.shape) > limits.current().entries or prod(about.shape) * about.dtype.itemsize > limits.current().text:
-        raise ModelError(f"expected names in the attribute {name}, found one that is too large.")
+        raise ModelError(
+            f"expected names in the attribute {name}, found one that is too large.", code="input-too-large"
+        )
     value = group.attrs[name]
     return [_text(item) for item in np.ravel(value)] if isinstance(value, np.ndarray) else _text(value)
 
@@ -255,7 +265,11 @@ def _attribute(group: Any, name: str) -> Any:
 def _text(value: Any) -> str:
     text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
     if len(text) > limits.current().text:
-        raise ModelError(f"expected a short text, found one that is too long ({limits.how_to_raise('text')}).")
+        raise ModelError(
+            f"expected a short text, found one that is too long ({limits.how_to_raise('text')}).",
+            code="input-too-large",
+            limit="text",
+        )
     return text
 
 
@@ -295,12 +309,15 @@ def _check_total(declared: int, size: int) -> None:
     if declared > limits.current().weights:
         raise ModelError(
             f"expected weights in HDF5, found arrays of {declared / 2**30:.3g} GiB declared ("
-            f"{limits.how_to_raise('weights')})."
+            f"{limits.how_to_raise('weights')}).",
+            code="input-too-large",
+            limit="weights",
         )
     if declared > limits.most_unpacked(size):
         raise ModelError(
             f"expected weights in HDF5, found arrays of {declared / 2**30:.3g} GiB declared in a file of "
-            f"{size / _MIB:.3g} MiB, which can't hold them. Fetch it anew."
+            f"{size / _MIB:.3g} MiB, which can't hold them. Fetch it anew.",
+            code="file-damaged",
         )
 
 

@@ -115,7 +115,11 @@ def operations(source: bytes | IO[bytes]) -> Iterator[tuple[str, Any]]:
     most = 50 * limits.current().entries
     for number, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):  # type: ignore[arg-type]
         if number >= most:
-            raise ModelError(f"a pickle in the file holds too many operations ({limits.how_to_raise('entries')}).")
+            raise ModelError(
+                f"a pickle in the file holds too many operations ({limits.how_to_raise('entries')}).",
+                code="input-too-large",
+                limit="entries",
+            )
         yield opcode.name, argument
 
 
@@ -136,7 +140,11 @@ class _Bounded:
     def _counted(self, data: bytes) -> bytes:
         self._left -= len(data)
         if self._left < 0:
-            raise ModelError(f"a pickle in the file is too large ({limits.how_to_raise('text')}).")
+            raise ModelError(
+                f"a pickle in the file is too large ({limits.how_to_raise('text')}).",
+                code="input-too-large",
+                limit="text",
+            )
         return data
 
 
@@ -151,9 +159,17 @@ def check_shape(value: Any) -> None:
     for part, parts in _innermost_first(value):
         depths[id(part)] = 1 + max((depths[id(inner)] for inner in parts), default=-1)
         if depths[id(part)] > most.depth:
-            raise ModelError(f"a pickle in the file is nested too deeply ({limits.how_to_raise('depth')}).")
+            raise ModelError(
+                f"a pickle in the file is nested too deeply ({limits.how_to_raise('depth')}).",
+                code="input-too-large",
+                limit="depth",
+            )
     if count(value) > 50 * most.entries:
-        raise ModelError(f"a pickle in the file holds too many values ({limits.how_to_raise('entries')}).")
+        raise ModelError(
+            f"a pickle in the file holds too many values ({limits.how_to_raise('entries')}).",
+            code="input-too-large",
+            limit="entries",
+        )
 
 
 def count(value: Any, kind: type = object) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from convscope.errors import ModelError, UsageError, nearest
+from convscope.errors import ModelError, UsageError, nearest, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor
 from convscope.networks.inputs import Inputs, blank_input, check_input
@@ -67,13 +67,17 @@ class Entry:
             pictures = [key for key, shape in self._specs.items() if len(shape) in (3, 4)]
             return (pictures or list(self._specs))[0]
         if name not in self._specs:
-            raise UsageError(f"no input {name!r}; {nearest(name, self._specs)}")
+            raise UsageError(f"no input {name!r}; {nearest(name, self._specs)}", code="input-unknown", name=name)
         return name
 
     def _fed(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         unknown = [key for key in feed if key not in self._specs]
         if unknown:
-            raise UsageError(f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._specs)}")
+            raise UsageError(
+                f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._specs)}",
+                code="input-unknown",
+                name=unknown[0],
+            )
         return {
             key: np.asarray(feed[key]) if key in feed else blank_input(key, shape)
             for key, shape in self._specs.items()
@@ -103,7 +107,8 @@ def _input_specs(model: Any, size: tuple[int, int] | None) -> dict[str, tuple[in
     if size is None:
         raise UsageError(
             f"the model {model.name} was never built or called, so its input is unknown. "
-            "Call it once on a picture, or give size=(height, width)."
+            "Call it once on a picture, or give size=(height, width).",
+            code="size-missing",
         )
     return {"input": (None, *size, 3)}
 
@@ -121,8 +126,11 @@ def _picture_shape(name: str, spec: tuple[int | None, ...], channels_first: bool
         return spec[1], spec[2], 1
     if len(spec) != 4:
         raise ModelError(
-            f"the input {name!r} has the shape {spec[1:]}; expected a picture (height, width, channels). "
-            "convscope looks at convolutional networks; if another input takes the picture, choose it with --input."
+            f"the input {name!r} has the shape {spec[1:]}; expected an image (height, width, channels). "
+            "convscope opens convolutional networks; if another input takes the image, choose it with "
+            f"{option('open_model.input')}.",
+            code="input-shape",
+            name=name,
         )
     height, width, channels = (spec[2], spec[3], spec[1]) if channels_first else spec[1:]
     return height, width, channels or 3
@@ -134,7 +142,8 @@ def _size(
     if fixed:
         if asked is not None and asked != shape:
             raise UsageError(
-                f"the model takes pictures of {shape[0]}x{shape[1]} pixels only, not {asked[0]}x{asked[1]}."
+                f"the model takes pictures of {shape[0]}x{shape[1]} pixels only, not {asked[0]}x{asked[1]}.",
+                code="size-misfit",
             )
         return int(shape[0] or 0), int(shape[1] or 0)
     side = family.size if family else 224

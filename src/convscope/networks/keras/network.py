@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from convscope.errors import ModelError, UsageError
+from convscope.errors import ModelError, UsageError, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor, backend_named
 from convscope.networks.failing import failing_layer, said
@@ -315,12 +315,15 @@ class KerasNetwork(TracedNetwork):
             # At a size that is not the model's own, the layers before a dense one run all the same.
             if size == self.inputs.size or not observer.calls:
                 reason = said(error, self._failing_layer(error))
-                raise ModelError(_cant_run(self.name, size, self.inputs, reason)) from error
+                raise ModelError(_cant_run(self.name, size, self.inputs, reason), code="model-not-runnable") from error
         # JAX runs a picture that is too small all the same, on maps without a cell.
         observer.forget()
         empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
         if empty and size == self.inputs.size:
-            raise ModelError(_cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}"))
+            raise ModelError(
+                _cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}"),
+                code="model-not-runnable",
+            )
         mark_layouts(observer.calls, self._entry.channels_first)
         return Trace(observer.calls, Flow(observer.calls), given, given[self._entry.position], outputs)
 
@@ -407,7 +410,7 @@ class KerasNetwork(TracedNetwork):
         if self.family is not None:
             reason = f"as keras.applications does for {self.family_name!r}, which this model has by its name"
             return pp.PRESETS[self.family.preset].because(pp.GUESS, reason)
-        reason = "most networks trained from scratch take 0..1; set --preprocess if yours does not"
+        reason = "most networks trained from scratch take 0..1; give the preprocessing if yours differs"
         norm = first_norm(seen.calls, seen.flow)
         told = told_by_statistics(*norm) if norm else None
         return told or pp.PRESETS["0..1"].because(pp.GUESS, reason)
@@ -452,8 +455,10 @@ def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:
 def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, reason: str) -> str:
     channels = "1 channel" if inputs.channels == 1 else f"{inputs.channels} channels"
     reason = shorten(reason, 160, placeholder=" …").rstrip(".")
-    advice = "If that is too small for it, give a larger size (--input-size). " if inputs.free else ""
+    advice = (
+        f"If that is too small for it, give a larger size with {option('open_model.size')}. " if inputs.free else ""
+    )
     return (
-        f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {channels} ({reason}). "
-        f"{advice}--debug shows the whole story."
+        f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with {channels} ({reason}). "
+        f"{advice}Call it yourself on an array of that shape to see the whole error."
     )

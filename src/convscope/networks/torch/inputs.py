@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from convscope import limits
-from convscope.errors import ModelError, UsageError, nearest
+from convscope.errors import ModelError, UsageError, nearest, option
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import flat_outputs
 from convscope.networks.inputs import Inputs, blank_input, check_input
@@ -65,7 +65,7 @@ class Entry:
         self._whole: set[str] = set(getattr(module, "unbatched", ()))
         name = name or self._names[0]
         if name not in self._names:
-            raise UsageError(f"no input {name!r}; {nearest(name, self._names)}")
+            raise UsageError(f"no input {name!r}; {nearest(name, self._names)}", code="input-unknown", name=name)
         self.position = self._names.index(name)
         self._others = self._fed(name, feed)
         self._layout = torch.channels_last
@@ -99,7 +99,8 @@ class Entry:
         if declared is not None and height and width:
             if asked not in (None, (height, width)):
                 raise UsageError(
-                    f"the model takes pictures of {height}x{width} pixels only, not {asked[0]}x{asked[1]}."
+                    f"the model takes pictures of {height}x{width} pixels only, not {asked[0]}x{asked[1]}.",
+                    code="size-misfit",
                 )
             self._runs(channels or 3, (height, width))  # for the layout
             return channels or 3, (height, width), False, ""
@@ -112,9 +113,11 @@ class Entry:
             for count in known:
                 side = self._fixed_side(count)
                 if side:
-                    note = "a guess: the first size that its layers fit; --input-size sets another"
+                    note = "a guess: the first size that its layers fit; give the input size if it is another"
                     return count, (side, side), False, note
-        raise ModelError(_cant_run(type(self._module).__name__, known, wanted, self._reason())) from self._last_error
+        raise ModelError(
+            _cant_run(type(self._module).__name__, known, wanted, self._reason()), code="model-not-runnable"
+        ) from self._last_error
 
     def _reason(self) -> str:
         if self._last_error is None:
@@ -187,15 +190,21 @@ class Entry:
     def _fed(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         unknown = [key for key in feed if key not in self._names]
         if unknown:
-            raise UsageError(f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._names)}")
+            raise UsageError(
+                f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._names)}",
+                code="input-unknown",
+                name=unknown[0],
+            )
         others = [other for other in self._names if other != name]
         shapes = getattr(self._module, "input_shapes", {})
         missing = [other for other in others if other not in feed and other not in shapes]
         if missing:
             raise UsageError(
-                f"the model takes {', '.join(self._names)}; the picture goes to {name!r}, and what {missing[0]!r} "
-                f"takes is not known. Give it with --feed {missing[0]}=FILE.npy (feed={{...}}), or choose the "
-                "picture's input with --input."
+                f"the model takes {', '.join(self._names)}; the image goes to {name!r}, and what {missing[0]!r} "
+                f"takes is not known. Give an array of the name {missing[0]!r} with {option('feed')}, or choose the "
+                f"input of the image with {option('open_model.input')}.",
+                code="feed-missing",
+                name=missing[0],
             )
         return {
             other: np.asarray(feed[other])
@@ -260,7 +269,7 @@ def _said(fed: np.ndarray) -> str:
 def _cant_run(name: str, channels: list[int], size: tuple[int, int], reason: str) -> str:
     reason = reason[:200].rstrip(".")
     return (
-        f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
-        f"channels ({reason}). Expected a module that takes pictures (n, c, h, w); give its size with --input-size, "
-        "for one that is not square as 66x200. --debug shows the whole story."
+        f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
+        f"channels ({reason}). Expected a module that takes images (n, c, h, w); give its size, for one that is not "
+        f"square its height and width, with {option('open_model.size')}."
     )

@@ -43,13 +43,19 @@ class Allowance:
         """Raise `BeyondLimits` if `size` bytes are too many."""
         if size > self.size:
             raise BeyondLimits(
-                f"it would make {limits.shown('values', size)} of values ({limits.how_to_raise('values')})"
+                f"it would make {limits.shown('values', size)} of values ({limits.how_to_raise('values')})",
+                code="input-too-large",
+                limit="values",
             )
 
     def check_work(self, work: float) -> None:
         """Raise `BeyondLimits` if `work` is too much."""
         if work > self.work:
-            raise BeyondLimits(f"it would take about {work / SPEED:.0f} s ({limits.how_to_raise('seconds')})")
+            raise BeyondLimits(
+                f"it would take about {work / SPEED:.0f} s ({limits.how_to_raise('seconds')})",
+                code="input-too-large",
+                limit="seconds",
+            )
 
 
 def allowance(count: int, held: int = 0) -> Allowance:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from convscope.errors import BackendError, ModelError, UsageError, one_line
+from convscope.errors import BackendError, ModelError, UsageError, one_line, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import TorchBackend
 from convscope.networks.failing import failing_layer, said
@@ -81,11 +81,18 @@ def _moved(module: nn.Module, device: str, stays: bool) -> nn.Module:
         wanted = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise BackendError(
-            f"the device {device!r} can't be used ({one_line(error)}); expected cpu, cuda or mps."
+            f"the device {device!r} can't be used ({one_line(error)}); expected cpu, cuda or mps.",
+            code="device-unusable",
+            name=device,
         ) from error
     present = next((tensor.device for tensor in module.parameters()), wanted)
     if stays and present != wanted:
-        raise UsageError(f"the module lies on {present}; move it yourself, module.to({device!r}), and open it then.")
+        raise UsageError(
+            f"the module lies on {present}; move it yourself, module.to({device!r}), and open it then.",
+            code="device-misfit",
+            expected=device,
+            found=str(present),
+        )
     return module if stays else module.to(wanted)
 
 
@@ -136,7 +143,11 @@ class TorchNetwork(TracedNetwork):
     ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
-            raise UsageError(f"precision {precision!r} is not known; expected one of {', '.join(PRECISIONS)}.")
+            raise UsageError(
+                f"precision {precision!r} is not known; expected one of {', '.join(PRECISIONS)}.",
+                code="precision-unknown",
+                name=precision,
+            )
         self.module = unwrapped(module)
         self.source = source
         self.name = name or class_name(self.module)
@@ -398,14 +409,16 @@ class TorchNetwork(TracedNetwork):
                 errors.append(error)
         raise ModelError(
             f"{self.name} has layers that are created when it is first called, and it can't be called on a "
-            f"picture ({one_line(errors[0])}). Call it once yourself, then open it."
+            f"picture ({one_line(errors[0])}). Call it once yourself, then open it.",
+            code="model-lazy",
         ) from errors[0]
 
     def _refuse_inference_tensors(self) -> None:
         if any(tensor.is_inference() for tensor in self._tensors()):
             raise ModelError(
                 f"{self.name} has weights that were made under torch.inference_mode(), and PyTorch computes no "
-                "gradients with those. Make or load the module outside of it."
+                "gradients with those. Make or load the module outside of it.",
+                code="inference-tensors",
             )
 
     def _look(self, guess_size: bool) -> Trace:
@@ -414,7 +427,7 @@ class TorchNetwork(TracedNetwork):
         if guess_size and self.inputs.free:
             smaller = _small_images(layers_of(paths_of(trace.calls), trace.flow, None), self.inputs.size)
             if smaller is not None:
-                note = f"a guess: it halves pictures {smaller[1]} times only; --input-size sets another"
+                note = f"a guess: it halves images {smaller[1]} times only; give the input size if it is another"
                 self.inputs = replace(self.inputs, size=(smaller[0], smaller[0]), note=note)
                 trace = self._trace(self.inputs.size)
         return self._take(trace)
@@ -435,14 +448,18 @@ class TorchNetwork(TracedNetwork):
                 # At a size that is not the module's own, the layers before a dense one run all the same.
                 if size == self.inputs.size or not watch.calls:
                     reason = said(error, self._failing_layer(error))
-                    raise ModelError(_cant_run(self.name, size, self.inputs.channels, reason)) from error
+                    raise ModelError(
+                        _cant_run(self.name, size, self.inputs.channels, reason), code="model-not-runnable"
+                    ) from error
             else:
                 outputs.update({name: watch.value(output) for name, output in returned.items()})
             watch.finish()
 
         self._as_it_was(lambda: restored(_recording, lambda _: look()))
         if not outputs and size == self.inputs.size:
-            raise ModelError(f"{self.name} returned no tensor; expected class scores (n, classes) or maps.")
+            raise ModelError(
+                f"{self.name} returned no tensor; expected class scores (n, classes) or maps.", code="no-output"
+            )
         mark_layouts(watch.calls, True)
         return Trace(watch.calls, Flow(watch.calls), given, given[self._entry.position], outputs)
 
@@ -472,9 +489,9 @@ class TorchNetwork(TracedNetwork):
         if told is not None:
             return told
         if self.inputs.channels != 3:
-            reason = "most networks for such pictures take 0..1; set --preprocess if yours does not"
+            reason = "most networks for such images take 0..1; give the preprocessing if yours differs"
             return pp.PRESETS["0..1"].because(pp.GUESS, reason)
-        reason = "most networks made with PyTorch take it; set --preprocess if yours does not"
+        reason = "most networks made with PyTorch take it; give the preprocessing if yours differs"
         return pp.PRESETS["torch"].because(pp.GUESS, reason)
 
 
@@ -548,9 +565,9 @@ def _named_outputs(module: nn.Module, returned: Any) -> dict[str, Tensor]:
 def _cant_run(name: str, size: tuple[int, int], channels: int, reason: str) -> str:
     reason = shorten(reason, 160, placeholder=" …").rstrip(".")
     return (
-        f"{name} can't be run on a picture of {size[0]}x{size[1]} pixels with "
-        f"{channels} channel{'s' if channels > 1 else ''} ({reason}). Give another size (--input-size). --debug shows "
-        "the whole story."
+        f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with "
+        f"{channels} channel{'s' if channels > 1 else ''} ({reason}). Give another size with "
+        f"{option('open_model.size')}."
     )
 
 

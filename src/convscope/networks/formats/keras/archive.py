@@ -90,12 +90,17 @@ def members(path: str) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             found = _listed(archive)
             if CONFIG not in found:
-                raise ModelError(f"expected a .keras archive, found one without {CONFIG}. Copy or download it again.")
+                raise ModelError(
+                    f"expected a .keras archive, found one without {CONFIG}. Copy or download it again.",
+                    code="file-damaged",
+                )
             config, metadata = (_text(archive, found.get(name)) for name in (CONFIG, METADATA))
             weights = _bytes(archive, found.get(WEIGHTS), "weights")
             assets = {name: _bytes(archive, info, "text") for name, info in found.items() if _ASSET.fullmatch(name)}
     except _DAMAGED as error:
-        raise ModelError(f"the archive can't be read whole: {one_line(error)}. Copy or download it again.") from error
+        raise ModelError(
+            f"the archive can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
+        ) from error
     kept = None if weights is None else hdf5.contents_of_bytes(weights, BESIDE)
     return {"config": config, "metadata": metadata, "weights": kept, "assets": assets}
 
@@ -109,7 +114,11 @@ def _listed(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The members that are read, by name; others are left alone."""
     infos = archive.infolist()
     if len(infos) > limits.current().entries:
-        raise ModelError(f"expected a .keras archive, found too many members ({limits.how_to_raise('entries')}).")
+        raise ModelError(
+            f"expected a .keras archive, found too many members ({limits.how_to_raise('entries')}).",
+            code="input-too-large",
+            limit="entries",
+        )
     read = [info for info in infos if info.filename in (CONFIG, METADATA, WEIGHTS) or _ASSET.fullmatch(info.filename)]
     names = [info.filename for info in read]
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
@@ -130,7 +139,11 @@ def _bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, limit: str) -
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ModelError(f"expected the part {name} stored or deflated, found it encrypted or packed otherwise.")
     if size > limit_of:
-        raise ModelError(f"the part {name} would unpack to {size:,} bytes ({limits.how_to_raise(limit)}).")
+        raise ModelError(
+            f"the part {name} would unpack to {size:,} bytes ({limits.how_to_raise(limit)}).",
+            code="input-too-large",
+            limit=limit,
+        )
     if size > limits.most_unpacked(info.compress_size):
         raise ModelError(f"the part {name} of {info.compress_size:,} bytes would unpack to {size:,} bytes.")
     return archive.read(info)

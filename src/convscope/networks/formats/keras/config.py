@@ -16,7 +16,7 @@ from math import prod
 from typing import Any
 
 from convscope import limits
-from convscope.errors import ModelError
+from convscope.errors import ModelError, option
 from convscope.reading import is_deeper
 
 _LAYERS = """
@@ -143,7 +143,10 @@ def check_depth(config: Any, name: str) -> None:
     """
     if is_deeper(config, limits.current().depth):
         raise ModelError(
-            f"{name}: expected a config as Keras writes it, found one nested too deep ({limits.how_to_raise('depth')})."
+            f"{name}: expected a config as Keras writes it, found one nested too deep "
+            f"({limits.how_to_raise('depth')}).",
+            code="input-too-large",
+            limit="depth",
         )
 
 
@@ -168,7 +171,8 @@ def checked(config: Any, registered: Callable[[Any], str | None], name: str) -> 
         raise ModelError(
             f"{name}: expected layers of Keras that only compute, found {shown}. A class of its author's own has to be "
             "registered in Python first (keras.saving.register_keras_serializable); if you trust the file, give "
-            "--trust (trust=True) to let Keras load whatever it names."
+            f"{option('trust=True')} to let Keras load whatever it names.",
+            code="needs-trust",
         )
     return config
 
@@ -261,7 +265,9 @@ def _check_input(node: dict[str, Any], name: str) -> None:
     if prod(sizes) > 4 * limits.current().pixels or (sizes or [1])[0] > _LARGEST_BATCH:
         raise ModelError(
             f"{name}: expected an input for images, found one of the shape {tuple(shape)} "
-            f"({limits.how_to_raise('pixels')})."
+            f"({limits.how_to_raise('pixels')}).",
+            code="input-too-large",
+            limit="pixels",
         )
 
 

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 import keras
 import numpy as np
 
-from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line
+from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.code import literal
@@ -75,7 +75,8 @@ def _read_zip(path: Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
     if code and not trust:
         raise ModelError(
             f"{path} holds Python code in the {', '.join(code)}; expected none. "
-            "If you trust the file, give --trust (trust=True) to run it."
+            f"If you trust the file, give {option('trust=True')} to run it.",
+            code="needs-trust",
         )
     if archive.version.startswith(("2.", "1.")):
         weights = _weights_of(archive, path)
@@ -87,7 +88,9 @@ def _read_zip(path: Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
 
 def _weights_of(archive: Archive, path: Path) -> Contents:
     if archive.weights is None:
-        raise ModelError(f"the archive {path} holds no {keras_archive.WEIGHTS}. Copy or download it again.")
+        raise ModelError(
+            f"the archive {path} holds no {keras_archive.WEIGHTS}. Copy or download it again.", code="file-damaged"
+        )
     return archive.weights
 
 
@@ -107,7 +110,10 @@ def load_weights(model: Any, path: Path, name: str | None = None) -> tuple[str, 
     """
     name = name or path.name
     if not model.built:
-        raise UsageError("the model that the code makes is not built; give it an Input, or call it on a picture there.")
+        raise UsageError(
+            "the model that the code makes is not built; give it an Input, or call it on a picture there.",
+            code="not-built",
+        )
     kind = kind_of_file(path)
     if kind == "keras":
         _fill_by_keras(model, _weights_of(keras_archive.read(path), path), name)
@@ -139,11 +145,15 @@ def _filled(model: Any, weights: Contents, name: str) -> None:
         try:
             model.load_weights(path)
         except Exception as error:  # Keras raises what its layers raise
-            raise ModelError(f"the weights in {name} do not fit the architecture: {one_line(error)[:300]}.") from error
+            raise ModelError(
+                f"the weights in {name} do not fit the architecture: {one_line(error)[:300]}.", code="weights-misfit"
+            ) from error
     left = _left_over(model, weights)
     if left:
         shown = ", ".join(left[:4]) + (", …" if len(left) > 4 else "")
-        raise ModelError(f"the weights in {name} do not fit the architecture: it has no place for {shown}.")
+        raise ModelError(
+            f"the weights in {name} do not fit the architecture: it has no place for {shown}.", code="weights-misfit"
+        )
 
 
 def _left_over(model: Any, weights: Contents) -> list[str]:
@@ -234,7 +244,10 @@ def read_saved_model(file: ModelFile, trust: bool = False) -> OpenedModel:
     if keras.backend.backend() != "tensorflow":
         raise BackendError(
             f"a SavedModel is a program of TensorFlow's, and Keras runs on {keras.backend.backend()}. "
-            "Choose --backend tensorflow (KERAS_BACKEND=tensorflow)."
+            f"Choose tensorflow with {option('backend')} or KERAS_BACKEND.",
+            code="backend-in-use",
+            expected="tensorflow",
+            found=keras.backend.backend(),
         )
     folder = file.path
     saved_model.check_files(folder, trust)
@@ -283,7 +296,8 @@ def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], s
     if not taking:
         found = ", ".join(loaded.signatures) or "none"
         raise ModelError(
-            f"the SavedModel {folder} has no signature that takes one picture (n, h, w, c); its signatures: {found}."
+            f"the SavedModel {folder} has no signature that takes one picture (n, h, w, c); its signatures: {found}.",
+            code="input-unknown",
         )
     name = "serving_default" if "serving_default" in taking else next(iter(taking))
     return name, *taking[name]
@@ -305,7 +319,9 @@ def open_application(name: str) -> OpenedModel:
     if unknown:
         raise UsageError(
             f"{function_name} takes no argument {unknown[0]!r}; "
-            f"{nearest(unknown[0], inspect.signature(function).parameters)}"
+            f"{nearest(unknown[0], inspect.signature(function).parameters)}",
+            code="function-arguments",
+            name=function_name,
         )
     with _seeded():
         model = _build(function, function_name, arguments)
@@ -319,7 +335,9 @@ def _application_function(name: str) -> Callable:
         key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value) and key[:1].isupper()
     }
     if name not in available:
-        raise UsageError(f"keras.applications has no {name!r}; {nearest(name, available)}")
+        raise UsageError(
+            f"keras.applications has no {name!r}; {nearest(name, available)}", code="network-unknown", name=name
+        )
     return available[name]
 
 
@@ -329,8 +347,12 @@ def _build(function: Callable, name: str, arguments: dict[str, Any]) -> Any:
     except Exception as error:
         text = str(error)
         if "URL fetch failure" in text or isinstance(error, OSError):
-            raise ModelError(_no_weights(name, text)) from error
-        raise UsageError(f"keras.applications.{name} refuses these arguments: {one_line(error)}") from error
+            raise ModelError(_no_weights(name, text), code="weights-not-fetched", name=name) from error
+        raise UsageError(
+            f"keras.applications.{name} refuses these arguments: {one_line(error)}",
+            code="function-arguments",
+            name=name,
+        ) from error
 
 
 def _no_weights(name: str, text: str) -> str:

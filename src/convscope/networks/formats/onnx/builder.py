@@ -237,7 +237,8 @@ class Builder:
         except KeyError:
             raise ModelError(
                 f"{self.file.path} is damaged: nothing before the {where.removeprefix('the ')} makes {name!r}. "
-                "Copy or download it again."
+                "Copy or download it again.",
+                code="file-damaged",
             ) from None
 
     def _name(self, scope: _Scope, name: str, given: Given | None) -> None:

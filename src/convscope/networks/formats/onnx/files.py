@@ -143,18 +143,27 @@ def _parsed(path: Path) -> Any:
     if size > LARGEST:
         raise ModelError(f"{path} has {size} bytes, and an ONNX file can't have more than 2 GiB.")
     if size > limits.current().weights:
-        raise ModelError(f"{path} has {size} bytes, more than is read ({limits.how_to_raise('weights')}).")
+        raise ModelError(
+            f"{path} has {size} bytes, more than is read ({limits.how_to_raise('weights')}).",
+            code="input-too-large",
+            limit="weights",
+        )
     try:
         isolation.call("convscope.networks.formats.onnx.files:parse", path, memory=_ROOM + _TIMES * size)
         model = onnx.ModelProto.FromString(path.read_bytes())
     except ModelError:
         raise
     except isolation.ReaderError as error:
-        raise ModelError(f"{path} can't be read as ONNX: {error}. Copy or download it again.") from error
+        raise ModelError(
+            f"{path} can't be read as ONNX: {error}. Copy or download it again.", code="file-damaged"
+        ) from error
     except Exception as error:  # protobuf has its own errors
         raise _unreadable(path, error) from error
     if not model.graph.node:
-        raise ModelError(f"{path} holds no ONNX graph: it is damaged, or of another format. Copy or download it again.")
+        raise ModelError(
+            f"{path} holds no ONNX graph: it is damaged, or of another format. Copy or download it again.",
+            code="file-damaged",
+        )
     return model
 
 
@@ -173,7 +182,9 @@ def parse(path: str) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"{path} can't be read as ONNX ({one_line(error)[:160]}). Copy or download it again.")
+    return ModelError(
+        f"{path} can't be read as ONNX ({one_line(error)[:160]}). Copy or download it again.", code="file-damaged"
+    )
 
 
 # -- from protobuf to plain values -----------------------------------------------------------------------
@@ -226,10 +237,12 @@ class _Reading:
             raise self._damaged(one_line(error)[:160]) from error
 
     def _damaged(self, what: str) -> ModelError:
-        return ModelError(f"{self._path} is damaged at {self._where}: {what}. Copy or download it again.")
+        return ModelError(
+            f"{self._path} is damaged at {self._where}: {what}. Copy or download it again.", code="file-damaged"
+        )
 
     def _beyond(self, what: str, name: str) -> ModelError:
-        return ModelError(f"{self._path} {what} ({limits.how_to_raise(name)}).")
+        return ModelError(f"{self._path} {what} ({limits.how_to_raise(name)}).", code="input-too-large", limit=name)
 
     def _text(self, value: Any) -> str:
         """A text of the file; protobuf gives bytes, or raises, where it is none."""
@@ -500,7 +513,11 @@ def _check_expansion(file: OnnxFile) -> None:
         if found > most:
             what = "levels" if name == "depth" else "nodes"
             count = f"{found} {what}" if found < 10**9 else f"over {10**9} {what}"
-            raise ModelError(f"the functions of {file.path} unfold to {count} ({limits.how_to_raise(name)}).")
+            raise ModelError(
+                f"the functions of {file.path} unfold to {count} ({limits.how_to_raise(name)}).",
+                code="input-too-large",
+                limit=name,
+            )
 
 
 class _Expansion:
@@ -526,7 +543,11 @@ class _Expansion:
         if key in self._open:
             raise ModelError(f"{self._file.path} can't be computed: its function {key[1]!r} calls itself.")
         if len(self._open) >= self._limit.depth:
-            raise ModelError(f"{self._file.path} nests functions too deep ({limits.how_to_raise('depth')}).")
+            raise ModelError(
+                f"{self._file.path} nests functions too deep ({limits.how_to_raise('depth')}).",
+                code="input-too-large",
+                limit="depth",
+            )
         if key not in self._known:
             self._open.append(key)
             self._known[key] = self.of(self._file.functions[key])

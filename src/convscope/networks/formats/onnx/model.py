@@ -56,15 +56,17 @@ def _picture(file: OnnxFile, asked: str | None) -> str:
             if fits(item.shape):
                 return name
     found = "; ".join(f"{name} {item.text}" for name, item in inputs.items()) or "none"
-    raise ModelError(f"{file.path} has no input for a picture (n, c, h, w); its inputs: {found}.")
+    raise ModelError(f"{file.path} has no input for a picture (n, c, h, w); its inputs: {found}.", code="input-shape")
 
 
 def _asked(file: OnnxFile, name: str) -> str:
     if name not in file.inputs:
-        raise UsageError(f"no input {name!r}; {nearest(name, file.inputs)}")
+        raise UsageError(f"no input {name!r}; {nearest(name, file.inputs)}", code="input-unknown", name=name)
     item = file.inputs[name]
     if item.shape is not None and len(item.shape) != 4:
-        raise UsageError(f"the input {name!r} takes no picture (n, c, h, w): it is {item.text}.")
+        raise UsageError(
+            f"the input {name!r} takes no picture (n, c, h, w): it is {item.text}.", code="input-shape", name=name
+        )
     return name
 
 

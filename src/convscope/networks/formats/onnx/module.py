@@ -71,7 +71,9 @@ class OnnxModule(nn.Module):
             if left < 0:
                 raise ModelError(
                     f"the nodes up to {step.node.name!r} make more values than one image should take "
-                    f"({limits.how_to_raise('values')})."
+                    f"({limits.how_to_raise('values')}).",
+                    code="input-too-large",
+                    limit="values",
                 )
             values.update(zip(step.outputs, made, strict=False))
             for name in gone:

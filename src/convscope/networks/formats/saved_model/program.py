@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from convscope import isolation, limits
-from convscope.errors import ModelError
+from convscope.errors import ModelError, option
 from convscope.networks.formats.saved_model import operations
 
 GRAPH = "saved_model.pb"
@@ -96,11 +96,16 @@ def check_files(folder: Path, trust: bool = False) -> int:
     if outside:
         raise ModelError(
             f"the SavedModel's file {outside[0]} is a link out of its folder, and would be read from there. Copy the "
-            "folder with the files themselves (cp -rL), or, if you trust it, give --trust (trust=True)."
+            f"folder with the files themselves (cp -rL), or, if you trust it, give {option('trust=True')}.",
+            code="needs-trust",
         )
     size = sum(map(_size, files))
     if size > limits.current().weights:
-        raise ModelError(f"the SavedModel {folder} has {size / 2**30:.3g} GiB ({limits.how_to_raise('weights')}).")
+        raise ModelError(
+            f"the SavedModel {folder} has {size / 2**30:.3g} GiB ({limits.how_to_raise('weights')}).",
+            code="input-too-large",
+            limit="weights",
+        )
     return size
 
 
@@ -121,7 +126,9 @@ def _size(path: Path) -> int:
     try:
         about = path.stat()
     except OSError as error:
-        raise ModelError(f"the SavedModel's file {path} can't be read ({error.strerror}). Copy it again.") from error
+        raise ModelError(
+            f"the SavedModel's file {path} can't be read ({error.strerror}). Copy it again.", code="file-damaged"
+        ) from error
     if not stat.S_ISREG(about.st_mode):
         raise ModelError(f"expected a file at {path}, found a device, a pipe or a folder. Copy the SavedModel again.")
     return about.st_size
@@ -218,12 +225,14 @@ def _meta_graph(folder: Path, trust: bool) -> Any:
     try:
         model.ParseFromString((folder / GRAPH).read_bytes())
     except Exception as error:  # of the protobuf library at hand
-        raise ModelError(f"{folder / GRAPH} is damaged ({' '.join(str(error).split())}). Copy it again.") from error
+        raise ModelError(
+            f"{folder / GRAPH} is damaged ({' '.join(str(error).split())}). Copy it again.", code="file-damaged"
+        ) from error
     if not trust:
         _refuse(folder, {node.op for meta in model.meta_graphs for node in _all_nodes(meta)} - _KNOWN)
     serving = [meta for meta in model.meta_graphs if "serve" in meta.meta_info_def.tags] or list(model.meta_graphs)
     if not serving:
-        raise ModelError(f"{folder / GRAPH} holds no graph. Copy it again.")
+        raise ModelError(f"{folder / GRAPH} holds no graph. Copy it again.", code="file-damaged")
     return serving[0]
 
 
@@ -239,7 +248,8 @@ def _refuse(folder: Path, found: set[str]) -> None:
     if found:
         raise ModelError(
             f"the SavedModel {folder} holds operations that do more than compute, or that convscope does not know "
-            f"({_shown(sorted(found)[:4])}). If you trust it, give --trust (trust=True) to run it."
+            f"({_shown(sorted(found)[:4])}). If you trust it, give {option('trust=True')} to run it.",
+            code="needs-trust",
         )
 
 
@@ -290,7 +300,9 @@ class _Extraction:
         if total > limits.current().nodes:
             raise ModelError(
                 f"the SavedModel {self.folder} has too many operations, {total:,} with its functions in place "
-                f"({limits.how_to_raise('nodes')})."
+                f"({limits.how_to_raise('nodes')}).",
+                code="input-too-large",
+                limit="nodes",
             )
         graph = graph_pb2.GraphDef()
         graph.versions.producer = self._producer
@@ -309,7 +321,10 @@ class _Extraction:
                 continue
             node = self.nodes.get(name)
             if node is None:
-                raise ModelError(f"{self.folder / GRAPH} is damaged: it lacks its operation {name!r}. Copy it again.")
+                raise ModelError(
+                    f"{self.folder / GRAPH} is damaged: it lacks its operation {name!r}. Copy it again.",
+                    code="file-damaged",
+                )
             found[name] = node
             if node.op in operations.VARIABLES:
                 self.variables[name] = node
@@ -336,7 +351,10 @@ class _Extraction:
         if name not in self._sizes:
             function = self.functions.get(name)
             if function is None:
-                raise ModelError(f"{self.folder / GRAPH} is damaged: it lacks its function {name!r}. Copy it again.")
+                raise ModelError(
+                    f"{self.folder / GRAPH} is damaged: it lacks its function {name!r}. Copy it again.",
+                    code="file-damaged",
+                )
             for node in function.node_def:
                 self._check(node, operations.RUNNING)
             self._sizes[name] = sum(1 + self._called(node, (*around, name)) for node in function.node_def)
@@ -535,13 +553,16 @@ def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         known = _keys(meta, reader)
     except Exception as error:  # TensorFlow raises what its reader raises
-        raise ModelError(f"the variables of the SavedModel {folder} can't be read. Copy it again.") from error
+        raise ModelError(
+            f"the variables of the SavedModel {folder} can't be read. Copy it again.", code="file-damaged"
+        ) from error
     keys = {node: known.get(node, node) for node in nodes}
     lacking = [key for key in keys.values() if key not in shapes]
     if lacking:
         raise ModelError(
             f"the SavedModel {folder} is not whole: its variables/ lack {_shown(lacking[:3])}. Copy it again, or "
-            "save it anew."
+            "save it anew.",
+            code="file-damaged",
         )
     declared = sum(prod(shapes[key]) * max(1, dtypes[key].size) for key in set(keys.values()))
     if declared > held:

@@ -15,7 +15,7 @@ from torch import nn
 from torch._export.serde import schema, serialize
 
 from convscope import limits
-from convscope.errors import ModelError, one_line
+from convscope.errors import ModelError, one_line, option
 from convscope.networks.formats import archives, pickles
 from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.torch import pickles as torch_pickles
@@ -104,7 +104,8 @@ def _checked(path: Path) -> Callable[[], Any]:
         except pickles.ForeignName as error:
             raise ModelError(
                 f"{path} holds a pickle that asks for {error.name}, and unpickling runs code. Expected tensors only. "
-                "If you trust the file, give --trust (trust=True)."
+                f"If you trust the file, give {option('trust=True')}.",
+                code="needs-trust",
             ) from error
 
 
@@ -113,13 +114,15 @@ def _check_members(archive: archives.Archive) -> None:
     if objects:
         raise ModelError(
             f"{archive.path} holds {len(objects)} pickled object{'s' if len(objects) > 1 else ''}, and unpickling runs "
-            "code. Expected tensors only. If you trust the file, give --trust (trust=True)."
+            f"code. Expected tensors only. If you trust the file, give {option('trust=True')}.",
+            code="needs-trust",
         )
     odd = next((name for name in archive.members if not _MEMBERS.fullmatch(name)), None)
     if odd is not None:
         raise ModelError(
             f"{archive.path} holds the member {ascii(odd)[:80]}, which torch.export.save does not write. "
-            "If you trust the file, give --trust (trust=True)."
+            f"If you trust the file, give {option('trust=True')}.",
+            code="needs-trust",
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from convscope import limits
-from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line
+from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.formats import pickles
 from convscope.networks.formats.code import literal
@@ -24,7 +24,7 @@ from convscope.networks.formats.torch import pickles as torch_pickles
 from convscope.networks.network import Source
 from convscope.networks.torch.modules import OpenedModule
 
-HOW_TO_GIVE_CODE = "Give the code that makes the network: convscope layers file.py:function --weights {name}"
+HOW_TO_GIVE_CODE = f"Give the code that makes the network, file.py:function, and this file as {option('weights')}"
 
 
 def read(file: ModelFile, trust: bool = False) -> OpenedModule:
@@ -36,7 +36,7 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
     if file.kind != "safetensors" and trust and foreign_globals(file.path):
         return _pickled_module(file)
     state, _ = load_state_dict(file, trust=False)
-    raise ModelError(_weights_only(file.path, state))
+    raise ModelError(_weights_only(file.path, state), code="weights-alone", path=str(file.path))
 
 
 # -- weights ---------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, tor
     except pickles.ForeignName as error:
         if trust:
             return _unwrapped(path, _unpickled(path), torch.Tensor)
-        raise ModelError(_would_run_code(path, foreign_globals(path) or [error.name])) from error
+        raise ModelError(_would_run_code(path, foreign_globals(path) or [error.name]), code="needs-trust") from error
 
 
 def _unwrapped(path: Path, found: Any, kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -118,13 +118,17 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
     except ImportError as error:
         raise BackendError(
-            f"{path} needs safetensors, which is not installed. Run: pip install 'convscope[torch]'"
+            f"{path} needs safetensors, which is not installed. Run: pip install 'convscope[torch]'",
+            code="backend-missing",
+            name="safetensors",
         ) from error
     _check_header(path)
     try:
         state = load_file(path)
     except Exception as error:  # the library's own error class is no ValueError
-        raise ModelError(f"{path} can't be read whole: {one_line(error)}. Copy or download it again.") from error
+        raise ModelError(
+            f"{path} can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
+        ) from error
     if not state:
         raise ModelError(f"expected a state dict of tensors by name in {path}, found an empty one.")
     return state
@@ -134,13 +138,19 @@ def _check_header(path: Path) -> None:
     """Hold the header of a `.safetensors` file to the file's own size and to the limits, before any of it is read."""
     size, limit = path.stat().st_size, limits.current()
     if size > limit.weights:
-        raise ModelError(f"{path} has {limits.shown('weights', size)} ({limits.how_to_raise('weights')}).")
+        raise ModelError(
+            f"{path} has {limits.shown('weights', size)} ({limits.how_to_raise('weights')}).",
+            code="input-too-large",
+            limit="weights",
+        )
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, limit.text):
             raise ModelError(
                 f"{path} can't be read whole: it says that its header has {length} bytes, and has {size} in all "
-                f"({limits.how_to_raise('text')}). Copy or download it again."
+                f"({limits.how_to_raise('text')}). Copy or download it again.",
+                code="input-too-large",
+                limit="text",
             )
         try:
             header = file.read(length)
@@ -148,7 +158,9 @@ def _check_header(path: Path) -> None:
             tensors = json.loads(header, object_pairs_hook=_each_once)
             _check_places({name: told for name, told in tensors.items() if name != "__metadata__"}, size - 8 - length)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{path} can't be read whole: {one_line(error)}. Copy or download it again.") from error
+            raise ModelError(
+                f"{path} can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
+            ) from error
 
 
 _MARKS = 20  # commas and brackets that describe one tensor: 9 at most with 4 sides, and room for metadata
@@ -257,7 +269,8 @@ def _check(path: Path, state: Mapping[str, torch.Tensor], target: Mapping[str, t
         said.append(f"{len(wrong)} of another shape ({_some(wrong)})")
     raise ModelError(
         f"the weights in {path} are not this network's: of its {len(target)} tensors {' and '.join(said)}. "
-        "Give the file that belongs to the code, or the code's right arguments (file.py:function?classes=10)."
+        "Give the file that belongs to the code, or the code's right arguments (file.py:function?classes=10).",
+        code="weights-misfit",
     )
 
 
@@ -267,10 +280,7 @@ def _some(names: list[str]) -> str:
 
 def _weights_only(path: Path, state: Mapping[str, torch.Tensor]) -> str:
     named = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(state.items())[:3])
-    return (
-        f"{path} holds weights only ({len(state)} tensors: {named}, …), and no architecture. "
-        f"{HOW_TO_GIVE_CODE.format(name=path)}."
-    )
+    return f"{path} holds weights only ({len(state)} tensors: {named}, …), and no architecture. {HOW_TO_GIVE_CODE}."
 
 
 # -- pickles ---------------------------------------------------------------------------------------------
@@ -289,8 +299,9 @@ def foreign_globals(path: Path) -> list[str]:
 def _would_run_code(path: Path, wanted: list[str]) -> str:
     return (
         f"{path} is a pickle that would run code of its author's: it asks for {_some(wanted)}. Expected weights alone: "
-        "save them with torch.save(model.state_dict(), FILE) and give the code as file.py:function --weights FILE. "
-        "If you trust the file and have that code installed, give --trust (trust=True) to run it."
+        "save them with torch.save(model.state_dict(), FILE), and give the code, file.py:function, and that file as "
+        f"{option('weights')}. If you trust the file and have that code installed, give {option('trust=True')} to run "
+        "it."
     )
 
 
@@ -347,19 +358,31 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
-            raise BackendError(f"{name} can't be imported ({one_line(error)}). Run: pip install {name}") from error
-        raise BackendError(f"{name} is not installed. Run: pip install {name}") from None
+            raise BackendError(
+                f"{name} can't be imported ({one_line(error)}). Run: pip install {name}",
+                code="backend-broken",
+                name=name,
+            ) from error
+        raise BackendError(
+            f"{name} is not installed. Run: pip install {name}", code="backend-missing", name=name
+        ) from None
     except Exception as error:  # a torchvision that was built for another torch raises RuntimeError
         raise BackendError(
             f"{name} is installed but can't be imported ({type(error).__name__}: {one_line(error)}); "
-            f"it has to be built for this torch ({torch.__version__})."
+            f"it has to be built for this torch ({torch.__version__}).",
+            code="backend-broken",
+            name=name,
         ) from error
 
 
 def _from_torchvision(library: Any, name: str, function: str, arguments: dict[str, Any], bare: bool) -> OpenedModule:
     models = importlib.import_module("torchvision.models")
     if function not in models.list_models():
-        raise UsageError(f"torchvision has no network {function!r}; {nearest(function, models.list_models())}")
+        raise UsageError(
+            f"torchvision has no network {function!r}; {nearest(function, models.list_models())}",
+            code="network-unknown",
+            name=function,
+        )
     asked = arguments.pop("weights", None if bare else "DEFAULT")
     chosen = None if asked is None else _torchvision_weights(models.get_model_weights(function), name, str(asked))
     module = _made(lambda: models.get_model(function, weights=chosen, **arguments), name)
@@ -385,13 +408,19 @@ def _torchvision_weights(there: Any, name: str, asked: str) -> Any:
         return there[asked]
     except KeyError:
         names = [str(key) for key in getattr(there, "__members__", there)]
-        raise UsageError(f"{name}: no weights {asked!r}; {nearest(asked, names)}") from None
+        raise UsageError(
+            f"{name}: no weights {asked!r}; {nearest(asked, names)}", code="weights-unknown", name=str(asked)
+        ) from None
 
 
 def _from_timm(library: Any, name: str, function: str, arguments: dict[str, Any], bare: bool) -> OpenedModule:
     base = function.partition(".")[0]
     if not library.is_model(base):
-        raise UsageError(f"timm has no network {function!r}; {nearest(base, library.list_models())}")
+        raise UsageError(
+            f"timm has no network {function!r}; {nearest(base, library.list_models())}",
+            code="network-unknown",
+            name=function,
+        )
     arguments = {"pretrained": not bare, **arguments}
     module = _made(lambda: library.create_model(function, **arguments), name)
     config = dict(getattr(module, "pretrained_cfg", None) or {})
@@ -410,12 +439,16 @@ def _made(make: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return make()
     except (TypeError, KeyError, ValueError) as error:
-        raise UsageError(f"{name} refuses these arguments: {one_line(error)}") from error
+        raise UsageError(
+            f"{name} refuses these arguments: {one_line(error)}", code="function-arguments", name=name
+        ) from error
     except Exception as error:  # each hub has its own errors for a network that is not there
         raise ModelError(
             f"the pretrained weights of {name} can't be had ({type(error).__name__}: {one_line(error)[:160]}). "
-            f"Try again online, give a file with --weights FILE, or take random weights: {name.partition('?')[0]}?"
-            + ("weights=none" if name.startswith("torchvision") else "pretrained=false")
+            f"Try again online, give a file as {option('weights')}, or take random weights: {name.partition('?')[0]}?"
+            + ("weights=none" if name.startswith("torchvision") else "pretrained=false"),
+            code="weights-not-fetched",
+            name=name,
         ) from error
 
 

@@ -90,7 +90,9 @@ class _Steps:
         self.done += count
         if self.done > self.most:
             raise BeyondLimits(
-                f"a loop or a function in the TorchScript file runs too often ({limits.how_to_raise('nodes')})."
+                f"a loop or a function in the TorchScript file runs too often ({limits.how_to_raise('nodes')}).",
+                code="input-too-large",
+                limit="nodes",
             )
 
 
@@ -194,7 +196,10 @@ def _bounded(value: Any) -> Any:
     most = _LARGEST.get(type(value))
     if most is not None and not -most() <= (value if type(value) is int else len(value)) < most():
         raise BeyondLimits(
-            f"the TorchScript file makes a {type(value).__name__} that is too large ({limits.how_to_raise('entries')})."
+            f"the TorchScript file makes a {type(value).__name__} that is too large "
+            f"({limits.how_to_raise('entries')}).",
+            code="input-too-large",
+            limit="entries",
         )
     return value
 
@@ -360,7 +365,9 @@ def _times(left: Any, right: Any) -> Any:
     for values, count in ((left, right), (right, left)):
         if isinstance(values, list | str) and len(values) * count > limits.current().entries:
             raise BeyondLimits(
-                f"the TorchScript file makes a list that is too large ({limits.how_to_raise('entries')})."
+                f"the TorchScript file makes a list that is too large ({limits.how_to_raise('entries')}).",
+                code="input-too-large",
+                limit="entries",
             )
     return left * right
 

@@ -1,4 +1,4 @@
-"""Which of PyTorch's operators only compute: what a graph or a program in a file may use without `--trust`.
+"""Which of PyTorch's operators only compute: what a graph or a program in a file may use without `trust`.
 
 An operator is on the list if every one of its overloads takes and gives tensors, numbers, and lists of these; texts
 only under the names of options that choose among formulas. Operators that begin with an underscore are internal, and

@@ -186,7 +186,11 @@ def _declared(storage: Storage, place: tuple[Any, Any, Any], dtype: torch.dtype)
     for side in made.shape:
         values *= side
     if values * dtype.itemsize > limits.current().weights:
-        raise ModelError(f"a tensor in the file has the shape {made.shape} ({limits.how_to_raise('weights')}).")
+        raise ModelError(
+            f"a tensor in the file has the shape {made.shape} ({limits.how_to_raise('weights')}).",
+            code="input-too-large",
+            limit="weights",
+        )
     return made
 
 
@@ -296,7 +300,9 @@ def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Check
     except pickles.UnknownOperation as error:
         raise _unreadable(path, error) from error
     except (*pickles.DAMAGE, EOFError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.") from error
+        raise ModelError(
+            f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.", code="file-damaged"
+        ) from error
 
 
 def is_archive(path: Path) -> bool:
@@ -312,7 +318,7 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
             f"{path} was saved with pickle protocol {protocol}, of which convscope reads a part. "
             "Save it anew with torch.save(model.state_dict(), FILE), without pickle_protocol."
         )
-    return ModelError(f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.")
+    return ModelError(f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.", code="file-damaged")
 
 
 def _of_archive(archive: archives.Archive) -> Checkpoint:
@@ -350,7 +356,11 @@ def _of_pickles(file: IO[bytes]) -> Checkpoint:
         storage = stored(told)
         asked[storage.key] = storage
         if len(asked) > limits.current().entries:
-            raise ModelError(f"it refers to too many storages ({limits.how_to_raise('entries')}).")
+            raise ModelError(
+                f"it refers to too many storages ({limits.how_to_raise('entries')}).",
+                code="input-too-large",
+                limit="entries",
+            )
         return storage
 
     value = pickles.load(file, table, persistent)
@@ -378,7 +388,9 @@ def _places(file: IO[bytes], keys: list[str], asked: Mapping[str, Storage]) -> d
         places[key] = (start + 8, length)
         start += 8 + length
     if sum(length for _, length in places.values()) > limits.current().weights:
-        raise ModelError(f"its tensors are too large ({limits.how_to_raise('weights')}).")
+        raise ModelError(
+            f"its tensors are too large ({limits.how_to_raise('weights')}).", code="input-too-large", limit="weights"
+        )
     return places
 
 
@@ -415,4 +427,6 @@ def names(path: Path) -> list[tuple[list[str], int]]:
                     break  # after a single pickle comes anything
         return found
     except pickles.DAMAGE as error:
-        raise ModelError(f"{path} can't be read: {one_line(error)}. Copy or download it again.") from error
+        raise ModelError(
+            f"{path} can't be read: {one_line(error)}. Copy or download it again.", code="file-damaged"
+        ) from error

@@ -24,7 +24,7 @@ from typing import Any
 from torch._export.serde import schema
 
 from convscope import limits
-from convscope.errors import ModelError
+from convscope.errors import ModelError, option
 from convscope.networks.formats.torch import operators as torch_operators
 
 
@@ -540,9 +540,11 @@ def refusal(path: object, odd: Odd) -> ModelError:
     if odd.code:
         return ModelError(
             f"{path} holds text that PyTorch would run as code, import by, or write into code ({place}{odd.found}), "
-            "and it is not known to be harmless. If you trust the file, give --trust (trust=True)."
+            f"and it is not known to be harmless. If you trust the file, give {option('trust=True')}.",
+            code="needs-trust",
         )
     return ModelError(
         f"{path} holds what no export of this PyTorch writes ({place}{odd.found}). It is damaged or was made by "
-        "another version; export it anew, or, if you trust the file, give --trust (trust=True)."
+        f"another version; export it anew, or, if you trust the file, give {option('trust=True')}.",
+        code="needs-trust",
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from convscope import isolation, limits
-from convscope.errors import ModelError, one_line
+from convscope.errors import ModelError, one_line, option
 from convscope.networks.formats import archives, pickles
 from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.torch import code as torch_code
@@ -51,7 +51,9 @@ def _loaded(unit: Any, load: Callable[..., Any], source: Any, path: Path) -> Any
         loaded = load(unit, source, torch.device("cpu"), {}, False)
         return torch.jit._recursive.wrap_cpp_module(loaded).eval()
     except Exception as error:  # torch raises what its reader raises
-        raise ModelError(f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.") from error
+        raise ModelError(
+            f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.", code="file-damaged"
+        ) from error
 
 
 _LARGE_TYPE = 2**16  # parts of a type that torch's compiler compares in no time
@@ -97,7 +99,9 @@ def _checked(path: Path) -> bytes:
         place = "version" if "version" in archive.members else ".data/version"
         version = archive.text(place)
         if not re.fullmatch(rb"\d{1,4}\s*", version):
-            raise ModelError(f"{path} can't be read as TorchScript (its version is no number). Copy it again.")
+            raise ModelError(
+                f"{path} can't be read as TorchScript (its version is no number). Copy it again.", code="file-damaged"
+            )
         if "byteorder" in archive.members and archive.text("byteorder") != b"little":
             raise ModelError(f"{path} was written on a machine of another byte order, which is not read here.")
         tensors = [name for name in archive.members if re.fullmatch(r"(data|constants)/\d+", name)]
@@ -116,7 +120,11 @@ def _is_code(name: str) -> bool:
 def _check_amount(path: Path, size: int) -> None:
     """Python's parser takes up to a thousand times the memory of the text."""
     if size > _LINE * limits.current().nodes:
-        raise ModelError(f"{path} holds {size} bytes of code ({limits.how_to_raise('nodes')}).")
+        raise ModelError(
+            f"{path} holds {size} bytes of code ({limits.how_to_raise('nodes')}).",
+            code="input-too-large",
+            limit="nodes",
+        )
 
 
 _LINE = 20  # bytes of code for an operation, at least
@@ -126,7 +134,8 @@ def _refuse(path: Path, found: object) -> None:
     if found is not None:
         raise ModelError(
             f"{path} is a TorchScript program, and may do more than compute: it holds {found}. "
-            "If you trust the file, give --trust (trust=True) to open it."
+            f"If you trust the file, give {option('trust=True')} to open it.",
+            code="needs-trust",
         )
 
 
@@ -169,7 +178,8 @@ def _check_pickle(archive: archives.Archive, name: str, data: bytes) -> None:
         _refuse(archive.path, f"the name {error.name} ({name})")
     except pickles.DAMAGE as error:
         raise ModelError(
-            f"{archive.path} can't be read as TorchScript ({name}: {one_line(error)[:200]}). Copy it again."
+            f"{archive.path} can't be read as TorchScript ({name}: {one_line(error)[:200]}). Copy it again.",
+            code="file-damaged",
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from convscope.errors import ModelError
+from convscope.errors import ModelError, option
 from convscope.networks.formats.keras.legacy_h5.stored import Stored
 
 # Layers whose config is code, or names a file that holds code.
@@ -22,11 +22,12 @@ def refuse_code(stored: Stored, trust: bool) -> None:
     if stored.major < 3 or any(bytecode for _, _, bytecode in found):
         raise ModelError(
             f"{head}. Keras {stored.version} kept it as bytecode or by name alone, which no other Python can "
-            "run, not even with --trust. Write the architecture as a function and take the weights alone: "
-            f"convscope layers file.py:function --weights {stored.path}."
+            f"run, not even with {option('trust=True')}. Write the architecture as a function, and open "
+            f"file.py:function with the weights of this file alone ({option('weights')}).",
+            code="code-in-file",
         )
     if not trust:
-        raise ModelError(f"{head}. If you trust the file, give --trust to run it.")
+        raise ModelError(f"{head}. If you trust the file, give {option('trust=True')} to run it.", code="needs-trust")
 
 
 def code_layers(item: Any, layer: str) -> Iterator[tuple[str, str, bool]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convscope.errors import ModelError
+from convscope.errors import ModelError, option
 from convscope.networks.formats.hdf5 import Contents, Dataset
 from convscope.networks.formats.keras import config as keras_config
 from convscope.networks.formats.keras.legacy_h5.nodes import Node, Scope, config_of, flat, is_node, layers_of
@@ -112,7 +112,7 @@ def _not_a_model(path: Path, contents: Contents, has_config: bool) -> str:
         first = ", ".join(layers[:5]) + (", …" if len(layers) > 5 else "")
         return (
             f"{path.name}: expected a whole model, found weights without an architecture (of the layers "
-            f"{first}). Give the code that makes the network: convscope layers file.py:function --weights {path}."
+            f"{first}). Give the code that makes the network, file.py:function, and this file as {option('weights')}."
         )
     found = ", ".join(repr(name) for name in contents.children("")[:8]) or "nothing"
     return f"{path.name}: expected a model saved by Keras, found an HDF5 file without one: it holds {found}."

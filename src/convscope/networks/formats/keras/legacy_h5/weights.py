@@ -78,7 +78,9 @@ def fill_model(model: Any, stored: Stored) -> list[str]:
     problems += [problem for weight, slot in pairs for problem in _misfits(weight, slot, stored)]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise ModelError(f"{stored.path.name}: expected its weights to fit its architecture, found: {shown}.")
+        raise ModelError(
+            f"{stored.path.name}: expected its weights to fit its architecture, found: {shown}.", code="weights-misfit"
+        )
     used = [layout for layout in LAYOUTS if any(layout.applies(slot, stored) for _, slot in pairs)]
     _assign(pairs, stored)
     _finalize(model)
