@@ -1,5 +1,6 @@
 """ONNX: each operator against the ONNX project's own cases, whole networks against onnxruntime."""
 
+import hashlib
 import os
 import random
 from contextlib import suppress
@@ -23,6 +24,7 @@ from convscope.networks.formats.onnx import files as onnx_files  # noqa: E402
 from convscope.networks.formats.onnx import module as onnx_module  # noqa: E402
 from convscope.networks.formats.onnx.model import read  # noqa: E402
 from convscope.networks.formats.onnx.operators import OPERATORS  # noqa: E402
+from convscope.networks.spec import ModelSpec  # noqa: E402
 
 # -- every operator, by the ONNX project's own cases -----------------------------------------------------
 
@@ -474,6 +476,28 @@ def test_weights_beside_the_file(tmp_path):
     (tmp_path / "net.data").rename(tmp_path / "other.data")
     with pytest.raises(ModelError, match=r"'net\.data', which is not beside it"):
         convscope.open_model(tmp_path / "net.onnx")
+
+
+def test_a_spec_notices_that_weights_beside_the_file_have_changed(tmp_path):
+    onnx.save(residual(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    spec = convscope.open_model(tmp_path / "net.onnx").spec
+    data = (tmp_path / "net.data").read_bytes()
+    line = f"{hashlib.sha256(data).hexdigest()}  net.data\n"  # as sha256sum prints it
+    assert spec.origin.beside_sha256 == hashlib.sha256(line.encode()).hexdigest()
+    assert spec.describe()["beside_sha256"] == spec.origin.beside_sha256
+    assert spec.open().weights_sha256() == convscope.open_model(tmp_path / "net.onnx").weights_sha256()
+    (tmp_path / "net.data").write_bytes(bytes(4) + data[4:])
+    for one in (spec, ModelSpec.from_json(spec.describe())):
+        with pytest.raises(ModelError, match=r"a file beside .*net\.onnx has changed since") as caught:
+            one.open()
+        assert (caught.value.code, caught.value.data["expected"]) == ("file-changed", spec.origin.beside_sha256)
+    (tmp_path / "net.data").write_bytes(data)
+    assert spec.open().spec == spec
+
+
+def test_a_file_that_holds_all_its_weights_has_none_beside_it(tmp_path):
+    onnx.save(residual(), tmp_path / "net.onnx")
+    assert convscope.open_model(tmp_path / "net.onnx").spec.origin.beside_sha256 is None
 
 
 def test_weights_outside_of_the_folder_are_not_read(tmp_path):

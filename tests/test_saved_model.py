@@ -1,5 +1,6 @@
 """SavedModel folders: what a legitimate one answers, and what a hostile one can't do."""
 
+import hashlib
 import os
 import shutil
 
@@ -514,3 +515,19 @@ def test_a_folder_in_place_of_the_checkpoint_does_not_name_another(tmp_path):
     (inside / "variables.data-00000-of-00001").write_bytes(bytes(10_000))
     (inside / "variables" / "checkpoint").write_text(f'model_checkpoint_path: "{moved / "variables"}"\n')
     _refused(tmp_path / "m", "a device, a pipe or a folder")
+
+
+def test_a_spec_notices_that_the_variables_have_changed(tmp_path):
+    of_keras(tmp_path / "net")
+    spec = convscope.open_model(tmp_path / "net").spec
+    variables = tmp_path / "net" / "variables"
+    names = sorted(path.name for path in variables.iterdir())
+    lines = [f"{hashlib.sha256((variables / name).read_bytes()).hexdigest()}  variables/{name}\n" for name in names]
+    assert len(lines) >= 2
+    assert spec.origin.beside_sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert spec.open().spec == spec
+    with next(variables.glob("*.data-*")).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ModelError, match=r"a file beside .*net has changed since") as caught:
+        spec.open()
+    assert caught.value.code == "file-changed"

@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network came from: its name without folders, file and hash, and what had to be done to open it.
+    """Where a network came from.
+
+    Attributes:
+        name: without folders.
+        file: its path; sha256: of its content.
+        notes: what had to be done to open it.
+        beside_sha256: of the other files that hold its weights (`formats.files.sha256_of_several`), if there are any.
 
     Example:
         >>> network.source.name
@@ -45,6 +51,7 @@ class Source:
     file: str | None = None
     sha256: str | None = None
     notes: tuple[str, ...] = ()
+    beside_sha256: str | None = None
 
 
 @dataclass(eq=False)

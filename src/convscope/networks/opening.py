@@ -132,7 +132,14 @@ def opened(spec: ModelSpec, trust: bool, named: Named | None = None) -> Network:
     made_by = Path(_python_file(named.name)) if named.origin == "code" else None
     own = network.source.sha256 if named.origin == "file" else _sha256_if_file(made_by)
     weights = network.source.sha256 if spec.weights is not None else None
-    network.spec = replace(spec, origin=replace(spec.origin, sha256=own, weights_sha256=weights, trusted=trust))
+    origin = replace(
+        spec.origin,
+        sha256=own,
+        beside_sha256=network.source.beside_sha256,
+        weights_sha256=weights,
+        trusted=trust,
+    )
+    network.spec = replace(spec, origin=origin)
     return network
 
 
@@ -184,7 +191,10 @@ def _of_file(named: Named, spec: ModelSpec, trust: bool) -> Network:
     _check_unchanged(file.path, spec.origin.sha256, lambda: file.sha256)
     reader = READERS[file.kind]
     _prepare(reader, spec, f"{file.path} is {files.KINDS[file.kind]}, which")
-    return _network(reader(file, spec.options.input if file.kind == "onnx" else trust), spec)
+    made = reader(file, spec.options.input if file.kind == "onnx" else trust)
+    beside = made.source.beside_sha256
+    _check_unchanged(f"a file beside {file.path}", spec.origin.beside_sha256, lambda: beside)
+    return _network(made, spec)
 
 
 def _of_collection(named: Named, spec: ModelSpec, trust: bool) -> Network:
@@ -311,8 +321,8 @@ def _weights_of(spec: ModelSpec) -> Path | None:
     return path
 
 
-def _check_unchanged(path: Path, expected: str | None, sha256: Callable[[], str | None]) -> None:
-    """Refuse a file that is not the one a spec was made from.
+def _check_unchanged(path: Path | str, expected: str | None, sha256: Callable[[], str | None]) -> None:
+    """Refuse a file that is not the one that a spec was made from.
 
     Raises:
         ModelError: its hash is another one.

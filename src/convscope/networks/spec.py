@@ -26,7 +26,18 @@ from convscope.networks.formats import code
 from convscope.networks.network import Network
 
 _TEXTS = (
-    *("source", "kind", "sha256", "weights", "weights_file_sha256", "input", "output", "head", "classes_file"),
+    *(
+        "source",
+        "kind",
+        "sha256",
+        "beside_sha256",
+        "weights",
+        "weights_file_sha256",
+        "input",
+        "output",
+        "head",
+        "classes_file",
+    ),
     *("backend", "device", "precision"),
 )
 _HEADS = (None, "linear", "softmax", "sigmoid")
@@ -120,6 +131,8 @@ class Origin:
         kind: "file", "code", "collection" or "memory".
         folder: that relative names start from; compared and written nowhere.
         sha256: of the model file, or of the Python file that makes the model.
+        beside_sha256: of the other files that hold the model's weights: an ONNX file's external data, a SavedModel's
+            variables. It is the hash of what `sha256sum` prints of them, in the order of their names.
         weights_sha256: of the file of weights.
         trusted: the network was opened with `trust`; `ModelSpec.open` never goes by it.
         from_json: read from JSON, which may come from anybody.
@@ -128,6 +141,7 @@ class Origin:
     kind: str = "file"
     folder: str = field(default="", compare=False)
     sha256: str | None = None
+    beside_sha256: str | None = None
     weights_sha256: str | None = None
     trusted: bool = False
     from_json: bool = field(default=False, compare=False)
@@ -194,6 +208,7 @@ class ModelSpec:
             "source": self.source,
             "kind": self.origin.kind,
             "sha256": self.origin.sha256,
+            "beside_sha256": self.origin.beside_sha256,
             "weights": self.weights,
             "weights_file_sha256": self.origin.weights_sha256,
             "trusted": self.origin.trusted,
@@ -248,6 +263,7 @@ class ModelSpec:
             kind,
             home,
             data.get("sha256"),
+            data.get("beside_sha256"),
             data.get("weights_file_sha256"),
             from_json=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,12 +44,19 @@ class ModelFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file's content; of a SavedModel folder that of its graph."""
+        """Hash of the file's content, or of the graph of a SavedModel folder; weights in other files are not in it."""
         return sha256(self.path / SAVED_MODEL_GRAPH if self.kind == "saved_model" else self.path)
 
-    def source(self, *notes: str) -> Source:
-        """Where a network came from that the file holds whole."""
-        return Source(self.path.name, str(self.path), self.sha256, notes)
+    def source(self, *notes: str, beside: Iterable[str] = ()) -> Source:
+        """Where a network came from that the file holds.
+
+        Args:
+            notes: what had to be done to open it.
+            beside: names of the other files that its weights were read from, relative to the folder that the file is
+                in, or that it is.
+        """
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return Source(self.path.name, str(self.path), self.sha256, notes, sha256_of_several(folder, beside))
 
 
 def sniff(path: Path) -> ModelFile:
@@ -165,6 +173,17 @@ def _looks_like(head: bytes) -> str:
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return f"it is text, beginning with {head[:24].decode()!r}"
     return f"it begins with the bytes {head[:8].hex(' ')}"
+
+
+def sha256_of_several(folder: Path, names: Iterable[str]) -> str | None:
+    """One hash of files in a folder: of the lines "HASH  NAME" that `sha256sum` prints of them; None if there are none.
+
+    Args:
+        folder: that the names are relative to.
+        names: with "/" between their parts, in any order.
+    """
+    lines = "".join(f"{sha256(folder / name)}  {name}\n" for name in sorted(set(names)))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest() if lines else None
 
 
 def sha256(path: Path) -> str:

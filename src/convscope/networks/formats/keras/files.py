@@ -266,7 +266,8 @@ def read_saved_model(file: ModelFile, trust: bool = False) -> OpenedModel:
         f"SavedModel, run by TensorFlow through its signature {endpoint!r}",
         "its inside is one block: activations and filters of the output only, no heatmaps",
     )
-    return OpenedModel(model, file.source(*notes))
+    variables = [path.relative_to(folder).as_posix() for path in saved_model.parts(folder)]
+    return OpenedModel(model, file.source(*notes, beside=variables))
 
 
 def _trusted(folder: Path) -> tuple[Any, str, tuple[int | None, ...], str]:

@@ -99,6 +99,7 @@ class OnnxFile:
         inputs: what the graph is given, by name: not the weights that old files list among them.
         functions: by domain, name and overload.
         held: bytes of its arrays; widened: True if some were of half precision.
+        beside: names of the other files that arrays were read from, relative to its folder.
     """
 
     path: Path
@@ -110,6 +111,7 @@ class OnnxFile:
     made_by: str
     held: int
     widened: bool
+    beside: tuple[str, ...] = ()
 
 
 def read(path: Path) -> OnnxFile:
@@ -198,6 +200,7 @@ class _Reading:
         self._limits = limits.current()
         self._nodes = self._tensors = self._held = 0
         self._widened = False
+        self._others: set[str] = set()
         self._where = "its head"
 
     def file(self, model: Any) -> OnnxFile:
@@ -224,6 +227,7 @@ class _Reading:
             made_by[:80],
             self._held,
             self._widened,
+            tuple(sorted(self._others)),
         )
 
     @contextmanager
@@ -417,6 +421,7 @@ class _Reading:
             raise self._damaged(f"its shape takes {size} bytes, and {length} are said to be in another file")
         try:
             place = self._place(said.get("location", ""))
+            self._others.add(place.relative_to(self._path.parent.resolve()).as_posix())
             with _opened(place) as file:
                 if offset + size > os.fstat(file.fileno()).st_size:
                     raise ModelError(f"the weights beside {self._path} are cut off: {place.name!r} ends too early.")

@@ -28,7 +28,7 @@ def read(file: ModelFile, picture: str | None = None) -> OpenedModule:
     module = module_of(found, picture)
     return OpenedModule(
         module,
-        file.source(*_notes(found, module, last)),
+        file.source(*_notes(found, module, last), beside=found.beside),
         # Whatever batch is declared, others are passed.
         input_shape=None if shape is None else (None, *shape[1:]),
         input=picture,

@@ -90,7 +90,7 @@ def check_files(folder: Path, trust: bool = False) -> int:
     Raises:
         ModelError: one is missing, lies elsewhere, or is a pipe or a device; or they are larger than the limit.
     """
-    files = [folder / GRAPH, *_parts(folder)]
+    files = [folder / GRAPH, *parts(folder)]
     home = folder.resolve()
     outside = [path for path in files if not trust and not path.resolve().is_relative_to(home)]
     if outside:
@@ -134,7 +134,7 @@ def _size(path: Path) -> int:
     return about.st_size
 
 
-def _parts(folder: Path) -> list[Path]:
+def parts(folder: Path) -> list[Path]:
     """The files of the checkpoint; none where the graph has its numbers inside."""
     inside = (folder / _CHECKPOINT).parent
     return sorted(path for path in inside.glob("variables*")) if inside.is_dir() else []
@@ -546,7 +546,7 @@ def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
 
     if not nodes:
         return {}
-    held = sum(_size(path) for path in _parts(folder))
+    held = sum(_size(path) for path in parts(folder))
     try:
         # Not `load_checkpoint`: where the name is a folder, it follows a file in it to a checkpoint anywhere.
         reader = tf.compat.v1.train.NewCheckpointReader(str(folder / _CHECKPOINT))
