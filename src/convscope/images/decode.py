@@ -137,7 +137,7 @@ def read_images(sources: Source | Iterable[Source]) -> list[InputImage]:
     if len(results) == len(failures) == 1:
         raise failures[0]
     if failures:
-        reasons = "".join(f"\n  - {failure}" for failure in failures)
+        reasons = "".join(f"\n  - {failure.message}" for failure in failures)
         raise ImageError(
             f"{len(failures)} of {len(results)} images can't be read:{reasons}",
             code="images-unreadable",
@@ -244,10 +244,10 @@ def decode_files(
 
 
 def _from_files(
-    paths: Sequence[str], shape: Shape | None = None, each: Callable[..., list[Any]] = isolation.each
+    paths: Sequence[str], shape: Shape | None = None, each: Callable[..., list[Any]] | None = None
 ) -> Iterator[InputImage | ConvscopeError]:
     asked = [(reading.real(path), path, *(() if shape is None else (list(shape),))) for path in paths]
-    answers = each("convscope.images.decode:decode_file", asked)
+    answers = (each or isolation.each)("convscope.images.decode:decode_file", asked)
     return (_decoded(path, answer) for path, answer in zip(paths, answers, strict=True))
 
 

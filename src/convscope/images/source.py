@@ -204,14 +204,14 @@ def report_failures(batches: ImageStream) -> None:
     failures = batches.failures
     if not failures:
         return
-    shown = "".join(f"\n  - {failure.name}: {failure.error}" for failure in failures[:SHOWN])
+    shown = "".join(f"\n  - {failure.name}: {failure.error.message}" for failure in failures[:SHOWN])
     more = f"\n  - and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
     if not batches.read:
         raise ImageError(
             f"none of {len(failures)} images can be read:{shown}{more}", code="images-unreadable", count=len(failures)
         )
     text = f"{len(failures)} of {len(failures) + batches.read} images can't be read and are left out:{shown}{more}"
-    warnings.warn(text, stacklevel=3)
+    warnings.warn(str(ConvscopeError(text)), stacklevel=3)
 
 
 # -- what an image list is made of ---------------------------------------------------------------------------
