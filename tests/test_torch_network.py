@@ -453,7 +453,7 @@ def test_grey_pictures_and_fixed_sizes_behind_a_view():
     assert convscope.activations(network, [picture(channels=1)]).arrays["conv"].shape == (1, 24, 24, 4)
     # The layers before the dense one take any size.
     assert convscope.filters(network, "conv", [0], size=40, steps=1).values.shape == (1, 40, 40, 1)
-    with pytest.raises(ModelError, match="can't be run on a picture of 40x40"):
+    with pytest.raises(ModelError, match="can't be run on an image of 40x40"):
         convscope.open_model(randomised(Digits()), size=40)
 
 
@@ -702,7 +702,7 @@ def test_batch_norm_tells_of_the_pixels():
 
 
 def test_modules_without_pictures():
-    with pytest.raises(ModelError, match="can't be run on a picture"):
+    with pytest.raises(ModelError, match="can't be run on an image"):
         convscope.open_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
 
     class Silent(nn.Module):
