@@ -796,3 +796,30 @@ def test_what_joins_and_pools_nonlinearities_is_seen_before_them():
     before = passed(network, x, ("joined", "other"), preactivations=network.nonlinearities("joined"))
     assert before["joined"][..., :4].min() < 0
     np.testing.assert_allclose(before["joined"][..., 4:], before["other"], rtol=1e-6)
+
+
+# -- outputs that are not a row for each image -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:0], lambda x: x[:1], lambda x: keras.ops.concatenate([x, x])])
+def test_a_layer_or_an_output_without_a_row_for_each_image_is_refused(change):
+    class Change(keras.layers.Layer):
+        def call(self, x):
+            return change(x)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    inputs = keras.Input((16, 16, 3))
+    changed = Change(name="change")(keras.layers.Conv2D(4, 3, name="conv")(inputs))
+    outputs = keras.layers.GlobalAveragePooling2D()(changed)
+    network = convscope.open_model(keras.Model(inputs, outputs))
+    images = [np.zeros((16, 16, 3), np.uint8)] * 3
+    assert convscope.activations(network, images, ":1").arrays["conv"].shape == (3, 14, 14, 4)
+    for refused in (
+        lambda: network.predict(np.zeros((3, 16, 16, 3), np.float32)),
+        lambda: convscope.heatmap(network, images, layer="change"),
+    ):
+        with pytest.raises(ModelError) as error:
+            refused()
+        assert error.value.code == "not-per-image"

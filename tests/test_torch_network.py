@@ -12,8 +12,9 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 import convscope  # noqa: E402
-from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
+from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError  # noqa: E402
 from convscope.networks import Pass  # noqa: E402
+from convscope.networks.network import Source  # noqa: E402
 from convscope.networks.torch.graph import function_name  # noqa: E402
 from convscope.networks.torch.network import TorchNetwork  # noqa: E402
 
@@ -1003,3 +1004,94 @@ def test_a_network_that_remembers_how_many_pictures_it_was_given_is_replayed_who
     weight = network.module.head.weight[1].detach().numpy()
     drops = weight * np.maximum(maps, 0).sum(axis=(0, 1)) / abs(found.rows[0].score)
     np.testing.assert_allclose(found.maps[0], maps @ drops, rtol=1e-3, atol=1e-5)
+
+
+# -- outputs that are not a row for each image -----------------------------------------------------------
+
+
+class Rowless(nn.Module):
+    """Beside its path, or on it, something that does not keep one row of values for each image."""
+
+    def __init__(self, change, side):
+        super().__init__()
+        self.conv, self.two, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3, padding=1), nn.Linear(5, 3)
+        self.change, self.side = change, side
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        changed = torch.sigmoid(self.change(x))
+        return self.out(self.two(x if self.side else changed).mean((2, 3)))
+
+
+def declared(module):
+    """The network of a module, of a file that declares its size: it is not asked whether others would do."""
+    source = Source("rowless", None, None, ())
+    return TorchNetwork(module.eval(), source, input_shape=(1, 3, 16, 16))
+
+
+SIDES = {
+    "no image": lambda x: x[:0],
+    "no channel": lambda x: x[:, :0],
+    "no row of cells": lambda x: x[:, :, :0],
+    "no value": lambda x: x[x > 1e9],
+    "first image": lambda x: x[:1],
+}
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_layer_without_a_row_of_values_for_each_image_is_refused_by_name(side):
+    network = declared(Rowless(SIDES[side], side=True))
+    images = [np.full((16, 16, 3), value, np.uint8) for value in (0, 90, 200)]
+    assert network.predict(np.zeros((3, 16, 16, 3), np.float32)).shape == (3, 3)
+    convscope.activations(network, images, "conv")
+    convscope.heatmap(network, images, layer="two")
+    for refused in (
+        lambda: convscope.activations(network, images, ["sigmoid"]),
+        lambda: convscope.filters(network, "sigmoid", [0], steps=1, size=16),
+        lambda: convscope.heatmap(network, images, layer="sigmoid"),
+        lambda: convscope.concepts(network, images, layer="sigmoid", count=1),
+    ):
+        with pytest.raises(ConvscopeError, match="sigmoid"):
+            refused()
+
+
+def test_a_layer_of_windows_is_recorded_and_not_added_to():
+    network = declared(Rowless(lambda x: torch.cat([x, x * 2]), side=True))
+    images = [np.full((16, 16, 3), value, np.uint8) for value in (90, 200)]
+    assert convscope.activations(network, images, ["sigmoid"]).arrays["sigmoid"].shape == (2, 14, 14, 4)
+    with pytest.raises(ModelError, match="sigmoid") as error:
+        convscope.heatmap(network, images, layer="sigmoid")
+    assert error.value.code == "not-per-image"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:0], lambda x: torch.cat([x, x]), lambda x: torch.cat([x[:1], x[:1]])], ids=["0", "2n", "2"]
+)
+def test_scores_that_are_no_row_for_each_image_are_refused(change, count):
+    network = declared(Rowless(change, side=False))
+    images = [np.zeros((16, 16, 3), np.uint8)] * count
+    convscope.activations(network, images, ":1")
+    for refused in (
+        lambda: network.predict(np.zeros((count, 16, 16, 3), np.float32)),
+        lambda: convscope.heatmap(network, images, layer="conv"),
+    ):
+        with pytest.raises(ModelError, match="output") as error:
+            refused()
+        assert error.value.code == "not-per-image"
+
+
+@pytest.mark.parametrize("change", [lambda x: x.sum(), lambda x: x[:, :0], lambda x: x[:1]], ids=["()", "n, 0", "1"])
+def test_scores_of_another_rank_or_of_no_class_are_refused(change):
+    class Ending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return change(self.conv(x).mean((2, 3)))
+
+    network = declared(Ending())
+    with pytest.raises(ModelError) as error:
+        network.predict(np.zeros((2, 16, 16, 3), np.float32))
+    assert error.value.code == "not-per-image"

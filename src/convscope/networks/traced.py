@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import ModelError, UsageError, nearest
+from convscope.errors import ModelError, UsageError, nearest, option
 from convscope.networks.backends import Backend
 from convscope.networks.graph import Call, Flow, Value, layers_of, nonlinearities_at, paths_of, undoable_head
 from convscope.networks.layers import Layer
@@ -77,6 +77,7 @@ class TracedNetwork(Network):
 
     def __init__(self) -> None:
         super().__init__()
+        self._output_shape: Sequence[int | None] = (1, 1)
         self._places: dict[tuple[int, int], Places] = {}
 
     @abstractmethod
@@ -131,7 +132,29 @@ class TracedNetwork(Network):
         self.outputs = tuple(trace.outputs)
         self.output = trace.output_named(self.output)
         self.layers = self._remember(self.inputs.size, trace)
+        self._output_shape = trace.outputs[self.output].shape
         return trace
+
+    def _check_output(self, shape: Sequence[int | None], images: int | None) -> None:
+        """Refuse an output that is not a row of values for each image: it says nothing of one image.
+
+        Args:
+            shape: of the output in this run; None for what is not known while a program is traced.
+            images: of this run.
+
+        Raises:
+            ModelError: the output has no values, or other rows, in this run or in the first.
+        """
+        if _has_rows(self._output_shape, 1, exactly=True) and _has_rows(shape, images):
+            return
+        raise ModelError(
+            f"the output {self.output!r} of {self.name} has the shape {tuple(shape)} for a batch of {images}: expected "
+            f"a row of scores for each image. Choose another with {option('output')}; activations and filters of "
+            "layers need no scores.",
+            code="not-per-image",
+            shape=tuple(shape),
+            images=images,
+        )
 
     def _checked(
         self, request: Pass, rules: Mapping[str, Rule], reductions: Mapping[str, Reduction], calls: Calls
@@ -173,11 +196,17 @@ class TracedNetwork(Network):
 
 
 class Taps:
-    """What a run is asked to record and replace, and what of it has been done; a framework places it."""
+    """What a run on `images` is asked to record and replace, and what of it has been done; a framework places it."""
 
     def __init__(
-        self, calls: Calls, request: Pass, rules: Mapping[str, Rule], reductions: Mapping[str, Reduction]
+        self,
+        calls: Calls,
+        request: Pass,
+        rules: Mapping[str, Rule],
+        reductions: Mapping[str, Reduction],
+        images: int | None,
     ) -> None:
+        self._images = images
         self._record = {path: reductions.get(path, _itself) for path in request.record}
         self._rules = {path: rules[path] for path in request.replace}
         self._at = {path: calls[path] for path in request.taps}
@@ -189,6 +218,25 @@ class Taps:
     def _stops_here(self) -> bool:
         return self._stop and not self._left
 
+    def _check_rows(self, path: str, shape: Sequence[int | None]) -> None:
+        """Refuse to record an output that is not the images': the batch may be empty, selected from or taken apart.
+
+        More rows than images are recorded, since windows of images are layers too, but not while a rule adds to them.
+
+        Raises:
+            ModelError: it has no values, or fewer rows than images; or, where it is replaced as well, more.
+        """
+        if _has_rows(shape, self._images, exactly=path in self._rules):
+            return
+        raise ModelError(
+            f"the layer {path} has an output of shape {tuple(shape)} for a batch of {self._images}: expected a row of "
+            "values for each image. Choose other layers.",
+            code="not-per-image",
+            layer=path,
+            shape=tuple(shape),
+            images=self._images,
+        )
+
     def check_fired(self, early: Sequence[str] = ()) -> None:
         """A tap that did not fire would show an old image or none: refuse. `early` are further paths that are left."""
         left = {*self._left, *early}
@@ -199,6 +247,16 @@ class Taps:
                 "a model whose path depends on its input can't be tapped there.",
                 code="layer-not-run",
             )
+
+
+def _has_rows(shape: Sequence[int | None], images: int | None, exactly: bool = False) -> bool:
+    """True if a tensor has values, and as many rows as there are images, or more where not `exactly`."""
+    if not shape or 0 in shape:
+        return False
+    rows = shape[0]
+    if rows is None or images is None:  # not known while a program is traced
+        return True
+    return rows == images if exactly else rows >= images
 
 
 def _itself(activation: Tensor) -> Tensor:

@@ -230,7 +230,7 @@ class KerasNetwork(TracedNetwork):
         size = (int(x.shape[1]), int(x.shape[2]))
         calls = self._calls_at(size)
         self._checked(request, rules, reductions, calls)
-        taps = KerasTaps(calls, request, rules, reductions)
+        taps = KerasTaps(calls, request, rules, reductions, x.shape[0])
         early = {path: rules[path] for path in request.replace_preactivations}
 
         def switch(undo: ExitStack) -> None:
@@ -249,7 +249,7 @@ class KerasNetwork(TracedNetwork):
 
         returned = restored(switch, lambda _: self._unless_enough(x))
         taps.check_fired(list(early))
-        logits = None if returned is None else self._logits(returned)
+        logits = None if returned is None else self._logits(returned, x.shape[0])
         return Record(logits, taps.recorded)
 
     def _unless_enough(self, x: Tensor) -> Any:
@@ -280,8 +280,9 @@ class KerasNetwork(TracedNetwork):
             patch(undo, operation, method, python_call(operation, method))
         return scope
 
-    def _logits(self, returned: Any) -> Tensor:
+    def _logits(self, returned: Any, images: int | None) -> Tensor:
         outputs = keras.ops.cast(_named_outputs(self.model, returned)[self.output], "float32")
+        self._check_output(outputs.shape, images)
         return self.head.logits(self.ops, keras.ops.reshape(outputs, (-1, int(np.prod(outputs.shape[1:])))))
 
     # a first look ----------------------------------------------------------------------------------

@@ -20,9 +20,14 @@ class KerasTaps(Taps):
     """Wraps the calls of the tapped operations for one pass: records outputs and applies rules."""
 
     def __init__(
-        self, calls: Calls, request: Pass, rules: Mapping[str, Rule], reductions: Mapping[str, Reduction]
+        self,
+        calls: Calls,
+        request: Pass,
+        rules: Mapping[str, Rule],
+        reductions: Mapping[str, Reduction],
+        images: int | None,
     ) -> None:
-        super().__init__(calls, request, rules, reductions)
+        super().__init__(calls, request, rules, reductions, images)
         self.operations = {id(call.operation) for call, _ in self._at.values()}
 
     def place(self, undo: ExitStack) -> None:
@@ -54,6 +59,8 @@ class KerasTaps(Taps):
 
     def _touch(self, path: str, call: Call, index: int, result: Any) -> Any:
         (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
+        if path in self._record:
+            self._check_rows(path, tensor.shape)
         activation = _channels_last(tensor, bool(call.channels_first))
         if path in self._rules:
             activation = self._rules[path](activation)

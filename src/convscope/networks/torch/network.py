@@ -290,12 +290,12 @@ class TorchNetwork(TracedNetwork):
         calls = self._calls_at((int(x.shape[1]), int(x.shape[2])))
         rules, reductions = rules or {}, reductions or {}
         self._checked(request, rules, reductions, calls)
-        taps = TorchTaps(calls, self._paths, request, (rules, reductions), self._left_out(request))
+        taps = TorchTaps(calls, self._paths, request, (rules, reductions), self._left_out(request), len(x))
         returned = restored(
             taps.place, lambda _: self._unless_enough(*self._entry.arguments(x), precision=request.precision)
         )
         taps.check_fired()
-        return Record(None if returned is None else self._logits(returned), taps.recorded)
+        return Record(None if returned is None else self._logits(returned, len(x)), taps.recorded)
 
     def _left_out(self, request: Pass) -> set[str]:
         """Paths whose non-linearity is left out: the head's too, unless the run stops before it."""
@@ -383,8 +383,9 @@ class TorchNetwork(TracedNetwork):
                         buffer.tensor.copy_(buffer.copy)
             buffer.module._buffers[buffer.name] = buffer.tensor  # it may have been put in another's place
 
-    def _logits(self, returned: Any) -> Tensor:
+    def _logits(self, returned: Any, images: int) -> Tensor:
         outputs = _named_outputs(self.module, returned)[self.output].float()
+        self._check_output(outputs.shape, images)
         return self.head.logits(self.ops, outputs.reshape(len(outputs), -1))
 
     # a first look ----------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ class TorchTaps(Taps):
         request: Pass,
         given: tuple[Mapping[str, Rule], Mapping[str, Reduction]],
         left_out: set[str],
+        images: int,
     ) -> None:
-        super().__init__(calls, request, *given)
+        super().__init__(calls, request, *given, images)
         self._modules, self._left_out = modules, left_out
         self._at |= {path: calls[path] for path in left_out}
         self._count: dict[Any, int] = {}
@@ -93,6 +94,8 @@ class TorchTaps(Taps):
             before = tensors_of(given)[0]
             result, tensor = _replaced(result, tensor, before), before
         self._left.discard(path)
+        if path in self._record:
+            self._check_rows(path, tensor.shape)
         if path in self._rules:
             activation = self._rules[path](_channels_last(tensor, call))
             changed = _channels_back(activation, call).to(tensor.dtype)
