@@ -63,7 +63,7 @@ def screenshot(network: convscope.networks.Network, photos: list[Path]) -> None:
         opened = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
         page = opened.new_page(viewport={"width": 1180, "height": 900})
         page.goto(page_file.as_uri())
-        heading = page.get_by_text("Which part of the photo spoke").nth(1)
+        heading = page.get_by_text("Regions that support each class").nth(1)
         heading.evaluate("element => window.scrollTo(0, element.getBoundingClientRect().top + window.scrollY - 400)")
         page.screenshot(path=shot)
         opened.close()

@@ -15,6 +15,7 @@ from convscope.errors import UsageError  # noqa: E402
 from convscope.images.decode import InputImage, read_images  # noqa: E402
 from convscope.objectives import channel, likeness  # noqa: E402
 from convscope.render import filters as views  # noqa: E402
+from convscope.render.filters import label  # noqa: E402
 from convscope.techniques.filters import NOISE_IMAGES, parse_channels  # noqa: E402
 from convscope.techniques.filters.ascent import Plan, settled, step_of  # noqa: E402
 from convscope.techniques.filters.optimizers import Normalised  # noqa: E402
@@ -223,10 +224,10 @@ def test_what_was_begun_with_a_photo_says_so():
     white, black = (np.full((12, 12, 3), value, np.uint8) for value in (255, 0))
     photos = [InputImage("black", black), InputImage("white", white)]
     result = filters(network, "gate", [0, 1], steps=3, photos=photos)
-    assert [row.begun for row in result.rows] == ["white", ""]
-    assert "found from a photo" in result.rows[0].reason
-    assert "from a photo" in result._label(0).lines
-    assert "from a photo" not in result._label(1).lines
+    assert [row.started_from for row in result.rows] == ["white", ""]
+    assert "found from an image" in result.rows[0].reason
+    assert "from an image" in label(result, 0).lines
+    assert "from an image" not in label(result, 1).lines
 
 
 def test_the_threshold_is_the_99th_percentile_of_the_noise_pictures():

@@ -18,7 +18,7 @@ import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.objectives import channel, direction  # noqa: E402
 from convscope.techniques.filters.recipes import RECIPES  # noqa: E402
-from convscope.techniques.heatmaps import Custom, Occlusion, SmoothGrad, channel_target, likeness_target  # noqa: E402
+from convscope.techniques.heatmaps import Custom, Occlusion, SmoothGrad, channel_target, similarity_target  # noqa: E402
 
 # What is written does not depend on the backend, and each of these tests computes many results (minutes in all).
 on_one_backend = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend is enough, and slow")
@@ -254,7 +254,7 @@ def test_an_image_without_a_file_is_identified_by_its_pixels(network, photo):
 
 
 def test_the_image_that_others_are_like_is_identified(network, files):
-    target = likeness_target(network, files["like"])
+    target = similarity_target(network, files["like"])
     made = convscope.heatmap(network, files["cat"], target).provenance
     (entry,) = made["other_pictures"]
     assert entry["role"] == "like"
@@ -278,8 +278,8 @@ def test_targets_are_told_apart(network, files):
         "two:2",
         channel_target(network, "two", 1, (0, 0)),
         *(channel_target(network, "two", 1, mask=one) for one in masks),
-        likeness_target(network, files["like"], "two"),
-        likeness_target(network, files["dog"], "two"),
+        similarity_target(network, files["like"], "two"),
+        similarity_target(network, files["dog"], "two"),
         Custom(lambda ops, logits, activations: logits[:, 1]),
         Custom(lambda ops, logits, activations: logits[:, 2], ("two",)),
     ]
@@ -302,7 +302,7 @@ AGAIN = """
 import hashlib, json, sys
 import numpy as np
 import convscope
-from convscope.techniques.heatmaps import METHODS, likeness_target
+from convscope.techniques.heatmaps import METHODS, similarity_target
 
 model, made = sys.argv[1], json.loads(sys.stdin.read())
 network, given = convscope.open_model(model, preprocess="0..1"), made["parameters"]
@@ -317,7 +317,7 @@ match made["technique"]:
     case "heatmap":
         target = given["target"] if len(given["target"]) > 1 else given["target"][0]
         if "like" in others:
-            target = likeness_target(network, others["like"], given["target_details"]["layer"])
+            target = similarity_target(network, others["like"], given["target_details"]["layer"])
         methods = [METHODS[one["name"]].with_values(**one["options"]) for one in given["methods"]]
         found = convscope.heatmap(
             network, images, target, given["layer"] or "auto", method=methods,
@@ -376,7 +376,7 @@ def made_again(model, result):
 )
 def test_a_result_is_made_again_from_its_provenance(model, network, files, function, options, values):
     if options.get("target") == "like":
-        options = {**options, "target": likeness_target(network, files["like"])}
+        options = {**options, "target": similarity_target(network, files["like"])}
     result = called(function, network, files, options)
     expected = hashlib.sha256(np.ascontiguousarray(values(result)).tobytes()).hexdigest()
     assert made_again(model, result) == expected

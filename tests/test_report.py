@@ -137,7 +137,7 @@ def test_a_blank_heatmap_says_why(photo, tmp_path):
     data = report(open_model(model), photo, tmp_path / "page.html", channels=0)
     assert {row["status"] for row in data["heatmaps"]} == {"blank"}
     html = page_of(tmp_path / "page.html")
-    assert f"Nothing to see: {data['heatmaps'][0]['reason']}." in html
+    assert f"Blank: {data['heatmaps'][0]['reason']}." in html
     assert 'class="tint" data-method="grad-cam"' not in html
     assert 'class="tint" data-method="eigen-cam"' in html  # which does not ask for a class
     assert 'type="range"' not in html
@@ -285,8 +285,19 @@ def test_a_checked_report_has_a_badge_of_the_first_map(photo, tmp_path):
     html = page_of(tmp_path / "page.html")
     assert f'class="check {found["badge"]}"' in html
     assert html.count('class="check ') == 1
-    with pytest.raises(UsageError, match="a report explains classes"):
-        report(open_model(models.plain()), photo, tmp_path / "page.html", target="top3")
+
+
+@pytest.mark.parametrize("target", ["top3", "conv_a:1", "conv_a:1@2,2", "0 - 1", "2 + 0.5*conv_a:1"])
+def test_a_report_explains_classes_alone(made, photo, tmp_path, target):
+    with pytest.raises(UsageError) as caught:
+        report(made[0], photo, tmp_path / "page.html", target=target)
+    assert (caught.value.code, caught.value.data) == ("not-a-class", {"target": target})
+
+
+def test_a_class_may_be_named_as_an_objective_names_it(made, photo, tmp_path):
+    name = made[0].class_names[1]
+    data = report(made[0], photo, tmp_path / "page.html", target=f"class:{name}", channels=0)
+    assert data["heatmaps"][0]["class_name"] == name
 
 
 # --- pictures --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.objectives import channel, logit  # noqa: E402
-from convscope.techniques.heatmaps import Custom, channel_target, likeness_target  # noqa: E402
+from convscope.techniques.heatmaps import Custom, channel_target, similarity_target  # noqa: E402
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_mask_has_to_fit(photo):
 def test_likeness_is_the_cosine_of_two_answers(network, photo):
     other = photo[::-1, ::-1].copy()
     one, two = (maps_of(network, picture, "gap") for picture in (photo, other))
-    target = likeness_target(network, other)
+    target = similarity_target(network, other)
     assert target.layer == "gap"
     found = convscope.heatmap(network, photo, target, "conv")
     assert found.rows[0].score == pytest.approx(one @ two / np.linalg.norm(one) / np.linalg.norm(two), rel=1e-4)
@@ -253,5 +253,5 @@ def test_a_layer_after_what_is_explained_is_refused(photo):
 
 def test_a_likeness_is_shown_where_it_is_measured(photo):
     network = open_model(branching("concatenate"), preprocess="0..1")
-    found = convscope.heatmap(network, photo, likeness_target(network, photo[::-1].copy(), "late"))
+    found = convscope.heatmap(network, photo, similarity_target(network, photo[::-1].copy(), "late"))
     assert found.rows[0].layer == "late"

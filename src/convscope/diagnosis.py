@@ -1,4 +1,4 @@
-"""What convscope finds out about a model, and whether the three techniques work on it: `convscope doctor`."""
+"""What convscope detects about a model, and whether the three techniques work on it: `convscope doctor`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Trial:
     Attributes:
         name: "open", "activations", "filters" or "heatmap".
         ok: whether it worked; found: what it gave, or why it failed.
-        doubt: what is odd about what it gave, "" where nothing is.
+        doubt: what is odd about the result, "" where nothing is.
         seconds: of wall-clock time, the first call with all that has to be compiled for it.
         peak_bytes: the most memory that the process has held so far; None where the system does not tell.
     """
@@ -74,7 +74,7 @@ class Diagnosis:
 
 
 def doctor(model: Any, picture: Any = None, **opening: Any) -> Diagnosis:
-    """Say what convscope finds out about a model, and try the three techniques on it.
+    """Report what convscope detects about a model, and try the three techniques on it.
 
     Args:
         model: what `open_model` takes, or an opened network.
@@ -152,7 +152,7 @@ def _file(model: Any) -> dict[str, Any]:
 
 
 def _drawn(network: Network) -> np.ndarray:
-    """A picture with edges, a gradient and texture, `(h, w, 3)` uint8: a trained network has something to see."""
+    """An image with edges, a gradient and texture, `(h, w, 3)` uint8: a trained network has something to see."""
     height, width = network.inputs.size
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = np.sin(40 * x + 10 * np.sin(7 * y))
@@ -188,18 +188,18 @@ def _activations(network: Network, photo: Any) -> str:
     counted = [row for row in found.statistics if row.zeros is not None]
     count = sum(row.empty_channels or 0 for row in counted)
     empty = f", {count} empty channel{'' if count == 1 else 's'}" if counted else ""
-    return f"{len(found.arrays)} layers, {size / MIB:.1f} MiB a picture{empty}"
+    return f"{len(found.arrays)} layers, {size / MIB:.1f} MiB per image{empty}"
 
 
 def _filters(network: Network, path: str | None) -> tuple[str, str]:
     if path is None:
-        raise ConvscopeError("the network has no layer that the picture passes.")
+        raise ConvscopeError("the network has no layer that the image passes.")
     channels, looked, stuck = first_with_gradient(network, path, CHANNELS, batch=CHANNELS)
     if stuck == looked:
-        raise ConvscopeError(f"none of the {looked} filters of {path} that were tried has a gradient to climb.")
+        raise ConvscopeError(f"none of the {looked} filters of {path} that were tried has a gradient.")
     result = filters(network, path, channels, steps=STEPS)
     climbed = sum(row.activation > row.activations[0] for row in result.rows)
-    doubt = "" if climbed else "no filter rose; more steps may do, or the preprocessing is not the network's."
+    doubt = "" if climbed else "no activation rose; try more steps, or check the preprocessing."
     return f"{climbed} of {len(result.rows)} filters of {path} rose in {STEPS} steps", doubt
 
 

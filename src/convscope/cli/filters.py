@@ -193,7 +193,7 @@ def _table(shell: Shell, result: Filters, out: str, sort: str | None) -> None:
             result.name(index),
             f"{row.activation:.4g}",
             row.compared,
-            "" if row.holds is None else f"{100 * row.holds:.0f} %",
+            "" if row.robustness is None else f"{100 * row.robustness:.0f} %",
             "" if row.agreement is None else f"{row.agreement:.2f}",
             row.status,
             row.reason,
@@ -201,7 +201,7 @@ def _table(shell: Shell, result: Filters, out: str, sort: str | None) -> None:
         for index, row in ((index, result.rows[index]) for index in order)
     ]
     where = result.layer.path if result.layer else "objectives"
-    columns = ["filter", "activation", "beside", "holds", "seeds agree", "status", "reason"]
+    columns = ["filter", "activation", "beside", "robust", "seeds agree", "status", "reason"]
     if not any(row[4] for row in rows):
         columns, rows = columns[:4] + columns[5:], [row[:4] + row[5:] for row in rows]
     shell.table(f"filters of {where}", columns, rows, right=(1, 3))

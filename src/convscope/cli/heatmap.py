@@ -163,12 +163,12 @@ def _computed(
     network: Network, images: Sequence[InputImage], methods: Any, options: Options, progress: Progress
 ) -> Heatmap:
     from convscope.techniques.heatmaps import heatmap as technique
-    from convscope.techniques.heatmaps import likeness_target
+    from convscope.techniques.heatmaps import similarity_target
 
     return technique(
         network,
         images,
-        likeness_target(network, options.like) if options.like else options.target,
+        similarity_target(network, options.like) if options.like else options.target,
         several(options.layer),
         method=methods,
         against=options.against,

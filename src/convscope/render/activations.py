@@ -111,7 +111,7 @@ def plot(result: Activations, ax: Any = None, image: int = 0) -> Any:
     ax.set_xticks(list(places)[::step], names[::step], rotation=60, ha="right", fontsize=8, parse_math=False)
     ax.set_ylim(0, 100)
     ax.set_ylabel("% of the layer")
-    entitle(ax, f"What stays silent, by depth · {result.photos[image].name}")
+    entitle(ax, f"Zeros and empty channels, by depth · {result.photos[image].name}")
     ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False)
     return ax

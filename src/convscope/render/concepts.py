@@ -14,7 +14,7 @@ from convscope.results import Concepts
 
 
 def panel(result: Concepts, index: int = 0, opacity: float = 0.75) -> np.ndarray:
-    """A photo, and its regions in the concepts' colours: (H, W, 3) uint8."""
+    """An image, and its regions in the concepts' colours: (H, W, 3) uint8."""
     photo = at_most(result.photos[index].pixels, 360)
     drawn = regions(photo, result.values[index], result.values.max(axis=(0, 1, 2)), opacity)
     names = legend([row.text for row in result.rows], len(photo))
@@ -23,6 +23,6 @@ def panel(result: Concepts, index: int = 0, opacity: float = 0.75) -> np.ndarray
 
 
 def renderings(result: Concepts) -> Iterator[tuple[str, np.ndarray]]:
-    """A panel for each photo."""
+    """A panel for each image."""
     for index, photo in enumerate(result.photos):
         yield safe_name(photo.name), panel(result, index)

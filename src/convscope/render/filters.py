@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import UsageError
+from convscope.errors import UsageError, option
 from convscope.files import safe_name
 from convscope.networks.preprocessing import Preprocessing
 from convscope.render.colour import clipped_tile, filter_tile, plain_tile
@@ -99,7 +99,7 @@ def sheet(
         if style.labels:
             tiles = [sized_tile(tile, 1, tile_side(len(tiles))) for tile in tiles]
         return grid(tiles, columns or (8 if len(tiles) <= 64 else 16), GAP)
-    body = labelled_grid(_tiles(result, order), [_label(result, index) for index in order], columns)
+    body = labelled_grid(_tiles(result, order), [label(result, index) for index in order], columns)
     where = f"{_where(result)} · {result.origin.network}"
     return page(body, where, _how(result), result.summary, _legend(result))
 
@@ -115,7 +115,7 @@ def animation_of(result: Filters, index: int | None = None, kind: str = "webp") 
         UsageError: no frames were kept, or another kind.
     """
     if result.frames is None or not result.frames.shape[1]:
-        raise UsageError("no pictures on the way were kept; ask for them with frames=N (--frames N).")
+        raise UsageError(f"no intermediate images were kept; ask for them with {option('frames')}.", code="no-frames")
     chosen = result.order() if index is None else [index]
     tiles, film = [_frames(result, index, len(chosen)) for index in chosen], []
     for number, text in enumerate(_moments(result)):
@@ -125,7 +125,7 @@ def animation_of(result: Filters, index: int | None = None, kind: str = "webp") 
 
 
 def renderings(result: Filters) -> Iterator[tuple[str, np.ndarray]]:
-    """The sheet, then each filter's picture."""
+    """The sheet, then each filter's image."""
     yield "sheet", sheet(result)
     for index in range(len(result.rows)):
         yield safe_name(result.name(index)), drawn(result, index)
@@ -142,7 +142,7 @@ def plot(result: Filters, ax: Any = None) -> Any:
     for row in result.rows:
         ax.plot(row.activations, color=colours[row.status], alpha=0.6, linewidth=1)
         ax.plot(len(row.activations), row.activation, ".", color=colours[row.status], alpha=0.6, markersize=3)
-    ax.set_xlabel("step (dots: the finished picture as it is, not moved)")
+    ax.set_xlabel("step (dots: the final image, not moved)")
     ax.set_ylabel("activation")
     entitle(ax, f"{_where(result)} · {result.summary}")
     ax.grid(alpha=0.3)
@@ -166,7 +166,7 @@ def _canvas_drawn(result: Filters, canvas: np.ndarray) -> np.ndarray:
 
 
 def _tiles(result: Filters, order: Sequence[int]) -> list[np.ndarray]:
-    """The pictures, enlarged or averaged so that the numbers have room under them."""
+    """The images, enlarged or averaged so that the numbers have room under them."""
     longest = tile_side(len(order))
     sides = [_cropped(result, result.values[0]).shape[:2]] if order else []
     height, width = sized_tile(np.zeros((*sides[0], 3), np.uint8), 104, longest).shape[:2]
@@ -178,13 +178,19 @@ def _tiles(result: Filters, order: Sequence[int]) -> list[np.ndarray]:
     ]
 
 
-def _label(result: Filters, index: int) -> Label:
+def label(result: Filters, index: int) -> Label:
+    """What stands under the tile of the `index`-th filter: name, activation, how it compares, status.
+
+    Example:
+        >>> label(convscope.filters(network, "block4_conv", [7], steps=2, size=32), 0).name
+        '7'
+    """
     row = result.rows[index]
     flag = "" if row.status == "alive" else row.status
     lines = [row.compared]
-    lines += [] if row.holds is None else [f"holds {100 * row.holds:.0f} %"]
+    lines += [] if row.robustness is None else [f"robust {100 * row.robustness:.0f} %"]
     lines += [] if row.agreement is None else [f"seeds agree {row.agreement:.2f}"]
-    lines += ["from a photo"] if row.begun else []
+    lines += ["from an image"] if row.started_from else []
     return Label(result.name(index), _digits(row.activation), tuple(lines), flag)
 
 
@@ -205,13 +211,13 @@ def _legend(result: Filters) -> str:
     """What the labels' words mean, of those that occur."""
     words = []
     if any(row.natural is not None for row in result.rows):
-        words.append("natural: the best of the photos")
+        words.append("natural: the best activation of the natural images")
     elif result.rows:
-        words.append("noise: what 99 % of noise pictures stay below")
-    if any(row.holds is not None for row in result.rows):
-        words.append("holds: what stays when the picture is moved")
-    if any(row.begun for row in result.rows):
-        words.append("from a photo: noise does not move it")
+        words.append("noise: 99th percentile of noise images")
+    if any(row.robustness is not None for row in result.rows):
+        words.append("robust: share of the activation left when the image is moved")
+    if any(row.started_from for row in result.rows):
+        words.append("from an image: no gradient at noise")
     return " · ".join(words)
 
 
@@ -248,5 +254,5 @@ def _epitaph(row: FilterRow) -> str:
 
 
 def _display_units(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """A canvas in RGB order and in units of half the network's range, where the classic look is defined."""
+    """A canvas in RGB order and in units of half the network's range, where the classic style is defined."""
     return preprocessing.restore(values) / 127.5 - 1

@@ -18,7 +18,7 @@ from convscope.results import Heatmap
 
 
 def overlaid(result: Heatmap, index: int = 0, paint: Paint | float = 0.7) -> np.ndarray:
-    """A heatmap over its photo, at the photo's own size: (h, w, 3) uint8. `paint` is how, or the opacity alone."""
+    """A heatmap over its image, at the image's own size: (h, w, 3) uint8. `paint` is how, or the opacity alone."""
     return overlay(result.photos[index].pixels, result.maps[index], paint)
 
 
@@ -30,14 +30,14 @@ def scaled(result: Heatmap, index: int = 0, compat: str = "convscope") -> np.nda
 
 
 def panel(result: Heatmap, index: int = 0, paint: Paint | float = 0.7) -> np.ndarray:
-    """Photo, overlay, colour bar and prediction side by side: (H, W, 3) uint8."""
+    """Image, overlay, colour bar and prediction side by side: (H, W, 3) uint8."""
     row, photo = result.rows[index], at_most(result.photos[index].pixels, 480)
     paint = paint if isinstance(paint, Paint) else Paint(paint)
     drawn = overlay(photo, result.maps[index], paint)
     peak = paint.highest(result.maps[index])
     bar = colour_bar(len(photo), f"{-peak:.3g}" if paint.signed else "0", f"{peak:.3g}", paint.map)
     best = ", ".join(prediction.text for prediction in row.predictions[:3])
-    what = f"{row.image}: what spoke for {row.explained}"
+    what = f"{row.image}: regions that support {row.explained}"
     about = [f"prediction: {best}"] if best else []
     about.append(row.reason or (f"{row.method} at {row.layer}" if row.layer else row.method))
     lines = [" · ".join(about), row.note]
@@ -49,7 +49,7 @@ def panel(result: Heatmap, index: int = 0, paint: Paint | float = 0.7) -> np.nda
 def comparison(
     result: Heatmap, image: str | None = None, paint: Paint | float = 0.7, shared: bool = False
 ) -> np.ndarray:
-    """The maps of one picture side by side, each with its method or class: (H, W, 3) uint8.
+    """The maps of one image side by side, each with its method or class: (H, W, 3) uint8.
 
     Args:
         image: its name; the first where None.
@@ -58,12 +58,16 @@ def comparison(
             since methods have no common unit.
 
     Raises:
-        UsageError: no map belongs to a picture of that name.
+        UsageError: no map belongs to an image of that name.
     """
     name = image or result.rows[0].image
     places = [index for index, row in enumerate(result.rows) if row.image == name]
     if not places:
-        raise UsageError(f"no map of a picture {name!r}; {nearest(name, [row.image for row in result.rows])}")
+        raise UsageError(
+            f"no map of an image {name!r}; {nearest(name, [row.image for row in result.rows])}",
+            code="no-such-image",
+            image=name,
+        )
     paint = paint if isinstance(paint, Paint) else Paint(paint)
     if shared:
         paint = replace(paint, peak=max(paint.highest(result.maps[index]) for index in places) or None)
@@ -72,7 +76,7 @@ def comparison(
     labels = [Label(name, "")] + [_compared(result, index) for index in places]
     rows = [result.rows[index] for index in places]
     body = labelled_grid(tiles, labels, min(len(tiles), 5))
-    title = f"What spoke for {', '.join(dict.fromkeys(row.explained for row in rows))}"
+    title = f"Regions that support {', '.join(dict.fromkeys(row.explained for row in rows))}"
     best = ", ".join(prediction.text for prediction in rows[0].predictions[:3])
     where = ", ".join(dict.fromkeys(row.layer for row in rows if row.layer))
     lines = [f"prediction: {best}" if best else "", f"at {where}" if where else ""]
@@ -98,7 +102,7 @@ def renderings(result: Heatmap) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def stems(result: Heatmap) -> list[str]:
-    """The name of each map's files: the picture's, with its method and class where a picture has several."""
+    """The name of each map's files: the image's, with its method and class where an image has several."""
     methods = len({row.method for row in result.rows}) > 1
     found = []
     for row in result.rows:

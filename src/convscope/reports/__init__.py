@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a network and some pictures, made of the three techniques' results.
+"""One self-contained HTML page about a network and some images, made of the three techniques' results.
 
 `report` is `study` (run the techniques) and then `write` (draw the page). Everything that the page shows comes from
 the results, and its JSON holds the same numbers.
@@ -6,17 +6,16 @@ the results, and its JSON holds the same numbers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 from convscope.errors import UsageError
 from convscope.events import Progress
-from convscope.networks import Network
+from convscope.networks import Network, open_model
 from convscope.reports.page import write
 from convscope.reports.studies import Choices, Study, study
-from convscope.techniques.heatmaps import as_targets, is_target
+from convscope.techniques.heatmaps import as_targets, is_target, names_one_class
 
 __all__ = ["Choices", "Study", "report", "study", "write"]
 
@@ -57,11 +56,12 @@ def report(
         >>> data["files"]                                                              # doctest: +SKIP
         ['report.html']
     """
-    if is_target(target) or any(
-        isinstance(one, str) and re.fullmatch(r"top\d+|.+:\d+(@\d+,\d+)?", one) for one in as_targets(target)
-    ):
+    network = open_model(network)
+    if is_target(target) or not all(names_one_class(network, one) for one in as_targets(target)):
         raise UsageError(
-            f"a report explains classes, by number or name, or top; found {target!r}. See convscope heatmap."
+            f"a report explains classes, by number or name, or top; found {target!r}. A heatmap explains it.",
+            code="not-a-class",
+            target=str(target),
         )
     choices = Choices(target, layers, tuple(filter_layers), heatmap_layer, channels, check, seed)
     return write(study(network, images, choices, progress), path, title)

@@ -1,4 +1,4 @@
-"""The image that maximizes each filter: canvases and what was measured of them."""
+"""The image that maximizes each filter: values and measurements."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ class FilterRow:
 
     Attributes:
         channel: its number; None for an objective that is not one channel.
-        activation: the objective of the final picture.
+        activation: the objective of the final image.
         activations: the objective before each step.
         status: "alive", "weak" or "dead".
         reason: why that status.
         threshold: what the activation had to exceed to be alive.
         name: the objective's text, such as "class tabby"; the channel's number stands for it where it is empty.
-        transformed: mean activation of the final picture under fresh transforms; NaN where that was not measured.
-        natural: the highest activation among the user's photos; None without photos.
-        natural_photo: the name of that photo.
-        agreement: of the pictures from several seeds, -1..1; None where one seed was used.
-        variant: which of several pictures of one objective.
-        tries: starts that were tried.
-        steps: updates that the picture took; 0 where that is not known.
-        begun: the name of the photo that the picture was begun with, where noise did not move the filter; else empty.
+        transformed: mean activation of the final image under new random transforms; NaN where that was not measured.
+        natural: the highest activation among the user's natural images; None without these.
+        natural_photo: the name of that image.
+        agreement: mean correlation of the images from several seeds, -1..1; None where one seed was used.
+        variant: which of several images of one objective.
+        tries: number of start images that were tried.
+        steps: number of updates; 0 where that is not known.
+        started_from: the name of the natural image that the ascent started from, where the filter has no gradient at
+            noise; else empty.
 
     Example:
         >>> row = convscope.filters(network, "block4_conv", [7], steps=2, size=32).rows[0]
@@ -55,29 +56,29 @@ class FilterRow:
     variant: int = 0
     tries: int = 1
     steps: int = 0
-    begun: str = ""
+    started_from: str = ""
 
     @property
     def ratio(self) -> float | None:
-        """The activation divided by the best natural one; None without photos, or where none excites the filter."""
+        """The activation divided by the best natural one; None without one, or where no image excites the filter."""
         return self.activation / self.natural if self.natural is not None and self.natural > 0 else None
 
     @property
-    def holds(self) -> float | None:
-        """Share of the activation that survives fresh transforms; None where it is not positive or not measured."""
+    def robustness(self) -> float | None:
+        """Share of the activation left under new random transforms; None where it is not positive or not measured."""
         share = self.transformed / self.activation if self.activation > 0 else float("nan")
         return share if np.isfinite(share) else None
 
     @property
     def compared(self) -> str:
-        """ "x0.83 natural" where there are photos, else "x12 noise": the activation beside what it can be held to."""
+        """ "x0.83 natural" where there are natural images, else "x12 noise": the activation beside its reference."""
         if self.natural is not None:
-            return "photos silent" if self.ratio is None else f"x{_times(self.ratio)} natural"
-        return f"x{_times(self.activation / self.threshold)} noise" if self.threshold > 0 else "noise silent"
+            return "natural: none" if self.ratio is None else f"x{_times(self.ratio)} natural"
+        return f"x{_times(self.activation / self.threshold)} noise" if self.threshold > 0 else "noise: none"
 
     @property
-    def belief(self) -> float:
-        """What filters of one status are sorted by: `ratio`, or without photos how many times noise is exceeded."""
+    def margin(self) -> float:
+        """The activation divided by its reference: the best natural activation, or without one the noise threshold."""
         reference = self.threshold if self.natural is None else self.natural
         if not np.isfinite(self.activation):
             return -np.inf
@@ -88,28 +89,28 @@ class FilterRow:
 
 STATUSES = ("alive", "weak", "dead")
 SORTS: dict[str, Any] = {
-    "status": lambda row: (STATUSES.index(row.status), -row.belief),
-    "ratio": lambda row: -row.belief,
+    "status": lambda row: (STATUSES.index(row.status), -row.margin),
+    "ratio": lambda row: -row.margin,
     "activation": lambda row: -row.activation if np.isfinite(row.activation) else np.inf,
-    "holds": lambda row: np.inf if row.holds is None else -row.holds,
+    "holds": lambda row: np.inf if row.robustness is None else -row.robustness,
     "channel": lambda row: 0,
 }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Filters(Result):
-    """For each filter of a layer the picture that excites it.
+    """For each filter of a layer the image that excites it most.
 
     Attributes:
         layer: whose filters; None for objectives that are not channels of one layer.
-        values: final canvases `(n, h, w, c)` float32, in the range that the network takes.
+        values: final images `(n, h, w, c)` float32, in the range that the network takes.
         rows: the numbers, one for each filter.
-        preprocessing: what turns the canvases back into pixels.
-        crop: pixels left out on each side of a picture.
-        style: "classic" (contrast brought to 0.15 around grey), "plain" (the picture as it is) or "clipped" (stretched
+        preprocessing: what turns the values back into pixels.
+        crop: pixels left out on each side of an image.
+        style: "classic" (contrast brought to 0.15 around grey), "plain" (the image as it is) or "clipped" (stretched
             to the full range, but for 1 % of the values at each end).
         alpha: transparency `(n, h, w)` float32 in 0..1, where the recipe finds it.
-        frames: canvases on the way `(n, f, h, w, c)` float32, where they were asked for.
+        frames: intermediate images `(n, f, h, w, c)` float32, where they were asked for.
 
     Example:
         >>> found = convscope.filters(network, "block4_conv", [0, 7], steps=2, size=32)
@@ -129,7 +130,7 @@ class Filters(Result):
     kind: ClassVar[str] = "filters"
 
     def name(self, index: int) -> str:
-        """What the `index`-th filter is called: "17", its second picture "17-1", an objective by its text."""
+        """What the `index`-th filter is called: "17", its second image "17-1", an objective by its text."""
         row = self.rows[index]
         named = row.name and (self.layer is None or row.channel is None)
         return (row.name if named else str(row.channel)) + (f"-{row.variant}" if row.variant else "")
@@ -139,7 +140,7 @@ class Filters(Result):
 
         Args:
             by: "status" (alive, weak, dead, and among these by "ratio"), "ratio" (to the best natural activation, or
-                without photos to noise), "activation", "holds", "channel", or "given" (as they were asked for). The
+                without images to noise), "activation", "holds", "channel", or "given" (as they were asked for). The
                 highest come first.
 
         Raises:
@@ -166,8 +167,17 @@ class Filters(Result):
 
     def to_json(self) -> dict[str, Any]:
         """See `Result.to_json`."""
-        rows = [{**asdict(row), "ratio": row.ratio, "holds": row.holds} for row in self.rows]
+        rows = [_row_json(row) for row in self.rows]
         return {"filters": rows, "provenance": self.provenance}
+
+
+# The names in the JSON of fields that Python calls otherwise: programs rely on these.
+JSON_NAMES = {"started_from": "begun"}
+
+
+def _row_json(row: FilterRow) -> dict[str, Any]:
+    values = {JSON_NAMES.get(name, name): value for name, value in asdict(row).items()}
+    return {**values, "ratio": row.ratio, "holds": row.robustness}
 
 
 def _times(factor: float) -> str:

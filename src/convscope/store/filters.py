@@ -15,12 +15,14 @@ from convscope.networks.preprocessing import FOUND, GUESS, SET, Preprocessing
 from convscope.render import filters as views
 from convscope.render.plots import png
 from convscope.results import STATUSES, FilterRow, Filters
+from convscope.results.filters import JSON_NAMES
 from convscope.store.folder import Folder, as_folder
 from convscope.store.parameters import FILTER_PARAMETERS, read_made
 from convscope.store.shelf import PROVENANCE, Shelf, check, check_shape
 
 _FILTER_ROW = schema.record(
     FilterRow,
+    JSON_NAMES,
     channel=schema.optional(schema.whole(0)),
     status=schema.one_of(*STATUSES),
     variant=schema.whole(0),
@@ -44,12 +46,12 @@ def write(
     columns: int | None = None,
     gif: bool = False,
 ) -> list[str]:
-    """Write the sheet, single pictures, the plot of activations, the film, the raw arrays and the numbers.
+    """Write the sheet, single images, the plot of activations, the animation, the raw arrays and the numbers.
 
     Args:
         directory: where to.
         labels, sort, columns: of the sheet.
-        gif: write the film as GIF too, for programs that show no WebP.
+        gif: write the animation as GIF too, for programs that show no WebP.
     """
     folder = as_folder(directory)
     report, since = result.to_json(), folder.begin(f"{result.kind}.json")
@@ -103,7 +105,7 @@ def read(report: Mapping[str, Any], shelf: Shelf) -> Filters:
 def _check_shapes(result: Filters) -> None:
     """What was loaded has to fit together."""
     values, affine = result.values, result.preprocessing
-    expected = f"{len(result.rows)} canvases (n, h, w, c), of which a crop of {result.crop} leaves something"
+    expected = f"{len(result.rows)} images (n, h, w, c), of which a crop of {result.crop} leaves something"
     fits = values.ndim == 4 and len(values) == len(result.rows) and min(values.shape[1:3]) > 2 * result.crop
     check(fits and (values.shape[3] == 1 or values.shape[3] >= 3), "raw", expected, f"the shape {values.shape}")
     check(

@@ -10,7 +10,7 @@ import numpy as np
 from convscope.techniques.filters.ascent import Job, Plan, Trace, ascend, before_nonlinearity, resized
 from convscope.techniques.filters.recipes import Recipe
 
-FROM_PHOTO = "from a photo"
+FROM_IMAGE = "from an image"
 TRIES = 3  # starts of a filter that has no gradient
 LIFTED_STEPS = 16  # before its own non-linearity, as lucid lets gradients through for 16 steps
 LEAST_CELLS = 4  # of a map's side, for a smaller size to be worth a step
@@ -182,7 +182,7 @@ def _retry(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:
     left = [index for index, trace in enumerate(traces) if trace.has_no_gradient and jobs[index].hint is not None]
     if left:
         hinted = [replace(job, start=job.hint()) for job in (jobs[index] for index in left) if job.hint is not None]
-        _again(plan, hinted, [traces[index] for index in left], len(attempts) + 2, FROM_PHOTO)
+        _again(plan, hinted, [traces[index] for index in left], len(attempts) + 2, FROM_IMAGE)
     left = [index for index, trace in enumerate(traces) if trace.has_no_gradient]
     if left and preactivations:
         _raise_preactivation(plan, [jobs[index] for index in left], [traces[index] for index in left], preactivations)

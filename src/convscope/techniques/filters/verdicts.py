@@ -13,7 +13,7 @@ from convscope.objectives import BoundObjective
 from convscope.results import FilterRow
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Job, Moved, Plan, Trace, measured
 from convscope.techniques.filters.baselines import PERCENTILE, Baselines
-from convscope.techniques.filters.runs import FROM_PHOTO
+from convscope.techniques.filters.runs import FROM_IMAGE
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def _row(baselines: Baselines, job: Job, trace: Trace, activation: float, transf
         variant=job.variant,
         tries=trace.tries,
         steps=len(trace.activations),
-        begun=name if trace.note == FROM_PHOTO else "",
+        started_from=name if trace.note == FROM_IMAGE else "",
     )
 
 
@@ -124,7 +124,7 @@ def _verdict(final: float, threshold: float, trace: Trace, natural: np.ndarray) 
 
 def _without_gradient(trace: Trace, natural: np.ndarray) -> tuple[str, str]:
     """The verdict on a filter that no start could move."""
-    reason = f"the gradient is zero everywhere from {trace.tries} starts, so there is nothing to climb"
+    reason = f"the gradient is zero everywhere from {trace.tries} starts, so the filter has no gradient to follow"
     excited = len(natural) > 0 and natural.max() > 0
     if trace.lifted is not None:
         first, last = trace.lifted

@@ -29,10 +29,11 @@ from convscope.techniques.heatmaps.pixels import GuidedBackprop, IntegratedGradi
 from convscope.techniques.heatmaps.run import BATCH, HeatmapItem, HeatmapOptions, begin
 from convscope.techniques.heatmaps.targets import (
     Channel,
-    Likeness,
+    Similarity,
     as_targets,
     channel_target,
-    likeness_target,
+    names_one_class,
+    similarity_target,
 )
 
 __all__ = [
@@ -48,13 +49,13 @@ __all__ = [
     "HeatmapItem",
     "HeatmapOptions",
     "IntegratedGradients",
-    "Likeness",
     "Method",
     "MethodResult",
     "Occlusion",
     "PerImageMethod",
     "ScoreCAM",
     "ShapleyCAM",
+    "Similarity",
     "SmoothGrad",
     "Target",
     "Unfit",
@@ -64,8 +65,9 @@ __all__ = [
     "heatmap",
     "is_target",
     "iter_heatmaps",
-    "likeness_target",
+    "names_one_class",
     "option",
+    "similarity_target",
     "with_options",
 ]
 
@@ -94,8 +96,8 @@ def heatmap(
         target: a class by number or name, or "top" for each image's own best; or one for each image. "top3": the
             three best of each. "conv3:17" is a channel of a layer and "conv3:17@4,5" it at one place; of a network that
             answers with a map, a number is the class where it is the highest. Or what `channel_target` and
-            `likeness_target` make, an objective or its text ("a:3 - 0.5*tabby", see `convscope.objectives`), a `Custom`
-            function of the network's answers, or a `Target` of your own.
+            `similarity_target` make, an objective or its text ("a:3 - 0.5*tabby", see `convscope.objectives`), a
+            `Custom` function of the network's answers, or a `Target` of your own.
         layer: a path, "auto" for the last layer whose map has more than one cell, or "best" for the one of the last
             layers at each size of map that does best in insertion less deletion on a few of the images; or several,
             whose maps are fused: positive parts, each over its highest value, their mean.
@@ -141,7 +143,7 @@ def heatmap(
         "against": None if against is None else as_targets(against),
         **run.details(),
     }
-    like = {"like": run.goal.target.photo} if isinstance(run.goal.target, Likeness) else {}
+    like = {"like": run.goal.target.photo} if isinstance(run.goal.target, Similarity) else {}
     made = origin(run.specs[0].network, "heatmap", run.images, like, details)
     maps = _stacked([one.heat for one in items])
     return Heatmap(made, run.parameters(), tuple(one.image for one in items), maps, tuple(one.row for one in items))

@@ -13,7 +13,7 @@ from convscope.networks import Layer, Network
 from convscope.techniques.heatmaps.evidence import TraceSpec, trace
 from convscope.techniques.heatmaps.faithfulness import better_layers
 from convscope.techniques.heatmaps.methods import Method, Unfit, results_of
-from convscope.techniques.heatmaps.targets import Goal, Likeness
+from convscope.techniques.heatmaps.targets import Goal, Similarity
 
 TRIED_LAYERS, TRIED_IMAGES = 4, 4  # by layer="best"
 
@@ -114,14 +114,14 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
 def _last_before(network: Network, goal: Goal) -> Layer:
     """The last layer with a map; before the first that the target reads, where it reads layers.
 
-    A likeness is one of means over places, so the layer in which it is measured has a map of its own to show.
+    A similarity is one of means over places, so the layer in which it is measured has a map of its own to show.
     """
     record = goal.target.record
     if not record:
         return network.last_spatial_layer()
     names = [layer.path for layer in network.layers]
     first = min(map(names.index, record))
-    end = first + 1 if isinstance(goal.target, Likeness) else first
+    end = first + 1 if isinstance(goal.target, Similarity) else first
     if not any(layer.spatial for layer in network.layers[:end]):
         raise UsageError(
             f"no layer with a map lies before {names[first]}, which is explained; give that layer itself, or a method "

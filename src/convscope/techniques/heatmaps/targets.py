@@ -126,7 +126,7 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """The cosine between what a layer answers (the mean over its places) and what it answered to another photo.
 
     Attributes:
@@ -219,7 +219,7 @@ def described(target: Target) -> dict[str, Any]:
             **{"kind": "channel", "layer": target.layer, "channel": target.channel, "mask_sha256": mask},
             **{"highest": target.highest, "middle": target.middle},
         }
-    if isinstance(target, Likeness):
+    if isinstance(target, Similarity):
         return {"kind": "likeness", "layer": target.layer, "other_sha256": array_sha256(target.other)}
     if isinstance(target, Combined):
         arrays = [array_sha256(term.given.array) for term in target.objective.terms if term.given is not None]
@@ -265,8 +265,8 @@ def as_targets(target: Any) -> list[int | str]:
         return [one if isinstance(one, str) else int(one) for one in several]
     except (TypeError, ValueError):
         raise UsageError(
-            f"a target is a class by number or name, one for each picture, the text of a channel, what channel_target, "
-            f"likeness_target and Custom make, or an object with a score method; found {type(target).__name__}."
+            f"a target is a class by number or name, one for each image, the text of a channel, what channel_target, "
+            f"similarity_target and Custom make, or an object with a score method; found {type(target).__name__}."
         ) from None
 
 
@@ -290,7 +290,7 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
     target, against = _plain(network, target, against)
     if isinstance(target, Objective):
         return _combined(network, target, count)
-    found: Target | None = target if isinstance(target, Channel | Likeness) else _channel(network, target)
+    found: Target | None = target if isinstance(target, Channel | Similarity) else _channel(network, target)
     if found is None and is_target(target):
         found = own(network, target)
     if found is not None:
@@ -339,6 +339,21 @@ def _plain(network: Network, target: Any, against: Any) -> tuple[Any, Any]:
     if len(terms) == 1 and terms[0].weight == 1 and isinstance(terms[0].channel, int):
         return channel_target(network, terms[0].layer, terms[0].channel, terms[0].place), None
     return target, None
+
+
+def names_one_class(network: Network, target: int | str) -> bool:
+    """True for "top", and for the number, the name or the objective of one class; that it exists is not checked.
+
+    Example:
+        >>> names_one_class(network, "class:cat"), names_one_class(network, "cat - coffee")
+        (True, False)
+    """
+    plain, rival = _plain(network, target, None)
+    if rival is not None or isinstance(plain, Objective) or is_target(plain):
+        return False
+    if not isinstance(plain, str) or plain == "top":
+        return True
+    return not re.fullmatch(r"top\d+", plain) and (_names_a_class(network, plain) or not PLACE.fullmatch(plain))
 
 
 def _names_a_class(network: Network, text: str) -> bool:
@@ -396,23 +411,23 @@ def _with_channels(network: Network, path: str) -> Layer:
     return found
 
 
-def likeness_target(network: Network, photo: Any, layer: str | None = None) -> Likeness:
-    """What makes a picture like another `photo` to a layer, the last one before the class scores where None.
+def similarity_target(network: Network, photo: Any, layer: str | None = None) -> Similarity:
+    """The cosine similarity of an image to `photo` in a layer, the last one before the class scores where None.
 
     Raises:
         UsageError: no such layer; ImageError.
 
     Example:
-        >>> target = likeness_target(network, PHOTOS[1])
+        >>> target = similarity_target(network, PHOTOS[1])
         >>> convscope.heatmap(network, PHOTOS[0], target).rows[0].class_name
-        'likeness to coffee (average)'
+        'similarity to coffee (average)'
     """
     path = _with_channels(network, layer).path if layer else _embedding(network).path
     (other,) = read_images([photo])
     answer = network.forward(network.prepare([other]), (path,))[1][path][0]
     answer = answer.mean(axis=(0, 1)) if answer.ndim == 3 else answer
     unit = (answer / max(float(np.linalg.norm(answer)), 1e-12)).astype(np.float32)
-    return Likeness(path, f"likeness to {other.name} ({path})", unit, photo=other)
+    return Similarity(path, f"similarity to {other.name} ({path})", unit, photo=other)
 
 
 def _embedding(network: Network) -> Layer:
@@ -464,7 +479,7 @@ def _class_of_maps(network: Network, number: int) -> Channel:
 
 def _arguments_of(network: Network, target: Target, count: int) -> tuple[np.ndarray, ...]:
     """The arguments of a target that is the same for each of `count` pictures."""
-    if isinstance(target, Likeness):
+    if isinstance(target, Similarity):
         return (np.repeat(target.other[None], count, axis=0),)
     if not isinstance(target, Channel):
         return ()
