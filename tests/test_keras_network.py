@@ -819,6 +819,7 @@ def test_a_layer_or_an_output_without_a_row_for_each_image_is_refused(change):
     for refused in (
         lambda: network.predict(np.zeros((3, 16, 16, 3), np.float32)),
         lambda: convscope.heatmap(network, images, layer="change"),
+        lambda: convscope.filters(network, "change", [0], steps=1, size=16),
     ):
         with pytest.raises(ModelError) as error:
             refused()

@@ -1059,9 +1059,13 @@ def test_a_layer_of_windows_is_recorded_and_not_added_to():
     network = declared(Rowless(lambda x: torch.cat([x, x * 2]), side=True))
     images = [np.full((16, 16, 3), value, np.uint8) for value in (90, 200)]
     assert convscope.activations(network, images, ["sigmoid"]).arrays["sigmoid"].shape == (2, 14, 14, 4)
-    with pytest.raises(ModelError, match="sigmoid") as error:
-        convscope.heatmap(network, images, layer="sigmoid")
-    assert error.value.code == "not-per-image"
+    for refused in (
+        lambda: convscope.heatmap(network, images, layer="sigmoid"),
+        lambda: convscope.filters(network, "sigmoid", [0], steps=1, size=16),
+    ):
+        with pytest.raises(ModelError, match="sigmoid") as error:
+            refused()
+        assert error.value.code == "not-per-image"
 
 
 @pytest.mark.parametrize("count", [1, 3])

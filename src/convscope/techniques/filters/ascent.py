@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from convscope.arrays import resize_map
+from convscope.errors import ModelError
 from convscope.events import Advanced, ItemFinished, Progress, tell
 from convscope.measures import INPUT, Views
 from convscope.networks import Network, Pass, Record, Run
@@ -149,6 +150,15 @@ def _seen(network: Network, program: ProgramKey, run: Run, images: Tensor, preci
         folded=network.folds_norms,
     )
     found = run(images, request)
+    for path in program.paths:
+        rows = found.activations[path].shape[0]
+        if rows not in (None, images.shape[0]):  # windows of images: none of the rows is one image's
+            raise ModelError(
+                f"the layer {path} has {rows} rows of values for a batch of {images.shape[0]}: expected a row for each "
+                "image. Choose another layer.",
+                code="not-per-image",
+                layer=path,
+            )
     return Record(found.logits, {**found.activations, INPUT: images})
 
 
