@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import convscope
 from convscope import errors, isolation, limits
 from convscope.errors import ConvscopeError, ImageError, UsageError, option
 
@@ -117,3 +118,25 @@ def test_a_line_is_cut_after_it_was_spelled():
 @pytest.mark.parametrize("kind", sorted(kinds(), key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
 def test_each_class_has_a_code_of_its_own(kind):
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", kind.kind)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda net, photo: convscope.filters(net, "block4_conv", [96], steps=1),
+        lambda net, photo: convscope.filters(net, objectives="block4_conv:96", steps=1),
+        lambda net, photo: convscope.heatmap(net, photo, "block4_conv:96"),
+        lambda net, photo: convscope.heatmap(net, photo, "block4_conv:96 - cat"),
+        lambda net, photo: convscope.activations(net, photo, "block4_conv").channel("block4_conv", 96),
+    ],
+    ids=["filters", "objective", "heatmap", "sum", "activations"],
+)
+def test_a_channel_out_of_range_is_one_error_of_all_techniques(ask):
+    pytest.importorskip("keras")
+    from convscope.demo import CLASSES, MODEL, PHOTOS
+
+    network = convscope.open_model(MODEL, classes=CLASSES)
+    with pytest.raises(UsageError) as caught:
+        ask(network, PHOTOS[0])
+    assert caught.value.code == "channel-out-of-range"
+    assert (caught.value.data["channel"], caught.value.data["count"]) == (96, 96)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from convscope.errors import UsageError
+from convscope.errors import UsageError, option
 from convscope.networks import Layer, Network, Record
 from convscope.networks.ops import Operations
 
@@ -272,7 +272,9 @@ class Likeness(Measure):
             UsageError: it began with noise.
         """
         if image is None:
-            raise UsageError("a likeness needs an image to be like; give one with photo= (--photo IMAGE).")
+            raise UsageError(
+                f"a likeness needs an image to compare with; give one with {option('photo')}.", code="image-missing"
+            )
         return image
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import UsageError
+from convscope.errors import UsageError, option
 from convscope.measures import (
     INPUT,
     L2,
@@ -43,6 +43,7 @@ from convscope.measures import (
     text_of,
 )
 from convscope.networks import Layer, Network
+from convscope.networks.layers import check_channel
 
 EXPECTED = (
     "expected LAYER:CHANNEL, LAYER:CHANNEL@ROW,COLUMN, LAYER:*, LAYER:[NUMBERS], a class (NAME, NUMBER or class:NAME) "
@@ -543,13 +544,19 @@ class Binder:
             height, width = network.inputs.size
             raise UsageError(
                 f"layer {path!r} does not take pictures of this size in {network.name}; "
-                f"leave --size out, or give {height if height == width else f'{height}x{width}'}."
+                f"leave {option('size')} out, or give {height if height == width else f'{height}x{width}'}.",
+                code="size-not-taken",
+                layer=path,
             )
         found = self.layers[path]
         if len(found.shape) not in (1, 3):
             raise UsageError(f"layer {path!r} has no channels to raise; its output has the shape {found.shape}.")
         if min(found.shape) < 1:
-            raise UsageError(f"pictures of this size are too small for layer {path!r}; give a larger --size.")
+            raise UsageError(
+                f"images of this size are too small for layer {path!r}; give a larger {option('size')}.",
+                code="image-too-small",
+                layer=path,
+            )
         return found
 
     def _number(self, term: Term, found: Layer) -> int | None:
@@ -557,11 +564,7 @@ class Binder:
             return None
         if term.layer == LOGITS:
             return self.network.class_index(term.channel)
-        if not 0 <= int(term.channel) < found.channels:
-            raise UsageError(
-                f"channel {term.channel} is out of range: {found.path} has {found.channels} channels, "
-                f"numbered from 0 to {found.channels - 1}."
-            )
+        check_channel(int(term.channel), found.channels, found.path)
         return int(term.channel)
 
     def _mask(self, term: Term, found: Layer) -> np.ndarray:

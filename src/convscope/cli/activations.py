@@ -67,6 +67,8 @@ def activations(
 
 def _check_channel(shell: Shell, chosen: Sequence[Layer], channel: int | None) -> None:
     """A channel that no chosen layer has is an error; one that only some have is drawn where it is."""
+    from convscope.networks.layers import check_channel
+
     if channel is None:
         return
     most = max((layer.channels for layer in chosen if layer.spatial), default=0)
@@ -75,13 +77,7 @@ def _check_channel(shell: Shell, chosen: Sequence[Layer], channel: int | None) -
             f"none of the chosen layers has a map, so there is no channel to draw; leave {option('channel')} out.",
             code="no-layer-with-a-map",
         )
-    if not 0 <= channel < most:
-        raise UsageError(
-            f"channel {channel} is out of range: the chosen layers have channels 0 to {most - 1} at most.",
-            code="channel-out-of-range",
-            channel=channel,
-            count=most,
-        )
+    check_channel(channel, most, "the widest chosen layer")
     without = [layer.path for layer in chosen if not layer.spatial or channel >= layer.channels]
     if without:
         shell.say(f"  without channel {channel}, so not drawn: {', '.join(without)}")

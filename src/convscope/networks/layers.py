@@ -207,3 +207,22 @@ def _answers(layer: Layer, name: str) -> bool:
         for path in (layer.path, base_path(layer.path))
         for start in ("", "*/", "*.")
     )
+
+
+def check_channel(number: int, count: int, where: str) -> None:
+    """A channel that `where` has, whose `count` channels are numbered from 0; every technique asks here.
+
+    Raises:
+        UsageError: with code "channel-out-of-range", `channel`, `count` and `layer`.
+
+    Example:
+        >>> check_channel(5, 6, "conv2")
+    """
+    if not 0 <= number < count:
+        raise UsageError(
+            f"channel {number} is out of range: {where} has {count} channels, numbered from 0 to {count - 1}.",
+            code="channel-out-of-range",
+            channel=number,
+            count=count,
+            layer=where,
+        )

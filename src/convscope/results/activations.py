@@ -11,7 +11,7 @@ import numpy as np
 
 from convscope.errors import UsageError
 from convscope.images.decode import InputImage
-from convscope.networks.layers import Layer, find_layer
+from convscope.networks.layers import Layer, check_channel, find_layer
 from convscope.results.base import Result
 from convscope.results.parameters import ActivationParameters
 
@@ -94,11 +94,7 @@ class Activations(Result):
         values = self[layer][picture]
         if values.ndim != 3:
             raise UsageError(f"layer {layer!r} has no map to show; its output has the shape {values.shape}.")
-        if not 0 <= channel < values.shape[-1]:
-            count = values.shape[-1]
-            raise UsageError(
-                f"channel {channel} is out of range: layer {layer!r} has {count} channels, numbered 0 to {count - 1}."
-            )
+        check_channel(channel, values.shape[-1], layer)
         return values[..., channel]
 
     def row(self, layer: str, picture: int = 0) -> LayerStatistics:

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any
 
 from convscope import schema
-from convscope.errors import ConvscopeError
+from convscope.errors import ConvscopeError, option
 from convscope.events import Advanced, Progress, tell
 from convscope.files import safe_name
 from convscope.networks import Layer
@@ -75,7 +75,8 @@ def read(report: Mapping[str, Any], shelf: Shelf) -> Activations:
     """The result that `write` wrote as `report`, with the files beside it, and its arrays memory-mapped."""
     if "arrays" not in report:
         raise ConvscopeError(
-            f"{str(shelf.root)!r} holds pictures and numbers but no raw arrays; save with raw=True (--raw)."
+            f"{str(shelf.root)!r} contains images and numbers but no raw arrays; save with {option('raw')}.",
+            code="no-raw-arrays",
         )
     shape = schema.sequence(schema.whole(0), 1, 8)
     known = schema.entries({

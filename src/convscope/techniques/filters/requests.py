@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import UsageError
+from convscope.errors import UsageError, option
 from convscope.events import Progress
 from convscope.images.decode import InputImage, read_images
 from convscope.images.source import hold
 from convscope.measures import LOGITS, is_target
 from convscope.networks import Layer, Network
+from convscope.networks.layers import check_channel
 from convscope.objectives import Objective, as_objective, channel, diversity, dot_cosine, likeness
 from convscope.objectives import layer as whole_layer
 from convscope.techniques.filters.ascent import BATCH
@@ -40,11 +41,8 @@ def parse_channels(channels: str | int | Iterable[int] | None, count: int) -> li
     else:
         numbers = [int(channels)] if isinstance(channels, int | np.integer) else [int(number) for number in channels]
     numbers = list(dict.fromkeys(numbers))
-    wrong = [number for number in numbers if not 0 <= number < count]
-    if wrong:
-        raise UsageError(
-            f"channel {wrong[0]} is out of range: the layer has {count} channels, numbered from 0 to {count - 1}."
-        )
+    for number in numbers:
+        check_channel(number, count, "the layer")
     if not numbers:
         raise UsageError('no channels given; expected numbers such as "0-63,70", or "all".')
     return numbers
@@ -60,7 +58,12 @@ def _numbers(text: str) -> list[int]:
             )
         low, high = int(first), int(last if dash else first)
         if high < low or high - low > 10**6:
-            raise UsageError(f"channels {part!r} run backwards or too far; expected a range such as 0-63.")
+            reason = "start exceeds end" if high < low else "more than a million channels"
+            raise UsageError(
+                f"invalid channel range {part!r}: {reason}; expected a range such as 0-63.",
+                code="channel-range",
+                range=part,
+            )
         numbers.extend(range(low, high + 1))
     return numbers
 
@@ -87,7 +90,11 @@ def adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
 def start_image(recipe: Recipe, photo: Any) -> InputImage | None:
     """The image that the ascent begins with, or that is caricatured."""
     if photo is None and recipe.photo:
-        raise UsageError(f"recipe {recipe.name!r} needs an image (a photo); give one with photo= (--photo IMAGE).")
+        raise UsageError(
+            f"recipe {recipe.name!r} needs an image; give one with {option('photo')}.",
+            code="image-missing",
+            recipe=recipe.name,
+        )
     return None if photo is None else read_images(photo if isinstance(photo, list | tuple) else [photo])[0]
 
 
@@ -129,14 +136,20 @@ def check_layer(network: Network, path: str, size: tuple[int, int]) -> Layer:
     if target is None:
         height, width = network.inputs.size
         raise UsageError(
-            f"layer {wanted!r} does not take pictures of {size[0]}x{size[1]} pixels in {network.name}; "
-            f"leave --size out, or give {height if height == width else f'{height}x{width}'}."
+            f"layer {wanted!r} does not take images of {size[0]}x{size[1]} pixels in {network.name}; "
+            f"leave {option('size')} out, or give {height if height == width else f'{height}x{width}'}.",
+            code="size-not-taken",
+            layer=wanted,
+            size=size,
         )
     if len(target.shape) not in (1, 3):
         raise UsageError(f"layer {wanted!r} has no channels to raise; its output has the shape {target.shape}.")
     if min(target.shape) < 1:
         raise UsageError(
-            f"pictures of {size[0]}x{size[1]} pixels are too small for layer {wanted!r}; give a larger --size."
+            f"images of {size[0]}x{size[1]} pixels are too small for layer {wanted!r}; give a larger {option('size')}.",
+            code="image-too-small",
+            layer=wanted,
+            size=size,
         )
     return target
 

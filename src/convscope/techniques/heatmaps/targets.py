@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import UsageError
+from convscope.errors import UsageError, option
 from convscope.images.decode import InputImage, read_images
 from convscope.measures import (
     LOGITS,
@@ -28,6 +28,7 @@ from convscope.measures import (
     own,
 )
 from convscope.networks import Layer, Network, Record
+from convscope.networks.layers import check_channel
 from convscope.networks.ops import Operations
 from convscope.objectives import Binder, Objective, ProgramKey, logit, parse
 from convscope.results import array_sha256
@@ -386,11 +387,7 @@ def channel_target(
         (1, 56, 56)
     """
     found = _with_channels(network, layer)
-    if not 0 <= channel < found.channels:
-        raise UsageError(
-            f"channel {channel} is out of range: {found.path} has {found.channels} channels, numbered from 0 to "
-            f"{found.channels - 1}."
-        )
+    check_channel(channel, found.channels, found.path)
     if mask is not None:
         return Channel(found.path, channel, f"{found.path}:{channel} inside of a mask", mask=_shares(mask, found))
     if place is None:
@@ -465,7 +462,8 @@ def _class_of_maps(network: Network, number: int) -> Channel:
     if last is None or not last.spatial or int(np.prod(last.shape)) != network.head.units:
         raise UsageError(
             f"the output of {network.name} is no map of classes (height, width, classes) that convscope can tell; "
-            "explain a channel, as --class LAYER:CHANNEL, or a Custom function of the answers."
+            f"explain a channel, {option('target')} LAYER:CHANNEL, or a Custom function of the answers.",
+            code="no-map-of-classes",
         )
     alike = [la for la in network.layers if la.on_path and la.shape == last.shape and not la.structural]
     scores = next((layer for layer in reversed(alike) if not layer.only_activates), last)
