@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import convscope
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "convscope"
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "onnx", "tf_keras"}
@@ -33,26 +35,48 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
+# The same inside of the largest room: a format ends in a framework, and opening reads formats.
+NETWORK_FLOORS = (
+    ("ops", "preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
+    ("head", "passes"),
+    ("graph",),
+    ("network",),
+    ("traced",),
+    ("keras", "torch"),
+    ("formats.code", "formats.archives", "formats.hdf5", "formats.pickles"),
+    ("formats.files",),
+    ("formats.saved_model",),
+    ("formats.keras", "formats.torch"),
+    ("formats.onnx",),
+    ("opening",),
+    ("spec",),
+)
+MODULES = {
+    ".".join(part for part in path.relative_to(SOURCE).with_suffix("").parts if part != "__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+HOLDERS = {"", "techniques", "networks.formats"}  # packages that hold rooms and nothing else, and the front door
 
 
-def room(module):
+def room(module, floors=FLOORS):
     """The room that a module of convscope belongs to, as (floor, name)."""
-    for floor, names in enumerate(FLOORS):
+    for floor, names in enumerate(floors):
         for name in names:
             if module == name or module.startswith(name + "."):
                 return floor, name
     raise AssertionError(f"{module} stands on no floor")
 
 
+def tree_of(name):
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
 def modules():
-    for path in sorted(SOURCE.rglob("*.py")):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
-        if name and name != "techniques":
-            yield name, ast.parse(path.read_text(encoding="utf-8"))
+    return [(name, tree_of(name)) for name in MODULES if name not in HOLDERS]
 
 
 def imported(tree):
+    """What a module imports, at its top or inside of functions, as full names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -61,20 +85,93 @@ def imported(tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_arrows_go_down_only():
+def named(tree, package=""):
+    """Modules that texts name, for `import_module` or the reader process: "convscope.a.b" or "convscope.a.b:function".
+
+    Inside of a `package` a table may name them from there: "formats.keras.files" in `networks`.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value.partition(":")[0]
+            if text.startswith("convscope.") and text.removeprefix("convscope.") in MODULES:
+                yield text
+            elif package and "." in text and f"{package}.{text}" in MODULES:
+                yield f"convscope.{package}.{text}"
+
+
+def only_for_types(tree):
+    """A tree without what is imported for annotations alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return tree
+
+
+def inside(target):
+    """The module of convscope that an import reaches, "" for the package; None for one of another package."""
+    first, _, rest = target.partition(".")
+    if first != "convscope":
+        return None
+    if rest.split(".")[0] in convscope._HOMES and rest not in MODULES:
+        return convscope._HOMES[rest.split(".")[0]].removeprefix("convscope.")  # fetched through the front door
+    while rest not in MODULES:
+        rest = rest.rpartition(".")[0]
+    return rest
+
+
+def arrows(floors, package=""):
+    """Each arrow that does not go down, between rooms of a package."""
+    start = f"{package}." if package else ""
     wrong = []
     for name, tree in modules():
-        floor, own = room(name)
-        for target in imported(tree):
-            if not target.startswith("convscope."):
+        if not name.startswith(start):
+            continue
+        floor, own = room(name.removeprefix(start), floors)
+        if package:
+            tree = only_for_types(tree)
+        for target in {inside(one) for one in (*imported(tree), *named(tree, package))} - {None, *HOLDERS, package}:
+            if not target.startswith(start):
                 continue
-            inside = target.removeprefix("convscope.")
-            if inside.split(".")[0] not in {names.split(".")[0] for floor_ in FLOORS for names in floor_}:
-                continue  # a name of the package itself
-            below, other = room(inside)
+            below, other = room(target.removeprefix(start), floors)
             if other != own and below >= floor:
-                wrong.append(f"{name} imports {inside}")
-    assert not wrong
+                wrong.append(f"{name} imports {target}")
+    return sorted(wrong)
+
+
+def test_arrows_go_down_only():
+    assert not arrows(FLOORS)
+
+
+def test_arrows_go_down_only_inside_of_networks():
+    assert not arrows(NETWORK_FLOORS, "networks")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("results.base", "from convscope.render import tile"),
+        ("results.base", "from convscope import store"),
+        ("objectives", "import convscope.techniques.filters"),
+        ("measures", "def later():\n    from convscope.objectives import parse"),
+        ("images.source", "import importlib\nimportlib.import_module('convscope.store')"),
+        ("reading", "TABLE = {'a': 'convscope.networks.spec:open_model'}"),
+        ("render.grid", "from convscope import heatmap"),
+        ("techniques.filters.runs", "from convscope.techniques.heatmaps import METHODS"),
+        ("techniques.heatmaps.run", "from convscope.techniques import activations"),
+        ("store", "from convscope.session import Session"),
+        ("networks.traced", "from convscope.networks.keras import taps"),
+        ("networks.keras.network", "def later():\n    from convscope.networks.formats.keras import files"),
+        ("networks.torch.graph", "from convscope.networks.keras.graph import trace"),
+        ("networks.formats.keras.files", "from convscope.networks.formats.torch import files"),
+        ("networks.formats.files", "READERS = {'keras': 'formats.keras.files'}"),
+        ("networks.network", "from convscope.networks.spec import ModelSpec"),
+    ],
+)
+def test_an_arrow_upwards_would_be_seen(monkeypatch, name, code):
+    trees = {name: ast.parse(code)}
+    monkeypatch.setattr(sys.modules[__name__], "modules", lambda: trees.items())
+    floors = (NETWORK_FLOORS, "networks") if name.startswith("networks.") else (FLOORS,)
+    assert len(arrows(*floors)) == 1
 
 
 def test_frameworks_are_named_in_networks_alone():
