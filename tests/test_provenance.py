@@ -1,10 +1,8 @@
-"""Provenance says all that a result depends on: held against the functions' signatures, and results made again."""
+"""Provenance says all that a result depends on: held against the functions' signatures (made again: test_reproduce)."""
 
 import hashlib
 import inspect
 import json
-import subprocess
-import sys
 
 import models
 import numpy as np
@@ -18,7 +16,7 @@ import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.objectives import channel, direction  # noqa: E402
 from convscope.techniques.filters.recipes import RECIPES  # noqa: E402
-from convscope.techniques.heatmaps import Custom, Occlusion, SmoothGrad, channel_target, similarity_target  # noqa: E402
+from convscope.techniques.heatmaps import Custom, channel_target, similarity_target  # noqa: E402
 
 # What is written does not depend on the backend, and each of these tests computes many results (minutes in all).
 on_one_backend = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend is enough, and slow")
@@ -294,89 +292,3 @@ def test_directions_are_told_apart(network):
     vectors = ([1, 0, 0, 0], [0, 1, 0, 0])
     made = [convscope.filters(network, objectives=[direction("one", vector)], steps=1).provenance for vector in vectors]
     assert made[0]["parameters"]["directions"] != made[1]["parameters"]["directions"]
-
-
-# -- made again in another process -----------------------------------------------------------------------
-
-AGAIN = """
-import hashlib, json, sys
-import numpy as np
-import convscope
-from convscope.techniques.heatmaps import METHODS, similarity_target
-
-model, made = sys.argv[1], json.loads(sys.stdin.read())
-network, given = convscope.open_model(model, preprocess="0..1"), made["parameters"]
-images = [one["source"] for one in made["pictures"]]
-others = {one["role"]: one["source"] for one in made["other_pictures"]}
-same = {name: given[name] for name in ("seed", "batch", "precision") if name in given}
-match made["technique"]:
-    case "activations":
-        found = convscope.activations(network, images, given["layers"], memory=given["memory"]).arrays["two"]
-    case "concepts":
-        found = convscope.concepts(network, images, given["count"], given["layer"], batch=given["batch"]).values
-    case "heatmap":
-        target = given["target"] if len(given["target"]) > 1 else given["target"][0]
-        if "like" in others:
-            target = similarity_target(network, others["like"], given["target_details"]["layer"])
-        methods = [METHODS[one["name"]].with_values(**one["options"]) for one in given["methods"]]
-        found = convscope.heatmap(
-            network, images, target, given["layer"] or "auto", method=methods,
-            smooth=given["smooth"], budget=given["budget"], check=given["check"], against=given["against"], **same,
-        ).maps
-    case "filters":
-        found = convscope.filters(
-            network, given["layer"], given["channels"][:: given["variants"]], recipe=given["recipe"]["name"],
-            steps=given["recipe"]["steps"], variants=given["variants"], seeds=given["seeds"], frames=given["frames"],
-            photos=images, photo=others.get("start"), **same,
-        ).values
-print(hashlib.sha256(np.ascontiguousarray(found).tobytes()).hexdigest())
-"""
-
-
-def made_again(model, result):
-    ran = subprocess.run(
-        [sys.executable, "-c", AGAIN, str(model)],
-        input=json.dumps(result.provenance),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.split()[-1]
-
-
-# slow: each starts a framework in a process of its own
-@pytest.mark.parametrize(
-    ("function", "options", "values"),
-    [
-        (convscope.activations, {"images": ["cat", "dog"], "layers": "two"}, lambda made: made.arrays["two"]),
-        (convscope.concepts, {"images": ["cat", "dog"], "count": 3}, lambda made: made.values),
-        (
-            convscope.heatmap,
-            {"images": ["cat", "dog"], "target": 1, "against": 3, "method": "rise", "budget": 20, "seed": 3},
-            lambda made: made.maps,
-        ),
-        (
-            convscope.heatmap,
-            {"images": "cat", "target": 1, "method": [SmoothGrad(noise=0.3, copies=4), Occlusion(patch=5)], "seed": 2},
-            lambda made: made.maps,
-        ),
-        (convscope.heatmap, {"images": "cat", "target": "like"}, lambda made: made.maps),
-        (
-            convscope.filters,
-            {"layer": "two", "channels": [1, 3], "steps": 3, "seed": 5, "variants": 2, "photos": "cat"},
-            lambda made: made.values,
-        ),
-        (
-            convscope.filters,
-            {"layer": "two", "channels": [1], "recipe": "deepdream", "steps": 4, "photo": "start"},
-            lambda made: made.values,
-        ),
-    ],
-)
-def test_a_result_is_made_again_from_its_provenance(model, network, files, function, options, values):
-    if options.get("target") == "like":
-        options = {**options, "target": similarity_target(network, files["like"])}
-    result = called(function, network, files, options)
-    expected = hashlib.sha256(np.ascontiguousarray(values(result)).tobytes()).hexdigest()
-    assert made_again(model, result) == expected
