@@ -83,6 +83,7 @@ class Measure:
         name: in the text of objectives, `name(layer)`; empty for the channels of a layer.
         regularizer: it is raised relative to the objective's value, and is no part of that value.
         together: variants of one objective have to be made side by side for it.
+        of_image: it can measure the image itself, and not a layer alone.
 
     Example:
         >>> from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Measure:
     name: ClassVar[str] = ""
     regularizer: ClassVar[bool] = False
     together: ClassVar[bool] = False
+    of_image: ClassVar[bool] = False
 
     def record(self, layer: Layer) -> tuple[str, ...]:
         """Paths of the layers that it reads."""
@@ -289,6 +291,7 @@ class TotalVariation(Measure):
 
     name: ClassVar[str] = "tv"
     regularizer: ClassVar[bool] = True
+    of_image: ClassVar[bool] = True
 
     def regularize(self, views: Views, layer: Layer, given: Tensor) -> Tensor:
         """See `Measure.regularize`."""
@@ -309,6 +312,7 @@ class L2(Measure):
 
     name: ClassVar[str] = "l2"
     regularizer: ClassVar[bool] = True
+    of_image: ClassVar[bool] = True
 
     def regularize(self, views: Views, layer: Layer, given: Tensor) -> Tensor:
         """See `Measure.regularize`."""

@@ -523,7 +523,7 @@ class Binder:
             path = next((path for path in found.record if path != INPUT), LOGITS if found.scores else INPUT)
             return term, TermSpec(self.layer(path), measure), nothing, one
         layer = self.layer(term.layer)
-        if layer.path == INPUT and not isinstance(term.measure, TotalVariation | L2):
+        if layer.path == INPUT and not term.measure.of_image:
             raise UsageError("the image itself can only be regularized, by tv(input) and l2(input).")
         term = replace(term, layer=layer.path, channel=self._number(term, layer))
         spec = TermSpec(layer, term.measure)

@@ -25,14 +25,14 @@ class Parameterization(Protocol):
         >>> from dataclasses import dataclass, replace
         >>> from convscope.techniques.filters import RECIPES
         >>> @dataclass(frozen=True)
-        ... class Grey:
+        ... class OneMap:
         ...     def start(self, network, size, generator):
         ...         return generator.normal(0, 0.01, (*size, 1)).astype(np.float32)
         ...     def image(self, network, parameters, size):
         ...         return in_range(network, network.ops.repeat(parameters, network.inputs.channels, axis=-1))
         ...     def parameters(self, network, images):
         ...         return logits_of(network, images).mean(axis=-1, keepdims=True).astype(np.float32)
-        >>> recipe = replace(RECIPES["fast"], name="grey", parameterization=Grey())
+        >>> recipe = replace(RECIPES["fast"], name="one-map", parameterization=OneMap())
         >>> convscope.filters(network, "block4_conv", [7], recipe=recipe, steps=2, size=32).values.shape
         (1, 32, 32, 3)
     """
