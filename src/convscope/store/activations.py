@@ -46,7 +46,7 @@ def write(
         stem = safe_name(photo.name)
         for layer in result.layers:
             entry = report["activations"][drawn]
-            entry["file"] = _drawn(result, folder, f"{stem}/{safe_name(layer.path)}", layer, index, shared, channel)
+            entry["file"] = _drawn(result, folder, layer, index, shared, channel)
             drawn += 1
             tell(progress, Advanced(drawn, len(report["activations"]), f"drawing {layer.path}"))
         folder.write(f"{stem}/depth.png", png(partial(views.plot, result, image=index), 7.5, 3.6))
@@ -60,8 +60,9 @@ def write(
 
 
 def _drawn(
-    result: Activations, folder: Folder, name: str, layer: Layer, index: int, shared: bool, channel: int | None
+    result: Activations, folder: Folder, layer: Layer, index: int, shared: bool, channel: int | None
 ) -> str | None:
+    name = f"{safe_name(result.photos[index].name)}/{safe_name(layer.path)}"
     if not views.drawable(layer):
         return None  # its numbers are there
     if channel is None:
