@@ -23,6 +23,7 @@ import convscope  # noqa: E402
 from convscope import limits  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
 from convscope.images.decode import read_images  # noqa: E402
+from convscope.networks.formats import pickles  # noqa: E402
 from convscope.networks.formats.files import kind_of_file, sniff  # noqa: E402
 from convscope.networks.formats.torch import files as torch_files  # noqa: E402
 
@@ -596,6 +597,20 @@ def test_an_archive_that_unpacks_a_hundredfold_is_refused_before_memory_is_taken
     saved[member] = bytes(2**20 * 80)
     path = packed(tmp_path / "net.pt", saved, zipfile.ZIP_DEFLATED)
     assert taken(lambda: refused(path, "hundredfold")) < 2**24
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_values_may_nest_as_deep_as_the_limit_and_no_deeper(shared):
+    def nesting(levels):
+        value = inner = [0]
+        for _ in range(levels - 1):
+            value = [value]
+        return [value, inner] if shared else [value]  # what is inside is met first, less deep
+
+    with limits.using(depth=9):
+        pickles.check_shape(nesting(8))
+        with pytest.raises(ModelError, match="limit depth"):
+            pickles.check_shape(nesting(9))
 
 
 def test_a_small_archive_that_was_compressed_opens(tmp_path, saved):

@@ -7,6 +7,7 @@ looks names up in the table of its caller alone, and calls nothing but what it f
 from __future__ import annotations
 
 import io
+import math
 import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -156,14 +157,10 @@ def check_shape(value: Any) -> None:
     """
     depths: dict[int, int] = {}
     most = limits.current()
-    for part, parts in _innermost_first(value):
+    for part, parts in _innermost_first(value, most.depth):
         depths[id(part)] = 1 + max((depths[id(inner)] for inner in parts), default=-1)
         if depths[id(part)] > most.depth:
-            raise ModelError(
-                f"a pickle in the file is nested too deeply ({limits.how_to_raise('depth')}).",
-                code="input-too-large",
-                limit="depth",
-            )
+            raise _too_deep()  # by way of a part that was met before, less deep
     if count(value) > 50 * most.entries:
         raise ModelError(
             f"a pickle in the file holds too many values ({limits.how_to_raise('entries')}).",
@@ -181,11 +178,19 @@ def count(value: Any, kind: type = object) -> int:
     return found[id(value)]
 
 
-def _innermost_first(value: Any) -> Iterator[tuple[Any, list[Any]]]:
+def _too_deep() -> ModelError:
+    return ModelError(
+        f"a pickle in the file is nested too deeply ({limits.how_to_raise('depth')}).",
+        code="input-too-large",
+        limit="depth",
+    )
+
+
+def _innermost_first(value: Any, depth: float = math.inf) -> Iterator[tuple[Any, list[Any]]]:
     """Each part once, after the parts that it has.
 
     Raises:
-        ModelError: a part holds itself.
+        ModelError: a part holds itself, or lies more than `depth` levels deep.
     """
     done: set[int] = set()
     begun: set[int] = set()
@@ -200,6 +205,8 @@ def _innermost_first(value: Any) -> Iterator[tuple[Any, list[Any]]]:
             raise ModelError("a pickle in the file holds a value that holds itself; no model does.")
         elif id(part) not in done:
             begun.add(id(part))
+            if len(begun) > depth + 1:
+                raise _too_deep()
             parts = _parts(part)
             waiting.append((part, parts))
             waiting.extend((inner, None) for inner in parts)
