@@ -15,7 +15,7 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.objectives import channel, direction  # noqa: E402
-from convscope.techniques.filters.recipes import RECIPES  # noqa: E402
+from convscope.techniques.filters import RECIPES, FilterOptions, baselines  # noqa: E402
 from convscope.techniques.heatmaps import Custom, channel_target, similarity_target  # noqa: E402
 
 # What is written does not depend on the backend, and each of these tests computes many results (minutes in all).
@@ -163,6 +163,7 @@ CHANGES = {
         "frames": (0, 1),
         "precision": ("float32", "bfloat16"),
         "batch": (1, 2),
+        "baselines": ("cat", "dog"),
     },
 }
 BASIS = {
@@ -179,6 +180,9 @@ def called(function, network, files, options):
         return [files[one] for one in value] if isinstance(value, list) else files[value]
 
     given = {name: path(value) if name in PHOTOS else value for name, value in options.items()}
+    if "baselines" in options:  # of these natural images
+        measured = FilterOptions(steps=options["steps"], photos=path(options["baselines"]))
+        given["baselines"] = baselines(network, options["layer"], options["channels"], measured)
     return function(network, **given)
 
 
