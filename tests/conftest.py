@@ -11,6 +11,19 @@ import numpy as np
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """A mark `slow` has to say what takes the time."""
+    bare = sorted({item.nodeid for item in items for mark in item.iter_markers("slow") if not reason_of(mark)})
+    if bare:
+        raise pytest.UsageError(f"@pytest.mark.slow needs a reason, slow(reason=...): {', '.join(bare)}")
+
+
+def reason_of(mark):
+    """The reason of a mark `slow`; empty where it has none."""
+    reason = mark.kwargs.get("reason", "")
+    return reason.strip() if isinstance(reason, str) and not mark.args else ""
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     np.random.seed(0)

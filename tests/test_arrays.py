@@ -5,6 +5,8 @@ import pytest
 
 from convscope.arrays import batched, padded
 
+pytestmark = pytest.mark.without_keras
+
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("rows", [1, 4, 5, 7])

@@ -38,7 +38,7 @@ def test_curves_of_a_weighted_sum_are_running_sums():
     x = single.x[0].astype(np.float64)
     grey = np.broadcast_to(x.mean(axis=(0, 1)), x.shape)
     heat = np.random.default_rng(1).permutation(64).reshape(8, 8)
-    curve = faith._curve(single, faith.ranked(heat, (8, 8), np.random.default_rng(0)), single.x[0], grey)
+    curve = faith.score_curve(single, faith.ranked(heat, (8, 8), np.random.default_rng(0)), single.x[0], grey)
     order = np.argsort(-heat.ravel())
     for step in range(16):
         mixed = x.reshape(64, 3).copy()

@@ -19,6 +19,8 @@ from convscope.networks.formats import hdf5  # noqa: E402
 from convscope.networks.formats.files import kind_of_file  # noqa: E402
 from convscope.networks.formats.hdf5 import is_hdf5  # noqa: E402
 
+pytestmark = pytest.mark.without_keras
+
 
 def test_what_is_written_is_read(tmp_path):
     values = {

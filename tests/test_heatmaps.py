@@ -1,5 +1,7 @@
 """Grad-CAM against closed forms and a slow loop, and every way in which a map can be blank."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -175,8 +177,19 @@ def test_on_a_gap_head_xgrad_cam_is_grad_cam(photo):
     np.testing.assert_allclose(maps[1], maps[0], rtol=1e-3, atol=1e-6)
 
 
-def test_every_method_names_its_paper():
-    assert all(method.paper and method.name == name for name, method in METHODS.items())
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_names_its_paper(name):
+    """Authors, a year and a title; and a number of arXiv is of that year or of at most two years before it."""
+    assert METHODS[name].name == name
+    if name == "eigen-grad-cam":  # no paper defines it
+        assert "as pytorch-grad-cam defines it" in METHODS[name].paper
+        return
+    cited = re.match(r"[A-Z]\w+(?: et al\.| and [A-Z]\w+)? (20\d\d), [A-Z]\w+", METHODS[name].paper)
+    assert cited, METHODS[name].paper
+    for number in re.findall(r"arXiv:(\S+)", METHODS[name].paper):
+        digits = re.match(r"(\d\d)(0[1-9]|1[0-2])\.\d{4,5}(?=,|:|$)", number)
+        assert digits, number
+        assert 0 <= int(cited[1]) - 2000 - int(digits[1]) <= 2
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid", None])

@@ -26,6 +26,8 @@ from convscope.errors import ImageError, UsageError
 from convscope.images import decode
 from convscope.images.decode import InputImage, fit, fit_batch, read_image, read_images
 
+pytestmark = pytest.mark.without_keras
+
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
@@ -509,7 +511,7 @@ def test_memory_is_a_small_multiple_of_the_decoded_size(tmp_path, kind):
         mode, (width, height), (1, 2, 3, 4) if mode in ("RGBA", "CMYK") else (1, 2, 3) if mode == "RGB" else 7
     )
     path = saved(tmp_path / f"a.{suffix}", image, **({"transparency": 7} if mode == "P" else {}))
-    isolation._THE_READER.stop()
+    isolation.SHARED_READER.stop()
     read_image(saved(tmp_path / "small.png", noise(4, 4, 3)))
 
     def peak() -> int:
@@ -537,7 +539,7 @@ def test_large_images_are_converted_in_strips_as_in_one_piece(tmp_path, monkeypa
             path = saved(tmp_path / f"{turn}-{name}", image, exif=exif)
             whole = decode.decode_file(str(path), "a")
             with monkeypatch.context() as patch:
-                patch.setattr(decode, "_STRIP", 333)
+                patch.setattr(decode, "STRIP", 333)
                 strips = decode.decode_file(str(path), "a")
             np.testing.assert_array_equal(strips["pixels"], whole["pixels"])
             assert (strips["notes"], strips["sha256"]) == (whole["notes"], whole["sha256"])

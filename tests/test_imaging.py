@@ -22,12 +22,14 @@ from PIL import Image
 from convscope.arrays import resize_map
 from convscope.errors import ConvscopeError, UsageError
 from convscope.files import safe_name, write_file
-from convscope.render.channels import _sized, activation_sheet
+from convscope.render.channels import activation_sheet, sized
 from convscope.render.colour import classic_tile, colour, filter_tile, shared_tiles
 from convscope.render.encode import data_uri, encode_png, encode_webp
 from convscope.render.grid import grid
 from convscope.render.overlay import Paint, overlay, scaled_map
-from convscope.render.text import _shortened, beside, colour_bar, page, text_strip
+from convscope.render.text import beside, colour_bar, page, shortened, text_strip
+
+pytestmark = pytest.mark.without_keras
 
 settings.register_profile("unhurried", deadline=None)  # the first call may import matplotlib
 settings.load_profile("unhurried")
@@ -363,7 +365,7 @@ def test_short_text_does_not_depend_on_the_width():
 @pytest.mark.parametrize("width", [40, 90, 200])
 def test_long_text_keeps_both_ends_and_loses_its_middle(width):
     text = "first/" + "x" * 20_000 + "/last"
-    shown = _shortened(text, width, 14)
+    shown = shortened(text, width, 14)
     head, tail = shown.split("…")
     assert text.startswith(head)
     assert text.endswith(tail)
@@ -460,20 +462,20 @@ def test_a_dense_layer_is_drawn_in_one_scale(channels):
     ],
 )
 def test_maps_of_every_size_become_tiles_of_about_the_same(size, shown):
-    assert _sized(np.zeros(size, np.uint8), 80).shape == shown
+    assert sized(np.zeros(size, np.uint8), 80).shape == shown
 
 
 @given(st.integers(2, 600))
 def test_no_tile_is_tiny_or_huge(side):
-    assert 55 <= _sized(np.zeros((side, side), np.uint8), 80).shape[0] <= 116
+    assert 55 <= sized(np.zeros((side, side), np.uint8), 80).shape[0] <= 116
 
 
 def test_large_maps_are_averaged_and_small_ones_keep_their_cells():
     checks = np.indices((192, 192)).sum(axis=0).astype(np.uint8) % 2 * 200
-    assert (_sized(checks, 80) == 100).all()
+    assert (sized(checks, 80) == 100).all()
     small = np.arange(4, dtype=np.uint8).reshape(2, 2)
     expected = [[small[y // 40, x // 40] for x in range(80)] for y in range(80)]
-    np.testing.assert_array_equal(_sized(small, 80), expected)
+    np.testing.assert_array_equal(sized(small, 80), expected)
 
 
 def test_few_channels_leave_no_blank_columns():

@@ -73,7 +73,7 @@ class Thing:
 def at_every_step(call, number):
     """Send a signal at the first line that is run within convscope, then at the second, and so on."""
     for step in range(10**4):
-        send = interrupts._AtStep(step, number)
+        send = interrupts.AtStep(step, number)
         try:
             try:
                 send.begin()

@@ -703,7 +703,7 @@ def test_a_convolution_over_blocks_is_the_strided_one(kernel, stride, size, padd
     x = layers.Conv2D(4, kernel, strides=stride, padding=padding, activation="elu", name="first")(picture)
     x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 1, name="second")(x))
     model = models.seeded(keras.Model(picture, layers.Dense(2)(layers.GlobalAveragePooling2D()(x))))
-    assert list(map(keras_folds._strides_over_a_picture, model.layers)).count(True) == 1
+    assert list(map(keras_folds.strides_over_image, model.layers)).count(True) == 1
     x, first = np.random.default_rng(2).normal(size=(2, *size, 3)).astype(np.float32), model.get_layer("first")
 
     plain = first(x)

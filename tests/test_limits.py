@@ -10,6 +10,8 @@ import pytest
 from convscope import limits
 from convscope.errors import UsageError
 
+pytestmark = pytest.mark.without_keras
+
 
 def test_where_they_come_from(monkeypatch):
     monkeypatch.delenv("CONVSCOPE_LIMITS", raising=False)

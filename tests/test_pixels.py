@@ -14,7 +14,7 @@ from convscope.arrays import resize_map  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
 from convscope.render.heatmaps import comparison  # noqa: E402
 from convscope.techniques.heatmaps.methods import METHODS  # noqa: E402
-from convscope.techniques.heatmaps.perturbation import _estimated, _spread  # noqa: E402
+from convscope.techniques.heatmaps.perturbation import estimated_scores, spread_out  # noqa: E402
 from convscope.techniques.heatmaps.ranks import rank_correlation  # noqa: E402
 
 
@@ -263,8 +263,8 @@ def test_guesses_leave_one_out_in_closed_form():
     random = np.random.default_rng(0)
     masks = random.random((14, 20))
     scores = masks[:, :4].sum(axis=1) + random.normal(0, 0.01, 14)
-    passed = np.array(sorted(_spread(masks, 9)))
-    guessed, left_out = _estimated(masks, passed, scores[passed])
+    passed = np.array(sorted(spread_out(masks, 9)))
+    guessed, left_out = estimated_scores(masks, passed, scores[passed])
     np.testing.assert_array_equal(guessed[passed], scores[passed])
     squares = ((masks[:, None] - masks[None]) ** 2).sum(-1)
     kernel = np.exp(-squares / (2 * np.median(squares[np.ix_(passed, passed)])))

@@ -16,6 +16,8 @@ from convscope import limits, reading
 from convscope.errors import Unreadable, UsageError
 from convscope.networks import read_class_names
 
+pytestmark = pytest.mark.without_keras
+
 pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 
 

@@ -213,7 +213,7 @@ def test_grey_networks_and_tiny_photos(tmp_path):
 @given(st.integers(0, 60), st.integers(2, 9))
 def test_a_choice_over_the_depth_goes_from_the_first_to_the_last(length, count):
     items = list(range(length))
-    chosen = studies._spread(items, count)
+    chosen = studies.evenly_chosen(items, count)
     assert len(chosen) == min(length, count)
     assert chosen == sorted(set(chosen))
     if items:
@@ -305,9 +305,13 @@ def test_a_class_may_be_named_as_an_objective_names_it(made, photo, tmp_path):
 
 def test_the_tint_over_the_photo_is_the_overlay(photo):
     raw = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-    laid_on = tint(raw, *photo.shape[:2]).astype(float)
-    alpha = 0.3 * laid_on[..., 3:] / 255
-    np.testing.assert_array_equal(overlay(photo, raw, 0.3), np.rint((1 - alpha) * photo + alpha * laid_on[..., :3]))
+    laid_on = tint(raw, *photo.shape[:2])
+    for opacity in (0.3, 1.0):
+        mask = Image.fromarray(np.rint(opacity * laid_on[..., 3]).astype(np.uint8))
+        expected = Image.composite(Image.fromarray(laid_on[..., :3]), Image.fromarray(photo), mask)
+        found = overlay(photo, raw, opacity).astype(int)
+        assert np.abs(found - np.asarray(expected)).max() <= 2  # the mask of Pillow has 8 bits
+        assert np.abs(found - photo).max() > 20
     assert tint(raw, 5, 7)[..., 3].max() == 255
     assert not tint(-np.abs(raw), 4, 4).any()
 
@@ -336,10 +340,10 @@ def test_a_small_address_is_the_picture():
 
 
 def test_photos_are_brought_to_the_pages_size():
-    assert page_module._fitting(np.zeros((2000, 1000, 3), np.uint8)).shape == (720, 360, 3)
-    assert page_module._fitting(np.zeros((300, 400, 3), np.uint8)).shape == (300, 400, 3)
+    assert page_module.fitted_to_page(np.zeros((2000, 1000, 3), np.uint8)).shape == (720, 360, 3)
+    assert page_module.fitted_to_page(np.zeros((300, 400, 3), np.uint8)).shape == (300, 400, 3)
     small = np.random.default_rng(0).integers(0, 256, (28, 20, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(page_module._fitting(small)[::9, ::9], small)
+    np.testing.assert_array_equal(page_module.fitted_to_page(small)[::9, ::9], small)
 
 
 # --- in a browser ----------------------------------------------------------------------------------------

@@ -65,6 +65,9 @@ CASES = {
 }
 
 
+slow = pytest.mark.slow(reason="the framework starts in two processes, each of which compiles every recipe")
+
+
 @pytest.fixture(scope="module")
 def found():
     """For each case what this process made, and what another one made of its provenance: one process for all."""
@@ -74,15 +77,14 @@ def found():
     return dict(zip(CASES, zip(map(reproducing.values_of, results), again, strict=True), strict=True))
 
 
-# slow: the framework starts in two processes, and each compiles the programs of every recipe.
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_result_is_made_again_from_its_provenance(found, case):
     here, there = found[case]
     assert there == here
 
 
-@pytest.mark.slow
+@slow
 def test_the_results_differ(found):
     """The comparison could fail: no two cases have the same values."""
     assert len({here for here, _ in found.values()}) == len(CASES)

@@ -13,6 +13,8 @@ from convscope import arrays, limits, render, results, store
 from convscope.errors import ConvscopeError, UsageError
 from convscope.files import dump
 
+pytestmark = pytest.mark.without_keras
+
 TRIES = 80  # of each kind; 5,000 in a longer run found nothing more
 
 

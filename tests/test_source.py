@@ -16,6 +16,8 @@ from convscope.errors import ImageError, UsageError
 from convscope.images.decode import InputImage, fit, read_image
 from convscope.images.source import AHEAD, CHUNK, Failure, ImageSource, image_source, stream
 
+pytestmark = pytest.mark.without_keras
+
 
 def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -40,7 +42,7 @@ def nothing_is_left():
     yield
     assert not threads()
     gc.collect()
-    assert all(reader._child is None for reader in isolation._READERS if reader is not isolation._THE_READER)
+    assert all(reader._child is None for reader in isolation._READERS if reader is not isolation.SHARED_READER)
 
 
 # -- what a source is ----------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import convscope
 from convscope.images.decode import fit_batch, read_images
 from convscope.networks.preprocessing import PRESETS, guess_from_statistics, seen_by_batch_norm
 
+pytestmark = pytest.mark.without_keras
+
 PHOTOS = Path(convscope.__file__).parent / "demo" / "photos"
 
 

@@ -17,6 +17,8 @@ from convscope import render, store
 from convscope.errors import ConvscopeError, UsageError
 from convscope.results import Filters, Heatmap, Origin, RecipeParameters, Result
 
+pytestmark = pytest.mark.without_keras
+
 
 def pixels(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

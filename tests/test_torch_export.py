@@ -23,7 +23,7 @@ from convscope.errors import ModelError  # noqa: E402
 from convscope.networks.formats.files import sniff  # noqa: E402
 from convscope.networks.formats.torch import export as torch_export  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.without_keras]
 
 
 class Shaped(nn.Module):

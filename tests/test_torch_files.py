@@ -27,6 +27,8 @@ from convscope.networks.formats import pickles  # noqa: E402
 from convscope.networks.formats.files import kind_of_file, sniff  # noqa: E402
 from convscope.networks.formats.torch import files as torch_files  # noqa: E402
 
+pytestmark = pytest.mark.without_keras
+
 HERE = torch_models.__file__
 
 
@@ -344,7 +346,14 @@ def test_harmless_things_beside_the_weights_are_read(tmp_path):
 
     state = {"state_dict": net().state_dict(), "args": argparse.Namespace(lr=0.1), "best": np.float32(0.5)}
     torch.save(state, tmp_path / "weights.pt")
-    torch_files.fill(net(), tmp_path / "weights.pt")
+    module = net()
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.fill_(7)
+    assert "taken from 'state_dict'" in torch_files.fill(module, tmp_path / "weights.pt")
+    filled = module.state_dict()
+    assert filled.keys() == state["state_dict"].keys()
+    assert all(torch.equal(filled[name], value) for name, value in state["state_dict"].items())
 
 
 @pytest.mark.parametrize(

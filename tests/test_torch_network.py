@@ -18,6 +18,8 @@ from convscope.networks.network import Source  # noqa: E402
 from convscope.networks.torch.graph import function_name  # noqa: E402
 from convscope.networks.torch.network import TorchNetwork  # noqa: E402
 
+pytestmark = pytest.mark.without_keras
+
 
 def picture(side=40, channels=3, seed=0):
     shape = (side, side, 3) if channels == 3 else (side, side)

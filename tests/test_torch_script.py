@@ -20,6 +20,8 @@ from convscope.images.decode import read_images  # noqa: E402
 from convscope.networks.formats.files import sniff  # noqa: E402
 from convscope.networks.formats.torch import script as torch_script  # noqa: E402
 
+pytestmark = pytest.mark.without_keras
+
 
 class Residual(nn.Module):
     """Functional activations, a sum in place, a module that is used twice."""

@@ -140,7 +140,7 @@ def test_a_name_that_an_archive_has_no_room_for_is_cut(name):
 
 
 def test_what_could_not_be_tried_is_counted_apart():
-    from trials.__main__ import _listed, table
+    from trials.__main__ import listed, table
     from trials.outcomes import NotTried
     from trials.supervisor import Finding, Row
     from trials.worker import failed
@@ -154,7 +154,7 @@ def test_what_could_not_be_tried_is_counted_apart():
     row = Row(file, tried=3)
     row.counts.update(accepted=3, untried=2)
     assert table([row]).splitlines()[-1].split() == ["keras", "3", "3", *"000000", "2"]
-    assert _listed([Finding("untried", "keras:0:1", "no room")]).startswith("no findings, 1 not tried")
+    assert listed([Finding("untried", "keras:0:1", "no room")]).startswith("no findings, 1 not tried")
     assert "untried" not in FINDINGS
 
 

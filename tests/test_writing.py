@@ -18,6 +18,8 @@ from convscope.errors import ConvscopeError
 from convscope.store import folder as folder_module
 from convscope.techniques import activations as recorded
 
+pytestmark = pytest.mark.without_keras
+
 KILLS = 12
 KILLER = """
 import os, random, signal, sys, time
@@ -73,7 +75,7 @@ def test_writers_that_are_killed_leave_whole_files(tmp_path):
         pass
     assert process.returncode == 0
     for kind, make in MAKERS.items():
-        files._tidy.cache_clear()
+        files.remove_leftovers.cache_clear()
         convscope.save(make(), tmp_path / kind)
         assert not left(tmp_path / kind)
         assert [path.stem for path in store.found(tmp_path / kind)] == [kind]
@@ -158,7 +160,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(kind, si
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
 def test_an_array_says_why_the_disk_refuses_it():
     with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left") as found:
-        folder_module._write_array(file, np.zeros(10**6, np.float32))
+        folder_module.write_array(file, np.zeros(10**6, np.float32))
     assert found.value.errno == errno.ENOSPC
 
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(scratch, ignore_errors=True)
     print(table(list(run.rows.values())))
     print(f"\nseed {options.seed}, {(time.monotonic() - begun) / 60:.1f} minutes, {options.jobs} jobs")
-    print(_listed(run.findings))
+    print(listed(run.findings))
     if options.json:
         Path(options.json).write_text(json.dumps(_plain(run), indent=1))
     columns = {finding.column for finding in run.findings}
@@ -86,7 +86,7 @@ def _cells(name: str, tried: int, counts: Counter[str]) -> list[str]:
     return [name, str(tried), *(str(counts[column]) for column in HEADS)]
 
 
-def _listed(findings: Sequence[Finding], most: int = 6) -> str:
+def listed(findings: Sequence[Finding], most: int = 6) -> str:
     """The findings, alike ones together."""
     alike: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
     for finding in findings:

@@ -286,7 +286,7 @@ class _Try:
         """How the call ended: "done", "interrupted" or "other"."""
         number = self.random.choice([signal.SIGINT] * 4 + [signal.SIGTERM])
         when = self.random.randrange(steps) if by_step else self._moment()
-        send = _AtStep(when, number) if by_step else _Timer(when, number)
+        send = AtStep(when, number) if by_step else _Timer(when, number)
         try:
             try:
                 send.begin()
@@ -348,7 +348,7 @@ class _Timer:
             self._thread.join()
 
 
-class _AtStep:
+class AtStep:
     """A trace function that sends the signal as Python comes to a line for the n-th time."""
 
     WITHIN = (
@@ -460,7 +460,7 @@ def _usual(call: Callable[[], Any]) -> float:
 
 
 def _steps_of(call: Callable[[], Any]) -> int:
-    counter = _AtStep(10**9, signal.SIGINT)
+    counter = AtStep(10**9, signal.SIGINT)
     counter.begin()
     call()
     counter.end()

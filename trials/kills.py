@@ -214,7 +214,7 @@ def _child(arguments: list[str], folder: Path, log: Path, moments: Callable[[str
         from convscope import isolation
 
         with contextlib.suppress(Exception):
-            isolation._THE_READER.stop()
+            isolation.SHARED_READER.stop()
         os._exit(status)
 
 

@@ -50,7 +50,7 @@ def write_file(
         if goal.exists() and not goal.is_file():
             raise IsADirectoryError(errno.EISDIR, "it is a folder or a device")
         goal.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(str(goal.parent))
+        remove_leftovers(str(goal.parent))
         _write_aside(goal, data, before or (lambda: None))
     except OSError as error:
         advice = _WRITE_ADVICE.get(error.errno or 0, "choose another place")
@@ -91,7 +91,7 @@ _ASIDE = re.compile(r"\.convscope-[0-9a-f]{16}\.part")
 
 
 @cache  # once for each folder
-def _tidy(folder: str) -> None:
+def remove_leftovers(folder: str) -> None:
     """Remove the temporary files of processes that were killed while they were writing."""
     with suppress(OSError):
         for name in filter(_ASIDE.fullmatch, os.listdir(folder)):

@@ -57,7 +57,7 @@ def call(function: str, *arguments: Any, memory: int | None = None, seconds: flo
         ReaderError: it took too long, ran out of memory or crashed, or raised an error that is none of convscope's.
         ConvscopeError: the function raised it, or no process can be started here.
     """
-    return _THE_READER.call(function, *arguments, memory=memory, seconds=seconds)
+    return SHARED_READER.call(function, *arguments, memory=memory, seconds=seconds)
 
 
 def each(function: str, many: Sequence[Sequence[Any]], *, memory: int | None = None) -> list[Any]:
@@ -66,7 +66,7 @@ def each(function: str, many: Sequence[Sequence[Any]], *, memory: int | None = N
     The reader gets the next call while the answer to the last one is fetched, so many small files take less time.
     Arguments have to be small (paths).
     """
-    return _THE_READER.each(function, many, memory=memory)
+    return SHARED_READER.each(function, many, memory=memory)
 
 
 def start(*modules: str) -> None:
@@ -78,7 +78,7 @@ def start(*modules: str) -> None:
     Raises:
         ConvscopeError: no process can be started here.
     """
-    _THE_READER.start(modules)
+    SHARED_READER.start(modules)
 
 
 def _request(function: str, arguments: Sequence[Any], memory: int | None, seconds: float | None) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def _forget_all() -> None:
         reader.forget()
 
 
-_THE_READER = Reader()
+SHARED_READER = Reader()
 atexit.register(_stop_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)

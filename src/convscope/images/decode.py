@@ -464,7 +464,7 @@ def _too_large(what: str, found: str) -> ImageError:
 
 # --- from a Pillow image to upright RGB ------------------------------------------------------------------
 
-_STRIP = 2**20  # pixels that are converted at a time: what converting takes does not grow with the image
+STRIP = 2**20  # pixels that are converted at a time: what converting takes does not grow with the image
 
 
 def _check_size(image: Image.Image, what: str) -> None:
@@ -498,7 +498,7 @@ def _orientation(image: Image.Image) -> int:
 def _upright(image: Image.Image, to_rgb: Callable[[Image.Image], Image.Image], orientation: int) -> np.ndarray:
     """All strips converted, each turned and put where it belongs."""
     turn, height = _TURNS.get(orientation), image.height
-    if image.width * height <= _STRIP:  # no copy
+    if image.width * height <= STRIP:  # no copy
         rgb = to_rgb(image)
         return np.asarray(rgb if turn is None else rgb.transpose(turn))
     out = np.empty((image.width, height, 3) if orientation in _LYING else (height, image.width, 3), np.uint8)
@@ -513,7 +513,7 @@ def _upright(image: Image.Image, to_rgb: Callable[[Image.Image], Image.Image], o
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """Parts of full width from top to bottom, with their first rows."""
-    rows = max(1, _STRIP // image.width)
+    rows = max(1, STRIP // image.width)
     for start in range(0, image.height, rows):
         yield start, image.crop((0, start, image.width, min(start + rows, image.height)))
 

@@ -113,10 +113,10 @@ def channel_tile(
     if channel.ndim != 2 or not channel.size or side < 1:
         raise UsageError(f"a tile needs a map (h, w) and a side of 1 pixel at least, not {channel.shape} and {side}")
     levels = classic_tile(channel) if scale is None else levels_between(channel, *scale)
-    return colour(_sized(levels, side), colours)
+    return colour(sized(levels, side), colours)
 
 
-def _sized(levels: np.ndarray, wanted: int) -> np.ndarray:
+def sized(levels: np.ndarray, wanted: int) -> np.ndarray:
     """A map (h, w) uint8 with its longer side near `wanted`: each cell enlarged alike, or areas averaged."""
     height, width = levels.shape
     side = max(height, width)

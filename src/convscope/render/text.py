@@ -38,7 +38,7 @@ def text_strip(text: str, width: int, size: int = 14, ink: tuple[int, int, int] 
     """One line of dark text on white: (h, width, 3) uint8. A text too long has an ellipsis in its middle."""
     font = font_of(size)
     strip = Image.new("RGB", (width, math.ceil(size * 1.5)), "white")
-    ImageDraw.Draw(strip).text((0, strip.height / 2), _shortened(text, width, size), ink, font, anchor="lm")
+    ImageDraw.Draw(strip).text((0, strip.height / 2), shortened(text, width, size), ink, font, anchor="lm")
     return np.asarray(strip)
 
 
@@ -53,7 +53,8 @@ def text_width(text: str, size: int) -> int:
     return math.ceil(font_of(size).getbbox(text)[2])
 
 
-def _shortened(text: str, width: int, size: int) -> str:
+def shortened(text: str, width: int, size: int) -> str:
+    """A text that is at most `width` pixels wide: where it is wider, its middle is left out."""
     text = " ".join(text.split())
     if text_width(text, size) <= width:
         return text

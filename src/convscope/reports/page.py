@@ -199,7 +199,7 @@ def _slab(shape: Sequence[int], largest: int, one_by_one: bool) -> dict[str, int
 def _photo(study: Study, index: int) -> dict[str, Any]:
     """Everything that the page shows of one photo."""
     photo = study.photos[index]
-    shown = _fitting(photo.pixels)
+    shown = fitted_to_page(photo.pixels)
     height, width = shown.shape[:2]
     return {
         "name": photo.name,
@@ -225,7 +225,7 @@ def _photo(study: Study, index: int) -> dict[str, Any]:
     }
 
 
-def _fitting(photo: np.ndarray) -> np.ndarray:
+def fitted_to_page(photo: np.ndarray) -> np.ndarray:
     """The photo as the page shows it: made smaller, or enlarged by a whole number where it is tiny."""
     longest = max(photo.shape[:2])
     if longest < SMALLEST_PHOTO:

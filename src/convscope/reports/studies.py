@@ -161,7 +161,7 @@ def _studied(network: Network, images: Any, choices: Choices, progress: Progress
     )
 
 
-def _spread(items: Sequence[T], count: int) -> list[T]:
+def evenly_chosen(items: Sequence[T], count: int) -> list[T]:
     """At most `count` items from the first to the last."""
     if len(items) <= count:
         return list(items)
@@ -176,7 +176,7 @@ def has_map(layer: Layer) -> bool:
 def _sheet_layers(network: Network, spec: str | Sequence[str] | None) -> list[str]:
     chosen = network.select(spec)
     if spec is None:
-        chosen = _spread([layer for layer in chosen if has_map(layer)] or chosen, SHEETS)
+        chosen = evenly_chosen([layer for layer in chosen if has_map(layer)] or chosen, SHEETS)
     return [layer.path for layer in chosen]
 
 
@@ -188,7 +188,7 @@ def _filter_layers(network: Network, choices: Choices) -> list[Layer]:
     convolutions = [layer for layer in network.layers if layer.convolves and has_map(layer)]
     # A depthwise convolution looks for what the one before it does, so it says little of its own.
     own = [layer for layer in convolutions if "depthwise" not in layer.class_name.lower()]
-    return _spread(own or convolutions, FILTER_LAYERS)
+    return evenly_chosen(own or convolutions, FILTER_LAYERS)
 
 
 def _heatmaps(

@@ -55,7 +55,7 @@ class Folder:
     def array(self, name: str, array: np.ndarray) -> str:
         """Write an array as NumPy's `.npy`."""
         # Straight to the disk: an array that is memory-mapped need not fit into memory.
-        return self._write(name, lambda file: _write_array(file, np.asarray(array)))
+        return self._write(name, lambda file: write_array(file, np.asarray(array)))
 
     def json(self, name: str, report: Mapping[str, Any], since: int = 0) -> list[str]:
         """Write the manifest of a result: `report`, the schema's version, and the files written since there were
@@ -104,7 +104,12 @@ class _Sink:
         self.write = file.write
 
 
-def _write_array(file: BinaryIO, array: np.ndarray) -> None:
+def write_array(file: BinaryIO, array: np.ndarray) -> None:
+    """Write an array in NumPy's format.
+
+    Raises:
+        OSError: the disk refuses it; `errno` says why.
+    """
     np.lib.format.write_array(_Sink(file), array, allow_pickle=False)
 
 

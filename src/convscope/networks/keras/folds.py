@@ -82,11 +82,12 @@ def first_in_blocks(undo: ExitStack, operations: Sequence[Any]) -> None:
     up to its third stage.
     """
     for operation in operations:
-        if _strides_over_a_picture(operation):
+        if strides_over_image(operation):
             patch(undo, operation, "call", _in_blocks(operation))
 
 
-def _strides_over_a_picture(operation: Any) -> bool:
+def strides_over_image(operation: Any) -> bool:
+    """Whether an operation is a large convolution over few channels whose stride is more than 1."""
     if type(operation) is not keras.layers.Conv2D or not operation.built or operation.groups != 1:
         return False
     plain = operation.data_format != CHANNELS_FIRST and tuple(operation.dilation_rate) == (1, 1)

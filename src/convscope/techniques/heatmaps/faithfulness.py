@@ -87,15 +87,15 @@ def ranked(raw: np.ndarray, size: tuple[int, int], random: np.random.Generator) 
 
 def deletion(view: ImageView, places: np.ndarray) -> float:
     """Area under the score while the most important pixels turn into the mean colour (1806.07421); less is better."""
-    return _area(_curve(view, places, view.x[0], _grey(view.x)[0]))
+    return _area(score_curve(view, places, view.x[0], _grey(view.x)[0]))
 
 
 def insertion(view: ImageView, places: np.ndarray) -> float:
     """Area under the score while the most important pixels come back into a blurred image; more is better."""
-    return _area(_curve(view, places, _blurred(view.x[0]), view.x[0]))
+    return _area(score_curve(view, places, _blurred(view.x[0]), view.x[0]))
 
 
-def _curve(view: ImageView, places: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def score_curve(view: ImageView, places: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The score `(STEPS + 1,)` while pixels of one image are replaced by another's, by their places."""
 
     def mixed(numbers: np.ndarray) -> np.ndarray:

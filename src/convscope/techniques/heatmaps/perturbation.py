@@ -58,7 +58,7 @@ class ScoreCAM(PerImageMethod):
     negative.
 
     Where not all channels are passed (see `_sampled`), the scores of the others are estimated from these (see
-    `_estimated`), and the note says how exact the estimates are of the channels that were passed.
+    `estimated_scores`), and the note says how exact the estimates are of the channels that were passed.
 
     Attributes:
         channels: how many are passed; None for all.
@@ -95,7 +95,7 @@ class ScoreCAM(PerImageMethod):
             return MethodResult(_weighted(maps, scored(np.arange(len(varying)))).astype(np.float32))
         masks = ((maps - low[varying]) / (high - low)[varying]).reshape(-1, len(varying)).T
         passed, known = _sampled(masks, self.channels, scored)
-        scores, left_out = _estimated(masks, passed, known)
+        scores, left_out = estimated_scores(masks, passed, known)
         note = (
             f"{len(passed)} of {len(varying)} channels were passed; the rank correlation of their scores with "
             f"estimates from each other is {rank_correlation(left_out, known):.2f}"
@@ -109,7 +109,7 @@ def _weighted(maps: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return maps @ (weights / weights.sum())
 
 
-def _spread(masks: np.ndarray, count: int) -> np.ndarray:
+def spread_out(masks: np.ndarray, count: int) -> np.ndarray:
     """Numbers of `count` of the masks `(c, places)`: each as far as can be from those that were chosen before it."""
     chosen = [int(np.argmax(np.linalg.norm(masks - masks.mean(axis=0), axis=1)))]
     nearest = np.full(len(masks), np.inf)
@@ -125,15 +125,15 @@ def _sampled(
     """Which of the masks `(c, places)` are passed, and their scores: half of the budget spread over what they show,
     half for those that are estimated to score the highest, which weigh the most in a softmax.
     """
-    first = _spread(masks, -(-budget // 2))
+    first = spread_out(masks, -(-budget // 2))
     known = score(first)
-    estimated = _estimated(masks, first, known)[0]
+    estimated = estimated_scores(masks, first, known)[0]
     estimated[first] = -np.inf
     second = np.argsort(-estimated, kind="stable")[: budget - len(first)]
     return np.concatenate([first, second]), np.concatenate([known, score(second)])
 
 
-def _estimated(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def estimated_scores(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores `(c,)` of all masks `(c, places)`, by kernel ridge regression from those that were passed.
 
     The kernel is exp(-d^2 / 2 s^2), s the median distance; its ridge is the one of a few with the smallest
