@@ -251,7 +251,7 @@ def _of_object(model: Any, source: Source, spec: ModelSpec, in_memory: bool) -> 
     if _is_keras(model):
         _check_runtime("keras", spec)
         installed.choose_backend(spec.runtime.backend)
-        return _module("keras.network").KerasNetwork(model, source, **spec.options.arguments())
+        return _module("keras.network").KerasNetwork(model, source, spec.options.choices())
     if _is_torch(model):
         _check_runtime("torch", spec)
         return _network(OpenedModule(model, source, in_memory=in_memory), spec)
@@ -260,11 +260,11 @@ def _of_object(model: Any, source: Source, spec: ModelSpec, in_memory: bool) -> 
 
 def _network(made: Any, spec: ModelSpec) -> Network:
     """The network of what a reader made."""
-    options = spec.options.arguments()
+    choices = spec.options.choices()
     if not isinstance(made, OpenedModule):
-        return made.network(**options)
+        return made.network(choices)
     device, precision = spec.runtime.device, spec.runtime.precision or "float32"
-    return _module("torch.network").network_of(made, device=device, precision=precision, **options)
+    return _module("torch.network").network_of(made, choices, device, precision)
 
 
 def _prepare(reader: Reader, spec: ModelSpec, what: str) -> None:

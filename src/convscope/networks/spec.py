@@ -21,8 +21,10 @@ from convscope import limits
 from convscope.errors import ModelError, UsageError
 from convscope.networks import opening
 from convscope.networks import preprocessing as pp
+from convscope.networks.choices import Choices
 from convscope.networks.class_names import read_class_names
 from convscope.networks.formats import code
+from convscope.networks.head import HeadChoice
 from convscope.networks.network import Network
 
 _TEXTS = (
@@ -40,7 +42,7 @@ _TEXTS = (
     ),
     *("backend", "device", "precision"),
 )
-_HEADS = (None, "linear", "softmax", "sigmoid")
+_HEADS: tuple[HeadChoice, ...] = ("linear", "softmax", "sigmoid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,17 +89,17 @@ class Options:
     head: str | None = None
     classes_file: str | None = None
 
-    def arguments(self) -> dict[str, Any]:
+    def choices(self) -> Choices:
         """As every subclass of `Network` takes them."""
-        return {
-            "input": self.input,
-            "output": self.output,
-            "size": self.size,
-            "feed": None if self.feed is None else {fed.name: fed.value for fed in self.feed},
-            "preprocess": self.preprocess,
-            "class_names": self.class_names,
-            "head": self.head,
-        }
+        return Choices(
+            self.input,
+            self.output,
+            self.size,
+            {fed.name: fed.value for fed in self.feed or ()},
+            self.preprocess,
+            self.class_names,
+            next((known for known in _HEADS if known == self.head), None),
+        )
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -239,7 +241,12 @@ class ModelSpec:
                 code="feed-missing",
             )
         wrong = [name for name in _TEXTS if not isinstance(data.get(name), str | None)]
-        if wrong or not data.get("source") or data.get("kind") not in opening.ORIGINS or data.get("head") not in _HEADS:
+        if (
+            wrong
+            or not data.get("source")
+            or data.get("kind") not in opening.ORIGINS
+            or data.get("head") not in (None, *_HEADS)
+        ):
             odd = ", ".join(wrong) or "source, kind or head"
             raise ModelError(
                 f"expected the spec of a model as convscope writes it, found another {odd}.", code="spec-invalid"
@@ -355,7 +362,7 @@ def open_model(
                 code="already-open",
             )
         return model.open(trust)
-    if head not in _HEADS:
+    if head not in (None, *_HEADS):
         raise UsageError(
             f"head {head!r} is not known; expected linear, softmax or sigmoid.", code="head-unknown", name=head
         )

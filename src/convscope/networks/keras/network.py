@@ -21,6 +21,7 @@ import numpy as np
 from convscope.errors import ModelError, UsageError, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import Tensor, backend_named
+from convscope.networks.choices import Choices
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import Call, Flow, Value, flat_outputs, linear_by_graph, mark_layouts, undoable_head
 from convscope.networks.head import Head, HeadActivation, HeadChoice
@@ -57,6 +58,7 @@ from convscope.networks.traced import Calls, Enough, Trace, TracedNetwork
 
 # Tracing patches layers, and two models may share a layer: one pass at a time in the whole process.
 TRACING = threading.RLock()
+_NO_CHOICES = Choices()
 
 
 class KerasNetwork(TracedNetwork):
@@ -65,14 +67,8 @@ class KerasNetwork(TracedNetwork):
     Args:
         model: any `keras.Model`; it stays as it is.
         source: where it came from.
-        input: name of the input that gets the picture, where there are several.
-        output: name of the output that is explained, where there are several.
-        size: `(h, w)` to bring pictures to, for a model of free size; needed for one never built.
-        feed: values for the other inputs, by name: `(1, ...)` arrays; zeros where nothing is given.
-        preprocess: None to find out, or a `Preprocessing`.
-        class_names: one for each class.
+        choices: what the user says about it.
         family: what is known of where the model came from (`keras:NAME`).
-        head: "linear", "softmax" or "sigmoid" if the outputs are so and convscope could not find it out.
 
     Raises:
         ModelError: the model takes no pictures or can't be run; UsageError: no such input, output or size.
@@ -82,15 +78,8 @@ class KerasNetwork(TracedNetwork):
         self,
         model: Any,
         source: Source,
-        *,
-        input: str | None = None,
-        output: str | None = None,
-        size: tuple[int, int] | None = None,
-        feed: Mapping[str, np.ndarray] | None = None,
-        preprocess: pp.Preprocessing | None = None,
-        class_names: Sequence[str] | None = None,
+        choices: Choices = _NO_CHOICES,
         family: pp.Family | None = None,
-        head: HeadChoice | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -100,22 +89,22 @@ class KerasNetwork(TracedNetwork):
         self._backend = backend_named(keras.backend.backend())
         self.framework = f"keras {keras.__version__}"
         self.backend = f"{self._backend.name} {self._backend.version}"
-        self.output, self.outputs = output or "", ()
+        self.output, self.outputs = choices.output or "", ()
         self._operations = named_operations(model)
         with TRACING:  # another network that shares layers may be patching them
             self._wrapped = [op for op in [model, *(op for _, op in self._operations)] if is_wrapped(op)]
         known: tuple[pp.Family | None, str] = (family, model.name) if family else self._family_by_name()
         self.family, self.family_name = known
-        self._entry = Entry(model, input, size, feed or {}, self.family)
+        self._entry = Entry(model, choices.input, choices.size, choices.feed, self.family)
         self.inputs = self._entry.inputs
         self._head_patch: tuple[Any, str, Any] | None = None
         self._variables: list[Any] | None = None
         self._hash: tuple[list[weakref.ref], str] | None = None
         self._folds: dict[tuple[int, int], list[Fold]] = {}
         first = self._take(self._trace(self.inputs.size))
-        self.preprocessing = preprocess or self._find_preprocessing(first)
-        self.head = self._find_head(first, head)
-        self.class_names = None if class_names is None else self.checked_names(class_names)
+        self.preprocessing = choices.preprocess or self._find_preprocessing(first)
+        self.head = self._find_head(first, choices.head)
+        self.class_names = None if choices.class_names is None else self.checked_names(choices.class_names)
 
     # taps ------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -30,18 +31,34 @@ LARGEST = 512
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is known and wanted of a module's inputs.
+
+    Attributes:
+        declared: `(n, c, h, w)` as a file declares it, None for what is free.
+        name: which input gets the image.
+        size: `(h, w)` that the user wants.
+        advised: `(h, w)` that a data config recommends.
+        feed: arrays for the other inputs, by name.
+        channels_last: the module itself takes `(n, h, w, c)`.
+    """
+
+    declared: Sequence[int | None] | None
+    name: str | None
+    size: tuple[int, int] | None
+    advised: tuple[int, int] | None
+    feed: Mapping[str, np.ndarray]
+    channels_last: bool
+
+
 class Entry:
-    """Turns pictures `(n, h, w, c)` into what the module is called with.
+    """Turns images `(n, h, w, c)` into what the module is called with.
 
     Args:
         module: to be called, in evaluation mode and without gradients, by `attempt`.
         attempt: runs the module on its arguments.
-        declared: `(n, c, h, w)` as a file declares it, None for what is free.
-        name: which input gets the picture.
-        asked: `(h, w)` that the user wants.
-        advised: `(h, w)` that a data config recommends.
-        feed: arrays for the other inputs, by name.
-        channels_last: the module itself takes `(n, h, w, c)`.
+        asked: what is known and wanted of its inputs.
         dtype, device: of the module's weights.
     """
 
@@ -49,29 +66,23 @@ class Entry:
         self,
         module: nn.Module,
         attempt: Callable[..., Any],
-        *,
-        declared: Sequence[int | None] | None,
-        name: str | None,
-        asked: tuple[int, int] | None,
-        advised: tuple[int, int] | None,
-        feed: Mapping[str, np.ndarray],
-        channels_last: bool,
+        asked: Asked,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self._module, self._attempt = module, attempt
-        self._dtype, self._device, self._channels_last = dtype, device, channels_last
-        self._names = _input_names(module, name)
+        self._dtype, self._device, self._channels_last = dtype, device, asked.channels_last
+        self._names = _input_names(module, asked.name)
         self._whole: set[str] = set(getattr(module, "unbatched", ()))
-        name = name or self._names[0]
+        name = asked.name or self._names[0]
         if name not in self._names:
             raise UsageError(f"no input {name!r}; {nearest(name, self._names)}", code="input-unknown", name=name)
         self.position = self._names.index(name)
-        self._others = self._fed(name, feed)
+        self._others = self._fed(name, asked.feed)
         self._layout = torch.channels_last
         self._last_error: Exception | None = None
         self._blueprint: nn.Module | None = None
-        channels, size, free, note = self._found(declared, asked, advised)
+        channels, size, free, note = self._found(asked.declared, asked.size, asked.advised)
         others = {other: _said(value) for other, value in self._others.items()}
         self.inputs = Inputs(name, size, free, channels, others, note)
 

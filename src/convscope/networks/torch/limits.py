@@ -8,7 +8,7 @@ or how much it computes, goes beyond what it is allowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -202,7 +202,7 @@ def _product(a: Any, b: Any) -> _Taken:
 
 def _convolution(x: Any, weight: Any, bias: Any, *how: Any) -> _Taken:
     channels = weight.shape[1] * how[5] if how[3] else weight.shape[0]
-    made = float(x.shape[0] * channels * math.prod(_sides(x.shape[2:], weight.shape[2:], *how[:5])))
+    made = float(x.shape[0] * channels * math.prod(_sides(x.shape[2:], weight.shape[2:], _Windows(*how[:5]))))
     each = weight.numel() / max(1, weight.shape[0])
     return _Taken(x.element_size() * made, each * (x.numel() if how[3] else made))
 
@@ -210,19 +210,29 @@ def _convolution(x: Any, weight: Any, bias: Any, *how: Any) -> _Taken:
 def _pool(x: Any, kernel: Any, strides: Any = (), paddings: Any = (0,), *how: Any) -> _Taken:
     rank = len(kernel)
     dilations = how[0] if how and not isinstance(how[0], bool) else (1,)
-    sides = _sides(x.shape[-rank:], kernel, strides or kernel, paddings, dilations, False, (0,))
+    sides = _sides(x.shape[-rank:], kernel, _Windows(strides or kernel, paddings, dilations))
     made = math.prod(x.shape[:-rank]) * float(math.prod(side + 1 for side in sides))  # one more where it rounds up
     return _Taken((x.element_size() + 8) * made, made * math.prod(kernel))
 
 
-def _sides(
-    sides: Any, kernel: Any, strides: Any, paddings: Any, dilations: Any, transposed: bool, extra: Any
-) -> Iterator[int]:
-    """Height, width and so on of the output of a windowed operation; a list of one value stands for all axes."""
-    lists = [list(item) * (len(kernel) if len(item) == 1 else 1) for item in (strides, paddings, dilations, extra)]
+@dataclass(frozen=True)
+class _Windows:
+    """Where the windows of an operation lie, as PyTorch says it; a list of one value stands for all axes."""
+
+    strides: Sequence[int]
+    paddings: Sequence[int]
+    dilations: Sequence[int]
+    transposed: bool = False
+    extra: Sequence[int] = (0,)
+
+
+def _sides(sides: Sequence[int], kernel: Sequence[int], windows: _Windows) -> Iterator[int]:
+    """Height, width and so on of the output of a windowed operation."""
+    given = (windows.strides, windows.paddings, windows.dilations, windows.extra)
+    lists = [list(item) * (len(kernel) if len(item) == 1 else 1) for item in given]
     for side, size, stride, padding, dilation, more in zip(sides, kernel, *lists, strict=False):
         span = dilation * (size - 1) + 1
-        if transposed:
+        if windows.transposed:
             yield max(0, (side - 1) * stride - 2 * padding + span + more)
         else:
             yield max(0, (side + 2 * padding - span) // max(1, stride) + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from convscope.networks import preprocessing as pp
@@ -39,7 +39,8 @@ class OpenedModule:
         size: `(h, w)` that a data config recommends.
         class_names: where they are known.
         in_memory: True if it is the user's own object, which has to stay as it is.
-        options: anything else that `TorchNetwork` is to be told.
+        name: of the network, where the class of the module does not tell it.
+        channels_last_input: the module itself takes `(n, h, w, c)`.
     """
 
     module: Any
@@ -50,4 +51,5 @@ class OpenedModule:
     size: tuple[int, int] | None = None
     class_names: tuple[str, ...] | None = None
     in_memory: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    channels_last_input: bool = False

@@ -23,6 +23,7 @@ from torch import nn
 from convscope.errors import BackendError, ModelError, UsageError, one_line, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.backends import TorchBackend
+from convscope.networks.choices import Choices
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.graph import (
     Flow,
@@ -37,12 +38,11 @@ from convscope.networks.graph import (
 )
 from convscope.networks.head import Head, HeadChoice
 from convscope.networks.layers import Layer
-from convscope.networks.network import Source
 from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.restoring import checkpoint, restored
 from convscope.networks.torch import ops as torch_ops
 from convscope.networks.torch.graph import Watch, class_name, named_modules, unwrapped
-from convscope.networks.torch.inputs import Entry
+from convscope.networks.torch.inputs import Asked, Entry
 from convscope.networks.torch.modules import OpenedModule
 from convscope.networks.torch.scaling import scaling_inside, told_by_statistics
 from convscope.networks.torch.taps import OWN_CODE, TorchTaps
@@ -50,10 +50,13 @@ from convscope.networks.traced import Enough, Trace, TracedNetwork
 
 Tensor = torch.Tensor
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NO_CHOICES = Choices()
 
 
-def network_of(opened: OpenedModule, *, device: str | None = None, **options: Any) -> TorchNetwork:
-    """The network of a module that was opened; `options` are those of `TorchNetwork`.
+def network_of(
+    opened: OpenedModule, choices: Choices = _NO_CHOICES, device: str | None = None, precision: str = "float32"
+) -> TorchNetwork:
+    """The network of a module that was opened; its arguments are those of `TorchNetwork`.
 
     Raises:
         BackendError: the device is not there; UsageError: a module in memory lies on another device.
@@ -61,19 +64,9 @@ def network_of(opened: OpenedModule, *, device: str | None = None, **options: An
     module = opened.module
     if device is not None:
         module = _moved(module, device, stays=opened.in_memory)
-    if options.get("class_names") is None:
-        options["class_names"] = opened.class_names
-    if options.get("input") is None:
-        options["input"] = opened.input
-    return TorchNetwork(
-        module,
-        opened.source,
-        input_shape=opened.input_shape,
-        advised=opened.size,
-        known=opened.preprocessing,
-        **opened.options,
-        **options,
-    )
+    names = opened.class_names if choices.class_names is None else choices.class_names
+    input = opened.input if choices.input is None else choices.input
+    return TorchNetwork(replace(opened, module=module), replace(choices, input=input, class_names=names), precision)
 
 
 def _moved(module: nn.Module, device: str, stays: bool) -> nn.Module:
@@ -104,19 +97,9 @@ class TorchNetwork(TracedNetwork):
     """A `torch.nn.Module`, opened; it stays as it is, with its mode, its hooks and its parameters.
 
     Args:
-        module: takes pictures `(n, c, h, w)`.
-        source: where it came from.
-        input: name of the input that gets the picture, where there are several.
-        output: name of the output that is explained, where there are several.
-        size: `(h, w)` to bring pictures to.
-        feed: values for the other inputs, by name: `(1, ...)` arrays.
-        preprocess: None to find out, or a `Preprocessing`.
-        class_names: one for each class.
-        head: "linear", "softmax" or "sigmoid" if convscope can't find it out.
+        opened: the module, which takes images `(n, c, h, w)`, and what is known of it.
+        choices: what the user says about it.
         precision: "float32", or "bfloat16" and "float16" for autocast.
-        input_shape: `(n, c, h, w)` as a file declares it, None for what is free.
-        advised: `(h, w)` that a data config recommends; known: the preprocessing that it tells of.
-        channels_last_input: the module itself takes `(n, h, w, c)`.
 
     Raises:
         ModelError: the module takes no pictures or can't be run; UsageError: no such input, output or size.
@@ -124,22 +107,9 @@ class TorchNetwork(TracedNetwork):
 
     def __init__(
         self,
-        module: nn.Module,
-        source: Source,
-        *,
-        input: str | None = None,
-        output: str | None = None,
-        size: tuple[int, int] | None = None,
-        feed: Mapping[str, np.ndarray] | None = None,
-        preprocess: pp.Preprocessing | None = None,
-        class_names: Sequence[str] | None = None,
-        head: HeadChoice | None = None,
+        opened: OpenedModule,
+        choices: Choices = _NO_CHOICES,
         precision: str = "float32",
-        name: str | None = None,
-        input_shape: Sequence[int | None] | None = None,
-        advised: tuple[int, int] | None = None,
-        known: pp.Preprocessing | None = None,
-        channels_last_input: bool = False,
     ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
@@ -148,42 +118,32 @@ class TorchNetwork(TracedNetwork):
                 code="precision-unknown",
                 name=precision,
             )
-        self.module = unwrapped(module)
-        self.source = source
-        self.name = name or class_name(self.module)
-        self.output, self.outputs = output or "", ()
+        self.module = unwrapped(opened.module)
+        self.source = opened.source
+        self.name = opened.name or class_name(self.module)
+        self.output, self.outputs = choices.output or "", ()
         weight = next((tensor for tensor in self._tensors() if tensor.is_floating_point()), torch.zeros(()))
         self.device, self._dtype, self._precision = weight.device, weight.dtype, precision
         self.ops = torch_ops.on(self.device)
         self._backend = TorchBackend(self.device)
         self.framework = f"torch {torch.__version__}"
         self.backend = str(self.device) + ("" if precision == "float32" else f", {precision}")
-        self._materialise(size or advised)
+        self._materialise(choices.size or opened.size)
         self._refuse_inference_tensors()
         self._paths = named_modules(self.module)
         self._opening, self._changing = True, set[tuple[nn.Module, str]]()
-        self._entry = self._as_it_was(
-            lambda: Entry(
-                self.module,
-                self._called,
-                declared=input_shape,
-                name=input,
-                asked=size,
-                advised=advised,
-                feed=feed or {},
-                channels_last=channels_last_input,
-                dtype=self._dtype,
-                device=self.device,
-            )
+        asked = Asked(
+            opened.input_shape, choices.input, choices.size, opened.size, choices.feed, opened.channels_last_input
         )
+        self._entry = self._as_it_was(lambda: Entry(self.module, self._called, asked, self._dtype, self.device))
         self.inputs = self._entry.inputs
         self._undo: str | None = None
         self._hash: tuple[Any, str] | None = None
-        seen = self._look(guess_size=size is None and advised is None)
+        seen = self._look(guess_size=choices.size is None and opened.size is None)
         self._opening = False
-        self.head = self._find_head(seen, head)
-        self.preprocessing = preprocess or known or self._guess_preprocessing(seen)
-        self.class_names = None if class_names is None else self.checked_names(class_names)
+        self.head = self._find_head(seen, choices.head)
+        self.preprocessing = choices.preprocess or opened.preprocessing or self._guess_preprocessing(seen)
+        self.class_names = None if choices.class_names is None else self.checked_names(choices.class_names)
 
     # taps ------------------------------------------------------------------------------------------
 

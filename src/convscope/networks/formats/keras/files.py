@@ -22,6 +22,7 @@ import numpy as np
 
 from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line, option
 from convscope.networks import preprocessing as pp
+from convscope.networks.choices import Choices
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.code import literal
 from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file
@@ -47,9 +48,9 @@ class OpenedModel:
     family: pp.Family | None = None
     random: bool = False
 
-    def network(self, **options: Any) -> KerasNetwork:
-        """The model as a `Network`; `options` are those of `KerasNetwork`."""
-        network = KerasNetwork(self.model, self.source, family=self.family, **options)
+    def network(self, choices: Choices) -> KerasNetwork:
+        """The model as a `Network`."""
+        network = KerasNetwork(self.model, self.source, choices, self.family)
         imagenet = network.head.classes == 1000 and network.family is not None and not self.random
         if network.class_names is None and imagenet:
             network.class_names = imagenet_names(download=self.source.name.startswith("keras:"))

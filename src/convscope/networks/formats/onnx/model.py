@@ -32,7 +32,8 @@ def read(file: ModelFile, picture: str | None = None) -> OpenedModule:
         # Whatever batch is declared, others are passed.
         input_shape=None if shape is None else (None, *shape[1:]),
         input=picture,
-        options={"channels_last_input": last, "name": file.path.stem},
+        name=file.path.stem,
+        channels_last_input=last,
     )
 
 

@@ -156,7 +156,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Dec
     return _declared(storage, (offset, shape, strides), storage.dtype)
 
 
-def _tensor_of_type(storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Any:
+def _tensor_of_type(storage: Any, *arguments: Any) -> Declared:
+    offset, shape, strides, _, _, dtype, *_ = arguments
     found = _dtype_named(dtype.name) if isinstance(dtype, pickles.Named) else None
     if not isinstance(storage, Storage) or found is None:
         raise TypeError("a tensor without a storage or a type")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def _upsample(n: Node, x: Tensor, scales: Tensor | None = None) -> Tensor:
     given = n.get("scales") if scales is None else scales.tolist()
     if given is None:  # operator set 1
         given = [1.0, 1.0, n.get("height_scale"), n.get("width_scale")]
-    return _resized(x, [float(scale) for scale in given], None, n.get("mode", "nearest"), "asymmetric", "floor", n)
+    return _resized(x, [float(scale) for scale in given], None, _Sampling(n, "asymmetric", "floor"))
 
 
 @operator("resize", "Resize")
@@ -49,7 +50,7 @@ def _resize(n: Node, x: Tensor, *inputs: Tensor | None) -> Tensor:
         box = [(0.0, 1.0)] * x.dim()
         for index, axis in enumerate(axes):
             box[axis] = (region[index], region[index + len(axes)])
-    return _resized(x, factors, wanted, n.get("mode", "nearest"), place, nearest, n, box)
+    return _resized(x, factors, wanted, _Sampling(n, place, nearest, box))
 
 
 def _kept_ratio(n: Node, x: Tensor, sizes: list[int], axes: list[int]) -> list[tuple[int, float]]:
@@ -62,30 +63,42 @@ def _kept_ratio(n: Node, x: Tensor, sizes: list[int], axes: list[int]) -> list[t
     return [(math.floor(x.shape[axis] * factor + 0.5), factor) for axis in axes]
 
 
-def _resized(
-    x: Tensor,
-    factors: list[float],
-    wanted: list[int] | None,
-    mode: str,
-    place: str,
-    nearest: str,
-    n: Node,
-    box: list[tuple[float, float]] | None = None,
-) -> Tensor:
+@dataclass(frozen=True)
+class _Sampling:
+    """How a map is resized.
+
+    Attributes:
+        node: whose attributes say the rest.
+        place: the mode of coordinates, as ONNX names it.
+        nearest: the rounding where `mode` is "nearest".
+        box: start and end of the part of each axis that is kept; all of it where None.
+    """
+
+    node: Node
+    place: str
+    nearest: str
+    box: list[tuple[float, float]] | None = None
+
+    def part(self, axis: int) -> tuple[float, float]:
+        """Start and end of what is kept of an axis."""
+        return self.box[axis] if self.box else (0.0, 1.0)
+
+
+def _resized(x: Tensor, factors: list[float], wanted: list[int] | None, how: _Sampling) -> Tensor:
     """Each axis by itself: a product with a matrix that says how much of each old place goes into a new one."""
     for axis, factor in enumerate(factors):
         side = x.shape[axis]
         new = wanted[axis] if wanted else math.floor(side * factor)
-        if new == side and factor == 1.0 and (box is None or box[axis] == (0.0, 1.0)):
+        if new == side and factor == 1.0 and how.part(axis) == (0.0, 1.0):
             continue
-        at = _places(side, new, factor, place, box[axis] if box else (0.0, 1.0))
-        matrix = _weights_of(at, side, factor, mode, nearest, n)
+        at = _places(side, new, factor, how.place, how.part(axis))
+        matrix = _weights_of(at, side, factor, how)
         outside = (at < 0) | (at > side - 1)
         y = torch.tensordot(x.to(matrix.dtype), matrix.to(x.device), dims=([axis], [1])).movedim(-1, axis)
-        if place == "tf_crop_and_resize":
+        if how.place == "tf_crop_and_resize":
             shape = [1] * x.dim()
             shape[axis] = -1
-            y = torch.where(outside.reshape(shape).to(x.device), n.get("extrapolation_value", 0.0), y)
+            y = torch.where(outside.reshape(shape).to(x.device), how.node.get("extrapolation_value", 0.0), y)
         x = y.to(x.dtype)
     return x
 
@@ -122,10 +135,11 @@ _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _weights_of(at: Tensor, side: int, factor: float, mode: str, nearest: str, n: Node) -> Tensor:
+def _weights_of(at: Tensor, side: int, factor: float, how: _Sampling) -> Tensor:
     """`(new, side)`: how much of each old place goes into each new one."""
+    n, mode = how.node, how.node.get("mode", "nearest")
     if mode == "nearest":
-        index = _ROUNDINGS[nearest](at).clamp(0, side - 1).long()
+        index = _ROUNDINGS[how.nearest](at).clamp(0, side - 1).long()
         return F.one_hot(index, side).float()
     # A wider kernel where pictures shrink, so that no pixel is passed over.
     stretch = 1 / factor if n.get("antialias", 0) and factor < 1 else 1.0

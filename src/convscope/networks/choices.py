@@ -1,0 +1,34 @@
+"""What the user says about a model, as every subclass of `Network` takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from convscope.networks.head import HeadChoice
+from convscope.networks.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """What the user says about a model; None where convscope has to find it out.
+
+    Attributes:
+        input: name of the input that gets the image, where there are several.
+        output: name of the output that is explained, where there are several.
+        size: `(h, w)` to bring images to, for a model of free size; needed for a Keras model that was never built.
+        feed: values for the other inputs, by name: `(1, ...)` arrays.
+        preprocess: how images are scaled for the model.
+        class_names: one for each class.
+        head: what the outputs are.
+    """
+
+    input: str | None = None
+    output: str | None = None
+    size: tuple[int, int] | None = None
+    feed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    preprocess: Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
+    head: HeadChoice | None = None
