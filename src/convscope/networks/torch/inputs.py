@@ -281,6 +281,6 @@ def _cant_run(name: str, channels: list[int], size: tuple[int, int], reason: str
     reason = reason[:200].rstrip(".")
     return (
         f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
-        f"channels ({reason}). Expected a module that takes images (n, c, h, w); give its size, for one that is not "
-        f"square its height and width, with {option('open_model.size')}."
+        f"channels ({reason}). Expected a module that takes images (n, c, h, w); give its size, height and width "
+        f"for one that is not square, such as 66x200, with {option('open_model.size')}."
     )
