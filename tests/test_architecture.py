@@ -39,7 +39,7 @@ FLOORS = (
 NETWORK_FLOORS = (
     ("ops", "preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
     ("head", "passes"),
-    ("graph",),
+    ("graph", "choices"),
     ("network",),
     ("traced",),
     ("keras", "torch"),
