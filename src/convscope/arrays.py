@@ -53,8 +53,10 @@ def batched(size: int, *arrays: np.ndarray) -> Iterator[Batch]:
 
 
 def padded(array: np.ndarray, size: int) -> np.ndarray:
-    """An array with `size` rows: its own, repeated in their order as often as needed."""
-    return array if len(array) == size else np.resize(array, (size, *array.shape[1:]))
+    """A new array with `size` rows: the array's own, repeated in their order as often as needed."""
+    # A copy in any case: some convolutions round differently with the alignment of their input in memory, and a row of
+    # a batch lies at another place than the same row alone.
+    return np.resize(array, (size, *array.shape[1:]))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
