@@ -3,7 +3,7 @@
 
     python -m benchmarks.ascents JOB.json RESULT.npz
 
-A job names a tool, a network, a layer, channels, steps and a seed; the result holds the final pictures `(n, h, w, c)`,
+A job names a tool, a network, a layer, channels, steps and a seed; the result holds the final images `(n, h, w, c)`,
 as shares of the network's range, and the seconds of the first and of a second call. Opening the network is not counted;
 whatever is compiled or traced is, in the first call.
 """
@@ -40,7 +40,7 @@ class Job:
         network: a key of `NETWORKS`.
         layer: convscope's path; channels: numbers.
         steps: of the ascent; None for the tool's own.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
         seed: of the random numbers.
         again: make a second call in the same process.
     """
@@ -64,7 +64,7 @@ class Made:
         first, again: seconds of the first call and of a second one.
         peak: bytes of memory at the most, above what the process held with the network open.
         version: of the tool; steps: that were made; precision: that convscope computed in.
-        ascent: seconds of the first call from its first step to its last, without its looks at noise and results.
+        ascent: seconds of the first call from its first step to its last, without the measurement of noise and results.
     """
 
     pictures: np.ndarray
@@ -79,7 +79,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to climb in: what convscope opens, and the framework that runs it."""
+    """A network to optimize images for: the source that convscope opens, and the framework that runs it."""
 
     target: str
     framework: str
@@ -272,7 +272,7 @@ def by_tf_keras_vis(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
 
 
 def by_lucent(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
-    """lucent with its own canvas, transforms and rule; a filter in each run, as it is called in its tutorials."""
+    """lucent with its own parameterization, transforms and optimizer; one filter in each run, as in its tutorials."""
     _torchvision_without_operators()
     import torch
     from lucent.optvis import param, render
@@ -319,19 +319,19 @@ def _range(network: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shares(network: Any, pictures: np.ndarray) -> np.ndarray:
-    """Pictures of the network's range as shares between its black and white."""
+    """Images of the network's range as shares between its black and white."""
     black, white = _range(network)
     return (pictures - black) / (white - black)
 
 
 def from_shares(network: Any, shares: np.ndarray) -> np.ndarray:
-    """The inverse: pictures `(n, h, w, c)` float32 as the network takes them."""
+    """The inverse: images `(n, h, w, c)` float32 as the network takes them."""
     black, white = _range(network)
     return (black + shares * (white - black)).astype(np.float32)
 
 
 def one_pass(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
-    """A forward pass and the gradient of the input, of as many pictures as there are channels: what memory is held
+    """A forward pass and the gradient of the input, of as many images as there are channels: what memory is held
     against.
     """
     network = opened(job.network)

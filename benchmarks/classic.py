@@ -3,8 +3,8 @@
     python -m benchmarks.classic [--filters 64] [--steps 30] [--out DIR]
 
 The plain side is the procedure as its notes write it: one filter at a time, a `tf.function` step that takes the
-filter's number as a Python integer (and so is traced anew for each filter). Both sides climb from the same start
-pictures in ResNet50V2 with the same random weights, at layer conv3_block4_out, 180 x 180 pixels. Compare machines
+filter's number as a Python integer (and so is traced anew for each filter). Both sides start from the same
+images in ResNet50V2 with the same random weights, at layer conv3_block4_out, 180 x 180 pixels. Compare machines
 by the ratio, not by the seconds.
 """
 
@@ -29,7 +29,7 @@ LAYER = "conv3_block4_out"
 
 
 def plain(model: keras.Model, begin: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The procedure written out: final pictures and final activations, filter after filter."""
+    """The procedure written out: final images and final activations, filter after filter."""
     extractor = keras.Model(inputs=model.inputs, outputs=model.get_layer(LAYER).output)
 
     def loss_of(picture: tf.Tensor, channel: int) -> tf.Tensor:

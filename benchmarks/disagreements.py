@@ -112,7 +112,7 @@ def ablation() -> dict[str, object]:
     """Ablation-CAM: the sign where the score is negative
 
     The weight is (y - y_k) / y. Where y is negative it turns round. A network whose score is the mean of the left half
-    of the picture less 3: taking the only channel that counts away lowers it, so its weight should be positive and the
+    of the image less 3: taking the only channel that counts away lowers it, so its weight should be positive and the
     left half bright. convscope divides by the size of y.
     """
     import torch

@@ -1,10 +1,10 @@
-"""How good the pictures of filters are: convscope's recipes and other tools, at equal steps and at equal time.
+"""Quality of filter images: convscope's recipes and other tools, at equal steps and at equal time.
 
     python -m benchmarks.filter_quality [--channels 32] [--steps 48] [--out docs/filters-quality.md]
 
-Each tool makes pictures of the same channels in a process of its own; all are then measured in one way, in float32, by
-convscope's own passes. "natural" is the best activation among photographs of many classes, so a ratio of 1 is a picture
-that shows as much as the best photo.
+Each tool makes images of the same channels in a process of its own; all are then measured in one way, in float32, by
+convscope's own passes. "natural" is the best activation among photographs of many classes, so a ratio of 1 is an image
+that shows as much as the best natural image.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ def table(name: str, layer: str, channels: tuple[int, ...], steps: int) -> Itera
 
 
 def views(tool: str) -> int:
-    """How many views of a picture the network sees in each step."""
+    """How many views of an image the network sees in each step."""
     name, _, recipe = tool.partition(":")
     return recipe_named(recipe).views if name == "convscope" else 1
 
 
 def measured(job: Job, judge: Judge, natural: np.ndarray, rough: np.ndarray, seeds: bool = False) -> Measured:
-    """Make pictures and look at them."""
+    """Make images and measure them."""
     made = run(job)
     clean, held = (values / natural for values in judge.activations(made.pictures))
     apart = np.abs(spectrum(made.pictures) - rough).mean(axis=1)

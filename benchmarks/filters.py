@@ -2,7 +2,7 @@
 
     python -m benchmarks.filters [--filters 64] [--repeats 2] [--out docs/filters-speed.md]
 
-Ratios are of the whole calls: convscope's hold its look at noise pictures, the measurements of its results and its
+Ratios are of the whole calls: convscope's include its noise baseline, the measurements of its results and its
 compile. Compare machines by the ratios, not by the seconds. What is not installed (`pip install 'convscope[peers]'`) or
 not here is said to be not measured.
 """
@@ -174,7 +174,7 @@ def to_activation(plain: dict[tuple[str, str], Made], filters: int) -> Iterator[
 
 
 def _fewest(job: Job, judge: Judge, goal: float, most: int) -> tuple[int | str, Made | None]:
-    """The fewest of a few numbers of steps whose pictures hold what is wanted."""
+    """The smallest of several numbers of steps whose images reach the wanted activation."""
     for steps in (4, 6, 8, 12, 16, 24, 32, most):
         made = run(replace(job, steps=steps))
         if judge.activations(made.pictures)[1].mean() >= goal:
@@ -205,7 +205,7 @@ def memory() -> Iterator[str]:
 
 
 def flops(job: Job) -> float:
-    """Operations of a picture's step: forward and the input's gradient, of the convolutions up to the layer."""
+    """Operations of an image's step: forward and the input's gradient, of the convolutions up to the layer."""
     from benchmarks.ascents import opened
 
     network, total = opened(job.network), 0.0

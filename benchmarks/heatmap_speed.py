@@ -3,7 +3,7 @@
     python -m benchmarks.heatmap_speed [--out docs/heatmaps-speed.md]
 
 The network is ResNet-50 in PyTorch with random weights: how long it takes does not depend on them. Tools take turns;
-the median of each is compared. Methods that replay the network are measured on one picture.
+the median of each is compared. Methods that replay the network are measured on one image.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def replayed(network: Any, cases: list[Case]) -> Iterator[str]:
 
 
 def budgets() -> Iterator[str]:
-    """How alike the maps of a tenth of the channels are to those of all, on trained networks and photos."""
+    """How alike the maps of a tenth of the channels are to those of all, on trained networks and images."""
     yield "| network, layer | channels passed | rank correlation with the whole: median | least of 8 photos |"
     yield "| --- | --- | --- | --- |"
     for name, layer in (

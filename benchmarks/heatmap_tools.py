@@ -1,4 +1,4 @@
-"""Heatmaps by other tools, as their users would ask for them: scaled as the tool scales them, at the picture's size.
+"""Heatmaps by other tools, called as in their documentation: scaled as the tool scales them, at the image's size.
 
 Each maker takes an opened network and cases, and gives a map for each; what is not installed raises when it is called.
 """
@@ -15,7 +15,7 @@ from benchmarks.ascents import _torchvision_without_operators
 from benchmarks.truth import Case, _pictures
 
 Maker = Callable[[Any, Sequence[Case]], list[np.ndarray]]
-TOGETHER = 8  # pictures in a batch, as for convscope
+TOGETHER = 8  # images in a batch, as for convscope
 
 
 def _prepared(network: Any, cases: Sequence[Case]) -> np.ndarray:

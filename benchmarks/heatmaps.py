@@ -2,9 +2,9 @@
 
     python -m benchmarks.heatmaps [--cases 20] [--few 4] [--out docs/heatmaps-truth.md]
 
-Three kinds of pictures: 2x2 mosaics of photos of known classes, mosaics of the shipped demo's classes, and small photos
-planted on others. Each method explains the same class of the same pictures; all maps are measured in one way. Methods
-that replay the network for every picture are given fewer of them (`--few`).
+Three kinds of images: 2x2 mosaics of images of known classes, mosaics of the shipped demo's classes, and small images
+planted on others. Each method explains the same class of the same images; all maps are measured in one way. Methods
+that replay the network for every image are given fewer of them (`--few`).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def settings(count: int) -> list[Callable[[], Setting]]:
 
 
 def table(setting: Setting, few: int) -> Iterator[str]:
-    """One kind of pictures."""
+    """Images of one kind."""
     yield f"## {setting.title}\n"
     yield "| method | points | mass | overlap | deletion | insertion | badge | seconds | pictures |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -170,7 +170,7 @@ def ours(setting: Setting, name: str) -> Maker:
 
 
 def row(name: str, setting: Setting, maps: Sequence[np.ndarray], seconds: float, badge: str) -> str:
-    """Means over the pictures that there are maps for."""
+    """Means over the images that there are maps for."""
     cases = setting.cases[: len(maps)]
     pairs = list(zip(maps, cases, strict=True))
     numbers = [
@@ -190,7 +190,7 @@ def curve(setting: Setting, raw: np.ndarray, case: Case) -> tuple[float, float]:
 
 
 def single(setting: Setting, case: Case) -> ImageView:
-    """The case's picture and score."""
+    """The case's image and score."""
     network = setting.network
     x = network.prepare(truth._pictures([case.pixels]))
     goal = goal_of(network, case.target, None, 1, lambda: np.zeros((1, 1)))
@@ -198,7 +198,7 @@ def single(setting: Setting, case: Case) -> ImageView:
 
 
 def badge(setting: Setting, name: str) -> str:
-    """The verdicts on the first few pictures, and the means of their numbers."""
+    """The verdicts on the first few images, and the means of their numbers."""
     network, method, found = setting.network, METHODS[name], []
     method = method.with_budget(CHEAP[name]) if name in CHEAP else method
     layer = None if method.at_image else network.last_spatial_layer()

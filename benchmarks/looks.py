@@ -1,4 +1,4 @@
-"""Pictures of filters looked at in one way, whoever made them: what the benchmarks' numbers are."""
+"""Measures of filter images, the same for every tool: the numbers of the benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convscope.techniques.filters.transforms import Affine
 # Drawn from other numbers than any ascent's, and wider than those that recipe `fast` uses.
 HELD_OUT = Affine(shift=0.08, scale=(0.92, 1.08), rotation=8.0)
 DRAWS = 8
-PHOTOS = 120  # natural pictures
+PHOTOS = 120  # natural images
 
 
 class Judge:
@@ -26,8 +26,8 @@ class Judge:
     Args:
         network: a key of `ascents.NETWORKS`.
         layer: its path.
-        channels: whose pictures are looked at.
-        size: of the pictures, a side in pixels.
+        channels: the channels whose images are measured.
+        size: of the images, a side in pixels.
     """
 
     def __init__(self, network: str, layer: str, channels: Sequence[int], size: int = 224) -> None:
@@ -37,7 +37,7 @@ class Judge:
         self._bound = self._plan.bind(channel(layer, 0))
 
     def activations(self, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The channel's mean over its map `(n,)`: of each picture as it is, and moved (the mean of `DRAWS` draws)."""
+        """The channel's mean over its map `(n,)`: of each image as it is, and moved (the mean of `DRAWS` draws)."""
         pictures = from_shares(self.network, shares)
         own = np.arange(len(self.channels))
         clean = self._means(pictures)[own, self.channels]
@@ -45,12 +45,12 @@ class Judge:
         return clean, moved
 
     def answers(self, shares: np.ndarray) -> np.ndarray:
-        """All channels' means `(n, c)` of each picture, less what mid-grey says."""
+        """Means of all channels `(n, c)` of each image, less those of a mid-grey image."""
         grey = self._means(from_shares(self.network, np.full((1, *shares.shape[1:]), 0.5)))
         return self._means(from_shares(self.network, shares)) - grey
 
     def natural(self) -> np.ndarray:
-        """The best that each of the channels `(n,)` answers to photographs."""
+        """The highest activation of each channel over natural images `(n,)`."""
         return self._means(self.network.prepare(photographs(), self.size)).max(axis=0)[self.channels]
 
     def _means(self, pictures: np.ndarray) -> np.ndarray:
@@ -70,13 +70,13 @@ class Judge:
 
 @cache
 def photographs() -> list:
-    """Natural pictures of many classes."""
+    """Natural images of many classes."""
     files = sorted((ASSETS / "photos" / "imagenet").glob("*"))
     return read_readable_images([str(file) for file in files[:: max(1, len(files) // PHOTOS)]])[0]
 
 
 def spectrum(shares: np.ndarray) -> np.ndarray:
-    """Log mean power of brightness over rings of frequency `(n, rings)`, less its mean: how rough pictures are."""
+    """Log mean power of brightness over rings of frequency `(n, rings)`, less its mean: how rough images are."""
     light = np.clip(shares, 0, 1).mean(axis=-1)
     light = light - light.mean(axis=(1, 2), keepdims=True)
     window = np.outer(np.hanning(light.shape[1]), np.hanning(light.shape[2]))
@@ -89,5 +89,5 @@ def spectrum(shares: np.ndarray) -> np.ndarray:
 
 
 def natural_spectrum(size: int = 224) -> np.ndarray:
-    """The mean of `spectrum` over photographs `(rings,)`."""
+    """The mean of `spectrum` over natural images `(rings,)`."""
     return spectrum(fit_batch(photographs(), size, size, 3) / 255.0).mean(axis=0)

@@ -116,7 +116,7 @@ def runtimes() -> tuple[Row, list[Row]]:
 
 
 def _subjects() -> dict[str, tuple[Any, str, int]]:
-    """Networks with logits at their end: the module, the path of a layer, and the side of its pictures."""
+    """Networks with logits at their end: the module, the path of a layer, and the side of its images."""
     import torch
     from torch import nn
 

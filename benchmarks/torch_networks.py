@@ -47,7 +47,7 @@ class ResNet50(nn.Module):
         self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(2048, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits `(n, classes)` of pictures `(n, 3, h, w)`."""
+        """Logits `(n, classes)` of images `(n, 3, h, w)`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))

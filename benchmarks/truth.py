@@ -1,4 +1,4 @@
-"""Pictures in which it is known where a class is, and how well a heatmap points there."""
+"""Images with a known region of a class, and measures of how well a heatmap finds the region."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from PIL import Image
 from benchmarks.ascents import ASSETS, NotMeasured
 from convscope.arrays import resize_map
 
-SIDE = 224  # of mosaics of photos and of pictures with something planted
+SIDE = 224  # pixels, of mosaics and of images with a small image planted on them
 PLANTED = 88  # side of what is planted
-SURE = 0.5  # probability from which a network is taken to know a photo
+SURE = 0.5  # least probability for an image to count as recognized
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A picture `(h, w, 3)` uint8, a class in it, and where that is `(h, w)` bool."""
+    """An image `(h, w, 3)` uint8, a class in it, and where that is `(h, w)` bool."""
 
     pixels: np.ndarray
     target: int
     mask: np.ndarray
 
 
-# -- pictures --------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------
 
 
 def known_photos(network: Any) -> list[tuple[np.ndarray, int]]:
-    """Photos that a network is sure and right about, cut to squares, with their classes.
+    """Images that a network classifies correctly with high probability, cut to squares, with their classes.
 
     Raises:
-        NotMeasured: the photos are not here.
+        NotMeasured: the images are not here.
     """
     index, folder = ASSETS / "imagenet_class_index.json", ASSETS / "photos" / "imagenet"
     if not index.exists() or not folder.exists():
@@ -52,7 +52,7 @@ def known_photos(network: Any) -> list[tuple[np.ndarray, int]]:
 
 
 def photo_mosaics(network: Any, count: int, seed: int = 0) -> list[Case]:
-    """2x2 mosaics of photos of four classes, each explained for the class that scores the highest of the four."""
+    """2x2 mosaics of images of four classes, each explained for the class that scores the highest of the four."""
     random, photos = np.random.default_rng(seed), known_photos(network)
     cases = []
     for _ in range(count):
@@ -66,17 +66,17 @@ def photo_mosaics(network: Any, count: int, seed: int = 0) -> list[Case]:
 
 
 def demo_mosaics(count: int) -> list[Case]:
-    """Mosaics of held-out pictures of the shipped demo's four classes, one of the four explained in turn.
+    """Mosaics of held-out images of the shipped demo's four classes, one of the four explained in turn.
 
     Raises:
-        NotMeasured: what made the demo's pictures is not installed.
+        NotMeasured: what made the demo's images is not installed.
     """
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
     try:
         from mosaics import mosaics
 
         pictures, contents = mosaics(count)
-    except Exception as error:  # its pictures come with a package, or from the network
+    except Exception as error:  # its images come with a package, or from the network
         raise NotMeasured(f"the demo's training pictures: {error}") from error
     finally:
         sys.path.pop(0)
@@ -88,7 +88,7 @@ def demo_mosaics(count: int) -> list[Case]:
 
 
 def planted(network: Any, count: int, seed: int = 1) -> list[Case]:
-    """A small photo of one class somewhere on a photo of another, explained for the small one."""
+    """A small image of one class somewhere on an image of another, explained for the small one."""
     random, photos = np.random.default_rng(seed), known_photos(network)
     cases = []
     for _ in range(count):
@@ -130,7 +130,7 @@ def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def positive(raw: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The positive part of a map at the picture's size."""
+    """The positive part of a map at the image's size."""
     return np.maximum(resize_map(np.asarray(raw, np.float32), *shape), 0).astype(np.float64)
 
 
@@ -160,7 +160,7 @@ def best_overlap(raw: np.ndarray, case: Case) -> float:
 
 
 def controls(cases: Sequence[Case]) -> dict[str, list[np.ndarray]]:
-    """Maps that know nothing of a network: noise, the middle of the picture, its edges."""
+    """Maps that don't depend on a network: noise, the middle of the image, its edges."""
     random = np.random.default_rng(0)
     return {
         "random": [random.random((7, 7)) for _ in cases],

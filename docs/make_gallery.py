@@ -33,7 +33,7 @@ def main(names: list[str]) -> None:
 
 
 def make(name: str, file: str, command: str) -> None:
-    """Run one block and keep its picture."""
+    """Run one block and keep its image."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(sys.executable).parent
         environment = os.environ | {"PATH": f"{here}:{os.environ['PATH']}"}
@@ -47,7 +47,7 @@ def make(name: str, file: str, command: str) -> None:
 
 
 def webp(file: Path) -> bytes:
-    """A picture, at most `WIDEST` pixels wide, small enough for a repository."""
+    """An image, at most `WIDEST` pixels wide, small enough for a repository."""
     image = Image.open(file).convert("RGB")
     image.thumbnail((WIDEST, 10 * WIDEST), Image.Resampling.LANCZOS)
     return encode_webp(np.asarray(image), quality=80)

@@ -1,4 +1,4 @@
-"""Make the pictures of the README from the shipped network and photographs: `python docs/make_pictures.py`.
+"""Make the images of the README from the shipped network and images: `python docs/make_pictures.py`.
 
 The screenshot of the report needs Playwright and a chromium; without one it stays as it is.
 """
@@ -25,7 +25,7 @@ IMAGES = Path(__file__).parent / "images"
 
 
 def main() -> None:
-    """Write every picture."""
+    """Write every image."""
     network = convscope.open_model(demo.MODEL, classes=demo.CLASSES)
     cat, mosaic = demo.PHOTOS[0], demo.PHOTOS[-1]
     write("activations", render.activations.sheet(convscope.activations(network, cat, "block2_conv"), "block2_conv"))

@@ -2,12 +2,12 @@
 
     python training/mosaics.py
 
-Each mosaic is 2x2 tiles of the held-out bands of four different pictures. Each of the four classes is
+Each mosaic is 2x2 tiles of the held-out bands of four different images. Each of the four classes is
 explained in turn; measured are the share of the heatmap's positive mass that lies on the tile of the
 explained class, whether that tile has more of it than any other, and whether the highest point lies on
 it (the pointing game). Controls: chance (a quarter), and the edges of the mosaic.
 
-Edges know nothing of the class, so over all four classes their share is a quarter whatever they look like.
+Edges don't depend on the class, so over all four classes their share is a quarter.
 They could do better on the class that the network finds most probable, if the network went for the tile
 with most edges: so that class is measured on its own, too.
 
@@ -70,7 +70,7 @@ def mosaic(tiles: list[np.ndarray]) -> np.ndarray:
 
 
 def mosaics(count: int = MOSAICS, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
-    """`(count, 128, 128, 3)` float32 pictures of held-out tiles, and the class of each tile, `(count, 4)`."""
+    """`(count, 128, 128, 3)` float32 images of held-out tiles, and the class of each tile, `(count, 4)`."""
     rng = np.random.default_rng(seed)
     _, held = regions()
     contents = np.stack([rng.choice(len(CLASSES), 4, replace=False) for _ in range(count)])
@@ -79,7 +79,7 @@ def mosaics(count: int = MOSAICS, seed: int = SEED) -> tuple[np.ndarray, np.ndar
 
 
 def edges(pictures: np.ndarray) -> np.ndarray:
-    """Size of the gradient of the grey picture, `(n, h, w)`: a control that knows no class."""
+    """Size of the gradient of the grey image, `(n, h, w)`: a control that does not depend on the class."""
     luma = pictures @ LUMA
     return np.hypot(ndimage.sobel(luma, axis=1), ndimage.sobel(luma, axis=2))
 

@@ -1,9 +1,9 @@
-"""Write the photos that `convscope demo` shows, and say what the shipped network makes of them.
+"""Write the images that `convscope demo` shows, and print the predictions of the shipped network.
 
     python training/photos.py
 
 All of them are CC0 (`src/convscope/demo/photos/README.md` names sources and authors). The mosaic is put
-together from held-out bands alone; of the other photos the network has seen all but their held-out band.
+together from held-out bands alone; of the other images the network has seen all but their held-out band.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SEED = 4100
 WHOLE = ("cat", "coffee", "photographer", "retina")
 TILES = ("cat", "gravel", "coffee", "brick")  # row by row
 SIDE = 128  # of a tile
-LONGEST = 512  # longest side of a photo
+LONGEST = 512  # longest side of an image
 QUALITY = 88
 
 
 def whole(name: str) -> Image.Image:
-    """The whole picture of a class."""
+    """The whole image of a class."""
     image = Image.fromarray(picture(SOURCES[CLASSES.index(name)]))
     image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return image
@@ -45,7 +45,7 @@ def tiles() -> Image.Image:
 
 
 def main() -> None:
-    """Write the photos and print the network's three most probable classes for each."""
+    """Write the images and print the network's three most probable classes for each."""
     PHOTOS.mkdir(parents=True, exist_ok=True)
     for name, image in {**{name: whole(name) for name in WHOLE}, "mosaic": tiles()}.items():
         image.save(PHOTOS / f"{name}.jpg", quality=QUALITY, optimize=True)

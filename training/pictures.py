@@ -1,7 +1,7 @@
-"""The pictures that the demo's network learns from, and the regions that it never sees.
+"""The images that the demo's network learns from, and the regions that it never sees.
 
-The pictures are those that scikit-image carries in its wheel (`skimage/data`), so nothing is downloaded.
-Of each picture a band (30 % of its length, on the side named in `SOURCES`) is held out, and a gap of 8 pixels
+The images are those that scikit-image carries in its wheel (`skimage/data`), so nothing is downloaded.
+Of each image a band (30 % of its length, on the side named in `SOURCES`) is held out, and a gap of 8 pixels
 beside it is used by nobody: no training patch shares a pixel with a held-out patch.
 """
 
@@ -15,8 +15,8 @@ import skimage
 from PIL import Image
 
 PATCH = 64  # side of a patch, pixels
-LONGEST = 640  # larger pictures are shrunk to this longest side
-HELD_OUT = 0.3  # share of a picture that training never sees
+LONGEST = 640  # larger images are shrunk to this longest side
+HELD_OUT = 0.3  # share of an image that training never sees
 GAP = 8  # pixels between the two regions
 LEAST_SPREAD = 8.0  # grey levels; a patch with a smaller standard deviation shows nothing and is not asked
 
@@ -25,7 +25,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Source:
-    """A picture: the class it stands for, its file, the side that is held out, and its licence."""
+    """An image: the class it stands for, its file, the side that is held out, and its licence."""
 
     name: str
     file: str
@@ -52,7 +52,7 @@ CLASSES = tuple(source.name for source in SOURCES)
 
 
 def picture(source: Source) -> np.ndarray:
-    """The whole picture, `(h, w, 3)` uint8, its longest side at most `LONGEST`."""
+    """The whole image, `(h, w, 3)` uint8, its longest side at most `LONGEST`."""
     image = Image.open(Path(skimage.__file__).parent / "data" / source.file).convert("RGB")
     image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return np.asarray(image)
@@ -72,10 +72,10 @@ def split(pixels: np.ndarray, side: str, share: float = HELD_OUT) -> tuple[np.nd
 
 
 def regions(validate: bool = False) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Training and held-out regions of every picture, in the order of `CLASSES`.
+    """Training and held-out regions of every image, in the order of `CLASSES`.
 
     With `validate` the held-out bands are put away altogether and the bands next to them take their place, so
-    that choices can be made without a look at the real ones.
+    that choices can be made without the real ones.
     """
     kept, held = [], []
     for source in SOURCES:
@@ -88,7 +88,7 @@ def regions(validate: bool = False) -> tuple[list[np.ndarray], list[np.ndarray]]
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """The same pictures without colour, still with three channels, float32."""
+    """The same images without colour, still with three channels, float32."""
     return np.repeat((pixels.astype(np.float32) @ LUMA)[..., None], 3, axis=-1)
 
 

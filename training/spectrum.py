@@ -1,4 +1,4 @@
-"""Measure the mean magnitude spectrum of photographs, which the canvas `Phases` (recipe `maco`) gives to its pictures.
+"""Measure the mean magnitude spectrum of photographs, which the canvas `Phases` (recipe `maco`) gives to its images.
 
     python training/spectrum.py
 
@@ -25,7 +25,7 @@ TARGET = Path(__file__).resolve().parent.parent / "src" / "convscope" / "techniq
 
 
 def patches(pixels: np.ndarray) -> np.ndarray:
-    """Patches `(n, PATCH, PATCH, 3)` of a picture, half a patch apart."""
+    """Patches `(n, PATCH, PATCH, 3)` of an image, half a patch apart."""
     height, width = pixels.shape[:2]
     places = [(y, x) for y in range(0, height - PATCH + 1, PATCH // 2) for x in range(0, width - PATCH + 1, PATCH // 2)]
     return np.stack([pixels[y : y + PATCH, x : x + PATCH] for y, x in places])

@@ -3,7 +3,7 @@
     python training/train_demo.py              # trains, measures on the held-out bands, writes the files
     python training/train_demo.py --validate   # measures on other bands, writes nothing: to try things out
 
-The task: from which of the pictures does a patch come? Needs `pip install -e ".[train,tensorflow]"`.
+The task: from which of the images does a patch come? Needs `pip install -e ".[train,tensorflow]"`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ STEPS = 2800
 MIXED = 0.5  # share of the training patches that are put together from four
 WIDTHS = (16, 32, 64, 96)
 SCALES = (40, 96)  # a training patch is a square of 40 to 96 pixels, resized to PATCH
-EACH_HELD_OUT = 100  # held-out patches of each picture
-EACH_BASELINE = 400  # training patches of each picture that the baseline learns from
+EACH_HELD_OUT = 100  # held-out patches of each image
+EACH_BASELINE = 400  # training patches of each image that the baseline learns from
 
 
 def trainable() -> keras.Model:
@@ -89,7 +89,7 @@ def fold(trained: keras.Model) -> keras.Model:
 
 
 def jpeg(patch: np.ndarray, quality: int) -> np.ndarray:
-    """The patch after JPEG compression, so that no picture is known by its noise alone."""
+    """The patch after JPEG compression, so that no image is known by its noise alone."""
     file = io.BytesIO()
     Image.fromarray(patch).save(file, "jpeg", quality=quality)
     return np.asarray(Image.open(file))
@@ -130,7 +130,7 @@ def training_batch(areas: list[np.ndarray], rng: np.random.Generator) -> tuple[n
 def mix(batch: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Put some patches together from the corners of four; their classes' shares go by area (CutMix).
 
-    Without it a picture of several contents looks most like the class whose own patches are the most varied.
+    Without it an image of several contents is assigned to the class whose own patches are the most varied.
     """
     mixed, parts = batch.copy(), shares.copy()
     for i in np.flatnonzero(rng.random(len(batch)) < MIXED):

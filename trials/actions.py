@@ -1,4 +1,4 @@
-"""What is done with a file: opened as a user opens it, and looked at a little if it was accepted."""
+"""The actions on a file: it is opened as a user opens it, and inspected briefly if it was accepted."""
 
 from __future__ import annotations
 

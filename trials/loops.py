@@ -17,7 +17,7 @@ from trials import memory
 from trials.outcomes import LOOP_GROWTH, MIB, STEADY_AFTER, Answer, Place
 
 _CALLS, _SECONDS = 1000, 200
-_EVERY = 25  # calls between two looks at the memory
+_EVERY = 25  # calls between two measurements of the memory
 
 
 def attempt(place: Place, net: str) -> Answer:

@@ -346,7 +346,7 @@ def bomb_entry(name: str | bytes, mebibytes: int) -> Entry:
     return replace(stored(name, b""), raw=raw, crc=crc, size=mebibytes << 20, method=8)
 
 
-_LONGEST_NAME = 2**16 - 1  # an archive has no room for more
+_LONGEST_NAME = 2**16 - 1  # an archive can't hold more
 
 
 def zipped(entries: Sequence[Entry], align: int = 0) -> bytes:

@@ -101,7 +101,7 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False, room: int | 
     Args:
         path: of a regular file.
         mapped: memory-mapped and read-only, instead of in memory.
-        room: bytes that it may take in memory; the limit `weights` where None.
+        room: most bytes that it may take in memory; the limit `weights` where None.
 
     Raises:
         OSError: it can't be read. NotAnArray: it holds no plain array.

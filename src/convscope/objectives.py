@@ -8,7 +8,7 @@
     dot_cosine("conv3", activations)                        # a caricature
     channel("conv3", 17) - 0.1 * total_variation()          # "conv3:17 - 0.1*tv(input)", with a regularizer
 
-Every objective is a weighted sum of terms. A term says how its layer is measured (`measures.py`), and weighs that. So
+Every objective is a weighted sum of terms. A term has a measure of its layer (`measures.py`) and a weight. So
 one compiled program serves all objectives that measure the same layers alike: which cells and channels is an argument.
 """
 
@@ -230,7 +230,7 @@ def logit(target: int | str) -> Objective:
 
 
 def layer(path: str) -> Objective:
-    """The mean square of all that a layer answers, which DeepDream raises on a photo.
+    """The mean square of all activations of a layer, which DeepDream raises on an image.
 
     Example:
         >>> str(layer("block4_conv"))

@@ -37,7 +37,7 @@ def real(path: str) -> str:
 
 
 def opened(path: str) -> FileIO:
-    """An ordinary file, opened. What is opened is what is looked at, so nothing can take its place in between.
+    """An ordinary file, opened. The opened file is the one that is checked, so nothing can replace it in between.
 
     Raises:
         Unreadable: there is none, or it is a folder, a pipe or a device (for which nothing ever waits).

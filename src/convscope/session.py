@@ -49,7 +49,7 @@ __all__ = ["CACHE_BYTES", "TECHNIQUES", "Handle", "Request", "RequestCancelled",
 
 CACHE_BYTES = 512 * 2**20
 PATIENCE = 10.0  # seconds that closing waits for a pass that is running
-TICK = 0.2  # seconds after which a wait looks for Ctrl-C, which Windows does not let interrupt a wait
+TICK = 0.2  # seconds between checks for Ctrl-C, which can't interrupt a wait on Windows
 
 TECHNIQUES: Mapping[str, Callable[..., Result]] = {
     "activations": activations,
@@ -457,7 +457,7 @@ class _Worker:
         self._waiting: OrderedDict[Hashable, Handle] = OrderedDict()
         self._running: Handle | None = None
         self.ended = False
-        # One token for each thing to look at. A SimpleQueue can be put to while garbage is collected.
+        # One token for each thing to check. A SimpleQueue can be put to while garbage is collected.
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"session of {network.name}", daemon=True)
 

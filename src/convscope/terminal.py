@@ -39,7 +39,7 @@ def safe(text: str, lines: bool = False) -> str:
 
 @lru_cache(4096)
 def _safe_letter(one: str) -> str:
-    # Some marks and letters are not drawn at all, and text of the same look would differ by them.
+    # Some marks and letters are not drawn at all, and texts that appear equal would differ by them.
     if one in " \u3000" or (unicodedata.category(one) in _HARMLESS and one not in _UNSEEN):
         return one
     return one.encode("unicode_escape").decode()

@@ -116,7 +116,7 @@ def _leave(error: BaseException, text: str, code: int, debug: bool) -> None:
 
 
 def _tell(text: str) -> None:
-    """Lines on stderr; the first begins at the margin alone, so that no name with a line break looks like another."""
+    """Lines on stderr; the first begins at the margin alone, so that a name with a line break imitates none."""
     first, *others = text.splitlines() or [""]
     others = [line if line.startswith(" ") else f"  {line}" for line in others]
     print("\n".join([first, *others]), file=terminal.Guarded(sys.stderr), flush=True)

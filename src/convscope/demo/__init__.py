@@ -1,6 +1,6 @@
-"""`convscope demo`: a small network and a few photos that convscope ships, through all three techniques.
+"""`convscope demo`: a small network and a few images that convscope ships, through all three techniques.
 
-The network was trained by the project (`training/README.md`); the photos are CC0 (`photos/README.md` beside this
+The network was trained by the project (`training/README.md`); the images are CC0 (`photos/README.md` beside this
 file). Nothing is downloaded.
 """
 
@@ -40,14 +40,14 @@ def run(
     seed: int = 0,
     progress: Progress = None,
 ) -> dict[str, Any]:
-    """All three techniques on the demo's photos: pictures and numbers in folders, and a report of them all.
+    """Run all three techniques on the demo's images: renderings and numbers in folders, and a report of them all.
 
     Args:
         network: `MODEL`, opened with `CLASSES`.
         out: folder for `activations/`, `heatmap/`, `filters/LAYER/` and `report.html`.
-        photos: of which it is made.
+        photos: the images that the techniques are run on.
         channels: filters of each layer.
-        seed: for the pictures that filters start from.
+        seed: random seed of the start images of filters.
         progress: called with each event (`convscope.events`).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Reading images: whatever people hand over becomes upright 8-bit RGB, or one message that says why not.
+"""Reading images: every supported input becomes upright 8-bit RGB, or one error message with the reason.
 
 Decoding is careful: only the formats of photographs are tried (never PostScript, which would run a program), the
 size is judged from the header before a pixel is decoded, and everything that decoding changes is noted.
@@ -371,7 +371,7 @@ def _missing_hint(path: str, where: str) -> str:
 def _enough_for(image: Image.Image) -> Iterator[None]:
     """Time and memory for the pixels that the header declares: half of the time, and a share of the other half.
 
-    The slowest format needs 0.3 s for a million pixels (JPEG 2000), so half a minute is enough for any photo, also
+    The slowest format needs 0.3 s for a million pixels (JPEG 2000), so half a minute is enough for any image, also
     where the machine has other work, and only the largest images need more.
     """
     pixels, limit = image.width * image.height, limits.current()

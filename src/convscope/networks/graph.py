@@ -1,7 +1,7 @@
 """What one watched pass through a model shows, whichever framework ran it: calls, and the flow of data between them.
 
 A framework's file writes down `Call`s; everything that follows from who made which tensor is here: the layers, the
-head, the non-linearity after a convolution, what the picture passes first.
+head, the non-linearity after a convolution, what the image passes first.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Flow:
         return after & before
 
     def nonlinearities(self, call: Call) -> list[Call]:
-        """The calls of whose non-linearities `call` is made: its own, or those of what it concatenates or hands on.
+        """The calls with the non-linearities of `call`: its own, or those of what it concatenates or passes on.
 
         Empty where there is none, and where one is made from another: leaving out the first would change the second.
         """
@@ -162,7 +162,7 @@ class Flow:
         return found
 
     def first_steps(self, picture: Value) -> list[Call]:
-        """The calls that the picture passes one after the other, up to the first convolution or dense layer."""
+        """The calls that the image passes one after the other, up to the first convolution or dense layer."""
         steps: list[Call] = []
         value = picture
         while True:
@@ -262,7 +262,7 @@ def _layer(path: str, call: Call, index: int, flow: Flow, names: dict[int, str],
 
 
 def _shape_of(value: Value, channels_first: bool) -> tuple[int, ...]:
-    """Shape for one picture, channels last."""
+    """Shape for one image, channels last."""
     shape = value.shape[1:]
     return (*shape[1:], shape[0]) if channels_first and len(shape) == 3 else shape
 

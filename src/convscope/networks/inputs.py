@@ -14,11 +14,11 @@ from convscope.errors import ModelError
 
 @dataclass(frozen=True)
 class Inputs:
-    """The picture that a network takes.
+    """The image that a network takes.
 
     Attributes:
-        name: of the input that gets the picture.
-        size: `(h, w)` in pixels that pictures are brought to.
+        name: of the input that gets the image.
+        size: `(h, w)` in pixels that images are brought to.
         free: True if the network would take other sizes too.
         channels: 1 for grey, 3 for RGB.
         others: names of further inputs, and what they are fed.
@@ -42,7 +42,7 @@ def check_input(name: str, shape: Sequence[int]) -> None:
 
     Args:
         name: of the input.
-        shape: for one picture; of a picture the channels last.
+        shape: for one image; of an image the channels last.
 
     Raises:
         ModelError: a side is no positive number, or the array is larger than the limits allow.

@@ -13,7 +13,7 @@ KINDS = (
     *("conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "reshape", "padding", "resize"),
     *("rescaling", "augmentation", "dropout", "identity", "model", "other"),
 )
-# Layers of these kinds hand on what they are given when nothing is being trained.
+# Layers of these kinds return their input outside training.
 PASSING = frozenset({"dropout", "identity"})
 
 

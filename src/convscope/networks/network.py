@@ -1,4 +1,4 @@
-"""What every opened model looks like to the techniques: a `Network` with `Layer`s, a `Head` and taps.
+"""The interface of every opened model for the techniques: a `Network` with `Layer`s, a `Head` and taps.
 
 Nothing here names a framework. A file for each framework (`keras/network.py`, `torch/network.py`) fills in the few
 abstract methods; preparation of images and the reading of outputs are the same for all.
@@ -71,7 +71,7 @@ class Network(ABC):
         name: for titles and file names.
         source: where it came from.
         framework: "keras 3.15.1" and the like; `backend`: "tensorflow 2.21.0" and the like.
-        inputs: what picture it takes.
+        inputs: what image it takes.
         output: the output that is explained; `outputs`: the names of all.
         layers: every node in the order of execution.
         head: how its outputs relate to classes.
@@ -147,7 +147,7 @@ class Network(ABC):
 
     @abstractmethod
     def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
-        """The layers with their shapes for pictures of `size` `(h, w)`."""
+        """The layers with their shapes for images of `size` `(h, w)`."""
 
     @abstractmethod
     def weights(self) -> list[np.ndarray]:
@@ -161,7 +161,7 @@ class Network(ABC):
     def nonlinearities(self, path: str) -> tuple[str, ...]:
         """The non-linearities that what is recorded at `path` went through, to be left out (`Pass.preactivations`).
 
-        Its own; or those of what it concatenates, pools or hands on. Empty where there is none, where one is made from
+        Its own; or those of what it concatenates, pools or passes on. Empty where there is none, where one is made from
         another, or where one can't be left out.
         """
 
@@ -263,12 +263,12 @@ class Network(ABC):
         return height, width, self.inputs.channels
 
     def prepare(self, sources: Sequence[InputImage], size: tuple[int, int] | None = None) -> np.ndarray:
-        """Pictures as the network takes them: `(n, h, w, c)` float32 after preprocessing."""
+        """Images as the network takes them: `(n, h, w, c)` float32 after preprocessing."""
         height, width = size or self.inputs.size
         return self.preprocessing.apply(fit_batch(sources, height, width, self.inputs.channels))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Logits `(n, classes)` float32 of prepared pictures `x` `(n, h, w, c)`."""
+        """Logits `(n, classes)` float32 of prepared images `x` `(n, h, w, c)`."""
         return np.asarray(self.forward(x)[0])
 
     def forward(self, x: np.ndarray, record: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -278,12 +278,12 @@ class Network(ABC):
         return self.numpy(logits), {path: self.numpy(activations[path]) for path in record}
 
     def predictions(self, logits: np.ndarray, count: int = 5) -> list[Prediction]:
-        """The `count` highest classes of one picture's `logits` `(classes,)`, best first."""
+        """The `count` highest classes of one image's `logits` `(classes,)`, best first."""
         order = np.argsort(-logits, kind="stable")[:count]
         return [self.prediction(logits, int(index)) for index in order]
 
     def prediction(self, logits: np.ndarray, index: int) -> Prediction:
-        """Class `index` of one picture's `logits` `(classes,)`."""
+        """Class `index` of one image's `logits` `(classes,)`."""
         probabilities = self.head.probabilities(logits[None])
         probability = None if probabilities is None else float(probabilities[0, index])
         return Prediction(index, self.class_name(index), float(logits[index]), probability)

@@ -158,7 +158,7 @@ _PLAIN = re.compile(r"(keras|torchvision|timm):[\w.]+(\?(\w+=(\w*|\d+\.\d+)(&|$)
 
 
 def _check_named_by_json(named: Named) -> None:
-    """A JSON may come from anybody: code that it names is not run, and what a collection would fetch is looked at.
+    """A JSON may come from anybody: code that it names is not run, and what a collection would fetch is checked.
 
     Raises:
         UsageError: it names code, or a collection's network with a file or a hub in its name or its arguments.

@@ -24,7 +24,7 @@ class Pass:
         record: paths of the layers whose output is recorded.
         replace: paths of the layers whose output a rule replaces; the rules are given beside the request.
         replace_preactivations: paths of the layers whose own non-linearity is given what a rule makes of its argument.
-        preactivations: paths whose non-linearity is left out, so that what is recorded and handed on there is what
+        preactivations: paths whose non-linearity is left out, so that what is recorded and passed on there is what
             comes before it; see `Network.nonlinearities`.
         logits: the softmax or sigmoid of the head is left out.
         stop: the run ends when all that is recorded and replaced has been computed; there are no logits then.

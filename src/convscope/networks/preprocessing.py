@@ -122,7 +122,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Family:
-    """A family of `keras.applications`: what its pictures look like."""
+    """A family of `keras.applications`: the range of its prepared images."""
 
     pattern: str
     preset: str
@@ -158,8 +158,8 @@ def range_before_scaling(factor: float) -> str:
     return "none" if abs(np.log(255 * abs(factor) / 2)) < abs(np.log(abs(factor) / 2)) else "0..1"
 
 
-# What photographs look like after each preset, as a network's first layer sees them: about how far the mean lies
-# from 0, and the deviation. From the means and deviations of ImageNet's pixels, 115 and 60 of 255.
+# Statistics of natural images after each preset, at a network's first layer: the distance of the mean from 0 and the
+# deviation, roughly. From the means and deviations of ImageNet's pixels, 115 and 60 of 255.
 _SEEN_AS = {
     "none": (115.0, 60.0),
     "caffe": (0.0, 60.0),
@@ -195,7 +195,7 @@ def seen_by_batch_norm(
 
 
 def guess_from_statistics(level: float, deviation: float) -> Preprocessing | None:
-    """The preset whose photographs have about this mean and deviation; None where none comes near."""
+    """The preset under which natural images have about this mean and deviation; None where none is close."""
 
     def distance(name: str) -> float:
         mean, spread = _SEEN_AS[name]

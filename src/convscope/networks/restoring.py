@@ -16,7 +16,7 @@ a cancelled request of its thread at the same places (`stoppable`).
 
 from __future__ import annotations
 
-import _signal  # what `signal` wraps: without its enumerations a look at a handler takes a fiftieth of the time
+import _signal  # what `signal` wraps: without its enumerations reading a handler takes a fiftieth of the time
 import _thread
 import signal
 import sys

@@ -336,8 +336,8 @@ def open_model(
         preprocess: "none", "0..1", "-1..1", "caffe", "torch" or "MEAN,STD"; found out or guessed where None.
         classes: names in the order of the outputs, or a file that holds them (a line each, or JSON).
         input, output: names, where the model has several; the first that fits where None.
-        size: pixels `(height, width)` to bring pictures to, where the model takes any size.
-        feed: arrays `(1, ...)` for the inputs that don't get the picture; zeros where nothing is given.
+        size: pixels `(height, width)` to bring images to, where the model takes any size.
+        feed: arrays `(1, ...)` for the inputs that don't get the image; zeros where nothing is given.
         head: "linear", "softmax" or "sigmoid", where what convscope finds out about the outputs is wrong.
         trust: run code that the file holds (Lambda layers, pickled modules).
 

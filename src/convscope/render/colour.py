@@ -11,7 +11,7 @@ from convscope.errors import UsageError, nearest
 
 
 def classic_tile(channel: np.ndarray) -> np.ndarray:
-    """The classic look of one channel: mean 0, divided by its standard deviation, times 64, plus 128.
+    """One channel in the classic style: mean 0, divided by its standard deviation, times 64, plus 128.
 
     Each channel gets its own scale, so tiles show patterns and not magnitudes; `shared_tiles` keeps those.
 
@@ -55,7 +55,7 @@ def levels_between(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def filter_tile(picture: np.ndarray, crop: int) -> np.ndarray:
-    """The classic look of an optimised picture: contrast 0.15 around grey, without its border.
+    """An optimised image in the classic style: contrast 0.15 around grey, without its border.
 
     Args:
         picture: (h, w, c) as the model takes it; values that are not finite count as 0.

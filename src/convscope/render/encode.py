@@ -17,7 +17,7 @@ def animation(frames: Sequence[np.ndarray], kind: str = "webp", seconds: float =
     """The bytes of a film that starts anew for ever, its last frame held for 1.5 s.
 
     Args:
-        frames: pictures (h, w, 3) uint8 of one shape.
+        frames: images (h, w, 3) uint8 of one shape.
         kind: "webp" or "gif".
         seconds: that the frames together take, each between 0.04 and 0.4 s.
 
@@ -40,14 +40,14 @@ def animation(frames: Sequence[np.ndarray], kind: str = "webp", seconds: float =
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """The bytes of a PNG file of a picture (h, w), (h, w, 3) or (h, w, 4) uint8; lossless."""
+    """The bytes of a PNG file of an image (h, w), (h, w, 3) or (h, w, 4) uint8; lossless."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def encode_webp(picture: np.ndarray, quality: int = 85) -> bytes:
-    """The bytes of a WebP file of a picture (h, w, 3) or (h, w, 4) uint8; `quality` 0..100.
+    """The bytes of a WebP file of an image (h, w, 3) or (h, w, 4) uint8; `quality` 0..100.
 
     Raises:
         UsageError: a side is longer than the 16383 pixels that the format allows.
@@ -61,7 +61,7 @@ def encode_webp(picture: np.ndarray, quality: int = 85) -> bytes:
 
 
 def small_data_uri(picture: np.ndarray, quality: int = 85) -> str:
-    """A picture (h, w, 3) or (h, w, 4) uint8 as a `data:` address: PNG, or WebP where that is smaller."""
+    """An image (h, w, 3) or (h, w, 4) uint8 as a `data:` address: PNG, or WebP where that is smaller."""
     png = encode_png(picture)
     webp = encode_webp(picture, quality) if max(picture.shape[:2]) <= 16383 else png
     return data_uri(png, "image/png") if len(png) <= len(webp) else data_uri(webp, "image/webp")

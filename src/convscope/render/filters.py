@@ -21,10 +21,10 @@ from convscope.results import FilterRow, Filters
 
 @dataclass(frozen=True)
 class Style:
-    """How canvases become tiles.
+    """How optimised images become tiles.
 
     Attributes:
-        levels: canvases `(h, w, c)` of a result to 8-bit levels `(h', w', c)`, without the border.
+        levels: images `(h, w, c)` of a result to 8-bit levels `(h', w', c)`, without the border.
         labels: whether the sheet has numbers under its tiles, if nothing else is asked for.
         sort: the order of the sheet, likewise.
     """
@@ -58,7 +58,7 @@ def tile(result: Filters, index: int, side: int | None = None) -> bytes:
     Args:
         result: the filters.
         index: place in `rows`.
-        side: what the longer side may be at most, in pixels; the canvas's own where None.
+        side: the greatest length of the longer side, in pixels; the image's own where None.
     """
     pixels = drawn(result, index)
     return encode_png(pixels if side is None else sized_tile(pixels, 1, side))
@@ -160,13 +160,13 @@ def _cropped(result: Filters, picture: np.ndarray) -> np.ndarray:
 
 
 def _canvas_drawn(result: Filters, canvas: np.ndarray) -> np.ndarray:
-    """A canvas `(h, w, c)` in the style of the recipe: (h', w', 3) uint8."""
+    """An image `(h, w, c)` in the style of the recipe: (h', w', 3) uint8."""
     levels = STYLES[result.style].levels(result, canvas)
     return np.repeat(levels, 3, axis=-1) if levels.shape[-1] == 1 else levels[..., :3]
 
 
 def _tiles(result: Filters, order: Sequence[int]) -> list[np.ndarray]:
-    """The images, enlarged or averaged so that the numbers have room under them."""
+    """The images, enlarged or averaged so that the numbers fit under them."""
     longest = tile_side(len(order))
     sides = [_cropped(result, result.values[0]).shape[:2]] if order else []
     height, width = sized_tile(np.zeros((*sides[0], 3), np.uint8), 104, longest).shape[:2]
@@ -254,5 +254,5 @@ def _epitaph(row: FilterRow) -> str:
 
 
 def _display_units(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """A canvas in RGB order and in units of half the network's range, where the classic style is defined."""
+    """An image in RGB order and in units of half the network's range, where the classic style is defined."""
     return preprocessing.restore(values) / 127.5 - 1

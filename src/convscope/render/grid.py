@@ -14,7 +14,7 @@ from convscope.render.text import FAINT_INK, INK, WHITE, font_of, leading, padde
 
 _NARROWEST = 104  # pixels that a label of three digits and a word needs
 
-_LONGEST = 30_000  # pixels; beyond, many programs can't show a picture
+_LONGEST = 30_000  # pixels; beyond, many programs can't show an image
 
 _FLAGS = {"weak": (166, 77, 0), "dead": (92, 92, 92)}
 
@@ -23,7 +23,7 @@ def grid(tiles: Sequence[np.ndarray], columns: int, gap: int, fill: int = 0) -> 
     """All tiles, row by row, the last row as long as it happens to be.
 
     Args:
-        tiles: n pictures of one shape (h, w, 3) or (h, w, 4) uint8.
+        tiles: n images of one shape (h, w, 3) or (h, w, 4) uint8.
         columns: tiles in a row; fewer where there are fewer tiles.
         gap: pixels between tiles (none around them).
         fill: grey of the gaps and of places without a tile (0 is clear where there is a fourth channel).
@@ -69,7 +69,7 @@ def tile_side(count: int) -> int:
 
 
 def sized_tile(picture: np.ndarray, smallest: int, largest: int) -> np.ndarray:
-    """A picture (h, w, 3) uint8 with its longer side in the range: enlarged by a whole number, or averaged."""
+    """An image (h, w, 3) uint8 with its longer side in the range: enlarged by a whole number, or averaged."""
     height, width = picture.shape[:2]
     side = max(height, width)
     if side < smallest:
@@ -107,7 +107,7 @@ def labelled_grid(tiles: Sequence[np.ndarray], labels: Sequence[Label], columns:
     """Tiles on white, row by row, each with its label under it.
 
     Args:
-        tiles: n pictures of one shape (h, w, 3) uint8.
+        tiles: n images of one shape (h, w, 3) uint8.
         labels: n of them.
         columns: tiles in a row; 8 for up to 64 tiles, else about as many as rows. Fewer or more where the sheet would
             be longer than 30,000 pixels.

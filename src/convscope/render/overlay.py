@@ -53,11 +53,11 @@ def _with_corners(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Paint:
-    """How a heatmap is drawn on a photo.
+    """How a heatmap is drawn on an image.
 
     Attributes:
         opacity: of the colour at the highest value, 0..1.
-        signed: what speaks against the target is drawn too, on a scale with two ends.
+        signed: regions that oppose the target are drawn too, on a scale with two ends.
         peak: the value of the full colour; the map's own highest one where None.
         contours: draw lines at a quarter, a half and three quarters of the peak.
         colours: a colour map of matplotlib; "inferno", or "PuOr_r" where signed, if None: both are safe for
@@ -93,10 +93,10 @@ class Paint:
 
 
 def overlay(photo: np.ndarray, heatmap: np.ndarray, paint: Paint | float = 0.7) -> np.ndarray:
-    """The photo with a heatmap in colour on it: its positive part, or both signs.
+    """The image with a heatmap in colour on it: its positive part, or both signs.
 
-    The map is divided by its peak, and laid on the more opaquely the further it is from 0, so that the photo stays
-    itself where nothing spoke for the target.
+    The map is divided by its peak, and drawn the more opaquely the further it is from 0, so that the image stays
+    unchanged where no region supports the target.
 
     Args:
         photo: (h, w, 3) uint8.
@@ -104,7 +104,7 @@ def overlay(photo: np.ndarray, heatmap: np.ndarray, paint: Paint | float = 0.7) 
         paint: how, or the opacity alone.
 
     Returns:
-        (h, w, 3) uint8; the photo unchanged where there is nothing to draw or some values are not finite.
+        (h, w, 3) uint8; the image unchanged where there is nothing to draw or some values are not finite.
 
     Raises:
         UsageError: the opacity is not in 0..1, or there is no such colour map.
@@ -118,11 +118,11 @@ def overlay(photo: np.ndarray, heatmap: np.ndarray, paint: Paint | float = 0.7) 
 
 
 def tint(heatmap: np.ndarray, height: int, width: int, paint: Paint | None = None) -> np.ndarray:
-    """What `overlay` lays on a photo at full opacity, as a picture of its own that can be seen through.
+    """The layer of colour that `overlay` draws on an image at full opacity, as a transparent image of its own.
 
     Args:
         heatmap: (h', w'), raw and signed.
-        height, width: of the photo.
+        height, width: of the image.
         paint: how.
 
     Returns:
@@ -162,7 +162,7 @@ def _cells(heatmap: np.ndarray) -> np.ndarray:
 
 
 def _with_contours(drawn: np.ndarray, heatmap: np.ndarray, paint: Paint) -> np.ndarray:
-    """Lines where the map crosses quarters of its peak: white with a dark edge, to be seen on any photo."""
+    """Lines where the map crosses quarters of its peak: white with a dark edge, to be seen on any image."""
     height, width = drawn.shape[:2]
     shares = np.abs(_relevance(heatmap, height, width, paint))
     steps = np.floor(np.minimum(shares, 1 - 1e-6) * 4)
@@ -178,13 +178,13 @@ def _with_contours(drawn: np.ndarray, heatmap: np.ndarray, paint: Paint) -> np.n
 
 
 def regions(photo: np.ndarray, values: np.ndarray, highest: np.ndarray, opacity: float = 0.75) -> np.ndarray:
-    """The photo with each place in the colour of what is the most there, the more opaque the more there is.
+    """The image with each place in the colour of the strongest concept there, the more opaque the stronger it is.
 
     Args:
         photo: (h, w, 3) uint8.
-        values: how much of each of k things, (h', w', k), not negative.
-        highest: what counts as all of each, (k,).
-        opacity: where there is all of something, 0..1.
+        values: strength of each of k concepts, (h', w', k), not negative.
+        highest: the full strength of each, (k,).
+        opacity: at full strength, 0..1.
 
     Returns:
         (h, w, 3) uint8.

@@ -17,7 +17,7 @@ def axes(width: float, height: float) -> Any:
 
 def entitle(ax: Any, text: str) -> None:
     """Write a title above a plot."""
-    # A name may hold dollar signs, between which matplotlib would look for formulas.
+    # A name may hold dollar signs, between which matplotlib would read formulas.
     ax.set_title(text, fontsize=11, parse_math=False)
 
 

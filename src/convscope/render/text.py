@@ -80,14 +80,14 @@ def colour_bar(height: int, low: str, high: str, colours: str = "viridis") -> np
 
 
 def beside(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures (h, w, 3) uint8 side by side on white, tops in line: (H, W, 3) uint8."""
+    """Images (h, w, 3) uint8 side by side on white, tops in line: (H, W, 3) uint8."""
     height = max(len(part) for part in parts)
     widths = [part.shape[1] + MARGIN for part in parts[:-1]] + [parts[-1].shape[1]]
     return np.hstack([padded(part, height, width) for part, width in zip(parts, widths, strict=True)])
 
 
 def page(body: np.ndarray, title: str, *subtitles: str) -> np.ndarray:
-    """A picture (h, w, 3) uint8 on white with a title above and a margin around: (H, W, 3) uint8.
+    """An image (h, w, 3) uint8 on white with a title above and a margin around: (H, W, 3) uint8.
 
     A long title or subtitle makes a narrow page wider, up to 720 pixels, and is shortened beyond.
     """

@@ -60,7 +60,7 @@ def write(study: Study, path: str | PathLike, title: str | None = None, about: I
 
 
 def _render(study: Study, title: str, about: list[str], data: dict[str, Any]) -> str:
-    # Names of layers, classes and pictures come from files of others: everything is escaped.
+    # Names of layers, classes and images come from files of others: everything is escaped.
     pages = Environment(
         loader=PackageLoader("convscope", "templates"),
         autoescape=True,
@@ -193,11 +193,11 @@ def _slab(shape: Sequence[int], largest: int, one_by_one: bool) -> dict[str, int
     return {"height": height, "width": 5 + round(3 * math.log2(shape[-1] + 1)) if one_by_one else 4}
 
 
-# -- a photo -----------------------------------------------------------------------------------------------
+# -- an image -----------------------------------------------------------------------------------------------
 
 
 def _photo(study: Study, index: int) -> dict[str, Any]:
-    """Everything that the page shows of one photo."""
+    """Everything that the page shows of one image."""
     photo = study.photos[index]
     shown = fitted_to_page(photo.pixels)
     height, width = shown.shape[:2]
@@ -226,7 +226,7 @@ def _photo(study: Study, index: int) -> dict[str, Any]:
 
 
 def fitted_to_page(photo: np.ndarray) -> np.ndarray:
-    """The photo as the page shows it: made smaller, or enlarged by a whole number where it is tiny."""
+    """The image as the page shows it: made smaller, or enlarged by a whole number where it is tiny."""
     longest = max(photo.shape[:2])
     if longest < SMALLEST_PHOTO:
         times = -(-SMALLEST_PHOTO // longest)
@@ -301,7 +301,7 @@ def _tiling(channels: int) -> tuple[int, int, int]:
 
 
 def _depth(rows: Sequence[LayerStatistics]) -> dict[str, Any] | None:
-    """The plot of what stays silent, as places in a drawing: 0 % is at 172, 100 % at 12, the axis at 76."""
+    """The plot of inactive channels, as positions in a drawing: 0 % is at 172, 100 % at 12, the axis at 76."""
     counted = [row for row in rows if row.zeros is not None]
     if len(counted) < 2:
         return None

@@ -25,7 +25,7 @@ from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters, first_with_gradient
 from convscope.techniques.heatmaps import as_targets, heatmap
 
-SHEETS = 8  # of each photo, where no layers are asked for
+SHEETS = 8  # of each image, where no layers are asked for
 FILTER_LAYERS = 3
 METHODS_SHOWN = ("grad-cam", "hirescam", "layercam", "grad-cam++", "eigen-cam")  # of heatmaps, all from one pass
 RIVALS = 3  # classes explained beside the one that is asked for,
@@ -39,13 +39,13 @@ class Choices:
     """What a report shows.
 
     Attributes:
-        target: class to explain, by number or name; "top" for each photo's own best; or one for each photo.
+        target: class to explain, by number or name; "top" for each image's own best; or one for each image.
         layers: whose sheets are shown (see `Network.select`); a choice over the depth where None.
         filter_layers: paths of layers whose filters are shown; three over the depth where there is none.
         heatmap_layer: where heatmaps are made: a path, "auto", or "best" (see `heatmap`).
         channels: filters of each of them; 0 leaves the filters out.
-        check: measure how far the first heatmap of each photo can be believed.
-        seed: for the pictures that filters start from.
+        check: measure how far to trust the first heatmap of each image.
+        seed: random seed of the start images of filters.
     """
 
     target: int | str | Sequence[int | str] = "top"
@@ -65,12 +65,12 @@ class Study:
         network, photos, choices: what was studied.
         activations: of every convolution and pooling, or of the layers that were asked for.
         sheets: paths of the layers whose sheets are shown.
-        predictions: the best classes of each photo, best first.
+        predictions: the best classes of each image, best first.
         heatmaps: the first explains the class that was asked for, the others the next best classes.
         methods: the same results by other methods, by name.
-        rivals: for each photo how many of these others are worth showing.
+        rivals: for each image how many of these others are worth showing.
         filters: a result for each layer.
-        stuck: for each of these how many channels were looked at and how many of them had no gradient.
+        stuck: for each of these the number of channels checked and the number of them without a gradient.
         missing: for a section that can't be, "heatmaps" or "filters", the reason.
     """
 
@@ -88,7 +88,7 @@ class Study:
     missing: dict[str, str] = field(default_factory=dict)
 
     def maps(self, photo: int) -> list[tuple[Heatmap, HeatmapRow, np.ndarray]]:
-        """The heatmaps of one photo that are worth showing: result, words and numbers, raw map `(h, w)`."""
+        """The heatmaps of one image that are worth showing: result, words and numbers, raw map `(h, w)`."""
         shown = self.heatmaps[: 1 + self.rivals[photo]] if self.heatmaps else ()
         return [(result, result.rows[photo], result.maps[photo]) for result in shown]
 
@@ -186,7 +186,7 @@ def _filter_layers(network: Network, choices: Choices) -> list[Layer]:
     if choices.filter_layers:
         return [network.layer(path) for path in choices.filter_layers]
     convolutions = [layer for layer in network.layers if layer.convolves and has_map(layer)]
-    # A depthwise convolution looks for what the one before it does, so it says little of its own.
+    # A depthwise convolution responds to what the one before it does, so its sheet adds little.
     own = [layer for layer in convolutions if "depthwise" not in layer.class_name.lower()]
     return evenly_chosen(own or convolutions, FILTER_LAYERS)
 
@@ -211,12 +211,12 @@ def _heatmaps(
         return heatmap(network, photos, target, layer, against=against, progress=progress, **options)
 
     first = explained(choices.target, choices.heatmap_layer, method=METHODS_SHOWN)
-    layer = first.parameters.layer  # "best" is looked for only once
+    layer = first.parameters.layer  # "best" is searched only once
     rows = first.only(METHODS_SHOWN[0]).rows
     rivals = [_rivals(row) for row in rows]
     results = [first]
     for rank in range(max(map(len, rivals))):
-        # All photos go along, so that the compiled program serves; what is not worth showing is left out later.
+        # All images go along, so that the compiled program serves; what is not worth showing is left out later.
         classes = [
             rival[rank].index if rank < len(rival) else row.class_index for row, rival in zip(rows, rivals, strict=True)
         ]

@@ -18,7 +18,7 @@ from convscope.results.parameters import ActivationParameters
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What one layer made of one picture, in numbers.
+    """Statistics of one layer's activations on one image.
 
     Attributes:
         image, layer: whose.
@@ -55,13 +55,13 @@ class LayerStatistics:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Activations(Result):
-    """What every chosen layer made of every picture.
+    """The activations of every chosen layer on every image.
 
     Attributes:
-        photos: the pictures that went in.
+        photos: the images.
         layers: in the order of execution.
         arrays: for each path the raw values `(n, h, w, c)` or `(n, c)`, float32, perhaps memory-mapped.
-        statistics: a row for each picture and layer.
+        statistics: a row for each image and layer.
 
     Example:
         >>> found = convscope.activations(network, PHOTOS[0], "block4_conv")
@@ -81,7 +81,7 @@ class Activations(Result):
         """The raw values of one layer: `(n, h, w, c)` or `(n, c)`.
 
         Raises:
-            UsageError: it was not looked at, or there is no such layer.
+            UsageError: it was not computed, or there is no such layer.
         """
         return self.arrays[self.layer(layer).path]
 
@@ -98,7 +98,7 @@ class Activations(Result):
         return values[..., channel]
 
     def row(self, layer: str, picture: int = 0) -> LayerStatistics:
-        """The numbers of one layer and picture."""
+        """The numbers of one layer and image."""
         return self.statistics[picture * len(self.layers) + self.layers.index(self.layer(layer))]
 
     def to_json(self) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from convscope.results.parameters import ConceptParameters
 
 @dataclass(frozen=True)
 class Concept:
-    """A region that a layer tells apart.
+    """A concept of a layer: a direction of its activations, found without labels.
 
     Attributes:
         number: from 0, the strongest first.
         share: of the maps' squares that would be lost without it, 0..1.
-        predictions: the classes that a map full of it speaks for, best first; none where there are no classes.
+        predictions: the classes that a map full of it supports, best first; none where there are no classes.
 
     Example:
         >>> row = convscope.concepts(network, PHOTOS[:2], count=2).rows[0]
@@ -40,10 +40,10 @@ class Concept:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Concepts(Result):
-    """The regions of some pictures that look alike to a layer.
+    """The regions of some images that are alike in a layer.
 
     Attributes:
-        photos: the pictures.
+        photos: the images.
         values: how much of each concept is at each place `(n, h, w, k)` float32, not negative.
         vectors: what each is made of `(k, c)` float32, not negative, of length 1.
         rows: the words and numbers, one for each concept.

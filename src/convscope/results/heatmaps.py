@@ -16,11 +16,11 @@ from convscope.results.parameters import HeatmapParameters
 
 @dataclass(frozen=True)
 class Check:
-    """How far a heatmap can be believed; see `heatmaps.faithfulness` for what each is.
+    """How far to trust a heatmap; see `heatmaps.faithfulness` for the definition of each measure.
 
     Attributes:
         deletion: area under the probability while the most important pixels go, 0..1; less is better. Where what is
-            explained has no probability, of the score over the size of the whole picture's, from that of grey on.
+            explained has no probability, of the score over the size of the whole image's, from that of grey on.
         insertion: the same while they come back; more is better.
         drop: share of the score that is lost seen through the map alone, 0..1.
         increase: 1 if the score rises instead, else 0.
@@ -52,17 +52,17 @@ class HeatmapRow:
     """One heatmap in words and numbers.
 
     Attributes:
-        image: the picture's name.
+        image: name of the image.
         class_index, class_name: what was explained; where it is no class, None and what it is in words.
         score: the number that was explained: a logit, or what `Head.score` says instead; less that of `against`.
         probability: of the class; None for linear outputs.
         layer, method: where and how.
         status: "ok", or "blank" with the `reason`.
         reason: why nothing is to be seen; empty where the status is "ok".
-        predictions: the best classes of the picture, best first.
+        predictions: the best classes of the image, best first.
         against: the class whose score was subtracted, or None.
-        note: what has to be said beside the map.
-        check: how far it can be believed, where that was measured.
+        note: a remark to show beside the map.
+        check: how far to trust it, where that was measured.
 
     Example:
         >>> row = convscope.heatmap(network, PHOTOS[0], against="coffee").rows[0]
@@ -99,11 +99,11 @@ class HeatmapRow:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Heatmap(Result):
-    """Which part of each picture spoke for a class.
+    """The regions of each image that support a class.
 
     Attributes:
-        photos: the pictures.
-        maps: `(n, h, w)` float32, raw and signed, at the layer's size or the picture's; a tuple of `(h, w)` where
+        photos: the images.
+        maps: `(n, h, w)` float32, raw and signed, at the layer's size or the image's; a tuple of `(h, w)` where
             methods differ in it.
         rows: the words and numbers, one for each map.
 

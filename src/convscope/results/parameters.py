@@ -77,13 +77,13 @@ class FilterParameters(Parameters):
         size: height and width in pixels.
         seed: random seed; None where it is not known.
         seeds: number of random seeds whose results were compared.
-        variants: number of canvases of each objective.
+        variants: number of images of each objective.
         batch: number of filters that were optimized side by side.
         precision: of the optimization, "float32" or "bfloat16".
-        frames: number of canvases on the way that were asked for.
-        frame_steps: the step of each canvas that was kept; None where it is not known.
+        frames: number of intermediate images that were asked for.
+        frame_steps: the step of each intermediate image that was kept; None where it is not known.
         interrupted: True if Ctrl-C came before the last filter was finished.
-        note: what has to be said about the size, or "".
+        note: a remark about the size, or "".
 
     Example:
         >>> FilterParameters(channels=(0, 7)).to_json()["channels"]

@@ -36,8 +36,8 @@ def write(
         directory: where to.
         shared: draw each sheet on one scale.
         channel: draw this channel instead of the sheets.
-        raw: write `arrays/LAYER.npy` and the photos too, which `load` needs.
-        progress: called with an event after each picture.
+        raw: write `arrays/LAYER.npy` and the images too, which `load` needs.
+        progress: called with an event after each image.
     """
     folder = as_folder(directory)
     report, since = result.to_json(), folder.begin(f"{result.kind}.json")

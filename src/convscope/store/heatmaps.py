@@ -27,9 +27,9 @@ _HEATMAP_ROW = schema.record(
 
 
 def write(result: Heatmap, directory: str | PathLike | Folder, *, paint: Paint | float = 0.7) -> list[str]:
-    """Write the panels, the raw maps as `.npy`, the photos and the numbers.
+    """Write the panels, the raw maps as `.npy`, the images and the numbers.
 
-    Where a picture has several maps, a panel compares them: of methods each on its own scale, of classes on one.
+    Where an image has several maps, a panel compares them: of methods each on its own scale, of classes on one.
     """
     folder = as_folder(directory)
     report, since = result.to_json(), folder.begin(f"{result.kind}.json")

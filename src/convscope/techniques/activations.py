@@ -278,7 +278,7 @@ class _Keep:
 
 
 def _reserve(path: Path) -> None:
-    """Take the room on the disk now: a process that writes to a mapped file when the disk is full is killed.
+    """Allocate the space on the disk now: a process that writes to a mapped file when the disk is full is killed.
 
     Raises:
         ConvscopeError: there is not enough.

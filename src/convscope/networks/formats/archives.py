@@ -145,7 +145,7 @@ def _directory(path: Path, inner: bytes | bytearray | None = None) -> Iterator[z
 
 
 def _check_directory(path: Path, file: IO[bytes]) -> None:
-    """zipfile reads the whole directory into memory: its size is looked at first."""
+    """zipfile reads the whole directory into memory: its size is checked first."""
     size = file.seek(0, os.SEEK_END)
     start = max(0, size - 2**16 - 22 - 76)
     file.seek(start)

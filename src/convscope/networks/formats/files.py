@@ -113,7 +113,7 @@ def kind_of_file(path: Path) -> str:
     """Which of `KINDS` a file is.
 
     Raises:
-        ModelError: none of them; it says what the file looks like.
+        ModelError: none of them; the message has the kind that the content suggests.
     """
     if path.is_dir():
         return "saved_model"

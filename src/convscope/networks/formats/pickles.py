@@ -41,7 +41,7 @@ class Made:
     """A table's entry for a name: the function that makes its value.
 
     Attributes:
-        call: makes the value from the arguments; None where the name is only handed on.
+        call: makes the value from the arguments; None where the name is only passed on.
         takes_state: true where the pickle may give the value a state afterwards, which is left out.
     """
 
@@ -327,7 +327,7 @@ def _append_marked(machine: _Machine, _: Any) -> None:
 
 
 def _put(machine: _Machine, argument: Any) -> None:
-    if int(argument) > len(machine.memo) + 1:  # they are counted up; torch's reader makes room for all below
+    if int(argument) > len(machine.memo) + 1:  # they are counted up; torch's reader allocates all below
         raise ValueError(f"it numbers a value {argument} that is not the next one")
     machine.memo[int(argument)] = machine.stack[-1]
 

@@ -70,15 +70,15 @@ def is_frozen_norm(operation: Any) -> bool:
     return type(operation) is keras.layers.BatchNormalization and not operation.renorm
 
 
-FEW = 4  # channels of a picture
+FEW = 4  # channels of an image
 LARGE = 5  # side of a kernel
 
 
 def first_in_blocks(undo: ExitStack, operations: Sequence[Any]) -> None:
-    """Until `undo` is run strided convolutions over pictures take blocks of pixels as channels.
+    """Until `undo` is run strided convolutions over images take blocks of pixels as channels.
 
     A 7x7 convolution of stride 2 over 3 channels is a 4x4 one over 12. TensorFlow takes the gradient of the first at
-    the picture at an eighth of its matrix rate; the second takes half the time, which is a tenth of a ResNet50V2's step
+    the image at an eighth of its matrix rate; the second takes half the time, which is a tenth of a ResNet50V2's step
     up to its third stage.
     """
     for operation in operations:
@@ -114,7 +114,7 @@ def _in_blocks(conv: Any) -> Callable:
 
 
 def _padded(x: Tensor, kernel: Sequence[int], stride: int, padding: str) -> Tensor:
-    """A picture `(n, h, w, c)` with just as much around it as the blocks of a convolution cover."""
+    """An image `(n, h, w, c)` with just as much around it as the blocks of a convolution cover."""
     widths, kept = [], []
     for side, length in zip(kernel, x.shape[1:3], strict=True):
         outputs = -(-length // stride) if padding == "same" else (length - side) // stride + 1

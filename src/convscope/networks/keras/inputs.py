@@ -1,4 +1,4 @@
-"""The way into a Keras model: which input gets the picture, in what shape, and what the others are fed."""
+"""The way into a Keras model: which input gets the image, in what shape, and what the others are fed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of, named_operat
 
 
 class Entry:
-    """The model's inputs: which one gets the picture, in what shape, and what the others are fed."""
+    """The model's inputs: which one gets the image, in what shape, and what the others are fed."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Entry:
         self.inputs = Inputs(name, chosen, not fixed, channels, others)
 
     def feed(self, x: Tensor) -> Any:
-        """What to call the model with for pictures `x` `(n, h, w, c)`."""
+        """What to call the model with for images `x` `(n, h, w, c)`."""
         if self.channels_first:
             x = keras.ops.transpose(x, (0, 3, 1, 2))
         if self._rank == 3:
@@ -90,7 +90,7 @@ class Entry:
 
 
 def _said(fed: np.ndarray | None) -> str:
-    """What an input other than the picture is fed, for people and for provenance."""
+    """What an input other than the image is fed, for people and for provenance."""
     if fed is None:
         return "zeros"
     return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"
@@ -114,7 +114,7 @@ def _input_specs(model: Any, size: tuple[int, int] | None) -> dict[str, tuple[in
 
 
 def _is_channels_first(model: Any, spec: tuple[int | None, ...]) -> bool:
-    """As the first layer says that has a `data_format`, else as the shape looks."""
+    """From the first layer that has a `data_format`, else guessed from the shape."""
     for _, operation in named_operations(model):
         if getattr(operation, "data_format", None) and kind_of(operation) in ("conv", "pool", "global_pool"):
             return operation.data_format == CHANNELS_FIRST
@@ -122,7 +122,7 @@ def _is_channels_first(model: Any, spec: tuple[int | None, ...]) -> bool:
 
 
 def _picture_shape(name: str, spec: tuple[int | None, ...], channels_first: bool) -> tuple[int | None, int | None, int]:
-    if len(spec) == 3:  # (n, h, w): a grey picture without a channel axis
+    if len(spec) == 3:  # (n, h, w): a grey image without a channel axis
         return spec[1], spec[2], 1
     if len(spec) != 4:
         raise ModelError(

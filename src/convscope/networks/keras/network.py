@@ -1,4 +1,4 @@
-"""Keras 3 models on TensorFlow, JAX or torch: the tap mechanism, and what a look at a model tells.
+"""Keras 3 models on TensorFlow, JAX or torch: the tap mechanism, and the inspection of a model.
 
 A tap wraps an operation's `call` for the length of one pass. It reaches layers inside nested models, which graph
 surgery does not, and leaves the user's model as it was. Every pass runs with `training=False` inside a
@@ -71,7 +71,7 @@ class KerasNetwork(TracedNetwork):
         family: what is known of where the model came from (`keras:NAME`).
 
     Raises:
-        ModelError: the model takes no pictures or can't be run; UsageError: no such input, output or size.
+        ModelError: the model takes no images or can't be run; UsageError: no such input, output or size.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class KerasNetwork(TracedNetwork):
         norms_folded(undo, operations, folds, scope)
 
     def _enter_scope(self, undo: ExitStack, values: list[Tensor], size: tuple[int, int]) -> keras.StatelessScope:
-        """The weights stand for `values`; where `size` is not the model's own, its check of the size is silent."""
+        """The weights are replaced by `values`; where `size` is not the model's own, its check of the size is off."""
         state = list(zip(self._variables or [], values, strict=True))
         scope = undo.enter_context(keras.StatelessScope(state_mapping=state))
         if size != self.inputs.size and not self.inputs.free:
@@ -274,7 +274,7 @@ class KerasNetwork(TracedNetwork):
         self._check_output(outputs.shape, images)
         return self.head.logits(self.ops, keras.ops.reshape(outputs, (-1, int(np.prod(outputs.shape[1:])))))
 
-    # a first look ----------------------------------------------------------------------------------
+    # inspection ------------------------------------------------------------------------------------
 
     def _trace(self, size: tuple[int, int]) -> Trace:
         """See `TracedNetwork._trace`."""
@@ -306,7 +306,7 @@ class KerasNetwork(TracedNetwork):
             if size == self.inputs.size or not observer.calls:
                 reason = said(error, self._failing_layer(error))
                 raise ModelError(_cant_run(self.name, size, self.inputs, reason), code="model-not-runnable") from error
-        # JAX runs a picture that is too small all the same, on maps without a cell.
+        # JAX runs an image that is too small all the same, on maps without a cell.
         observer.forget()
         empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
         if empty and size == self.inputs.size:

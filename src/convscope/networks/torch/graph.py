@@ -1,7 +1,7 @@
 """What a PyTorch module consists of, and what one watched pass through it shows.
 
 Modules are seen by forward hooks; operations that are no modules (`F.relu`, `x + y`, `torch.flatten`) by a
-`TorchFunctionMode`. Inside a leaf, a module of `torch.nn` without children, nothing more is looked at.
+`TorchFunctionMode`. Inside a leaf, a module of `torch.nn` without children, nothing more is watched.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ _UNSEEN = frozenset({"get", "set", "size", "dim", "numel", "is_floating_point", 
 class Watch:
     """Writes down every call of every module and of the operations that are none, in the order of execution.
 
-    The picture has to require a gradient: a tensor belongs to its flow if it requires one too (what is computed from
+    The image has to require a gradient: a tensor belongs to its flow if it requires one too (what is computed from
     weights alone is no layer).
     """
 
@@ -282,7 +282,7 @@ class Watch:
         result = run()
         if not any(tensor.dim() > 0 for tensor in tensors_of(result)):
             return result
-        nth = self._nth(path)  # taps count every call, whether the picture has a part in it or not
+        nth = self._nth(path)  # taps count every call, whether the image has a part in it or not
         if not inputs:
             return result
         kind = _pooling(function_kind(name, result), name.startswith("adaptive"), result)
@@ -309,7 +309,7 @@ class Watch:
         self.calls.append(call)
 
 
-MOST_NUMBERS = 4  # one for each channel of a picture
+MOST_NUMBERS = 4  # one for each channel of an image
 
 
 def _numbers(value: Any) -> list[float]:

@@ -87,12 +87,12 @@ class Entry:
         self.inputs = Inputs(name, size, free, channels, others, note)
 
     def arguments(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What to call the module with, for pictures `(n, h, w, c)`."""
+        """What to call the module with, for images `(n, h, w, c)`."""
         x = x.to(self._dtype)
         if not self._channels_last:
             # As channels_last these are the same bytes, and convolutions run faster; but a `view` of maps may not.
             x = x.permute(0, 3, 1, 2)
-            # A grey picture counts as contiguous either way, but its strides lead a convolution to channels_last.
+            # A grey image counts as contiguous either way, but its strides lead a convolution to channels_last.
             x = x if self._layout is torch.channels_last else x.clone(memory_format=self._layout)
         arguments = [self._repeated(name, len(x)) for name in self._names if name in self._others]
         return [*arguments[: self.position], x, *arguments[self.position :]]
@@ -142,7 +142,7 @@ class Entry:
         return self._runs(channels, other)
 
     def _fixed_side(self, channels: int) -> int | None:
-        """The side of the square pictures that a module of one fixed size takes, found on shapes alone."""
+        """The side of the square images that a module of one fixed size takes, found on shapes alone."""
         # A file that fits at no size should not take all of its time here; a module of the user's may be a slow one.
         from_file = getattr(self._module, "remembers_nothing", False)
         end = time.monotonic() + limits.current().seconds / (6 if from_file else 1)
@@ -179,7 +179,7 @@ class Entry:
         return copied
 
     def _runs(self, channels: int, size: tuple[int, int]) -> bool:
-        """Whether the module takes pictures of a size; it settles the layout in memory that it takes them in."""
+        """Whether the module takes images of a size; it settles the layout in memory that it takes them in."""
         check_input(self._names[self.position], (*size, channels))
         for layout in dict.fromkeys((self._layout, torch.contiguous_format)):
             before, self._layout = self._layout, layout
@@ -231,7 +231,7 @@ class Entry:
 
 
 def _kept(returned: Any) -> bool:
-    """True if one picture gave outputs for one picture: a fixed size behind a `view` may give more, or fewer."""
+    """True if one image gave outputs for one image: a fixed size behind a `view` may give more, or fewer."""
     tensors = [tensor for _, tensor in flat_outputs(returned)]
     return bool(tensors) and tensors[0].dim() > 0 and tensors[0].shape[0] == 1
 
@@ -259,7 +259,7 @@ def _of(declared: Sequence[int | None] | None, channels_last: bool) -> tuple[int
 
 
 def _likely_channels(module: nn.Module) -> list[int]:
-    """How many channels the picture may have, the likeliest first: what the first convolution takes, then RGB, grey."""
+    """How many channels the image may have, the likeliest first: what the first convolution takes, then RGB, grey."""
     weights = [(child, getattr(child, "weight", None)) for child in named_modules(module)]
     first = [
         int(getattr(child, "in_channels", weight.shape[1]))
@@ -271,7 +271,7 @@ def _likely_channels(module: nn.Module) -> list[int]:
 
 
 def _said(fed: np.ndarray) -> str:
-    """What an input other than the picture is fed, for people and for provenance."""
+    """What an input other than the image is fed, for people and for provenance."""
     if not fed.any():
         return "zeros"
     return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"

@@ -34,7 +34,7 @@ class OpenedModule:
         module: a `torch.nn.Module` that takes `(n, c, h, w)`.
         source: where it came from.
         input_shape: `(n, c, h, w)` as the format declares it, None for what it leaves free; None if it declares none.
-        input: the name of the input that gets the picture, where the user names none; the first where None.
+        input: the name of the input that gets the image, where the user names none; the first where None.
         preprocessing: where a data config tells of it.
         size: `(h, w)` that a data config recommends.
         class_names: where they are known.

@@ -102,7 +102,7 @@ class TorchNetwork(TracedNetwork):
         precision: "float32", or "bfloat16" and "float16" for autocast.
 
     Raises:
-        ModelError: the module takes no pictures or can't be run; UsageError: no such input, output or size.
+        ModelError: the module takes no images or can't be run; UsageError: no such input, output or size.
     """
 
     def __init__(
@@ -348,7 +348,7 @@ class TorchNetwork(TracedNetwork):
         self._check_output(outputs.shape, images)
         return self.head.logits(self.ops, outputs.reshape(len(outputs), -1))
 
-    # a first look ----------------------------------------------------------------------------------
+    # inspection ------------------------------------------------------------------------------------
 
     def _materialise(self, size: tuple[int, int] | None) -> None:
         """Give a module with lazily created weights, which the user has not called yet, a copy that has them."""
@@ -533,9 +533,9 @@ def _cant_run(name: str, size: tuple[int, int], channels: int, reason: str) -> s
 
 
 def _small_images(layers: Sequence[Layer], size: tuple[int, int]) -> tuple[int, int] | None:
-    """The side of the pictures that a network is likely made for, and how often it halves them; None for the usual.
+    """The side of the images that a network is likely made for, and how often it halves them; None for the usual.
 
-    Networks bring pictures down to maps of about 4 to 16 cells a side; one that leaves 28 or more of 224 was made for
+    Networks bring images down to maps of about 4 to 16 cells a side; one that leaves 28 or more of 224 was made for
     smaller ones.
     """
     sides = [min(layer.shape[:2]) for layer in layers if layer.spatial and min(layer.shape[:2]) > 1]

@@ -172,7 +172,7 @@ def count_nonzero(x: Tensor, axis: Axes = None) -> Tensor:
     return sum((x != 0).to(torch.int64), axis)
 
 
-PIECE = 2**20  # values that are looked at together: what they are compared into stays in the processor's cache
+PIECE = 2**20  # values that are compared together: the result of the comparison stays in the processor's cache
 
 
 def counts_of_nonzero(x: Tensor, axis: tuple[int, ...]) -> Tensor:
@@ -272,7 +272,7 @@ def flip(x: Tensor, axis: int) -> Tensor:
 def _from_the_end(indices: Any, length: int, device: torch.device) -> Tensor:
     """Indices of which negative ones count from the end, as PyTorch takes them."""
     found = torch.as_tensor(indices, device=device).long()
-    # Looking is quicker than changing; on an accelerator it would wait for all that is being computed.
+    # Reading is quicker than writing; on an accelerator it would wait for all that is being computed.
     if found.device.type == "cpu" and (not found.numel() or found.min() >= 0):
         return found
     return torch.where(found < 0, found + length, found)

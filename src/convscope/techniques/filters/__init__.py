@@ -1,4 +1,4 @@
-"""What each filter of a layer responds to most: the image that raises its activation, by gradient ascent."""
+"""The image that each filter of a layer responds to most, found by gradient ascent on its activation."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ def filters(
         variants: number of images of each objective, made to differ from each other.
         photos: images whose activations an alive filter must exceed as well as noise.
         photo: the image that recipes such as "deepdream", "accentuation" and "caricature" need.
-        frames: number of images on the way to keep of each.
+        frames: number of intermediate images of each to keep.
         precision: of the optimization, "float32", "bfloat16", or "auto": bfloat16 where the machine gains by it. Final
             activations and those of natural images are always measured in float32.
         batch: number of filters that are raised side by side; images are bit-equal at equal `batch`.
-        baselines: what noise and natural images reach, from `baselines`, instead of measuring it again.
+        baselines: activations of noise and natural images, from `baselines`, instead of measuring them again.
         progress: called with each event (`convscope.events`).
 
     Returns:
@@ -152,7 +152,7 @@ def baselines(
     channels: str | int | Iterable[int] | None = None,
     options: FilterOptions | None = None,
 ) -> Baselines:
-    """What noise and natural images (`options.photos`) reach, to give to `filters` as often as wanted.
+    """Activations of noise and natural images (`options.photos`), to give to `filters` any number of times.
 
     Args:
         network, layer, channels: as for `filters`; the baselines of one channel of a layer serve all of its channels.
@@ -174,15 +174,15 @@ def baselines(
 def first_with_gradient(
     network: Network, layer: str, count: int, *, recipe: str = DEFAULT_RECIPE, seed: int = 0, batch: int = BATCH
 ) -> tuple[list[int], int, int]:
-    """The first channels that have a gradient at their start image, for a page that has room for a few.
+    """The first channels that have a gradient at their start image, for a page that shows a few.
 
     Args:
         network, layer, recipe, seed, batch: as for `filters`.
-        count: how many are wanted.
+        count: number of channels to find.
 
     Returns:
-        their numbers, filled up with channels that have none where too few do; how many channels were looked at; how
-        many of these have no gradient.
+        their numbers, filled up with channels that have none where too few do; the number of channels checked; the
+        number of these without a gradient.
 
     Example:
         >>> numbers, looked_at, without = first_with_gradient(network, "block4_conv", 2)

@@ -87,7 +87,7 @@ class Plan:
         return self.network.program(_stepping, program, self.recipe, self.size, self.precision)
 
     def measuring(self, program: ProgramKey, moved: bool = False, precision: str = "float32") -> Callable:
-        """What images say to each term: `measure(images, arguments[, draws]) -> list of (n, u, c)`."""
+        """Activations of images for each term: `measure(images, arguments[, draws]) -> list of (n, u, c)`."""
         return self.network.program(_measuring, program, moved, precision)
 
 
@@ -405,7 +405,7 @@ class Slots:
         return {job for job, active in zip(self.at, self.active, strict=True) if active}
 
     def advance(self) -> list[int]:
-        """One step of all slots; those that are done hand in their image and take the next job.
+        """One step of all slots; those that are done return their image and take the next job.
 
         Returns:
             the numbers of the jobs that are done.

@@ -24,10 +24,10 @@ class Recipe:
             image before each step.
         border: cells of the layer's map left out on each side of the objective.
         crop: pixels left out on each side of the final image, at `size`.
-        look: "classic" (contrast brought to 0.15 around grey), "plain" (the image as it is) or "clipped" (stretched
-            to the full range, but for 1 % of the values at each end).
-        octaves: (fraction of the final size, share of the steps) of sizes that are climbed at one after another.
-        grow: how an image is brought to the next size: "resize", or "mirror", which keeps its scale and adds room.
+        look: the style of rendering: "classic" (contrast brought to 0.15 around grey), "plain" (the image as it is) or
+            "clipped" (stretched to the full range, but for 1 % of the values at each end).
+        octaves: (fraction of the final size, share of the steps) of the sizes that are optimized one after another.
+        grow: how an image is brought to the next size: "resize", or "mirror", which keeps its scale and adds a margin.
         settle: a filter is done when it gained less than this share in 8 steps; 0 for all steps.
         photo: it needs an image.
         raises: what is raised where neither channels nor objectives are given: "channels", "layer" (its mean square) or
@@ -35,7 +35,7 @@ class Recipe:
         power: of the cosine, for a caricature.
         first_channels: so many of a layer's channels where none are chosen; None for all.
         regularizer_weight: of the likeness to that image halfway to the layer, relative to the activation.
-        transparent: the result says which places of an image mattered.
+        transparent: the result includes the importance of each place of an image.
 
     Example:
         >>> from dataclasses import replace
@@ -66,7 +66,7 @@ class Recipe:
 
     @property
     def views(self) -> int:
-        """How many views of each image a step looks at."""
+        """The number of views of each image in a step."""
         return 1 if self.transforms is None else self.transforms.views
 
     def border_for(self, side: int) -> int:

@@ -159,7 +159,7 @@ def _grown(recipe: Recipe, image: np.ndarray, size: tuple[int, int]) -> np.ndarr
 
 
 def _retry(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:
-    """New starts for filters whose gradient is zero: from before their non-linearity, from other seeds, from a photo.
+    """New starts for filters whose gradient is zero: from before their non-linearity, from other seeds, from an image.
 
     Where all fail and there is a pre-activation, the image is what raises that.
     """

@@ -179,7 +179,7 @@ def resampled(images: Tensor, draws: Tensor, middle: np.ndarray, ops: Any) -> Te
 
 
 def _places(matrices: Tensor, size: tuple[int, int], ops: Any) -> tuple[Tensor, Tensor]:
-    """Where in the image each pixel of a view looks `(n, h * w)`: across and down, at most one pixel outside."""
+    """The place in the image of each pixel of a view `(n, h * w)`: across and down, at most one pixel outside."""
     y, x = (ops.convert_to_tensor(axis.reshape(1, -1).astype(np.float32)) for axis in np.mgrid[: size[0], : size[1]])
     a0, a1, a2, b0, b1, b2 = (matrices[:, index : index + 1] for index in range(6))
     across, down = a0 * x + a1 * y + a2, b0 * x + b1 * y + b2

@@ -22,7 +22,7 @@ class Judged:
 
     Attributes:
         row: the numbers.
-        profile: what the image says to every channel of the objective's first term, less what noise says `(c,)`.
+        profile: activation of every channel of the objective's first term on the image, less that on noise `(c,)`.
     """
 
     row: FilterRow

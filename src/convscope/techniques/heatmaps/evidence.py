@@ -1,4 +1,4 @@
-"""What passes through the network tell about some images: the evidence that heatmap methods are made from.
+"""The results of passes through the network on some images: the evidence that heatmap methods use.
 
 One pass forward and back gives a layer's maps and gradients, and settles which class is explained. Whatever else a
 method asks for (gradients at the pixels, a Hessian-vector product, replays of changed maps or images) is computed when
@@ -95,7 +95,7 @@ class Evidence:
 
     @property
     def layer(self) -> Layer | None:
-        """The layer; None where no method looks at one."""
+        """The layer; None where no method uses one."""
         return self.spec.layer
 
     @property
@@ -307,7 +307,7 @@ class ImageView:
 
     @property
     def layer(self) -> Layer | None:
-        """The layer; None where no method looks at one."""
+        """The layer; None where no method uses one."""
         return self.spec.layer
 
     @property

@@ -39,11 +39,11 @@ class Unfit(UsageError):
 
 @dataclass(frozen=True, eq=False)
 class MethodResult:
-    """What a method makes of one image.
+    """The result of a method on one image.
 
     Attributes:
         heat: the map `(h, w)`, raw and signed.
-        note: what has to be said beside it, such as how exact it is.
+        note: a remark to show beside it, such as its accuracy.
 
     Example:
         >>> MethodResult(np.zeros((2, 2), np.float32), note="of two cells a side").note
@@ -82,8 +82,8 @@ class Method:
         paper: where it is defined.
         at_image: the map is one of the image's pixels or places, whatever the layer.
         one_pass: the pass that gives a layer's maps and gradients is enough.
-        warning: what has to be said beside each of its maps.
-        sampled: the name of the option that says how many passes it spends on an image; empty where none does.
+        warning: a remark to show beside each of its maps.
+        sampled: the name of the option that sets the number of passes on an image; empty where none does.
 
     Example:
         >>> from dataclasses import dataclass

@@ -196,7 +196,7 @@ def _kinds(method: type) -> dict[str, tuple[type | None, bool]]:
     """For each field the plain type of its values, None where it has another type; and whether None is allowed."""
     try:
         hints = typing.get_type_hints(method)
-    except (NameError, TypeError, AttributeError):  # an annotation of the user's that can't be looked up from here
+    except (NameError, TypeError, AttributeError):  # an annotation of the user's that can't be resolved from here
         return {}
     return {name: _kind(hint) for name, hint in hints.items()}
 

@@ -1,7 +1,7 @@
-"""What a heatmap explains: a number for each picture, of the class scores or of any layer's answer.
+"""The target of a heatmap: a number for each image, from the class scores or the activations of any layer.
 
-A target is frozen, and names what of the network it reads. What differs from picture to picture (the class, a mask, the
-photo to be like) are arguments with a row for each, so that one compiled program serves all.
+A target is frozen, and names what of the network it reads. What differs from image to image (the class, a mask, the
+image to be like) are arguments with a row for each, so that one compiled program serves all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from convscope.networks.ops import Operations
 from convscope.objectives import Binder, Objective, ProgramKey, logit, parse
 from convscope.results import array_sha256
 
-TOP = -1  # stands for the class with the highest score of each picture
+TOP = -1  # stands for the class with the highest score of each image
 RIVAL, NONE = -1, -2  # stand for the highest of the other classes, and for no class to set against
 PLACE = re.compile(r"(?P<layer>[^\s*]+):(?P<channel>\d+)(?:@(?P<row>\d+),(?P<column>\d+))?")
 
@@ -68,7 +68,7 @@ class ClassScore:
 
 
 def chosen(weights: np.ndarray) -> tuple[int, int | None]:
-    """The class and the rival of one picture's resolved weights `(classes,)`."""
+    """The class and the rival of one image's resolved weights `(classes,)`."""
     return int(weights.argmax()), int(weights.argmin()) if weights.min() < 0 else None
 
 
@@ -128,7 +128,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Similarity:
-    """The cosine between what a layer answers (the mean over its places) and what it answered to another photo.
+    """The cosine between a layer's activations (the mean over its places) and those on another image.
 
     Attributes:
         layer, text: where, and in words.
@@ -237,12 +237,12 @@ def described(target: Target) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Goal:
-    """A target with its arguments for each picture of one call.
+    """A target with its arguments for each image of one call.
 
     Attributes:
         target: what is explained.
-        arguments: arrays whose rows belong to the pictures.
-        photos: for each row the number of its picture: several rows may explain one picture.
+        arguments: arrays whose rows belong to the images.
+        photos: for each row the number of its image: several rows may explain one image.
     """
 
     target: Target
@@ -272,16 +272,16 @@ def as_targets(target: Any) -> list[int | str]:
 
 
 def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Callable[[], np.ndarray]) -> Goal:
-    """What is to be explained for `count` pictures.
+    """The target to explain for each of `count` images.
 
     Args:
         network: whose classes and layers.
-        target: a class by number or name, "top", "top3" for the three best, one for each picture, the text of a channel
+        target: a class by number or name, "top", "top3" for the three best, one for each image, the text of a channel
             or a unit ("conv3:17", "conv3:17@4,5"), any other objective or its text ("a:3 - 0.5*tabby"), or a `Target`,
             also one of the user's own.
-        against: a class to set against it, "rival", one for each picture, or None.
-        count: how many pictures.
-        ranked: gives each picture's classes, best first `(count, classes)`: for "top3".
+        against: a class to set against it, "rival", one for each image, or None.
+        count: how many images.
+        ranked: gives each image's classes, best first `(count, classes)`: for "top3".
 
     Raises:
         UsageError: no such class, channel or place; as many classes as neither 1 nor `count`; `against` something that
@@ -476,7 +476,7 @@ def _class_of_maps(network: Network, number: int) -> Channel:
 
 
 def _arguments_of(network: Network, target: Target, count: int) -> tuple[np.ndarray, ...]:
-    """The arguments of a target that is the same for each of `count` pictures."""
+    """The arguments of a target that is the same for each of `count` images."""
     if isinstance(target, Similarity):
         return (np.repeat(target.other[None], count, axis=0),)
     if not isinstance(target, Channel):
@@ -498,7 +498,7 @@ def _shares(mask: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 def _classes(network: Network, target: Any, count: int, words: dict[str, int]) -> np.ndarray:
-    """The class of each picture `(n,)` int32, or what stands for one of `words`."""
+    """The class of each image `(n,)` int32, or what stands for one of `words`."""
     given = as_targets(target)
     if len(given) not in (1, count):
         raise UsageError(f"expected one class, or one for each of the {count} pictures; found {len(given)}.")

@@ -1,6 +1,6 @@
 """`.keras` archives: unpacked in the reader process, with limits, and packed again clean for Keras' own loader.
 
-Of an archive only the members that Keras reads are read, by their exact names. What is handed to Keras is an archive
+Of an archive only the members that Keras reads are read, by their exact names. Keras is given an archive
 of convscope's own, so that it does not matter how another zip library would have understood the file.
 """
 

@@ -294,7 +294,7 @@ def _takes_tensor(item: Any) -> bool:
 # -- what may be allocated -------------------------------------------------------------------------------
 
 _BUILDING = threading.RLock()
-_SPARE = 2**24  # numbers that are in no file: states of layers, and room for the message that tells what is missing
+_SPARE = 2**24  # numbers that are in no file: states of layers, and a reserve for the message on missing weights
 
 
 @contextmanager

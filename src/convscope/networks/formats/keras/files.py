@@ -239,7 +239,7 @@ def read_saved_model(file: ModelFile, trust: bool = False) -> OpenedModel:
         trust: let TensorFlow load and run a graph whose operations could do more than compute.
 
     Raises:
-        BackendError: Keras does not run on TensorFlow; ModelError: the folder has no signature for pictures, or its
+        BackendError: Keras does not run on TensorFlow; ModelError: the folder has no signature for images, or its
         graph reads files or calls Python.
     """
     if keras.backend.backend() != "tensorflow":
@@ -289,7 +289,7 @@ def _trusted(folder: Path) -> tuple[Any, str, tuple[int | None, ...], str]:
 
 
 def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], str]:
-    """The signature that takes one picture: its name, the shape of its input and its type."""
+    """The signature that takes one image: its name, the shape of its input and its type."""
     taking = {}
     for name, signature in loaded.signatures.items():
         specs = list(signature.structured_input_signature[1].values())

@@ -15,11 +15,11 @@ def read(file: ModelFile, picture: str | None = None) -> OpenedModule:
 
     Args:
         file: of that kind.
-        picture: the name of the input that gets the picture; the first that fits where None.
+        picture: the name of the input that gets the image; the first that fits where None.
 
     Raises:
-        ModelError: it is damaged, lacks its external data, takes no picture, uses what can't be converted, by name, or
-        goes beyond the limits; UsageError: there is no such input for pictures.
+        ModelError: it is damaged, lacks its external data, takes no image, uses what can't be converted, by name, or
+        goes beyond the limits; UsageError: there is no such input for images.
     """
     found = onnx_files.read(file.path)
     picture = _picture(found, picture)
@@ -48,7 +48,7 @@ def _notes(file: OnnxFile, module: OnnxModule, last: bool) -> tuple[str, ...]:
 
 
 def _picture(file: OnnxFile, asked: str | None) -> str:
-    """The input for the picture: the one that was asked for, the first of four axes, or of no declared shape."""
+    """The input for the image: the one that was asked for, the first of four axes, or of no declared shape."""
     inputs = file.inputs
     if asked is not None:
         return _asked(file, asked)
@@ -71,12 +71,12 @@ def _asked(file: OnnxFile, name: str) -> str:
     return name
 
 
-# What may stand between a picture and the transposition that brings its channels to the front.
+# What may stand between an image and the transposition that brings its channels to the front.
 _BEFORE = {"Cast", "Identity", "Add", "Sub", "Mul", "Div", "Clip", "QuantizeLinear", "DequantizeLinear"}
 
 
 def _is_channels_last(graph: Body, picture: str, shape: Shape | None) -> bool:
-    """Whether pictures enter as (n, h, w, c): the shape says so, or the graph brings the channels to the front."""
+    """Whether images enter as (n, h, w, c): the shape says so, or the graph brings the channels to the front."""
     if shape is not None and shape[1] in (1, 3):
         return False
     return (shape is not None and shape[3] in (1, 3)) or _is_turned(graph, picture)

@@ -39,7 +39,7 @@ class OnnxModule(nn.Module):
         self.input_shapes = {name: item.shape for name, item in inputs.items() if item.shape is not None}
         self.unbatched = _unbatched(self.input_shapes, picture)
         self.widened = built.widened or any(item.kind in HALF for item in inputs.values())
-        # The picture comes in float, whatever the file declares, so that it has a gradient.
+        # The image comes in float, whatever the file declares, so that it has a gradient.
         self._casts = {name: TYPES[item.kind] for name, item in inputs.items() if is_whole(item) and name != picture}
         self._outputs = {name: value for name, value in outputs.items() if isinstance(value, str)}
         self._kept = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}

@@ -46,7 +46,7 @@ COMPUTING = frozenset(
     Assert
     """.split()  # noqa: SIM905
 )
-# They call functions of the same file, each at most once; the functions are looked at too.
+# They call functions of the same file, each at most once; the functions are checked too.
 CALLING = frozenset({"PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "Case", "StatelessCase"})
 # They read a variable.
 READING = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp", "VariableShape"})

@@ -214,7 +214,7 @@ def _dtype(number: int) -> str:
 
 
 def _meta_graph(folder: Path, trust: bool) -> Any:
-    """The graph for serving; every graph of the file is looked at.
+    """The graph for serving; every graph of the file is checked.
 
     Raises:
         ModelError: it can't be read, or has operations that no list has.

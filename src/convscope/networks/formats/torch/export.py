@@ -232,7 +232,7 @@ _SHAPING = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.defa
 
 
 def _free_the_batch(program: Any) -> None:
-    """Let constant shapes that begin with the example's batch take any batch: convscope looks at several at a time."""
+    """Let constant shapes that begin with the example's batch take any batch: convscope passes several at a time."""
     shape = _input_shape(program)
     if not shape or shape[0] is None:
         return

@@ -163,7 +163,7 @@ def _check_header(path: Path) -> None:
             ) from error
 
 
-_MARKS = 20  # commas and brackets that describe one tensor: 9 at most with 4 sides, and room for metadata
+_MARKS = 20  # commas and brackets that describe one tensor: 9 at most with 4 sides, and a reserve for metadata
 
 
 def _check_count(marks: int) -> None:

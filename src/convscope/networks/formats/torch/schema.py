@@ -404,7 +404,7 @@ _REFUSED: Mapping[tuple[str, str], str] = {
     ("OutputSpec", "token"): "an operator with effects",
 }
 
-# Nothing of it is needed to run a graph: it is not handed on.
+# Nothing of it is needed to run a graph: it is not passed on.
 _LEFT_OUT: Mapping[tuple[str, str], Any] = {
     ("ExportedProgram", "guards_code"): [],
     ("ExportedProgram", "torch_version"): "",

@@ -36,7 +36,7 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
         ModelError: it is damaged, may do more than compute and is not trusted, or calls what can't be run from Python.
     """
     path = file.path
-    unit = torch._C.CompilationUnit()  # as torch.jit.load does, which does not hand out the functions of the file
+    unit = torch._C.CompilationUnit()  # as torch.jit.load does, which does not return the functions of the file
     source: Any = str(path) if trust else _compilable(path)
     load = torch._C.import_ir_module if trust else torch._C.import_ir_module_from_buffer
     scripted = _loaded(unit, load, source, path)

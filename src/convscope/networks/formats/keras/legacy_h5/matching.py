@@ -148,7 +148,7 @@ def _in_order(weights: list[Weight], slots: list[Slot]) -> Matched | None:
     """Where names differ in nothing but numbers the file's order decides, as for the Keras that wrote it.
 
     Only within one nested model, and only if names without numbers and shapes agree from first to last and
-    no name speaks for another place.
+    no name suggests another place.
     """
     pairs = list(zip(weights, slots, strict=False))
     agree = [

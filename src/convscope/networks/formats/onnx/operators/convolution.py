@@ -92,7 +92,7 @@ def _windows(n: Node, x: Tensor, kernel: Sequence[int]) -> tuple[list[int], list
             span = (kernel[axis] - 1) * dilations[axis] + 1
             count = math.ceil((side - span) / strides[axis]) + 1
             if (count - 1) * strides[axis] >= x.shape[2 + axis] + pads[axis]:
-                count -= 1  # a window has to begin in the picture or in the padding before it
+                count -= 1  # a window has to begin in the image or in the padding before it
             more[axis] = max(0, (count - 1) * strides[axis] + span - side)
     return strides, dilations, more
 

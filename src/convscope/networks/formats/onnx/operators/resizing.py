@@ -141,7 +141,7 @@ def _weights_of(at: Tensor, side: int, factor: float, how: _Sampling) -> Tensor:
     if mode == "nearest":
         index = _ROUNDINGS[how.nearest](at).clamp(0, side - 1).long()
         return F.one_hot(index, side).float()
-    # A wider kernel where pictures shrink, so that no pixel is passed over.
+    # A wider kernel where images shrink, so that no pixel is passed over.
     stretch = 1 / factor if n.get("antialias", 0) and factor < 1 else 1.0
     reach = (2 if mode == "cubic" else 1) * stretch
     first = torch.floor(at - reach).long()

@@ -56,7 +56,7 @@ def _unsqueeze(n: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
 def _concat(n: Node, *inputs: Tensor) -> Tensor:
     axis, batch = n.get("axis", 1) % inputs[0].dim(), n.batch
     if axis and batch.declared == 1 and {x.shape[0] for x in inputs} == {1, batch.actual}:
-        # What was made once for the one declared picture, as a transformer's class token, goes to each.
+        # What was made once for the one declared image, as a transformer's class token, goes to each.
         inputs = tuple(x.expand(batch.actual, *x.shape[1:]) for x in inputs)
     return torch.cat(inputs, dim=axis)
 

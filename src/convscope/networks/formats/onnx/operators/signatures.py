@@ -1,4 +1,4 @@
-"""What a node may look like, by what the ONNX project says of its operator."""
+"""Signatures of nodes, from the ONNX project's definition of each operator."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _widest(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
 
 @cache
 def signatures() -> dict[str, Signature]:
-    """What the ONNX project says of each of its operators."""
+    """The ONNX project's definition of each of its operators."""
     found: dict[str, Signature] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         if schema.domain == "" and schema.name in OPERATORS:
@@ -48,7 +48,7 @@ def signatures() -> dict[str, Signature]:
     return found
 
 
-# The least that whole numbers may be: below it they mean nothing, and not all of torch's code looks.
+# The least valid value of integers: smaller ones have no meaning, and not all of torch's code checks them.
 _LEAST = {
     **{"kernel_shape": 1, "strides": 1, "dilations": 1, "group": 1, "num_groups": 1, "blocksize": 1, "size": 1},
     **{
@@ -70,12 +70,12 @@ def check_node(
     attributes: dict[str, Any],
     refused: Callable[[str], ModelError],
 ) -> None:
-    """Make sure that a node looks as ONNX says; attributes that ONNX does not name are dropped.
+    """Make sure that a node follows the ONNX definition; attributes that ONNX does not name are dropped.
 
     An input is None where it is left out.
 
     Raises:
-        ModelError: as `refused` makes it, of a text that says what is wrong.
+        ModelError: as `refused` makes it, from a text with the reason.
     """
     known = signatures().get(operator)
     if known is None:

@@ -40,7 +40,7 @@ RENAMED_CLASSES = {
     "BatchNormalizationV2": "BatchNormalization",
     "SyncBatchNormalization": "BatchNormalization",
     "ThresholdedReLU": "ReLU",
-    # Outside training they hand on what they are given.
+    # Outside training they return their input.
     "RandomHeight": "Identity",
     "RandomWidth": "Identity",
 }

@@ -78,7 +78,7 @@ def keyword_tensor(layer: Node, stored: Stored) -> bool:
 
 
 def _tensor(reference: list[Any]) -> Node:
-    # Keras 3 looks at the history alone.
+    # Keras 3 uses the history alone.
     config = {"shape": [], "dtype": "float32", "keras_history": reference[:3]}
     return {"class_name": "__keras_tensor__", "config": config}
 

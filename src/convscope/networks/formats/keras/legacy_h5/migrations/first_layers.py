@@ -32,7 +32,7 @@ def nested_names(layer: Node, stored: Stored) -> bool:
 def first_shape(layer: Node, stored: Stored) -> bool:
     """Keras 1 to 2.3 (tf.keras before 2.2): a Sequential has no InputLayer, its first layer has the shape.
 
-    Keras 3 takes that shape, batch and all, for the shape of one picture, and looks for none in a nested
+    Keras 3 takes that shape, batch and all, for the shape of one image, and looks for none in a nested
     model that is the only layer.
     """
     inner = inner_layers(layer)

@@ -136,7 +136,7 @@ def keras_1_kernel(layer: Node, stored: Stored) -> bool:
 def keras_1_layout(layer: Node, stored: Stored) -> bool:
     """Keras 1: padding, cropping, upsampling and flattening do not say the layout; it is that of the others.
 
-    Flatten did not look at it: it took the values as they lie, which Keras 3 calls channels_last.
+    Flatten ignored it: it kept the order of the values in memory, which Keras 3 calls channels_last.
     """
     without = ("ZeroPadding2D", "Cropping2D", "UpSampling2D", "ZeroPadding3D", "Cropping3D", "UpSampling3D", "Flatten")
     if stored.major >= 2 or layer["class_name"] not in without or "data_format" in config_of(layer):
