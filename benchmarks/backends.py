@@ -31,8 +31,8 @@ def measure() -> dict[str, tuple[float, float]]:
         "filters, ResNet50V2, 16 filters, 10 steps": lambda: convscope.filters(
             network, "conv3_block4_out", range(16), recipe="classic", steps=10
         ),
-        "heatmap, MobileNet, 8 pictures": lambda: convscope.heatmap(small, photos),
-        "activations, MobileNet, 8 pictures": lambda: convscope.activations(small, photos),
+        "heatmap, MobileNet, 8 images": lambda: convscope.heatmap(small, photos),
+        "activations, MobileNet, 8 images": lambda: convscope.activations(small, photos),
     }
     return {name: (_seconds(call), _seconds(call)) for name, call in work.items()}
 

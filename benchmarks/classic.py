@@ -80,7 +80,7 @@ def main() -> None:
     apart = np.abs(reached - finals) / np.abs(finals)
     statuses = [row.status for row in result.rows]
     print(f"{options.filters} filters of {LAYER}, {options.steps} steps, 180 x 180 pixels, tensorflow {tf.__version__}")
-    print(f"plain procedure {theirs:.1f} s, convscope with its noise pictures {ours:.1f} s")
+    print(f"plain procedure {theirs:.1f} s, convscope with its noise images {ours:.1f} s")
     print(f"computed in {result.parameters.precision}")
     print(f"ratio {theirs / ours:.2f}")
     print(f"final activations apart: median {np.median(apart):.2e}, largest {apart.max():.2e}")

@@ -32,7 +32,7 @@ def page() -> Iterator[str]:
     """The page, line after line."""
     yield "# Where other tools differ from the papers\n"
     versions = ", ".join(_version(name) for name in ("grad-cam", "captum", "tf-keras-vis"))
-    yield f"Made by `python -m benchmarks.disagreements` with {versions}. A is one picture's maps, g its gradient.\n"
+    yield f"Made by `python -m benchmarks.disagreements` with {versions}. A is one image's maps, g its gradient.\n"
     for example in (
         grad_cam_plus_plus,
         ablation,

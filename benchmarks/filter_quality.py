@@ -49,17 +49,17 @@ def main() -> None:
 
 def page(channels: int, steps: int, only: str = "") -> Iterator[str]:
     """The page, line after line."""
-    yield "# How good the pictures of filters are\n"
+    yield "# Quality of filter images\n"
     yield f"Made by `python -m benchmarks.filter_quality --channels {channels} --steps {steps}`. {machine()}"
-    yield f"{channels} channels of each layer, 224 pixels; {len(photographs())} photographs.\n"
-    yield "Each tool passes the network as often for a picture (`maco` sees four views in a step, so it makes fewer),"
+    yield f"{channels} channels of each layer, 224 pixels; {len(photographs())} natural images.\n"
+    yield "Each tool passes the network as often for an image (`maco` sees four views in a step, so it makes fewer),"
     yield "and then the number of steps that takes as long as `fast` did.\n"
-    yield "- clean: activation of the picture as it is, over the best natural one; the median over channels"
+    yield "- clean: activation of the image as it is, over the best natural one; the median over channels"
     yield f"- held: the same under {DRAWS} shifts, scales and rotations that no tool optimised for"
-    yield "- roughness: distance of the power spectrum from that of photographs, in decades (0 is equal)"
+    yield "- roughness: distance of the power spectrum from that of natural images, in decades (0 is equal)"
     few = min(channels, SEED_CHANNELS)
-    yield f"- seeds: the cosine between what pictures of two seeds say to the whole layer; {few} channels"
-    yield "- seconds: of the whole call, for each picture\n"
+    yield f"- seeds: the cosine of the whole layer's activations on the images of two seeds; {few} channels"
+    yield "- seconds: of the whole call, for each image\n"
     for name in ("MobileNet", "SqueezeNet"):
         for layer in (layer for layer in NETWORKS[name].layers if only in layer):
             yield f"## {name}, {layer}\n"

@@ -49,7 +49,7 @@ def write(page: Iterator[str], out: str | None) -> None:
 
 def page(filters: int, repeats: int, only: str = "") -> Iterator[str]:
     """The page, line after line."""
-    yield "# How long filters take\n"
+    yield "# Speed of filters\n"
     yield f"Made by `python -m benchmarks.filters --filters {filters} --repeats {repeats}`. {machine()}\n"
     job = Job("plain", "ResNet50V2", "conv3_block4_out", tuple(range(filters)), 30, 180)
     if only in job.layer:
@@ -70,7 +70,7 @@ def page(filters: int, repeats: int, only: str = "") -> Iterator[str]:
             yield from equal_steps(job, repeats, kept=plain)
     yield "## Time to an activation\n"
     yield "What the classic code reaches after its 30 steps, and when convscope's recipe `fast` is there. Clean: the"
-    yield "mean of the channel on the picture as it is. Held: on the picture shifted, scaled and turned a little.\n"
+    yield "mean of the channel on the image as it is. Held: on the image shifted, scaled and turned a little.\n"
     yield from to_activation(plain, filters)
     if not only:
         yield "## Memory\n"
@@ -122,11 +122,11 @@ def equal_steps(
         alone = statistics.median(made.ascent for made in found["convscope:classic"])
         theirs = statistics.median(made.first for made in found["plain"])
         yield f"convscope's ascent itself, from its first step to its last, takes {alone:.1f} s: the classic code takes"
-        yield f"{theirs / alone:.2f} times as long. The rest looks at noise pictures, tests results, compiles.\n"
+        yield f"{theirs / alone:.2f} times as long. The rest is noise images, tests of results and the compile.\n"
     if work and found["convscope:classic"]:
         least = min(made.ascent for made in found["convscope:classic"])
         rate = work * len(job.channels) * (job.steps or 1) / least / 1e9
-        yield f"{work / 1e9:.2f} GFLOP a picture and step: the ascent does {rate:.0f} GFLOP/s.\n"
+        yield f"{work / 1e9:.2f} GFLOP an image and step: the ascent does {rate:.0f} GFLOP/s.\n"
     if kept is not None and found["plain"]:
         kept[job.network, job.layer] = found["plain"][-1]
 

@@ -1,4 +1,4 @@
-"""How long heatmaps take beside other tools and beside a plain forward pass: ratios, in one run.
+"""Speed of heatmaps, compared with other tools and with a plain forward pass: ratios, in one run.
 
     python -m benchmarks.heatmap_speed [--out docs/heatmaps-speed.md]
 
@@ -39,16 +39,16 @@ def main() -> None:
 
 def page(quick: bool = False) -> Iterator[str]:
     """The page, line after line."""
-    yield "# How long heatmaps take\n"
+    yield "# Speed of heatmaps\n"
     yield f"Made by `python -m benchmarks.heatmap_speed`. {machine()}\n"
     network, cases = _subject()
     yield f"ResNet-50 in PyTorch, {SIDE} pixels. Seconds are medians of {REPEATS} turns after a first one.\n"
-    yield f"## {PICTURES} pictures, at the last convolution\n"
+    yield f"## {PICTURES} images, at the last convolution\n"
     yield from one_pass(network, cases)
     if not quick:
-        yield "## One picture, replayed\n"
+        yield "## One image, replayed\n"
         yield from replayed(network, cases[:1])
-        yield "## A tenth of Score-CAM's channels, on real photos\n"
+        yield "## A tenth of Score-CAM's channels, on real images\n"
         yield from budgets()
     yield "## Memory\n"
     yield from memory(network, cases)
@@ -177,7 +177,7 @@ def replayed(network: Any, cases: list[Case]) -> Iterator[str]:
 
 def budgets() -> Iterator[str]:
     """How alike the maps of a tenth of the channels are to those of all, on trained networks and images."""
-    yield "| network, layer | channels passed | rank correlation with the whole: median | least of 8 photos |"
+    yield "| network, layer | channels passed | rank correlation with the whole: median | least of 8 images |"
     yield "| --- | --- | --- | --- |"
     for name, layer in (
         ("MobileNet", "conv_pw_11_relu"),
@@ -207,7 +207,7 @@ def memory(network: Any, cases: list[Case]) -> Iterator[str]:
             call()
         held.append(_memory("VmRSS"))
     shown = ", ".join(f"{value / 2**20:.0f}" for value in held)
-    yield f"After 8, 72, 136, 200 and 264 pictures in a loop the process holds {shown} MiB.\n"
+    yield f"After 8, 72, 136, 200 and 264 images in a loop the process holds {shown} MiB.\n"
 
 
 if __name__ == "__main__":

@@ -57,17 +57,17 @@ def main() -> None:
 
 def page(cases: int, few: int, only: str | None = None) -> Iterator[str]:
     """The page, line after line."""
-    yield "# Where heatmaps lie\n"
+    yield "# Do heatmaps find the known regions?\n"
     yield f"Made by `python -m benchmarks.heatmaps --cases {cases} --few {few}`. {machine()}\n"
-    yield f"{cases} pictures of each kind; {few} for methods that replay the network.\n"
-    yield "- points: share of pictures whose highest place lies on the class (a constant map points nowhere)"
+    yield f"{cases} images of each kind; {few} for methods that replay the network.\n"
+    yield "- points: share of images whose highest place lies on the class (a constant map points nowhere)"
     yield "- mass: share of the positive part that lies on it"
     yield "- overlap: the best ratio of intersection to union with it over all thresholds"
     yield "- deletion, insertion: area under the probability while the most important pixels go (less is better) or"
-    yield f"  come back (more is better); {CURVES} pictures at most"
+    yield f"  come back (more is better); {CURVES} images at most"
     yield f"- badge: the verdict on {CHECKED} mosaics, likeness to maps of scrambled weights (less is better) and of"
     yield "  noisy copies (more is better); see docs/heatmaps.md"
-    yield "- seconds: for a picture, in one batch, the second time\n"
+    yield "- seconds: for an image, in one batch, the second time\n"
     rows: list[str] = []
     for make in settings(cases):
         try:
@@ -94,13 +94,13 @@ def in_short(lines: Sequence[str]) -> Iterator[str]:
     if tables < 2:
         return
     yield f"## In short: means over {tables} tables\n"
-    yield "| method | points | mass | overlap | mean of the three | pictures of each kind |"
+    yield "| method | points | mass | overlap | mean of the three | images of each kind |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, mean in sorted(means.items(), key=lambda item: -item[1][:3].mean()):
         numbers = " | ".join(f"{number:.2f}" for number in (*mean[:3], mean[:3].mean()))
         yield f"| {name} | {numbers} | {mean[3]:.0f} |"
     left_out = [name for name in found if name not in means]
-    yield f"\nNot in all of the tables: {', '.join(left_out) or 'none'}. Of the slower methods fewer pictures."
+    yield f"\nNot in all of the tables: {', '.join(left_out) or 'none'}. Of the slower methods fewer images."
     yield ""
 
 
@@ -123,8 +123,8 @@ def settings(count: int) -> list[Callable[[], Setting]]:
 
     networks = ("MobileNet", "SqueezeNet")
     return [
-        *(of(name, "mosaics of photos", truth.photo_mosaics) for name in networks),
-        *(of(name, "planted photos", truth.planted) for name in networks),
+        *(of(name, "mosaics of images", truth.photo_mosaics) for name in networks),
+        *(of(name, "planted images", truth.planted) for name in networks),
         demo,
     ]
 
@@ -132,7 +132,7 @@ def settings(count: int) -> list[Callable[[], Setting]]:
 def table(setting: Setting, few: int) -> Iterator[str]:
     """Images of one kind."""
     yield f"## {setting.title}\n"
-    yield "| method | points | mass | overlap | deletion | insertion | badge | seconds | pictures |"
+    yield "| method | points | mass | overlap | deletion | insertion | badge | seconds | images |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     judged = "mosaics" in setting.title
     for name, maps in truth.controls(setting.cases).items():

@@ -35,7 +35,7 @@ GROUPS = {
     "the same, guided": "guided ",
     "FullGrad": "full gradient",
     "Grad-CAM at 3 layers": "heatmap ",
-    "start pictures": "start",
+    "start images": "start",
     "one `classic` step from there": "step: ",
     "one step of `fourier`": "fourier: ",
     "final activations after 30 steps": "final",
@@ -71,7 +71,7 @@ def page() -> Iterator[str]:
     rows = [*cams(), *pixels(), *layer_activations()]
     yield from _table(("convscope", "the other tool", "network", "difference"), rows)
     yield "\n## Keras' own sub-models\n"
-    yield "`keras.Model(model.inputs, [layer.output, ...]).predict(pictures)`, every layer of the network above.\n"
+    yield "`keras.Model(model.inputs, [layer.output, ...]).predict(images)`, every layer of the network above.\n"
     yield from _table(("backend", "difference"), list(sub_models()))
 
 

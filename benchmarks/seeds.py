@@ -46,13 +46,13 @@ def main() -> None:
     plan = Plan(network, recipe_named(options.recipe), (64, 64))
     alone, together = plan.start((WATCHED,)), [plan.start((number,)) for number in CHANNELS][WATCHED]
     print(f"{LAYER} of the demo's network, recipe {options.recipe}, {options.precision}, {network.backend}")
-    print(f"start pictures, alone and among {len(CHANNELS)}: {_apart(alone, together)}")
+    print(f"start images, alone and among {len(CHANNELS)}: {_apart(alone, together)}")
     first = climbed(CHANNELS, 4)
     place = CHANNELS.index(WATCHED)
-    print(f"final picture, the same call again: {_apart(first.values, climbed(CHANNELS, 4).values)}")
+    print(f"final image, the same call again: {_apart(first.values, climbed(CHANNELS, 4).values)}")
     others = climbed((40, 41, WATCHED, 50, 51), 4)
-    print(f"final picture, beside other filters, same batch: {_apart(first.values[place], others.values[2])}")
-    print(f"final picture, another seed: {_apart(first.values, climbed(CHANNELS, 4, seed=1).values)}")
+    print(f"final image, beside other filters, same batch: {_apart(first.values[place], others.values[2])}")
+    print(f"final image, another seed: {_apart(first.values, climbed(CHANNELS, 4, seed=1).values)}")
     reached = np.array([row.activation for row in first.rows])
     for batch in (1, 3, 12):
         now = np.array([row.activation for row in climbed(CHANNELS, batch).rows])

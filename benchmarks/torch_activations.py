@@ -58,7 +58,7 @@ def main(pictures: int = 8) -> None:
             del kept
             if round_ >= 2:  # the first two warm up
                 times[name].append(seconds)
-    print(f"ResNet-50, {pictures} pictures of 224x224, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"ResNet-50, {pictures} images of 224x224, torch {torch.__version__}, {torch.get_num_threads()} threads")
     medians = {name: statistics.median(found) for name, found in times.items()}
     least = min(medians["forward pass, contiguous"], medians["forward pass, channels_last"])
     for name, found in times.items():

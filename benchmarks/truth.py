@@ -40,7 +40,7 @@ def known_photos(network: Any) -> list[tuple[np.ndarray, int]]:
     """
     index, folder = ASSETS / "imagenet_class_index.json", ASSETS / "photos" / "imagenet"
     if not index.exists() or not folder.exists():
-        raise NotMeasured("the photos are not here")
+        raise NotMeasured("the images are not here")
     numbers = {wnid: int(number) for number, (wnid, _) in json.loads(index.read_text()).items()}
     found = []
     for file in sorted(folder.glob("*")):
@@ -77,7 +77,7 @@ def demo_mosaics(count: int) -> list[Case]:
 
         pictures, contents = mosaics(count)
     except Exception as error:  # its images come with a package, or from the network
-        raise NotMeasured(f"the demo's training pictures: {error}") from error
+        raise NotMeasured(f"the demo's training images: {error}") from error
     finally:
         sys.path.pop(0)
     return [
