@@ -176,7 +176,7 @@ def answers(runtime):
     """Logits, every activation, gradients at three depths, heatmaps, and one step of the classic ascent."""
     import convscope
     from convscope.techniques.filters.recipes import CLASSIC, FOURIER
-    from convscope.techniques.heatmaps.evidence import look, slopes
+    from convscope.techniques.heatmaps.evidence import TraceSpec, input_gradients, trace
     from convscope.techniques.heatmaps.targets import goal_of
 
     net, paths = network(runtime)
@@ -190,13 +190,13 @@ def answers(runtime):
     found["logits"] = net.predict(x)
     for name in ("conv", "swish", "elu"):
         goal = goal_of(net, 2, None, len(x), lambda: None)
-        seen_at = look(net, net.layer(paths[name]), goal.target, x, goal.arguments, len(x))
+        seen_at = trace(TraceSpec(net, net.layer(paths[name]), goal.target, len(x)), x, goal.arguments)
         found[f"gradient {name}"] = seen_at.gradients
         if name != "elu":  # what follows it is piecewise linear
-            found[f"curvature {name}"] = seen_at.curvature()
+            found[f"hessian {name}"] = seen_at.hessian_vector_product()
         found[f"heatmap {name}"] = convscope.heatmap(net, photos(), 2, layer=paths[name]).maps
-    found["slopes"] = seen_at.slopes
-    found["guided slopes"] = slopes(net, seen_at.target, x, seen_at.arguments, len(x), guided=True)[0]
+    found["input gradients"] = seen_at.input_gradients
+    found["guided input gradients"] = input_gradients(seen_at.spec, x, seen_at.arguments, guided=True)[0]
     found["full gradient"] = convscope.heatmap(net, photos(), 2, method="full-grad").maps
     layer = net.layer(paths["elu"])
     begun, value, norm, moved, _ = one_step(net, layer.path, CLASSIC)
