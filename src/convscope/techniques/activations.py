@@ -46,7 +46,7 @@ def activations(
     scratch: str | PathLike | None = None,
     progress: Progress = None,
 ) -> Activations:
-    """What every chosen layer makes of every image.
+    """The output of every chosen layer for every image.
 
     Args:
         network: an opened network, or what `open_model` takes.
@@ -101,14 +101,14 @@ def activations(
 
 @dataclass(frozen=True, eq=False)
 class ActivationItem:
-    """What one layer makes of one image.
+    """The output of one layer for one image.
 
     Attributes:
         number: of the image, from 0, among those that could be read.
         image: the image.
         layer: the layer.
         array: its output `(h, w, c)` or `(c,)` float32.
-        row: its numbers.
+        row: its statistics.
 
     Example:
         >>> item = next(iter_activations(network, PHOTOS[0], "block4_conv"))
@@ -131,12 +131,12 @@ def iter_activations(
     memory: int | str = "2GB",
     batch: int = MOST_IMAGES,
 ) -> Iterator[ActivationItem]:
-    """Each layer's output for each image as soon as it is there, image by image in batches; nothing of it is kept.
+    """Each layer's output for each image as soon as it is computed, image by image in batches; none of it is kept.
 
     Args:
         network: an opened network, or what `open_model` takes.
         images: an image source, or what `image_source` makes one of; or an `ImageStream`, whose `failures` then name
-            what was left out (otherwise a warning names them).
+            the images left out (otherwise a warning names them).
         layers: see `activations`.
         memory: bytes, or text such as "500MB", that the arrays of a pass may take; beyond it each batch goes through
             the network several times, for some of the layers at a time.
@@ -211,7 +211,7 @@ def _plan(layers: Sequence[Layer], images: int, limit: int) -> _Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What one pass of some images gave: for some layers their arrays, sizes and shares (see `_look`)."""
+    """The result of one pass on some images: for some layers their arrays, sizes and shares (see `_look`)."""
 
     start: int
     images: tuple[InputImage, ...]
@@ -249,20 +249,20 @@ class _Keep:
     def put(self, layer: Layer, start: int, array: np.ndarray) -> None:
         """Take the values of some images, from number `start` on."""
         if self.folder is None and len(array) == self._images:
-            self.arrays[layer.path] = np.ascontiguousarray(array)  # of a single pass: no copy of what may be large
+            self.arrays[layer.path] = np.ascontiguousarray(array)  # of a single pass: no copy of large arrays
             return
         if layer.path not in self.arrays:
             self.arrays[layer.path] = self._new(layer, array)
         self.arrays[layer.path][start : start + len(array)] = array
 
     def flush(self) -> None:
-        """Write what is mapped."""
+        """Write the mapped arrays to disk."""
         for array in self.arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()
 
     def close(self) -> None:
-        """Open what is mapped anew, for reading only."""
+        """Reopen the mapped arrays, read-only."""
         for path, array in self.arrays.items():
             if isinstance(array, np.memmap):
                 self.arrays[path] = np.load(str(array.filename), mmap_mode="r")
@@ -335,7 +335,7 @@ def _recording(network: Network, paths: tuple[str, ...], rectified: tuple[str, .
         return ops.mean(activation, axis=every), ops.max(activation, axis=every)
 
     def kept(path: str) -> Callable:
-        # Counted where they pass by: to keep what a convolution's ReLU made would take the memory of another layer.
+        # Counted inside the pass: to keep the output of a convolution's ReLU would take the memory of another layer.
         return lambda activation: {
             "activation": activation if path in paths else None,
             "size": size(activation) if path in paths else None,

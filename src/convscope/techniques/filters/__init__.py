@@ -113,7 +113,7 @@ def filters(
 
     Returns:
         images, activations at each step, and for each filter whether it is alive, weak or dead. If interrupted
-        (Ctrl-C), what is finished, and `parameters.interrupted` is True.
+        (Ctrl-C), the finished ones, and `parameters.interrupted` is True.
 
     Raises:
         UsageError: no such layer, channel, objective or recipe, a size that the network can't take, or baselines of
@@ -211,15 +211,15 @@ def first_with_gradient(
 
 @dataclass(frozen=True, eq=False)
 class FilterItem:
-    """One filter that is finished.
+    """One finished filter.
 
     Attributes:
-        index: its place among those that are asked for.
-        row: its numbers.
+        index: its place among the requested filters.
+        row: its verdict and measures.
         image: `(h, w, c)` float32, in the range that the network takes.
         heat: the sum of the image's absolute gradients `(h, w)`.
-        frames: images on the way, where they are asked for.
-        profile: what the image says to every channel of the layer, less what noise says `(c,)`.
+        frames: intermediate images, where they were asked for.
+        profile: activations of every channel of the layer on the image, less those on noise `(c,)`.
 
     Example:
         >>> item = next(iter(FilterStream(network, "block4_conv", [7], FilterOptions(steps=2, size=32))))
@@ -236,9 +236,9 @@ class FilterItem:
 
 
 class FilterStream:
-    """Filters one after another, as they are finished: beneath `filters`, for what must not hold all images.
+    """Filters one after another, as they are finished: for callers that must not hold all images, as `filters` does.
 
-    At most a few batches of images are in memory. After Ctrl-C what is finished comes, and `interrupted` is True.
+    At most a few batches of images are in memory. After Ctrl-C the finished ones follow, and `interrupted` is True.
 
     Args:
         network, layer, channels: as for `filters`.
@@ -288,7 +288,7 @@ class FilterStream:
         return self.of_seed(0)
 
     def of_seed(self, number: int) -> Iterator[FilterItem]:
-        """The filters of another random seed, so many after the first."""
+        """The filters of the random seed that is this far after the first."""
         plan = replace(self.plan, seed=self.plan.seed + number, frames=0 if number else self.plan.frames)
         counts: dict[ProgramKey, int] = {}
         for job in self.jobs:
@@ -327,7 +327,7 @@ class FilterStream:
         return given
 
     def _hint(self, bound: BoundObjective) -> Any:
-        """What gives the natural image that excites an objective most, if one does."""
+        """A function that returns the natural image that excites an objective most, if one does."""
         if not self.baselines.images:
             return None
         reached = self.baselines.natural(bound)
@@ -385,7 +385,7 @@ def _collected(stream: FilterStream, options: FilterOptions) -> Filters:
 
 
 def _agreement(stream: FilterStream, items: Mapping[int, FilterItem], seeds: int) -> dict[int, float]:
-    """How alike the images of several seeds are to the layer: see `FilterRow.agreement`."""
+    """Agreement of the images of several seeds in the layer: see `FilterRow.agreement`."""
     answers = [{index: item.profile for index, item in items.items()}]
     for number in range(1, seeds):
         answers.append({item.index: item.profile for item in stream.of_seed(number)})
@@ -402,7 +402,7 @@ def _correlation(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def _frames(kept: Sequence[tuple[np.ndarray, ...]], images: np.ndarray) -> np.ndarray | None:
-    """Images on the way `(n, f, h, w, c)`; a filter that was done early stays as it is while the others go on."""
+    """Intermediate images `(n, f, h, w, c)`; a filter that was done early keeps its image while the others go on."""
     most = max((len(one) for one in kept), default=0)
     if not most:
         return None
@@ -411,7 +411,7 @@ def _frames(kept: Sequence[tuple[np.ndarray, ...]], images: np.ndarray) -> np.nd
 
 
 def _alpha(heat: np.ndarray) -> np.ndarray:
-    """Where an image mattered, 0..1: its summed absolute gradients over their 99th percentile (2306.06805)."""
+    """Importance of each place of an image, 0..1: summed absolute gradients over their 99th percentile (2306.06805)."""
     high = np.percentile(heat, 99, axis=(0, 1), keepdims=True)
     return np.clip(heat / np.maximum(high, 1e-12), 0, 1).astype(np.float32)
 
@@ -442,7 +442,7 @@ def _parameters(stream: FilterStream, options: FilterOptions) -> FilterParameter
 
 
 def _details(stream: FilterStream, options: FilterOptions) -> dict[str, Any]:
-    """What describes the objectives further, for the provenance."""
+    """Further descriptions of the objectives, for the provenance."""
     bounds = [job.bound for job in stream.jobs]
     return {
         "objective": _objective_text(stream.plan.network, bounds[0]),

@@ -23,7 +23,7 @@ Tensor = Any
 NOTHING = np.zeros((0, 0, 0), np.float32)
 BATCH = 16
 MEASURED_AT_ONCE = 16  # images that are measured together: no more memory than the ascent itself
-# What an image has to withstand afterwards: gentler than what the recipes do, and drawn from other numbers.
+# The transforms of the robustness test: gentler than those of the recipes, and drawn from other numbers.
 FRESH = Affine(shift=1 / 16, scale=(0.95, 1.05), rotation=5.0)
 FRESH_DRAWS = 2
 SETTLED_OVER = 8  # steps without the recipe's gain after which a filter has settled
@@ -31,17 +31,17 @@ SETTLED_OVER = 8  # steps without the recipe's gain after which a filter has set
 
 @dataclass(frozen=True)
 class Plan:
-    """How all images of one call are made.
+    """The settings that all images of one call share.
 
     Attributes:
-        network: whose layers answer.
+        network: the network.
         recipe: parameterization, optimizer, transforms and number of steps.
         size: `(h, w)` of the images.
-        seed: of start images and transforms.
+        seed: random seed of start images and transforms.
         precision: "float32" or "bfloat16", of the passes through the network; parameterization and optimizer are always
             float32.
         batch: number of batch slots.
-        frames: images to keep on the way.
+        frames: number of intermediate images to keep.
         progress: called with an event after each step, and for each run that is finished.
     """
 
@@ -55,7 +55,7 @@ class Plan:
     progress: Progress = None
 
     def bind(self, objective: Objective) -> BoundObjective:
-        """The objective on the layers as they are at `size`."""
+        """The objective bound to the layers at `size`."""
         layers = {layer.path: layer for layer in self.network.layers_at(self.size)}
         return Binder(self.network, layers, self.recipe.border_for).bind(objective)
 
@@ -74,7 +74,7 @@ class Plan:
         return self.recipe.transforms.draw((self.seed, *key), step, self.recipe.steps, self.size)
 
     def images(self, parameters: np.ndarray) -> np.ndarray:
-        """The images `(n, h, w, c)` that parameters stand for."""
+        """The images `(n, h, w, c)` of some parameters."""
         made = self.network.program(_drawing, self.recipe.parameterization, self.size)
         return self.network.numpy(made(self.network.tensor(parameters)))
 
@@ -96,7 +96,7 @@ def _drawing(network: Network, parameterization: Any, size: tuple[int, int]) -> 
 
 
 def _stepping(network: Network, program: ProgramKey, recipe: Recipe, size: tuple[int, int], precision: str) -> Callable:
-    """What a step depends on: nothing else of a plan."""
+    """The parts of a plan that a step depends on."""
     return step_of(Plan(network, recipe, size, precision=precision), program)
 
 
@@ -105,7 +105,7 @@ def step_of(plan: Plan, program: ProgramKey) -> Callable:
 
     It returns the objective `(n,)` and the gradient's L2 norm `(n,)` before the step, then parameters, memory and heat
     (the sum of the image's absolute gradients) after it. Memory is the optimizer's; arguments are for each term the
-    argument `(n, ...)` of its measure and the vectors `(n, c)` that weigh what it gives.
+    argument `(n, ...)` of its measure and the vectors `(n, c)` that weight its values.
     """
     network, recipe, ops = plan.network, plan.recipe, plan.network.ops
 
@@ -119,10 +119,10 @@ def step_of(plan: Plan, program: ProgramKey) -> Callable:
             record = again(images)
             values = _values(plan, program, record, arguments)
             beside = _regularized(plan, program, images, record, again, arguments)
-            # Relative to what is raised, whose scale no one knows beforehand.
+            # Relative to the objective, whose scale is not known beforehand.
             return ops.sum(values + ops.stop_gradient(ops.maximum(values, -values)) * beside), values
 
-        # The gradient at what is added to the images is the one at the images.
+        # The gradient at a delta that is added to the images is the gradient at the images.
         nothing = ops.zeros((parameters.shape[0], *plan.size, network.inputs.channels), dtype="float32")
         (_, values), (gradient, at_images) = network.value_and_grad(score)((parameters, nothing))
         square = ops.sum(ops.square(gradient), axis=tuple(range(1, len(gradient.shape))), keepdims=True)
@@ -180,7 +180,7 @@ def _values(plan: Plan, program: ProgramKey, record: Record, arguments: Any) -> 
 def _regularized(
     plan: Plan, program: ProgramKey, images: Tensor, record: Record, again: Callable[[Tensor], Record], arguments: Any
 ) -> Tensor:
-    """What is raised too and is no part of the activation `(n,)`."""
+    """The sum of the regularizers, which are raised too and are no part of the activation `(n,)`."""
     ops, total = plan.network.ops, 0.0
     if not any(spec.measure.regularizer for spec in program.specs):
         return total
@@ -211,10 +211,10 @@ def _measuring(network: Network, program: ProgramKey, moved: bool, precision: st
 
 @dataclass(frozen=True)
 class Moved:
-    """Draws of `FRESH` for images that are moved before they are measured.
+    """Draws of `FRESH` for images that are transformed before they are measured.
 
     Attributes:
-        draw: gives those of the image of a number, `(1, 8)`.
+        draw: returns the draws `(1, 8)` of the image with a number.
     """
 
     draw: Callable[[int], np.ndarray]
@@ -230,17 +230,17 @@ def measured(
     precision: str = "float32",
     of: int = 0,
 ) -> list[np.ndarray]:
-    """What `count` prepared images say to each term of one program's objectives: a list of `(count, u, c)`.
+    """Activations of `count` prepared images for each term of one program's objectives: a list of `(count, u, c)`.
 
     Args:
-        plan: whose network.
+        plan: the plan with the network.
         bounds: the objectives.
         arguments: for each term `(u, ...)`, as `distinct_arguments` gives them.
-        images: gives those of some numbers `(n, h, w, c)`, so that many need not be in memory together.
-        count: how many.
-        moved: how they are moved before.
-        precision: of the passes.
-        of: so many are measured altogether, in several calls: one compiled program serves all.
+        images: returns the images `(n, h, w, c)` with some numbers, so that they need not be in memory together.
+        count: number of images.
+        moved: the transforms that are applied before.
+        precision: precision of the passes.
+        of: number of images measured altogether, in several calls: one compiled program serves all.
     """
     network, program, parts = plan.network, bounds[0].key, []
     measure = plan.measuring(program, moved is not None, precision)
@@ -266,13 +266,13 @@ class Job:
 
     Attributes:
         bound: the objective at the size of the plan.
-        key: with the seed, of its random numbers: the channel's number, and the variant's where there are several.
-        variant: which of several images of one objective.
+        key: key of its random numbers, with the seed: the channel's number, and the variant's where there are several.
+        variant: number of the image among several of one objective.
         group: images of one group are variants of one objective.
         image: `(h, w, c)` in the network's range that the ascent begins with instead of noise, and that regularizers
             compare with.
         start: `(h, w, c)` at the plan's size to begin with instead of either, from an ascent before.
-        hint: gives an image that is known to excite it, for a start where noise has no gradient.
+        hint: returns an image that is known to excite it, for a start where noise has no gradient.
     """
 
     bound: BoundObjective
@@ -286,16 +286,16 @@ class Job:
 
 @dataclass(eq=False)
 class Trace:
-    """How one image was made.
+    """The record of one ascent run.
 
     Attributes:
         activations: the objective before each step, under the transforms of the step.
         gradients: L2 norm of the gradient at each step.
-        image: the final one `(h, w, c)`.
+        image: the final image `(h, w, c)`.
         heat: sum of the image's absolute gradients `(h, w)`.
-        frames: images on the way.
-        tries: starts that were tried.
-        note: what had to be done to find it.
+        frames: intermediate images.
+        tries: number of starts that were tried.
+        note: a remark on the start that was needed.
         lifted: where it has no gradient, the first and last value of its pre-activation, which it raises.
     """
 
@@ -324,11 +324,11 @@ class Trace:
         return bool(self.gradients) and not np.isfinite([self.gradients[-1], self.activations[-1]]).all()
 
     def forget(self) -> None:
-        """Begin again."""
+        """Reset the trace for another start."""
         self.activations, self.gradients, self.frames = [], [], []
 
     def take(self, other: Trace, note: str) -> None:
-        """Become what another trace of the same objective is."""
+        """Take over all values of another trace of the same objective."""
         self.activations, self.gradients, self.frames = other.activations, other.gradients, other.frames
         self.image, self.heat, self.note = other.image, other.heat, note
 
@@ -336,12 +336,12 @@ class Trace:
 def ascend(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> Iterator[int]:
     """Ascend for each job, `plan.batch` of them side by side: the numbers of those that are finished, as they finish.
 
-    One compiled step serves all: objectives are arguments, and a batch slot that is done takes the next job. What an
-    image becomes does not depend on which others are beside it.
+    One compiled step serves all: objectives are arguments, and a batch slot that is done takes the next job. The
+    result of an image does not depend on the others beside it.
 
     Args:
-        plan: what and how.
-        jobs: what for; their objectives have one program.
+        plan: the settings of all runs.
+        jobs: the images to make; their objectives have one program.
         traces: one for each job, empty; they are filled in.
     """
     slots = Slots(plan, jobs, traces)
@@ -366,7 +366,7 @@ def kept_steps(steps: int, frames: int) -> list[int]:
 def settled(activations: Sequence[float], gain: float) -> bool:
     """True if the mean of the last `SETTLED_OVER` values differs from that of those before by less than `gain`.
 
-    One that falls has overshot, and comes back: it is not done.
+    An activation that falls has overshot and recovers: the run is not done.
     """
     if not gain or len(activations) < 2 * SETTLED_OVER:
         return False
@@ -396,7 +396,7 @@ class Slots:
 
     @property
     def busy(self) -> bool:
-        """True while a slot has something to do."""
+        """True while a slot has a job."""
         return any(self.active)
 
     @property
@@ -507,7 +507,7 @@ def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def before_nonlinearity(jobs: Sequence[Job], preactivations: tuple[str, ...]) -> list[Job]:
-    """The jobs on what comes before the non-linearities at the paths `preactivations`."""
+    """The jobs with the non-linearities at the paths `preactivations` left out."""
     found = []
     for job in jobs:
         bound = job.bound

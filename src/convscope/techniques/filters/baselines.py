@@ -1,4 +1,4 @@
-"""Baselines: what noise and natural images reach, computed once as a value that `filters` takes."""
+"""Baselines: activations of noise and natural images, computed once as a value that `filters` takes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PERCENTILE = 99
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """What noise and natural images say to the objectives of one program.
+    """Activations of noise and natural images for the objectives of one program.
 
     Attributes:
         arguments: for each term the arguments `(u, ...)` of its measure.
-        noise, natural: for each term what the images say, `(n, u, c)`.
+        noise, natural: for each term the activations of the images, `(n, u, c)`.
 
     Example:
         >>> from convscope.techniques.filters import FilterOptions, baselines
@@ -50,12 +50,12 @@ class Baseline:
 
 @dataclass(frozen=True, eq=False)
 class Baselines:
-    """What noise and natural images reach, for some objectives on one network.
+    """Activations of noise and natural images, for some objectives on one network.
 
     Attributes:
-        made_for: everything that they depend on but the objectives: see `made_for`.
+        made_for: everything that they depend on except the objectives: see `made_for`.
         images: the natural images.
-        of: the numbers, by program.
+        of: the activations, by program.
 
     Example:
         >>> from convscope.techniques.filters import FilterOptions, baselines
@@ -69,22 +69,22 @@ class Baselines:
     of: Mapping[ProgramKey, Baseline]
 
     def noise(self, bound: BoundObjective) -> np.ndarray:
-        """What each noise image reaches `(128,)`."""
+        """The activation of each noise image `(128,)`."""
         mine = self.of[bound.key]
         return mine.values(mine.noise, bound)
 
     def natural(self, bound: BoundObjective) -> np.ndarray:
-        """What each natural image reaches `(n,)`."""
+        """The activation of each natural image `(n,)`."""
         mine = self.of[bound.key]
         return mine.values(mine.natural, bound)
 
     def threshold(self, bound: BoundObjective) -> float:
-        """What an alive filter has to exceed: the 99th percentile of noise, and of natural images."""
+        """The threshold of an alive filter: the 99th percentile of noise, and of natural images."""
         reached = (self.noise(bound), self.natural(bound))
         return max(float(np.percentile(part, PERCENTILE)) for part in reached if len(part))
 
     def check(self, plan: Plan, bounds: Iterable[BoundObjective]) -> None:
-        """Check that they were made for what is planned.
+        """Check that they were made for this plan.
 
         Raises:
             UsageError: they were made for something else.
@@ -98,7 +98,7 @@ class Baselines:
 
 
 def made_for(plan: Plan) -> dict[str, object]:
-    """What baselines depend on beside the objectives: network, noise, size, border and precision."""
+    """The values that baselines depend on besides the objectives: network, noise, size, border and precision."""
     recipe = plan.recipe
     return {
         "network": (plan.network.name, plan.network.weights_sha256()),
@@ -111,7 +111,7 @@ def made_for(plan: Plan) -> dict[str, object]:
 
 
 def measure_baselines(plan: Plan, bounds: Sequence[BoundObjective], images: Sequence[InputImage]) -> Baselines:
-    """Measure what noise and natural images reach.
+    """Measure the activations of noise and natural images.
 
     Args:
         plan: network, size, seed, and the recipe, whose start images are the noise.
@@ -136,7 +136,7 @@ def measure_baselines(plan: Plan, bounds: Sequence[BoundObjective], images: Sequ
     found = {}
     for key, some in by_program.items():
         arguments = distinct_arguments(some)
-        # A percentile of noise is far less certain than what the ascent's precision rounds off.
+        # A percentile of noise is far less certain than the rounding of the ascent's precision.
         reached = measured(plan, some, arguments, noise, NOISE_IMAGES, precision=plan.precision)
         theirs = measured(plan, some, arguments, natural, len(images))
         found[key] = Baseline(tuple(arguments), tuple(reached), tuple(theirs))

@@ -1,4 +1,4 @@
-"""Optimizers: how parameters follow their gradient."""
+"""Optimizers: update rules for parameters from their gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TINY = 1e-12  # guards the squared norm of a gradient, as TensorFlow's l2_normal
 
 
 class Optimizer(Protocol):
-    """How parameters follow their gradient. Any frozen dataclass with these methods is one.
+    """An update rule for parameters. Any frozen dataclass with these methods is one.
 
     Example:
         >>> from dataclasses import dataclass, replace
@@ -33,18 +33,18 @@ class Optimizer(Protocol):
     """
 
     def init(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What is remembered from step to step, before the first."""
+        """The initial memory, which is kept from step to step."""
 
     def step(
         self, network: Network, parameters: Tensor, gradient: Tensor, square: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """The next parameters, and what is remembered.
+        """The next parameters and memory.
 
         Args:
-            network: whose operations and range.
+            network: for its operations and range.
             parameters, gradient: `(n, ...)`.
             square: squared L2 norm of the gradient of each image, `(n, 1, ...)`.
-            memory: from the step before.
+            memory: the memory from the step before.
         """
 
 
@@ -63,7 +63,7 @@ class Normalised:
     length: float
 
     def init(self, parameters: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Nothing."""
+        """An empty memory."""
         return ()
 
     def step(

@@ -1,4 +1,4 @@
-"""What is optimised: the pixels themselves, their Fourier spectrum, or only its phases; and where they start."""
+"""Parameterizations: the pixels themselves, their Fourier spectrum, or only its phases; and their start values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from convscope.networks import Network
 
 Tensor = Any
 
-# The colours of ImageNet's photographs, decorrelated (Olah et al. 2017, Feature Visualization): red, green and blue of
+# The colours of ImageNet's images, decorrelated (Olah et al. 2017, Feature Visualization): red, green and blue of
 # each of three independent directions.
 COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
 
@@ -107,7 +107,7 @@ class Fourier:
         return generator.normal(0, self.deviation, shape).astype(np.float32)
 
     def image(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
-        """Never outside of the network's range, whatever the parameters are."""
+        """See `Parameterization.image`; always inside of the network's range."""
         ops = network.ops
         scale = ops.convert_to_tensor((spectrum_scale(size) / 4)[None, None, :, :, None].astype(np.float32))
         return in_range(network, inverse_transform(parameters * scale, size, ops))
@@ -122,7 +122,7 @@ class Fourier:
 
 @dataclass(frozen=True)
 class Phases:
-    """The phases of a spectrum whose magnitudes are those that photographs have in the mean.
+    """The phases of a spectrum with the mean magnitudes of natural images.
 
     After Fel et al. 2023 (MaCo, 2306.06805), with magnitudes of our own: see `natural_magnitudes`.
 
@@ -132,13 +132,13 @@ class Phases:
     """
 
     def start(self, network: Network, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-        """Phases `(h, w // 2 + 1, c)` in radians, all alike probable: a texture as rough as photographs are."""
+        """Phases `(h, w // 2 + 1, c)` in radians, uniform: a texture as rough as natural images."""
         height, width = size
         shape = (height, width // 2 + 1, network.inputs.channels)
         return generator.uniform(-np.pi, np.pi, shape).astype(np.float32)
 
     def image(self, network: Network, parameters: Tensor, size: tuple[int, int]) -> Tensor:
-        """Never outside of the network's range."""
+        """See `Parameterization.image`; always inside of the network's range."""
         ops = network.ops
         magnitudes = ops.convert_to_tensor(natural_magnitudes(size, network.inputs.channels)[None])
         spectra = ops.stack([magnitudes * ops.cos(parameters), magnitudes * ops.sin(parameters)], axis=1)
@@ -198,7 +198,7 @@ def colour_logits(shares: np.ndarray) -> np.ndarray:
 
 @cache
 def natural_magnitudes(size: tuple[int, int], channels: int) -> np.ndarray:
-    """Mean magnitudes `(h, w // 2 + 1, c)` float32 that photographs of this size have, in the space of `in_range`.
+    """Mean magnitudes `(h, w // 2 + 1, c)` float32 of natural images of this size, in the space of `in_range`.
 
     Measured by `training/spectrum.py` on patches of 128 pixels; between its frequencies interpolated, below the lowest
     continued as 1 / f. Nothing at frequency 0: the mean is mid-grey. Channels that are not three colours have the
@@ -208,7 +208,7 @@ def natural_magnitudes(size: tuple[int, int], channels: int) -> np.ndarray:
     patch = 2 * (len(measured) - 1)
     down, right = np.abs(np.fft.fftfreq(size[0]))[:, None] * patch, np.fft.rfftfreq(size[1])[None] * patch
     radius = np.hypot(down, right)
-    beyond = np.maximum(1, 1 / np.maximum(radius, 1e-12))  # what brings a frequency out to the lowest that was measured
+    beyond = np.maximum(1, 1 / np.maximum(radius, 1e-12))  # brings a frequency to the lowest measured one
     found = np.exp(_between(measured, down * beyond, right * beyond)) * beyond[..., None]
     found[0, 0] = 0
     found = found if channels == 3 else np.repeat(found[..., :1], channels, axis=-1)
@@ -231,7 +231,7 @@ def _mix() -> np.ndarray:
 
 
 def spectrum_scale(size: tuple[int, int]) -> np.ndarray:
-    """What a spectrum of ones is multiplied by `(h, w // 2 + 1)`, so that it falls off as in photographs."""
+    """Factors `(h, w // 2 + 1)` that make a spectrum of ones fall off as in natural images."""
     height, width = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     return np.sqrt(width * height) / np.maximum(frequency, 1 / max(width, height))
@@ -254,7 +254,7 @@ def _waves(size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def middle_and_half(network: Network) -> tuple[np.ndarray, np.ndarray]:
-    """Mid-grey and half the range `(c,)` of what the network takes.
+    """Mid-grey and half the range `(c,)` of the network's input.
 
     Example:
         >>> middle, half = middle_and_half(network)

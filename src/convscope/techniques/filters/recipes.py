@@ -13,28 +13,28 @@ from convscope.techniques.filters.transforms import Affine, Crops, Transforms
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a filter's image is found and shown.
+    """The settings by which a filter's image is optimized and rendered.
 
     Attributes:
         name: as `--recipe` takes it.
-        source: where it is from.
+        source: the publication or tool that it is from.
         steps: number of updates.
         size: pixels of a side, where the network takes any.
-        parameterization: what is optimized; optimizer: how it follows its gradient; transforms: what is done to the
+        parameterization: the variables of the optimization; optimizer: their update rule; transforms: applied to the
             image before each step.
         border: cells of the layer's map left out on each side of the objective.
         crop: pixels left out on each side of the final image, at `size`.
         look: the style of rendering: "classic" (contrast brought to 0.15 around grey), "plain" (the image as it is) or
             "clipped" (stretched to the full range, but for 1 % of the values at each end).
         octaves: (fraction of the final size, share of the steps) of the sizes that are optimized one after another.
-        grow: how an image is brought to the next size: "resize", or "mirror", which keeps its scale and adds a margin.
-        settle: a filter is done when it gained less than this share in 8 steps; 0 for all steps.
+        grow: the step to the next size: "resize", or "mirror", which keeps its scale and adds a margin.
+        settle: a filter is done when it gained less than this share in 8 steps; 0 takes all steps.
         photo: it needs an image.
-        raises: what is raised where neither channels nor objectives are given: "channels", "layer" (its mean square) or
+        raises: the objective where neither channels nor objectives are given: "channels", "layer" (its mean square) or
             "caricature" (the activations of the image; the ascent then begins with noise, else with the image).
-        power: of the cosine, for a caricature.
-        first_channels: so many of a layer's channels where none are chosen; None for all.
-        regularizer_weight: of the likeness to that image halfway to the layer, relative to the activation.
+        power: exponent of the cosine, for a caricature.
+        first_channels: number of a layer's first channels to use where none are chosen; None for all.
+        regularizer_weight: weight of the likeness to that image halfway to the layer, relative to the activation.
         transparent: the result includes the importance of each place of an image.
 
     Example:
@@ -114,8 +114,8 @@ FAST = Recipe(
     settle=0.02,
 )
 
-# The paper's crops are 0.5 to 0.05 of canvases many times as large as the network's input. On a canvas of the input's
-# own size they enlarge a filter's pattern until it excites nothing as it is, so here they are 0.9.
+# The paper's crops are 0.5 to 0.05 of images many times as large as the network's input. On an image of the input's
+# own size they enlarge a filter's pattern until it excites nothing unchanged, so here they are 0.9.
 MACO = Recipe(
     name="maco",
     source="Fel et al. 2023, MaCo, 2306.06805: phases only, crops with noise, NAdam",

@@ -1,4 +1,4 @@
-"""What is asked for: channels, recipe, size, images and objectives, checked against the network."""
+"""Requests: channels, recipe, size, images and objectives, checked against the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from convscope.techniques.filters.ascent import BATCH
 from convscope.techniques.filters.baselines import Baselines
 from convscope.techniques.filters.recipes import DEFAULT_RECIPE, Recipe, recipe_named
 
-DIVERSITY = 1.0  # weight of being unlike each other, relative to the activation
+DIVERSITY = 1.0  # weight of the diversity, relative to the activation
 
 
 def parse_channels(channels: str | int | Iterable[int] | None, count: int) -> list[int]:
@@ -88,7 +88,7 @@ def adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
 
 
 def start_image(recipe: Recipe, photo: Any) -> InputImage | None:
-    """The image that the ascent begins with, or that is caricatured."""
+    """The start image of the ascent, or the image to caricature."""
     if photo is None and recipe.photo:
         raise UsageError(
             f"recipe {recipe.name!r} needs an image; give one with {option('photo')}.",
@@ -130,7 +130,7 @@ def size_of(
 
 
 def check_layer(network: Network, path: str, size: tuple[int, int]) -> Layer:
-    """The layer as it is for images of `size`."""
+    """The layer, with its shape for images of `size`."""
     wanted = network.layer(path).path
     target = next((layer for layer in network.layers_at(size) if layer.path == wanted), None)
     if target is None:
@@ -156,7 +156,7 @@ def check_layer(network: Network, path: str, size: tuple[int, int]) -> Layer:
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """What `filters` takes beside a layer and its channels; see there.
+    """The options of `filters` besides a layer and its channels; see there.
 
     Example:
         >>> FilterOptions(steps=8, size=64).recipe
@@ -181,7 +181,7 @@ class FilterOptions:
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """One objective that is asked for, and the key of its random numbers."""
+    """One requested objective and the key of its random numbers."""
 
     objective: Objective
     key: tuple[int, ...]
@@ -199,8 +199,8 @@ def wanted_objectives(
 
     Args:
         network, layer, channels: as for `filters`.
-        options: for its objectives.
-        recipe: what is raised where no channels are given.
+        options: the options with the objectives.
+        recipe: the recipe, which has the objective where no channels are given.
         caricatured: the prepared image `(h, w, c)` of a caricature.
     """
     pairs = _objectives(network, layer, channels, options, recipe, caricatured)
@@ -240,7 +240,7 @@ def _objectives(
 
 
 def first_layer(objective: Objective) -> str:
-    """The first layer that an objective reads, as it is named there, or `LOGITS`."""
+    """The first layer that an objective reads, by the objective's own name for it, or `LOGITS`."""
     term = objective.terms[0]
     if term.own is None:
         return term.layer

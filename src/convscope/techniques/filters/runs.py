@@ -14,7 +14,7 @@ FROM_IMAGE = "from an image"
 TRIES = 3  # starts of a filter that has no gradient
 LIFTED_STEPS = 16  # before its own non-linearity, as lucid lets gradients through for 16 steps
 LEAST_CELLS = 4  # of a map's side, for a smaller size to be worth a step
-BATCHES_AT_ONCE = 4  # of images that begin at smaller sizes: so many are in memory together
+BATCHES_AT_ONCE = 4  # number of images that begin at smaller sizes and are in memory together
 
 
 def run(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[int, Trace]]:
@@ -72,7 +72,7 @@ def _ascended(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[int, Trace]]:
         try:
             smaller = plan if grouped else replace(plan, batch=min(plan.batch, len(now)))
             for place in ascend(smaller, [jobs[index] for index in now], traces):
-                trace, traces[place] = traces[place], Trace()  # whoever gets it keeps it, and nobody else
+                trace, traces[place] = traces[place], Trace()  # the receiver alone keeps it
                 left.remove(now[place])
                 yield now[place], trace
         except Exception as error:
@@ -135,7 +135,7 @@ def _smaller_sizes(plan: Plan, jobs: Sequence[Job]) -> list[np.ndarray | None]:
 
 
 def _at_size(plan: Plan, jobs: Sequence[Job], starts: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
-    """Images brought to the plan's size; to those that began as an image goes what it shows at this size only."""
+    """Images brought to the plan's size; those that began as an image get the details that it has at this size only."""
     found: list[np.ndarray | None] = []
     for job, start in zip(jobs, starts, strict=True):
         if start is None or job.image is None:
@@ -161,11 +161,11 @@ def _grown(recipe: Recipe, image: np.ndarray, size: tuple[int, int]) -> np.ndarr
 def _retry(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:
     """New starts for filters whose gradient is zero: from before their non-linearity, from other seeds, from an image.
 
-    Where all fail and there is a pre-activation, the image is what raises that.
+    Where all fail and there is a pre-activation, the image is the one that raises it.
     """
     paths = jobs[0].bound.key.paths
     preactivations = plan.network.nonlinearities(paths[0]) if len(paths) == 1 else ()
-    # From the same seed again only where something before the non-linearity can be raised first.
+    # From the same seed again only where a value before the non-linearity can be raised first.
     attempts = range(TRIES) if preactivations else range(1, TRIES)
     for tries, attempt in enumerate(attempts, start=2):
         left = [index for index, trace in enumerate(traces) if trace.has_no_gradient]

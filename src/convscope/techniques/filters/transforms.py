@@ -1,4 +1,4 @@
-"""What is done to an image before each step, so that it excites its filter also when it is moved a little."""
+"""Transforms of an image before each step, so that it excites its filter also when it is moved a little."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Transforms(Protocol):
 
     @property
     def views(self) -> int:
-        """How many views of each image there are."""
+        """The number of views of each image."""
 
     def draw(self, key: Sequence[int], step: int, steps: int, size: tuple[int, int]) -> np.ndarray:
         """The numbers `(views, 8)` float32 of one image's views at one of `steps` steps.
@@ -49,7 +49,7 @@ class Transforms(Protocol):
         Args:
             images: `(n, h, w, c)`.
             draws: `(n, views, 8)`.
-            middle, half: mid-grey and half the range of what the network takes, `(c,)`.
+            middle, half: mid-grey and half the range of the network's input, `(c,)`.
             ops: the framework's operations.
         """
 

@@ -21,7 +21,7 @@ class Judged:
     """The verdict on one image.
 
     Attributes:
-        row: the numbers.
+        row: the verdict and measures.
         profile: activation of every channel of the objective's first term on the image, less that on noise `(c,)`.
     """
 
@@ -33,10 +33,10 @@ def judge(plan: Plan, baselines: Baselines, jobs: Sequence[Job], traces: Sequenc
     """The verdicts on finished images whose objectives have one program.
 
     Args:
-        plan: how they were made.
-        baselines: what noise and natural images reach.
+        plan: the settings that they were made with.
+        baselines: activations of noise and natural images.
         jobs, traces: of the images.
-        of: so many images of this program are judged altogether.
+        of: number of images of this program that are judged altogether.
     """
     bounds = [job.bound for job in jobs]
     baseline = baselines.of[bounds[0].key]
@@ -123,7 +123,7 @@ def _verdict(final: float, threshold: float, trace: Trace, natural: np.ndarray) 
 
 
 def _without_gradient(trace: Trace, natural: np.ndarray) -> tuple[str, str]:
-    """The verdict on a filter that no start could move."""
+    """The verdict on a filter without a gradient at any start."""
     reason = f"the gradient is zero everywhere from {trace.tries} starts, so the filter has no gradient to follow"
     excited = len(natural) > 0 and natural.max() > 0
     if trace.lifted is not None:
@@ -136,7 +136,7 @@ def _without_gradient(trace: Trace, natural: np.ndarray) -> tuple[str, str]:
 
 
 def cut_off(plan: Plan, bound: BoundObjective) -> str:
-    """What to say where a unit in the middle of the map sees both edges of the image, and perhaps beyond; or ""."""
+    """A remark where the receptive field of the middle unit reaches both edges of the image; or ""."""
     layer, network = bound.key.specs[0].layer, plan.network
     if not layer.spatial:
         return ""

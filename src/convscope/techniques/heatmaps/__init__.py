@@ -95,26 +95,26 @@ def heatmap(
         images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
         target: a class by number or name, or "top" for each image's own best; or one for each image. "top3": the
             three best of each. "conv3:17" is a channel of a layer and "conv3:17@4,5" it at one place; of a network that
-            answers with a map, a number is the class where it is the highest. Or what `channel_target` and
-            `similarity_target` make, an objective or its text ("a:3 - 0.5*tabby", see `convscope.objectives`), a
-            `Custom` function of the network's answers, or a `Target` of your own.
+            outputs a map, a number is the class where it is the highest. Or the result of `channel_target` or
+            `similarity_target`, an objective or its text ("a:3 - 0.5*tabby", see `convscope.objectives`), a
+            `Custom` function of the network's activations, or a `Target` of your own.
         layer: a path, "auto" for the last layer whose map has more than one cell, or "best" for the one of the last
             layers at each size of map that does best in insertion less deletion on a few of the images; or several,
             whose maps are fused: positive parts, each over its highest value, their mean.
-        against: a class whose logit is subtracted from the target's, so that the map shows what supports the one and
-            not the other: by number or name, or "rival" for each image's best other class; or one for each image.
-            Of two classes under one softmax only this difference means anything.
+        against: a class whose logit is subtracted from the target's, so that the map shows regions that support the one
+            and not the other: by number or name, or "rival" for each image's best other class; or one for each image.
+            Of two classes under one softmax only this difference has a meaning.
         method: one of `METHODS` by name or as an object with options, such as `SmoothGrad(noise=0.1)`, one of your own
             (see `Method`), several, or "all" for all that work on one pass. With several, each image has a map
-            for each method, one after another; of "all", a method that does not fit the network is left out and says
-            why in the provenance.
+            for each method, one after another; of "all", a method that does not fit the network is left out, and
+            the provenance has the reason.
         smooth: the mean over the image, moved a little in four directions, and the mirror images of these.
         budget: passes that a sampling method may spend on an image: channels of Score-CAM, masks of RISE, noisy copies
             of SmoothGrad, steps of integrated gradients. It comes before their own option.
         check: measure how far to trust each map: see `faithfulness`.
         precision: "bfloat16", or "auto" where the machine gains by it, of the passes of Score-CAM and RISE.
-        seed: of what is drawn at random.
-        batch: images at a time.
+        seed: random seed.
+        batch: number of images in one pass.
         progress: called with each event (`convscope.events`); a finished item has its `HeatmapItem`.
 
     Returns:
@@ -165,7 +165,7 @@ def iter_heatmaps(
         options: all other arguments of `heatmap`.
 
     Raises:
-        UsageError: see `heatmap`; what is asked for is checked before the first heatmap is made.
+        UsageError: see `heatmap`; the request is checked before the first heatmap is made.
 
     Example:
         >>> for item in iter_heatmaps(network, PHOTOS[:2], options=HeatmapOptions(method="hirescam")):

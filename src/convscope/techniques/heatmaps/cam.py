@@ -48,11 +48,11 @@ def layercam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
 def cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Sum of the maps, each weighted by the dense layer after a global average pooling; else as `grad_cam`.
 
-    With such a head the score is the sum of w_k mean(A_k), so the weights are what the gradient is at each of the
+    With such a head the score is the sum of w_k mean(A_k), so the weights are the gradient at each of the
     h * w places, times h * w.
 
     Raises:
-        Unfit: the gradient differs from place to place, so something else follows the layer.
+        Unfit: the gradient differs from place to place, so the layer has another head.
     """
     peak = np.abs(gradients).max(axis=(1, 2, 3), keepdims=True)
     spread = np.abs(gradients - gradients.mean(axis=(1, 2), keepdims=True))
@@ -190,8 +190,8 @@ class FinerCAM(Method):
     These are weighted with their probabilities, or alike where there are none.
 
     Attributes:
-        alpha: how much of their scores is subtracted.
-        rivals: how many of them.
+        alpha: share of their scores that is subtracted.
+        rivals: number of these classes.
 
     Example:
         >>> convscope.heatmap(network, PHOTOS[0], "cat", method=FinerCAM(alpha=1.0, rivals=1)).maps.shape

@@ -17,8 +17,8 @@ def combined(method: Method, evidence: Sequence[Evidence], smooth: bool) -> list
     """The maps of one method, one for each image.
 
     Args:
-        method: which.
-        evidence: about the same images at one layer or more.
+        method: the method.
+        evidence: the evidence about the same images at one layer or more.
         smooth: the mean over the image moved and mirrored.
     """
     parts = [smoothed(method, one) if smooth else results_of(method, one) for one in evidence]
@@ -38,9 +38,9 @@ def fused(results: Sequence[MethodResult]) -> MethodResult:
 
 
 def smoothed(method: Method, evidence: Evidence) -> list[MethodResult]:
-    """The mean of a method's maps `(h, w)` over moved and mirrored images, each put back to where it belongs.
+    """The mean of a method's maps `(h, w)` over moved and mirrored images, each moved back to its place.
 
-    What is explained stays what it is of the image as it is.
+    The target stays that of the unchanged image.
     """
     size = evidence.x.shape[1:3]
     step = max(1, round(size[0] * SHIFT)), max(1, round(size[1] * SHIFT))
@@ -53,12 +53,12 @@ def smoothed(method: Method, evidence: Evidence) -> list[MethodResult]:
             for index, found in enumerate(results_of(method, evidence.again(np.ascontiguousarray(x)))):
                 heat = resize_map(found.heat, *size)
                 total[index] += _moved(heat[None, :, :: -1 if mirrored else 1], -rows, -columns)[0]
-                notes[index] = notes[index] or found.note  # of the image as it is, which comes first
+                notes[index] = notes[index] or found.note  # of the unchanged image, which comes first
     return [MethodResult(one / (2 * len(moves)), note) for one, note in zip(total, notes, strict=True)]
 
 
 def _moved(images: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Images `(n, h, w, ...)` moved, the edge repeated where they leave something open."""
+    """Images `(n, h, w, ...)` moved, with the edge repeated where the shift leaves a gap."""
     height, width = images.shape[1:3]
     at_rows = np.clip(np.arange(height) - rows, 0, height - 1)
     at_columns = np.clip(np.arange(width) - columns, 0, width - 1)

@@ -33,18 +33,18 @@ def concepts(
     """The regions of some images that are similar to a layer.
 
     The positive part of the layer's maps of all images, a row for each place, is brought near a product of two
-    matrices without negative values: how much of each concept is at a place, and what a concept is made of.
+    matrices without negative values: the strength of each concept at a place, and the channels of a concept.
 
     Args:
         network: an opened network, or what `open_model` takes.
         images: paths, folders, arrays `(h, w[, c])` uint8 or PIL images, one or several.
-        count: how many concepts.
+        count: number of concepts.
         layer: a path, or "auto" for the last layer whose map has more than one cell.
-        batch: images at a time.
+        batch: number of images in one pass.
         progress: called with each event (`convscope.events`).
 
     Returns:
-        how much of each concept is at each place, and for each the classes that a map full of it supports.
+        the strength of each concept at each place, and for each the classes that a map full of it supports.
 
     Raises:
         UsageError: no such layer, or one without a map; more concepts than channels or places; ImageError.
@@ -118,7 +118,7 @@ def _rows(network: Network, layer: Layer, table: np.ndarray, shares: np.ndarray,
     rest = table - shares @ vectors
     rows = []
     for number in range(len(vectors)):
-        # What the squared error would grow by without it: |rest + s v|^2 - |rest|^2.
+        # The increase of the squared error without it: |rest + s v|^2 - |rest|^2.
         share, vector = shares[:, number], vectors[number]
         gained = float(2 * share @ (rest @ vector) + (share @ share) * (vector @ vector)) / total
         rows.append(Concept(number, gained, classes[number]))
@@ -128,7 +128,7 @@ def _rows(network: Network, layer: Layer, table: np.ndarray, shares: np.ndarray,
 def _classes(network: Network, layer: Layer, shares: np.ndarray, vectors: np.ndarray) -> list[tuple[Prediction, ...]]:
     """The best classes of a map that is full of each concept, at its 99th percentile.
 
-    What bypasses the layer (the shortcut of a residual block) is that of an image of zeros.
+    The path around the layer (the shortcut of a residual block) has the values of an image of zeros.
     """
     if network.head.spatial or not layer.on_path:
         return [()] * len(vectors)

@@ -1,8 +1,8 @@
 """The results of passes through the network on some images: the evidence that heatmap methods use.
 
-One pass forward and back gives a layer's maps and gradients, and settles which class is explained. Whatever else a
+One pass forward and back gives a layer's maps and gradients, and fixes the explained class. Anything else that a
 method asks for (gradients at the pixels, a Hessian-vector product, replays of changed maps or images) is computed when
-it asks, for the score that was settled.
+it asks, for the same score.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class CallOptions:
     """Options of one call that are the same for all methods.
 
     Attributes:
-        seed: of what is drawn at random.
-        precision: "float32" or "bfloat16", of passes that only score images.
+        seed: random seed.
+        precision: "float32" or "bfloat16", for passes that only score images.
     """
 
     seed: int = 0
@@ -47,10 +47,11 @@ class CallOptions:
 
 @dataclass(frozen=True, eq=False)
 class TraceSpec:
-    """What is traced: the gradient of a target at a layer of a network.
+    """A trace to make: the gradient of a target at a layer of a network.
 
     Attributes:
-        network, layer, target: of what. Without a layer no maps are recorded, and gradients are those of the pixels.
+        network, layer, target: the parts of the trace. Without a layer no maps are recorded, and gradients are those of
+            the pixels.
         batch: images in one pass; fewer are filled up to it, so that one compiled program serves every batch.
         call: options of the call.
     """
@@ -69,15 +70,15 @@ class TraceSpec:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """About at most a batch of images, at one layer, for one target.
+    """The evidence about at most a batch of images, at one layer, for one target.
 
     Attributes:
         spec: network, layer and target.
         x: prepared images `(n, h, w, c)`.
-        arguments: of the target, resolved: a row for each image.
-        scores: what is explained `(n,)`.
+        arguments: the target's arguments, resolved: a row for each image.
+        scores: the explained score of each image `(n,)`.
         logits: `(n, classes)`; None where the network has no class scores.
-        maps, gradients: of the layer `(n, h, w, c)`; without a layer the images and the gradients at their pixels.
+        maps, gradients: the layer's, `(n, h, w, c)`; without a layer the images and the gradients at their pixels.
     """
 
     spec: TraceSpec
@@ -119,7 +120,7 @@ class Evidence:
         return _passed(self.spec, _differentiating_twice, self.x, self.arguments, self.maps)[0]
 
     def again(self, x: np.ndarray) -> Evidence:
-        """The evidence about other images `x` `(n, h, w, c)`, for what is explained of these: its arguments stay."""
+        """The evidence about other images `x` `(n, h, w, c)` for the same target with the same arguments."""
         return trace(self.spec, x, self.arguments, resolved=True)
 
     def views(self) -> Iterator[ImageView]:
@@ -133,9 +134,9 @@ def trace(spec: TraceSpec, x: np.ndarray, arguments: tuple[np.ndarray, ...], *, 
     """The evidence about at most a batch of images, from one pass.
 
     Args:
-        spec: of which target at which layer.
+        spec: the target and the layer.
         x: prepared images `(n, h, w, c)`.
-        arguments: of the target, a row for each.
+        arguments: the target's arguments, a row for each image.
         resolved: the arguments are resolved already.
     """
     make = _explaining if resolved else _settling
@@ -158,7 +159,7 @@ def _passed(
     arguments: Sequence[np.ndarray],
     *more: np.ndarray,
 ) -> list[np.ndarray]:
-    """Run the program that `make` makes, on images filled up to the batch; a row for each image comes back."""
+    """Run the program that `make` makes, on images filled up to the batch; returns a row for each image."""
     network, count = spec.network, len(x)
     program = network.program(_of_spec, make, spec.layer, spec.target)
     at = x.shape[1:] if spec.layer is None else spec.layer.shape
@@ -168,7 +169,7 @@ def _passed(
 
 
 def _of_spec(network: Network, make: Callable[..., Callable], layer: Layer | None, target: Target) -> Callable:
-    """What `make` makes of a spec, which depends on nothing else of it."""
+    """The program that `make` makes of a spec; it depends on nothing else."""
     return make(TraceSpec(network, layer, target))
 
 
@@ -183,7 +184,7 @@ def _scored(spec: TraceSpec, run: Run, x: Any, delta: Any) -> tuple:
 
 
 def _whole(network: Network, target: Target) -> bool:
-    """True if the pass has to reach the output: for the score, or to say what the network predicts."""
+    """True if the pass has to reach the output: for the score, or for the predictions."""
     return target.scores or network.head.has_scores
 
 
@@ -233,10 +234,10 @@ def input_gradients(
     """The gradient of each image's score at its own pixels `(n, h, w, c)`, and the scores `(n,)`.
 
     Args:
-        spec: whose target, and how many images at a time; the layer plays no part.
+        spec: the target and the number of images in one pass; the layer is not used.
         x: prepared images `(n, h, w, c)`.
         arguments: resolved, a row for each.
-        guided: through each ReLU only what is positive comes back (guided backpropagation).
+        guided: only positive gradients pass back through each ReLU (guided backpropagation).
 
     Raises:
         Unfit: guided, and there is no ReLU.
@@ -284,14 +285,14 @@ def _at_pixels(network: Network, target: Target, gates: Sequence[str]) -> Callab
 
 @dataclass(frozen=True, eq=False)
 class ImageView:
-    """One image at one layer, and the score that is explained: for what is asked many times of one image.
+    """One image at one layer, and the score that is explained: for many passes on one image.
 
     Attributes:
         spec: network, layer and target.
         x: the prepared image `(1, h, w, c)`.
         maps: the layer's activation `(h, w, c)`.
-        arguments: of the target, resolved, without an axis for images.
-        score: of the image as it is.
+        arguments: the target's arguments, resolved, without an axis for images.
+        score: the score of the unchanged image.
     """
 
     spec: TraceSpec
@@ -317,12 +318,12 @@ class ImageView:
 
     @property
     def seed(self) -> int:
-        """Of what is drawn at random."""
+        """The random seed."""
         return self.spec.call.seed
 
     @property
     def has_probability(self) -> bool:
-        """True if what is explained has a probability: a class, or one against the only other one."""
+        """True if the target has a probability: a class, or one against the only other one."""
         if not isinstance(self.target, ClassScore) or self.network.head.linear:
             return False
         return bool(self.arguments[0].min() >= 0) or self.network.head.paired
@@ -331,8 +332,8 @@ class ImageView:
         """The score `(count,)` of each replay of the layer's map.
 
         Args:
-            factors: from numbers of replays `(n,)` to what the map's channels are multiplied by `(n, c)`.
-            count: how many.
+            factors: from numbers of replays `(n,)` to the factors of the map's channels `(n, c)`.
+            count: number of replays.
         """
         found = [self._replayed(factors(numbers).astype(np.float32)) for numbers in _chunks(count, MAPS_AT_ONCE)]
         return np.concatenate(found)[:count].astype(np.float64)
@@ -342,7 +343,7 @@ class ImageView:
         return np.concatenate([scores for scores, _ in self._scored(images, count, precision)])[:count]
 
     def probabilities(self, images: Images, count: int, precision: str = "float32") -> np.ndarray:
-        """The probability `(count,)` of the class, or the score where what is explained has none."""
+        """The probability `(count,)` of the class, or the score where the target has none."""
         if not self.has_probability:
             return self.scores_of_images(images, count, precision)
         found = [logits for _, logits in self._scored(images, count, precision)]
@@ -381,10 +382,10 @@ class ImageView:
             try:
                 return network.numpy(program(*map(network.tensor, (self.x, shaped)), *self._rows(len(shaped))))
             except Exception as error:
-                # TensorFlow may learn of a shape only while it computes. What is the target's fault comes again below.
+                # TensorFlow may find a shape only while it computes. An error of the target is raised again below.
                 if not isinstance(error, TailNeedsMore) and type(error).__name__ != "InvalidArgumentError":
                     raise
-        # What was computed before the layer is needed after it too, and has to be there as often: fewer at a time.
+        # Values from before the layer are needed after it too, as many times: so fewer replays in one pass.
         found = []
         for start in range(0, len(shaped), IMAGES_AT_ONCE):
             part = shaped[start : start + IMAGES_AT_ONCE]
@@ -430,5 +431,5 @@ def _scoring(network: Network, target: Target, precision: str) -> Callable:
 
 
 def explains_a_class(evidence: Evidence) -> bool:
-    """True if what is explained is a sum of class scores."""
+    """True if the target is a sum of class scores."""
     return isinstance(evidence.target, ClassScore)

@@ -1,8 +1,8 @@
 """Measures of how far to trust a heatmap.
 
-What is measured, and the limits of the badge, were fixed before any method was scored. A score is the probability of
-the class; where what is explained has none, the number itself over what the whole image has more or less than a
-image of its mean colour, which then scores 0.
+The measures and the limits of the badge were fixed before any method was scored. A score is the probability of the
+class; where the target has none, it is the number itself over the difference of the whole image from an image of its
+mean colour, which then scores 0.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def check(view: ImageView, raw: np.ndarray, remake: Remake, seed: int = 0) -> Ch
     """All measures of one heatmap.
 
     Args:
-        view: the image and what is explained.
+        view: the image and the target.
         raw: the map `(h, w)`.
         remake: makes the map of a prepared image `(1, h, w, c)` for the same score, with the present weights.
-        seed: of noise, ties and permutations.
+        seed: random seed of noise, ties and permutations.
     """
     random = np.random.default_rng(seed)
     heat = ranked(raw, view.x.shape[1:3], random)
@@ -142,7 +142,7 @@ def _halved(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(means, np.float32)
 
 
-# -- what the map lets through ---------------------------------------------------------------------------
+# -- the image seen through the map-----------------------------------------------------------------------
 
 
 def drop_and_increase(view: ImageView, raw: np.ndarray) -> dict[str, float]:
@@ -162,8 +162,8 @@ def drop_and_increase(view: ImageView, raw: np.ndarray) -> dict[str, float]:
 
 def road(view: ImageView, places: np.ndarray, random: np.random.Generator) -> float:
     """ROAD (2202.00449): the mean, over shares removed, of the score without the least important pixels less the score
-    without the most important ones. What is removed is filled in from its neighbours, so that its outline carries no
-    information; -1..1, more is better.
+    without the most important ones. The removed pixels are filled in from their neighbours, so that their outline
+    has no information; -1..1, more is better.
     """
     masks = [places < share * places.size for share in REMOVED]
     masks += [places >= (1 - share) * places.size for share in REMOVED]
@@ -229,7 +229,7 @@ def _mean_of_known(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     return image[~removed].mean(axis=0) if not removed.all() else image.mean(axis=(0, 1))
 
 
-# -- does it change with what it should ------------------------------------------------------------------
+# -- dependence on noise and weights ---------------------------------------------------------------------
 
 
 def stability(x: np.ndarray, raw: np.ndarray, remake: Remake, random: np.random.Generator) -> float:
@@ -243,7 +243,7 @@ def randomisation(view: ImageView, raw: np.ndarray, remake: Remake, seed: int = 
     """The cascading randomisation check (1810.03292): how much the map stays the same while weights are scrambled.
 
     The values inside of each kernel, and of the norms and biases after it, change places: of the last one on the way to
-    what is explained, of a third of them, two thirds, all. The number is the mean over these of the absolute rank
+    the target, of a third of them, two thirds, all. The number is the mean over these of the absolute rank
     correlation with the map, 0..1; less is better. A map that does not use the weights has 1. None where there is no
     kernel to scramble (weights that are constants of a program).
     """
@@ -260,7 +260,7 @@ def randomisation(view: ImageView, raw: np.ndarray, remake: Remake, seed: int = 
 
 @dataclass(frozen=True)
 class Judged:
-    """How a layer's map did: insertion less deletion, the mean over images."""
+    """The quality of a layer's maps: insertion less deletion, the mean over images."""
 
     layer: str
     value: float
@@ -270,7 +270,7 @@ def better_layers(views: Sequence[ImageView], maps: Sequence[tuple[str, Sequence
     """Layers by insertion less deletion, the best first.
 
     Args:
-        views: images and what is explained.
+        views: the images and the targets.
         maps: for each layer its path and its map for each image.
     """
     found = []

@@ -1,8 +1,8 @@
-"""FullGrad: what the pixels and the biases of a network add up to.
+"""FullGrad: the contributions of the pixels and the biases of a network to a score.
 
 A network of affine layers and ReLUs is, around one image, a linear function, whose value is the sum of pixel times
-gradient over all pixels and of bias times gradient over all biases. Integrated gradients account for the difference of
-two scores, this for the whole of one.
+gradient over all pixels and of bias times gradient over all biases. Integrated gradients explain the difference of
+two scores, FullGrad explains one score completely.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from convscope.techniques.heatmaps.targets import Target
 class FullGrad(PerImageMethod):
     """Pixel times gradient and, of each layer, bias times gradient, as sizes over their layer's range (equation 6).
 
-    The bias of a norm with fixed statistics is what it answers to zeros. Layers without places have no part in the map.
-    The map `(h, w)` is not negative; the note says how far the sum of all signed contributions is from the score (0 in
-    a network of ReLUs).
+    The bias of a norm with fixed statistics is its output for zeros. Layers without places have no part in the map.
+    The map `(h, w)` is not negative; the note has the difference of the sum of all signed contributions from the score
+    (0 in a network of ReLUs).
 
     Example:
         >>> convscope.heatmap(network, PHOTOS[0], "cat", method=FullGrad()).maps.shape
@@ -64,7 +64,7 @@ def _over_range(sizes: np.ndarray) -> np.ndarray:
 
 
 def _contributions(view: ImageView, layers: Sequence[Layer]) -> list[np.ndarray]:
-    """What the pixels `(h, w, c)` and the biases of each of `layers`, `(h, w, c)` or `(c,)`, add to the score."""
+    """The contributions of the pixels `(h, w, c)` and of the biases of each of `layers`, `(h, w, c)` or `(c,)`."""
     network, target = view.network, view.target
     answering = network.program(_answering_zeros, tuple(layers))
     differentiating = network.program(_gradients, target, tuple(layers))
@@ -73,13 +73,13 @@ def _contributions(view: ImageView, layers: Sequence[Layer]) -> list[np.ndarray]
     at_pixels, *gradients = differentiating(x, zeros, *(network.tensor(argument[None]) for argument in view.arguments))
     found = [view.x[0] * network.numpy(at_pixels)[0]]
     for bias, gradient in zip(answering(x), gradients, strict=True):
-        # 0 / 0, where one thing that comes from the image is divided by another, is no bias.
+        # 0 / 0, where one value that depends on the image is divided by another, is no bias.
         found.append(np.nan_to_num(network.numpy(bias)[0], nan=0, posinf=0, neginf=0) * network.numpy(gradient)[0])
     return found
 
 
 def _affine(network: Network, target: Target) -> list[Layer]:
-    """The affine layers on the way to what is explained."""
+    """The affine layers on the way to the target."""
     names = [layer.path for layer in network.layers]
     last = max((names.index(path) for path in target.record), default=len(names) - 1)
     return [layer for layer in network.layers[: last + 1] if layer.on_path and layer.affine]
@@ -91,7 +91,7 @@ def _nonlinear(network: Network, layer: Layer) -> bool:
 
 
 def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
-    """From images what each of `layers` answers, before its own non-linearity, where all before it is zero."""
+    """From images the output of each of `layers` before its own non-linearity, where its input is zero."""
     silenced = [layer.path for layer in network.layers if layer.on_path and not layer.container]
     nonlinear = tuple(layer.path for layer in layers if _nonlinear(network, layer))
 
@@ -110,7 +110,7 @@ def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
 
 
 def _gradients(network: Network, target: Target, layers: Sequence[Layer]) -> Callable:
-    """From images the gradient at their pixels, and at what each of `layers` answers before its non-linearity."""
+    """From images the gradients at their pixels and at the output of each of `layers` before its non-linearity."""
 
     before = tuple(layer.path for layer in layers if _nonlinear(network, layer))
     after = tuple(layer.path for layer in layers if layer.path not in before)

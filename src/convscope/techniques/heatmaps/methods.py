@@ -1,7 +1,7 @@
 """Heatmap methods and their registry.
 
-A method is an object: its fields are its options, its class carries its name, its source and what it needs, and
-`explain` makes maps of the evidence about some images. A user's own is used as the ones that are here: a subclass of
+A method is an object: its fields are its options, its class has its name, its source and its needs, and
+`explain` makes maps from the evidence about some images. A user's own method is used like the ones here: a subclass of
 `Method`, or any object with a `name` and such an `explain`.
 """
 
@@ -55,7 +55,7 @@ class MethodResult:
 
 
 class Explains(Protocol):
-    """The least that a method of the user's own has: a name, and maps `(h, w)` of the evidence about some images.
+    """The least that a method of the user's own needs: a name, and a map `(h, w)` for each image of the evidence.
 
     Example:
         >>> class Mean:
@@ -68,7 +68,7 @@ class Explains(Protocol):
 
     @property
     def name(self) -> str:
-        """As results name it."""
+        """The name in results."""
 
     def explain(self, evidence: Evidence) -> Sequence[np.ndarray] | Sequence[MethodResult]:
         """See `Method.explain`."""
@@ -113,7 +113,7 @@ class Method:
         """A map `(h, w)` for each image, raw and signed, or a `MethodResult` for each.
 
         Args:
-            evidence: about some images at one layer, or at the pixels for a method `at_image`.
+            evidence: the evidence about some images at one layer, or at the pixels for a method `at_image`.
 
         Raises:
             Unfit: the method does not fit this network, layer or target.
@@ -168,7 +168,7 @@ class Method:
         return self._changed(values)
 
     def described(self) -> dict[str, Any]:
-        """What tells it from others beside its options, for provenance: plain JSON values.
+        """What identifies it besides its options, for provenance: plain JSON values.
 
         A method of the user's own is named, with the SHA-256 of its text where Python knows that.
         """
@@ -241,7 +241,7 @@ class Formula(Method):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """None: its fields say what it is."""
+        """None: its fields identify it."""
         return ()
 
     @property
@@ -262,7 +262,7 @@ class Formula(Method):
 
 @dataclass(frozen=True, eq=False)
 class Own(Method):
-    """An object of the user's own that is no `Method`: what it does not say has the defaults of `Method`."""
+    """An object of the user's own that is no `Method`: missing attributes have the defaults of `Method`."""
 
     method: Explains
 
@@ -382,7 +382,7 @@ def with_options(methods: Sequence[Method], given: Mapping[str, str]) -> list[Me
     """Methods with the options that texts stand for: each goes to every method that declares it.
 
     Args:
-        methods: which.
+        methods: the methods.
         given: texts by the name of an option.
 
     Raises:
@@ -396,7 +396,7 @@ def with_options(methods: Sequence[Method], given: Mapping[str, str]) -> list[Me
     for name in given:
         if not any(name in names for names in known):
             if len(methods) == 1:
-                return [methods[0].with_texts(given)]  # which says what it has
+                return [methods[0].with_texts(given)]  # its message lists the options
             lists = " ".join(listed(one.name, one.options) for one in methods if one.options)
             raise UsageError(f"none of these methods has an option {name!r}. {lists or 'They have no options.'}")
     return [
@@ -406,13 +406,13 @@ def with_options(methods: Sequence[Method], given: Mapping[str, str]) -> list[Me
 
 
 def labels(methods: Sequence[Method]) -> list[str]:
-    """What tells the methods of one call apart: their names, with options where a name is there more than once."""
+    """Labels that distinguish the methods of one call: their names, with options where a name occurs more than once."""
     times = Counter(one.name for one in methods)
     return [one.text if times[one.name] > 1 else one.name for one in methods]
 
 
 def results_of(method: Method, evidence: Evidence) -> list[MethodResult]:
-    """What a method makes of some images.
+    """The maps of a method for some images.
 
     Raises:
         UsageError: not a map `(h, w)` for each image.
@@ -429,7 +429,7 @@ def results_of(method: Method, evidence: Evidence) -> list[MethodResult]:
 
 
 def _code(code: Any) -> dict[str, str | None]:
-    """Where code of the user's own is, and the SHA-256 of its text where Python knows that."""
+    """The place of the user's own code, and the SHA-256 of its text where Python knows that."""
     try:
         digest = hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
     except (OSError, TypeError):

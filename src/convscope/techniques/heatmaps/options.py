@@ -1,4 +1,4 @@
-"""The options of a heatmap method: the fields of its dataclass, with what each may be.
+"""The options of a heatmap method: the fields of its dataclass, with the allowed values of each.
 
 >>> from convscope.techniques.heatmaps import SmoothGrad
 >>> SmoothGrad(noise=0.1)
@@ -28,13 +28,13 @@ TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 @dataclass(frozen=True)
 class Limits:
-    """What the value of an option may be.
+    """The allowed values of an option.
 
     Attributes:
-        about: what the option is, in words.
+        about: description of the option.
         low, high: the smallest and the largest number, both allowed; None for no limit.
         choices: the words that are allowed; none for any.
-        none: the word for None, and after a colon what None means: "auto: half of the patch". Empty where None is not
+        none: the word for None, and after a colon its meaning: "auto: half of the patch". Empty where None is not
             allowed.
 
     Example:
@@ -54,7 +54,7 @@ def option(default: Any, about: str, **limits: Any) -> Any:
 
     Args:
         default: its value where none is given.
-        about: what it is, in words.
+        about: its description.
         limits: further attributes of `Limits`.
 
     Example:
@@ -76,7 +76,7 @@ class Option:
         name: as `--option name=value` takes it.
         kind: bool, int, float or str.
         default: its value where none is given.
-        limits: what it may be.
+        limits: its allowed values.
 
     Example:
         >>> Option("copies", int, 32, Limits("number of copies", low=1)).parse("8")
@@ -90,7 +90,7 @@ class Option:
 
     @property
     def expected(self) -> str:
-        """What a value may be: "a whole number of at least 1, or auto"."""
+        """The allowed values: "a whole number of at least 1, or auto"."""
         if self.kind is bool:
             what = "true or false"
         elif self.kind is str:
@@ -102,12 +102,12 @@ class Option:
 
     @property
     def text(self) -> str:
-        """Name, default and what it may be: "copies=32 (a whole number of at least 1)"."""
+        """Name, default and allowed values: "copies=32 (a whole number of at least 1)"."""
         return f"{self.name}={self.written(self.default)} ({self.expected})"
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """Name, default, what it may be, and what it is: a row of a table."""
+        """Name, default, allowed values and description: a row of a table."""
         note = self.limits.none.partition(": ")[2]
         return (
             self.name,
@@ -144,7 +144,7 @@ class Option:
         """The value as a plain one of its kind.
 
         Raises:
-            ValueError: it is not what is expected.
+            ValueError: it is not an allowed value.
         """
         limits, found = self.limits, value
         if value is None and limits.none:
@@ -212,10 +212,10 @@ def check_options(name: str, method: object) -> dict[str, Value]:
 
     Args:
         name: the method's name, for messages.
-        method: whose options.
+        method: the method with the options.
 
     Raises:
-        UsageError: one is not what its option may be.
+        UsageError: a value is not allowed.
     """
     found = {}
     for one in options_of(method):
@@ -232,7 +232,7 @@ def parsed(name: str, options: tuple[Option, ...], given: Mapping[str, str]) -> 
 
     Args:
         name: the method's name, for messages.
-        options: which it has.
+        options: its options.
         given: texts by the name of an option.
 
     Raises:

@@ -23,7 +23,7 @@ PATCHES = 8  # of a side, where the size of a patch is left open
 @registered
 @dataclass(frozen=True)
 class AblationCAM(PerImageMethod):
-    """Sum of the maps, each weighted with what the score loses without it, as a share of the score's size.
+    """Sum of the maps, each weighted with the decrease of the score without it, as a share of the score's size.
 
     The map `(h, w)` is raw and signed: w_k = (y - y_k) / |y|, so that a negative score does not reverse the signs.
 
@@ -54,14 +54,14 @@ class ScoreCAM(PerImageMethod):
 
     Each map is brought to the image's size and to 0..1, and the image, as the network takes it, is multiplied by
     it. The weights are the softmax over channels of the scores; the score of an empty image, which the paper subtracts
-    from each, cancels in it. A map that is the same everywhere lets nothing through and has no weight. No weight is
+    from each, cancels in it. A constant map hides the whole image and has no weight. No weight is
     negative.
 
     Where not all channels are passed (see `_sampled`), the scores of the others are estimated from these (see
-    `estimated_scores`), and the note says how exact the estimates are of the channels that were passed.
+    `estimated_scores`), and the note has the accuracy of the estimates for the channels that were passed.
 
     Attributes:
-        channels: how many are passed; None for all.
+        channels: number of channels that are passed; None for all.
 
     Example:
         >>> ScoreCAM(channels=8).text
@@ -122,7 +122,7 @@ def spread_out(masks: np.ndarray, count: int) -> np.ndarray:
 def _sampled(
     masks: np.ndarray, budget: int, score: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the masks `(c, places)` are passed, and their scores: half of the budget spread over what they show,
+    """Which of the masks `(c, places)` are passed, and their scores: half of the budget spread over their range,
     half for those that are estimated to score the highest, which weigh the most in a softmax.
     """
     first = spread_out(masks, -(-budget // 2))
@@ -162,7 +162,7 @@ def estimated_scores(masks: np.ndarray, passed: np.ndarray, scores: np.ndarray) 
 @registered
 @dataclass(frozen=True)
 class Occlusion(PerImageMethod):
-    """What the score loses when a patch of the image's mean colour covers a place: the image's `(h, w)`, signed.
+    """The decrease of the score when a patch of the image's mean colour covers a place: the image's `(h, w)`, signed.
 
     Where several patches cover a place, it is their mean.
 
@@ -241,13 +241,13 @@ class RISE(PerImageMethod):
     """The mean of random soft masks, each weighted with the score of the image seen through it.
 
     The image, as the network takes it, is multiplied by a mask of random cells, some of them visible, enlarged and
-    shifted. The score is the probability of the class where there is one. The map `(h, w)` is less what a mask of the
-    mean score would give; the note is its standard error.
+    shifted. The score is the probability of the class where there is one. The map of a mask of the mean score is
+    subtracted from the map `(h, w)`; the note is its standard error.
 
     Attributes:
-        masks: how many.
-        resolution: cells of a side of a mask.
-        visible: the probability with which a cell is visible.
+        masks: number of masks.
+        resolution: number of cells along a side of a mask.
+        visible: probability that a cell is visible.
 
     Example:
         >>> convscope.heatmap(network, PHOTOS[0], method=RISE(masks=8, resolution=4)).maps.shape

@@ -42,8 +42,8 @@ class SmoothGrad(PerImageMethod):
     """`saliency` of the mean gradient over noisy copies of the image: `(h, w)`, not negative.
 
     Attributes:
-        noise: its standard deviation, as a share of the image's range.
-        copies: how many.
+        noise: standard deviation of the noise, as a share of the image's range.
+        copies: number of noisy copies.
 
     Example:
         >>> convscope.heatmap(network, PHOTOS[0], method=SmoothGrad(noise=0.1, copies=4)).maps.shape
@@ -62,7 +62,7 @@ class SmoothGrad(PerImageMethod):
         shape, scale = view.x.shape[1:], self.noise * float(view.x.max() - view.x.min())
 
         def noisy(numbers: np.ndarray) -> np.ndarray:
-            # A generator for each copy: what is drawn does not depend on how many are passed together.
+            # A generator for each copy: the noise does not depend on the number of copies passed together.
             noise = [np.random.default_rng((view.seed, int(n))).normal(0, 1, shape) for n in numbers]
             return view.x + scale * np.stack(noise)
 
@@ -77,12 +77,12 @@ class SmoothGrad(PerImageMethod):
 class IntegratedGradients(PerImageMethod):
     """The image less a baseline, times the mean gradient on the straight way between them, by the midpoint rule.
 
-    The map `(h, w)` is signed. Its sum is the difference of the two scores (completeness); the note says how far it is.
+    The map `(h, w)` is signed. Its sum is the difference of the two scores (completeness); the note has the error.
 
     Attributes:
         baseline: "zero" is 0 in the network's own range: black, or grey where it takes -1..1 or a mean is subtracted.
             "black" and "white" are images of these colours, "mean" is one of the image's mean colour.
-        steps: of the way.
+        steps: number of steps on the way.
 
     Example:
         >>> found = convscope.heatmap(network, PHOTOS[0], method=IntegratedGradients(baseline="mean", steps=4))

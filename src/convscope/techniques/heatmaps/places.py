@@ -1,4 +1,4 @@
-"""At which layer a heatmap is made."""
+"""The choice of the layers at which heatmaps are made."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Places:
 
     Attributes:
         layers: none where every method is one of the image's own places.
-        choice: how they were chosen, one of `LAYER_CHOICES` of `HeatmapParameters`.
-        rule: the same in words.
+        choice: the kind of the choice, one of `LAYER_CHOICES` of `HeatmapParameters`.
+        rule: the choice in words.
     """
 
     layers: tuple[Layer, ...]
@@ -43,13 +43,13 @@ def chosen_places(
 
     Args:
         given: "auto", "best", a path or several.
-        goal: what is explained.
-        methods: that explain it.
-        images: all of the call.
+        goal: the targets.
+        methods: the methods that explain them.
+        images: all images of the call.
         spec: network and target; its layer is filled in.
 
     Raises:
-        UsageError: no such layer, or none with a map before what is explained.
+        UsageError: no such layer, or none with a map before the target.
     """
     at_layer = [one for one in methods if not one.at_image]
     if given in ("auto", "best") and not at_layer:
@@ -63,7 +63,7 @@ def chosen_places(
 
 
 def _best(goal: Goal, method: Method, images: Sequence[InputImage], spec: TraceSpec) -> Places:
-    """The layer whose maps of the first images do best, and how all did."""
+    """The layer whose maps score best on the first images, and the scores of all."""
     network = spec.network
     rows = np.arange(min(len(goal.photos), TRIED_IMAGES))
     x = network.prepare([images[index] for index in goal.photos[rows]])

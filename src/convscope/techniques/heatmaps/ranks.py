@@ -1,4 +1,4 @@
-"""How alike two maps are, whatever their scales."""
+"""Similarity of two maps, independent of their scales."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation of two arrays; 0 where one of them is the same everywhere."""
+    """Spearman's rank correlation of two arrays; 0 where one of them is constant."""
     ranks = [_ranks(np.asarray(values, np.float64).ravel()) for values in (one, other)]
     centred = [rank - rank.mean() for rank in ranks]
     size = np.linalg.norm(centred[0]) * np.linalg.norm(centred[1])

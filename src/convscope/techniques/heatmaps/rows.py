@@ -19,9 +19,9 @@ def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, re
     """The row of one map.
 
     Args:
-        evidence: that the map was made from.
+        evidence: the evidence that the map was made from.
         index: the image's place in it.
-        image, method, result: of which image, by which method, and what it made.
+        image, method, result: the image, the method and its result.
     """
     network, logits = evidence.network, None if evidence.logits is None else evidence.logits[index]
     row = HeatmapRow(
@@ -54,7 +54,7 @@ def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, re
 
 
 def _why_blank(heat: np.ndarray, gradient: np.ndarray, probability: float | None, saturates: bool) -> str:
-    """Why a map shows nothing, or "" where it shows something."""
+    """The reason why a map is blank, or "" where it is not."""
     if not np.isfinite(heat).all():
         return "the map holds values that are not finite numbers"
     if heat.max() > 0:

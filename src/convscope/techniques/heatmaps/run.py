@@ -1,4 +1,4 @@
-"""One call of the technique: from what is asked for to finished heatmaps, one after another."""
+"""One call of the technique: from the request to finished heatmaps, one after another."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class HeatmapItem:
     """A finished heatmap.
 
     Attributes:
-        number: of what is explained, from 0: several methods explain the same.
-        image: that is explained.
+        number: number of the target, from 0: several methods explain the same target.
+        image: the explained image.
         heat: the map `(h, w)` float32, raw and signed; values that are not finite are 0.
         row: the words and numbers beside it.
 
@@ -71,15 +71,15 @@ class HeatmapItem:
 
 @dataclass(frozen=True, eq=False)
 class HeatmapRun:
-    """What is the same for all images of one call.
+    """The settings that all images of one call share.
 
     Attributes:
-        images: all of them.
-        goal: what is explained, with a row for each image and target.
-        methods: in the order in which each image is explained by them.
-        places: at which layers.
-        specs: of the trace at each layer; one without a layer where no method works at one.
-        options: of the call.
+        images: all images.
+        goal: the targets, with a row for each image and target.
+        methods: the methods, in the order in which they explain each image.
+        places: the layers.
+        specs: the trace to make at each layer; one without a layer where no method works at one.
+        options: the options of the call.
         left_out: the methods of "all" that do not fit, and why, once that is known; None where none may be left out.
     """
 
@@ -92,7 +92,7 @@ class HeatmapRun:
     left_out: dict[str, str] | None
 
     def __len__(self) -> int:
-        """How many numbers are explained; each method makes a map of each."""
+        """The number of targets; each method makes a map of each."""
         return len(self.goal.photos)
 
     def items(self) -> Iterator[HeatmapItem]:
@@ -102,7 +102,7 @@ class HeatmapRun:
             yield from self._of(np.arange(start, min(start + batch, len(self))))
 
     def parameters(self) -> HeatmapParameters:
-        """What was asked for, once the run is done."""
+        """The parameters of the result, once the run is done."""
         network, target, options = self.specs[0].network, self.goal.target, self.options
         return HeatmapParameters(
             layer=", ".join(one.path for one in self.places.layers),
@@ -122,7 +122,7 @@ class HeatmapRun:
         )
 
     def details(self) -> dict[str, Any]:
-        """What describes the arguments further, for the provenance."""
+        """Further descriptions of the arguments, for the provenance."""
         return {
             "paper": "; ".join(one.paper for one in self._used),
             "target_details": described(self.goal.target),
@@ -185,7 +185,7 @@ class HeatmapRun:
 def begin(
     network: Network | Any, images: Any, target: Any, layer: str | Sequence[str], options: HeatmapOptions
 ) -> HeatmapRun:
-    """What `heatmap` and `iter_heatmaps` are asked for, checked; nothing is explained yet.
+    """The checked request of `heatmap` and `iter_heatmaps`; nothing is explained yet.
 
     Raises:
         UsageError: no such class, layer, method or option, or no map there; ModelError; ImageError.
@@ -220,7 +220,7 @@ def _ranked(network: Network, images: Sequence[InputImage], batch: int) -> np.nd
 
 
 def _check_rivals(evidence: Evidence, images: Sequence[InputImage]) -> None:
-    """An image's own best class may turn out to be the one that was to be set against it."""
+    """Refuse a rival that is the image's own best class."""
     for index, image in enumerate(images if isinstance(evidence.target, ClassScore) else ()):
         if not evidence.arguments[0][index].any():
             logits = evidence.logits

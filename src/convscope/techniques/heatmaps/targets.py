@@ -1,7 +1,7 @@
 """The target of a heatmap: a number for each image, from the class scores or the activations of any layer.
 
-A target is frozen, and names what of the network it reads. What differs from image to image (the class, a mask, the
-image to be like) are arguments with a row for each, so that one compiled program serves all.
+A target is frozen, and names the layers that it reads. The values that differ from image to image (the class, a mask,
+another image's activations) are arguments with a row for each, so that one compiled program serves all.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Channel:
     """The mean of one channel of a layer over some places.
 
     Attributes:
-        layer, channel: which.
+        layer, channel: the layer and the channel.
         text: in words.
         highest: over the places at which the channel is the highest of all, as for a class of a segmentation; of a
             single channel, where it is above `middle`.
@@ -131,11 +131,11 @@ class Similarity:
     """The cosine between a layer's activations (the mean over its places) and those on another image.
 
     Attributes:
-        layer, text: where, and in words.
-        other: its answer `(c,)`, of length 1.
-        photo: the other one, for provenance.
+        layer, text: the layer, and a description.
+        other: the other image's activations `(c,)`, of length 1.
+        photo: the other image, for provenance.
 
-    Arguments: that answer `(n, c)`.
+    Arguments: these activations `(n, c)`.
 
     Example:
         >>> Likeness("average", "like another", np.ones(96, np.float32)).record
@@ -167,14 +167,14 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Combined:
-    """Any objective that is neither one class nor one channel: a weighted sum of what layers and classes answer.
+    """Any objective that is neither one class nor one channel: a weighted sum of activations and class scores.
 
     Attributes:
-        key: what is compiled.
+        key: key of the compiled program.
         text: in words.
         objective: for provenance.
 
-    Arguments: for each term the argument `(n, ...)` of its measure and the vectors `(n, c)` that weigh what it gives.
+    Arguments: for each term the argument `(n, ...)` of its measure and the vectors `(n, c)` that weight its values.
     """
 
     key: ProgramKey
@@ -210,7 +210,7 @@ class Combined:
 
 
 def described(target: Target) -> dict[str, Any]:
-    """What tells a target from others, for provenance: plain JSON values.
+    """What identifies a target, for provenance: plain JSON values.
 
     Code of the user's own is named, with the SHA-256 of its text where Python knows that.
     """
@@ -232,7 +232,7 @@ def described(target: Target) -> dict[str, Any]:
     return {"kind": "class"}
 
 
-# -- from what the user says -----------------------------------------------------------------------------
+# -- from the user's arguments ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +240,7 @@ class Goal:
     """A target with its arguments for each image of one call.
 
     Attributes:
-        target: what is explained.
+        target: the target.
         arguments: arrays whose rows belong to the images.
         photos: for each row the number of its image: several rows may explain one image.
     """
@@ -275,13 +275,13 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
     """The target to explain for each of `count` images.
 
     Args:
-        network: whose classes and layers.
+        network: the network with the classes and layers.
         target: a class by number or name, "top", "top3" for the three best, one for each image, the text of a channel
             or a unit ("conv3:17", "conv3:17@4,5"), any other objective or its text ("a:3 - 0.5*tabby"), or a `Target`,
             also one of the user's own.
         against: a class to set against it, "rival", one for each image, or None.
-        count: how many images.
-        ranked: gives each image's classes, best first `(count, classes)`: for "top3".
+        count: number of images.
+        ranked: returns each image's classes, best first `(count, classes)`: for "top3".
 
     Raises:
         UsageError: no such class, channel or place; as many classes as neither 1 nor `count`; `against` something that
@@ -456,7 +456,7 @@ def _channel(network: Network, target: Any) -> Channel | None:
 def _class_of_maps(network: Network, number: int) -> Channel:
     """A class of a segmentation: the mean of its scores where it is the highest.
 
-    The scores are taken before a softmax or sigmoid that is a layer of its own, whose gradient dies where it is sure.
+    The scores are taken before a softmax or sigmoid that is a layer of its own, whose gradient vanishes near 0 and 1.
     """
     last = next((layer for layer in reversed(network.layers) if layer.on_path and not layer.container), None)
     if last is None or not last.spatial or int(np.prod(last.shape)) != network.head.units:
