@@ -1,6 +1,6 @@
 """Arrays: resizing, and reading NumPy's files.
 
-What a header declares is held against the file's size before anything is allocated; no pickle and no `eval`: see
+The size that a header declares is compared with the file's before anything is allocated; no pickle and no `eval`: see
 `reading.npy_header`.
 """
 
@@ -22,7 +22,7 @@ from convscope.reading import Header, npy_header
 
 
 class NotAnArray(Exception):
-    """A file is not the array that was expected; the text says what was found."""
+    """A file is not the expected array; the text describes what was found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Batch:
 
     Attributes:
         start: the number of the first row.
-        count: rows that are meant; those after them only fill the batch up.
+        count: number of rows in use; those after them only fill the batch up.
         arrays: a part of each array, of the batch's size.
     """
 
@@ -84,7 +84,7 @@ def header(file: BinaryIO, available: int) -> Header:
         available: bytes of the whole file.
 
     Raises:
-        NotAnArray: it is damaged, holds no real numbers, or has another size than the header declares.
+        NotAnArray: it is damaged, contains no real numbers, or has another size than the header declares.
     """
     try:
         declared = npy_header(file)
@@ -104,7 +104,7 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False, room: int | 
         room: most bytes that it may take in memory; the limit `weights` where None.
 
     Raises:
-        OSError: it can't be read. NotAnArray: it holds no plain array.
+        OSError: it can't be read. NotAnArray: it contains no plain array.
         ConvscopeError: it would take more than `room`.
     """
     with open_regular(path) as file:

@@ -1,4 +1,4 @@
-"""What convscope detects about a model, and whether the three techniques work on it: `convscope doctor`."""
+"""Detection of a model's properties, and a test of the three techniques on it: `convscope doctor`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Trial:
 
     Attributes:
         name: "open", "activations", "filters" or "heatmap".
-        ok: whether it worked; found: what it gave, or why it failed.
-        doubt: what is odd about the result, "" where nothing is.
+        ok: whether it worked; found: its result, or the reason for the failure.
+        doubt: a remark on an unusual result, or "".
         seconds: of wall-clock time, the first call with all that has to be compiled for it.
         peak_bytes: the most memory that the process has held so far; None where the system does not tell.
     """
@@ -46,14 +46,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found out; everything is plain values.
+    """The findings, as plain values.
 
     Attributes:
         file: path, bytes, kind and hash of the model file; empty where the model is none.
         network: see `Network.describe`; empty where the model can't be opened.
         layers: their number, kinds, the ones that activations show by default, the heatmap's, and the filters'.
         trials: the dry run, opening first.
-        doubts: what is a guess, and what would set it; problems: what does not work, and why.
+        doubts: the guesses, with the options that set them; problems: the failures, with their reasons.
     """
 
     file: dict[str, Any]
@@ -69,20 +69,20 @@ class Diagnosis:
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, with the versions of what took part."""
+        """Plain JSON values, with the versions of the libraries."""
         return {"ok": self.ok, **asdict(self), "versions": versions()}
 
 
 def doctor(model: Any, picture: Any = None, **opening: Any) -> Diagnosis:
-    """Report what convscope detects about a model, and try the three techniques on it.
+    """Report the detected properties of a model, and try the three techniques on it.
 
     Args:
         model: what `open_model` takes, or an opened network.
-        picture: a path, array `(h, w[, c])` uint8 or PIL image for the dry run; one that convscope draws where None.
+        picture: a path, array `(h, w[, c])` uint8 or PIL image for the dry run; None for an image that convscope draws.
         opening: the options of `open_model`.
 
     Returns:
-        a diagnosis, also of a model that can't be opened: then `problems` says why.
+        a diagnosis, also of a model that can't be opened: then `problems` has the reason.
 
     Example:
         >>> convscope.doctor(network).ok                                               # doctest: +SKIP
@@ -152,7 +152,7 @@ def _file(model: Any) -> dict[str, Any]:
 
 
 def _drawn(network: Network) -> np.ndarray:
-    """An image with edges, a gradient and texture, `(h, w, 3)` uint8: a trained network has something to see."""
+    """An image with edges, a gradient and texture, `(h, w, 3)` uint8: so that a trained network responds."""
     height, width = network.inputs.size
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = np.sin(40 * x + 10 * np.sin(7 * y))

@@ -1,6 +1,6 @@
 """The errors that convscope raises on purpose.
 
-Each message says what was expected, what was found and what to do; each error carries a code and data for programs.
+Each message has the expected value, the found value and the remedy; each error has a code and data for programs.
 A message names a parameter with `option("size")`: the library writes it as Python does (`size=`), and a shell that has
 another spelling gives it to `ConvscopeError.text` (the command line: `--input-size N or HxW`).
 """
@@ -175,10 +175,10 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line without colours, for a message of our own (which spells parameters itself)."""
+    """The text of an error, in one line without colours, for a message of our own (which spells parameters itself)."""
     if isinstance(error, ConvscopeError):
         return error.message
-    # Keras says first where it happened, and what happened after that.
+    # Keras names the place first, and the error after that.
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).rsplit("Exception encountered:", 1)[-1]
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("Exception encountered when calling")]

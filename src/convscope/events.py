@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class Event:
-    """What every event tells.
+    """The fields of every event.
 
     Attributes:
         done: parts of the work that are finished, 0 or more.
         total: parts of the work, None where it is not known in advance.
-        text: what the event concerns, such as an image or a layer, for people.
+        text: the subject of the event, such as an image or a layer, for people.
         stages: the stages of a larger work that it belongs to, the outermost first; empty where there is one only.
 
     Example:

@@ -32,18 +32,18 @@ def write_file(
 ) -> None:
     """Write a whole file or nothing: written aside in the same folder, then renamed.
 
-    `data` may be a function that writes to the open file, for what should not be in memory as a whole. Folders on
-    the way are made, text is UTF-8, and a link is followed. What is written aside is named `.convscope-*.part`; what a
-    process that was killed left of it is removed when the next one writes to the folder. The file is not forced to
+    `data` may be a function that writes to the open file, for data that should not be in memory as a whole. Missing
+    folders are made, text is UTF-8, and a link is followed. The temporary file is named `.convscope-*.part`; the
+    files that a killed process left are removed when the next one writes to the folder. The file is not forced to
     the disk: a process may end at any moment, but if the computer itself stops, its last files may be lost.
 
     Args:
-        path: of the file.
-        data: what is written.
-        before: called when all is written aside, before the file gets its name.
+        path: path of the file.
+        data: the content.
+        before: called when the temporary file is complete, before it gets its name.
 
     Raises:
-        ConvscopeError: the file can't be written; says why and what to do.
+        ConvscopeError: the file can't be written; the message has the reason and the remedy.
     """
     goal = Path(os.path.realpath(path))  # renaming would put a file in the place of a link
     try:
@@ -105,7 +105,7 @@ def _remove_if_left(path: str) -> None:
         return
     held = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error where it is in use, or nobody knows
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error where it is in use, or of unknown cause
         os.unlink(path)
     finally:
         os.close(held)
@@ -162,7 +162,7 @@ def _is_safe(char: str) -> bool:
 def dump(data: Any) -> str:
     """JSON as convscope writes it: indented, NaN and infinity as null, NumPy numbers as numbers."""
     text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # The name of a file may hold bytes that are no text; JSON's own escapes carry them.
+    # The name of a file may contain bytes that are no text; JSON's own escapes carry them.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

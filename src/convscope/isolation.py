@@ -1,10 +1,10 @@
-"""One function in another process: for files that can hang, crash or fill the memory of the library that reads them.
+"""Run one function in another process: for files that can hang or crash the library that reads them.
 
 `call("convscope.reading:json_of", path)` runs a function in a child, the reader, with a limit on time and memory. The
 child is started once, does one call after another, and is killed when a call takes too long or the caller is
 interrupted; the next call starts another. What it returns comes over a pipe as JSON and raw arrays, never as a pickle.
 
-What holds where: time is limited everywhere. Memory is limited on Linux alone (macOS does not enforce such limits and
+Limits by system: time is limited everywhere. Memory is limited on Linux alone (macOS does not enforce such limits and
 Windows has none), so the sizes that a file declares are checked before anything is allocated, everywhere.
 """
 
@@ -43,13 +43,13 @@ class ReaderError(Exception):
 
 
 def call(function: str, *arguments: Any, memory: int | None = None, seconds: float | None = None) -> Any:
-    """What a function returns, computed in the reader.
+    """The return value of a function, computed in the reader.
 
     Args:
         function: "convscope.images.decode:decode_file", a function of any module that can be imported. The
             caller's code names it; no file ever does.
-        arguments: None, bool, int, float, str, bytes, arrays, and lists and dicts (keys are str) of these; what comes
-            back is of these too (a tuple comes back as a list). A `Path` arrives as the text of an absolute path.
+        arguments: None, bool, int, float, str, bytes, arrays, and lists and dicts (keys are str) of these; the return
+            value is of these too (a tuple comes back as a list). A `Path` arrives as the text of an absolute path.
         memory: bytes that the call may add to the reader's address space; no limit where None.
         seconds: instead of `limits.current().seconds`.
 
@@ -61,7 +61,7 @@ def call(function: str, *arguments: Any, memory: int | None = None, seconds: flo
 
 
 def each(function: str, many: Sequence[Sequence[Any]], *, memory: int | None = None) -> list[Any]:
-    """`call(function, *arguments)` for each of `many`: what it returns, or the error that it raises.
+    """`call(function, *arguments)` for each of `many`: its return value, or the error that it raises.
 
     The reader gets the next call while the answer to the last one is fetched, so many small files take less time.
     Arguments have to be small (paths).
@@ -70,10 +70,10 @@ def each(function: str, many: Sequence[Sequence[Any]], *, memory: int | None = N
 
 
 def start(*modules: str) -> None:
-    """Start the reader now, beside what is imported meanwhile: the first call then waits less.
+    """Start the reader now, in parallel with imports: the first call then waits less.
 
     Args:
-        modules: what it imports at once, such as "convscope.images.decode".
+        modules: modules that it imports at once, such as "convscope.images.decode".
 
     Raises:
         ConvscopeError: no process can be started here.
@@ -104,7 +104,7 @@ class Reader:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._clean = True  # no call is half done: a second interrupt can come while the first one is handled
-        self._greeted = False  # the child has said that it is there
+        self._greeted = False  # the child has reported that it is ready
         _READERS.add(self)
         watched = _watched.get()
         if watched is not None:
@@ -154,7 +154,7 @@ class Reader:
         return answers
 
     def _converse(self, many: Sequence[dict[str, Any]], answers: list[Any]) -> None:
-        """Ask one call after another, until the child has to be ended: the call that it then did has failed."""
+        """Send one call after another, until the child has to be ended: its last call has then failed."""
         child = self._asked(many[0])
         try:
             if not self._greeted:
@@ -196,7 +196,7 @@ class Reader:
         return ReaderError("crash", f"reading it ended the reader process (exit status {code})")
 
     def stop(self) -> None:
-        """End the child, whatever it does."""
+        """End the child in any state."""
         child = self._child
         if child is None:
             return
@@ -265,7 +265,7 @@ def _close(child: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-_ALARM = 14  # SIGALRM, which the child asks for as its own limit
+_ALARM = 14  # SIGALRM, which the child sets as its own limit
 
 
 def _too_late() -> ReaderError:
@@ -287,7 +287,7 @@ def _raised(answer: dict[str, Any]) -> Exception:
 
 
 class _Timed:
-    """The pipes of a child, which give up at a time."""
+    """The pipes of a child, with a deadline."""
 
     def __init__(self, child: subprocess.Popen[bytes], seconds: float) -> None:
         assert child.stdin is not None
@@ -318,7 +318,7 @@ class _Timed:
 
 def _ready(pipe: int, writing: bool, seconds: float) -> bool:
     if os.name != "posix":
-        return writing or _filled(pipe)  # the child reads what it is sent before it does anything
+        return writing or _filled(pipe)  # the child reads its input before it does anything
     if hasattr(select, "poll"):  # select refuses descriptors over 1023
         poll = select.poll()
         poll.register(pipe, select.POLLOUT if writing else select.POLLIN)
@@ -328,7 +328,7 @@ def _ready(pipe: int, writing: bool, seconds: float) -> bool:
 
 
 def _filled(pipe: int) -> bool:
-    """Whether a pipe of Windows holds something; asked again and again, for one can't wait for it and for Ctrl-C."""
+    """Whether a pipe of Windows has data; polled, since one can't wait for it and for Ctrl-C."""
     import _winapi  # type: ignore[import-not-found, unused-ignore]
     import msvcrt  # type: ignore[import-not-found, unused-ignore]
 
@@ -345,7 +345,7 @@ _watched: ContextVar[list[Reader] | None] = ContextVar("watched", default=None)
 def watch_readers() -> list[Reader]:
     """A list to which every `Reader` adds itself that is made in this context from now on.
 
-    Whoever runs a function in a thread can so close the readers that it waits for.
+    The caller of a function in a thread can so close the readers that it waits for.
     """
     readers: list[Reader] = []
     _watched.set(readers)
@@ -382,7 +382,7 @@ def serve(modules: Sequence[str] = ()) -> None:
     for part in _message(_GREETING):
         _write(target, part)
     for module in modules:
-        with contextlib.suppress(Exception):  # who needs it hears of it
+        with contextlib.suppress(Exception):  # the caller that needs it gets the error
             importlib.import_module(module)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -394,7 +394,7 @@ def serve(modules: Sequence[str] = ()) -> None:
 
 
 def _own_pipes() -> tuple[Any, Any]:
-    """The pipes to the caller, out of reach of what a library reads or prints."""
+    """The pipes to the caller, separate from the streams that a library reads or prints to."""
     source, target = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -416,7 +416,7 @@ def _harmless_end() -> None:
 
 
 def _answer(asked: dict[str, Any]) -> list[Any]:
-    """The parts of the message that goes back."""
+    """The parts of the reply."""
     module, _, name = asked["function"].partition(":")
     try:
         with limits.using(**asked["limits"]):
@@ -517,7 +517,7 @@ def _packed(value: Any, buffers: list[Any]) -> Any:
     """JSON of a value; arrays and bytes are put aside in `buffers`, in the order in which `_unpacked` meets them."""
     if isinstance(value, str | int | float | None):
         return value
-    np = sys.modules.get("numpy")  # what nobody has imported, nobody has made an array of
+    np = sys.modules.get("numpy")  # without the import there can be no array of it
     if np is not None and isinstance(value, np.generic):
         value = np.asarray(value)
     if np is not None and isinstance(value, np.ndarray):

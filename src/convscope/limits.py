@@ -1,4 +1,4 @@
-"""Declared limits of what a file may take: checked before anything is unpacked, allocated or waited for.
+"""Declared limits of one file: checked before anything is unpacked, allocated or waited for.
 
 `current()` gives the limits in force. They come from `using(...)`, else from the environment variable
 `CONVSCOPE_LIMITS` (`"seconds=300,weights=32GiB"`), else from the defaults of `Limits`.
@@ -21,16 +21,16 @@ _MIB, _GIB = 2**20, 2**30
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may take.
+    """The limits of one file.
 
     Attributes:
         pixels: width x height of an image.
         file: bytes of one image file, or of one array that an input is fed with.
-        weights: bytes of all the arrays that one model file holds or declares, unpacked.
+        weights: bytes of all the arrays that one model file contains or declares, unpacked.
         text: bytes of one configuration, class list or other text, unpacked.
         entries: members of an archive, objects of an HDF5 file, or tensors of a checkpoint.
         nodes: operations of a graph, after its functions are expanded.
-        values: bytes of what one operation of a graph makes of one image; a whole pass may make 16 times as much.
+        values: bytes of the output of one operation of a graph for one image; a whole pass may make 16 times as much.
         depth: levels of nesting, of groups, functions or JSON.
         seconds: time that one file may take to read in the reader process.
 
@@ -142,7 +142,7 @@ def most_unpacked(size: int) -> int:
 
 
 def how_to_raise(name: str) -> str:
-    """What a message says of the limit that stopped it: its value, and how to have five times as much."""
+    """The part of a message on a limit: its value, and the option for five times as much."""
     value = getattr(current(), name)
     more = f"{name}={shown(name, 5 * value)}"
     return (

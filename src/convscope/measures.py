@@ -1,7 +1,7 @@
-"""What an objective measures: a number for each image, of what one layer, or the whole network, makes of it.
+"""The measure of an objective: a number for each image, from the activations of one layer or of the whole network.
 
-A measure is frozen and hashable, and is a part of the key of the compiled program. What differs from one objective to
-the next (which channel, which place, which given activations) are arguments of that program.
+A measure is frozen and hashable, and is a part of the key of the compiled program. The values that differ from one
+objective to the next (channel, place, given activations) are arguments of that program.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ LEAST_COSINE = 0.1  # as in lucid: an image whose cosine is lower still has a gr
 
 @dataclass(frozen=True)
 class Views:
-    """What a regularizer sees of one step of an ascent.
+    """The values of one step of an ascent that a regularizer gets.
 
     Attributes:
         ops: the framework's operations.
         count: number of views of each image.
         images: `(n, h, w, c)`, in units of half the network's range around mid-grey.
-        record: what the network answers to the views, `n * count` of them.
+        record: the pass on the views, `n * count` of them.
         again: passes other images `(n, h, w, c)`, in the network's range, through the same views.
 
     Example:
-        A regularizer of your own that counts how many views there are:
+        A regularizer of your own that counts the views:
 
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
@@ -66,18 +66,18 @@ class Views:
         return self.ops.mean(self.ops.reshape(values, (-1, self.count)), axis=-1)
 
     def answer(self, layer: Layer) -> Tensor:
-        """What a layer answers to the views, or the images themselves."""
+        """A layer's activations on the views, or the images themselves."""
         return self.images if layer.path == INPUT else answer(self.record, layer)
 
 
 def answer(record: Record, layer: Layer) -> Tensor:
-    """What a layer answered: `(n, h, w, c)` or `(n, c)`; the class scores `(n, classes)` for `LOGITS`."""
+    """A layer's activations: `(n, h, w, c)` or `(n, c)`; the class scores `(n, classes)` for `LOGITS`."""
     return record.logits if layer.path == LOGITS else record.activations[layer.path]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How a term measures its layer. A subclass changes what it needs to.
+    """The measure of a term on its layer. A subclass overrides the methods that it needs.
 
     Attributes:
         name: in the text of objectives, `name(layer)`; empty for the channels of a layer.
@@ -129,10 +129,10 @@ class Measure:
         raise NotImplementedError
 
     def argument(self, own: np.ndarray, image: np.ndarray | None, group: int) -> np.ndarray:
-        """The argument of one image of an ascent.
+        """The argument of the measure for one image of an ascent.
 
         Args:
-            own: what binding made.
+            own: the argument from binding.
             image: the prepared image that the ascent began with.
             group: images of one group are variants of one objective.
         """
@@ -141,7 +141,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Linear(Measure):
-    """The mean of each channel over what the argument, a mask `(h, w)`, weighs.
+    """The mean of each channel, weighted by the argument, a mask `(h, w)`.
 
     Example:
         >>> Linear() == Linear()
@@ -161,7 +161,7 @@ class Linear(Measure):
         return ops.einsum("nhwc,uhw->nuc", seen, given)
 
     def values(self, ops: Operations, seen: Tensor) -> Tensor:
-        """What the mean is taken of."""
+        """The values of the mean."""
         return seen
 
 
@@ -190,7 +190,7 @@ class DotCosine(Measure):
     The argument is `(h, w, c + 1)`: the given activations and, as the last channel, m.
 
     Attributes:
-        power: of the cosine; 0 for the dot product alone.
+        power: exponent of the cosine; 0 for the dot product alone.
 
     Example:
         >>> DotCosine(power=1.0).power
@@ -241,7 +241,7 @@ class Diversity(Measure):
         return -ops.sum(others * ops.einsum("nd,md->nm", grams, grams), axis=-1) / count
 
     def argument(self, own: np.ndarray, image: np.ndarray | None, group: int) -> np.ndarray:
-        """The number of the group, in the shape of what binding made."""
+        """The number of the group, in the shape of the argument from binding."""
         return np.full_like(own, group)
 
 
@@ -333,7 +333,7 @@ class Target(Protocol):
     Attributes:
         record: paths of the layers it reads; none where it has no such attribute.
         scores: it reads the class scores; True where it has no such attribute.
-        text: in words; the name of its class where it has no such attribute.
+        text: its description; the name of its class where it has no such attribute.
 
     Example:
         >>> class Margin:
@@ -356,12 +356,12 @@ class Target(Protocol):
 
         @property
         def text(self) -> str:
-            """In words."""
+            """Its description."""
 
     def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
         """The arguments with everything filled in that depends on the image, such as its best class.
 
-        Of a user's own object there are no arguments, unless it has a method `resolve` that gives some: tensors
+        A user's own object has no arguments, unless it has a method `resolve` that returns some: tensors
         `(n, ...)`. A heatmap keeps them while it changes the image; an ascent finds them anew in each step.
         """
         return arguments
@@ -372,20 +372,20 @@ class Target(Protocol):
         Args:
             ops: the framework's operations under NumPy's names.
             logits: class scores `(n, classes)`, or None where `scores` is False.
-            activations: for each path of `record` what the layer answers, `(n, h, w, c)` or `(n, c)`.
+            activations: for each path of `record` the layer's activations, `(n, h, w, c)` or `(n, c)`.
             arguments: resolved.
         """
 
 
 @dataclass(frozen=True)
 class Custom:
-    """Any scalar of the network's answers, such as the score of a detector's box.
+    """Any scalar of the network's activations and scores, such as the score of a detector's box.
 
     Attributes:
         function: from `(ops, logits, activations)` to a number for each image `(n,)`, in the framework's own tensors:
             `ops` has its operations under NumPy's names, `activations` those of `layers` by path, channels last.
         layers: paths that it reads.
-        text: what it is, in words.
+        text: its description.
         scores: it reads the class scores.
         regularizer: filters raise it relative to the other terms, and it is no part of the activation that they report.
 
@@ -417,11 +417,11 @@ class Custom:
 
 @dataclass(frozen=True)
 class Own:
-    """An objective of the user's own, a `Custom` among them, with the network's paths of layers and its answer checked.
+    """An objective of the user's own, a `Custom` among them, with the network's paths of layers and its result checked.
 
     Attributes:
-        key: what tells it from others; of an object that can change it is a new one each time.
-        target: the user's.
+        key: identifies it; of an object that can change it is a new one each time.
+        target: the user's object.
         names: for each layer that it reads its own name for it, and its path.
         scores, text: see `Target`.
     """
@@ -504,7 +504,7 @@ class ScoredBeside(Scored):
 
 
 def described_own(found: Own) -> dict[str, Any]:
-    """What tells a user's own object from others, for provenance: plain JSON values.
+    """What identifies a user's own object, for provenance: plain JSON values.
 
     Its code is named, with the SHA-256 of its text where Python knows that.
     """
@@ -538,7 +538,7 @@ def is_target(given: Any) -> bool:
 
 
 def text_of(target: Any) -> str:
-    """What a user's own object is, in words."""
+    """The description of a user's own object."""
     return str(getattr(target, "text", type(target).__name__))
 
 
@@ -546,12 +546,12 @@ def own(network: Network, target: Any, with_input: bool = False) -> Own:
     """A user's own object on a network.
 
     Args:
-        network: whose layers it reads.
+        network: the network with the layers that it reads.
         target: the object.
         with_input: `INPUT` stands for the image itself, as in an ascent.
 
     Raises:
-        UsageError: an attribute is not what `Target` says, or there is no such layer.
+        UsageError: an attribute does not follow `Target`, or there is no such layer.
     """
     record, scores = getattr(target, "record", ()), getattr(target, "scores", True)
     text = getattr(target, "text", type(target).__name__)
@@ -568,5 +568,5 @@ def _key(target: Any) -> Any:
     parameters = getattr(target, "__dataclass_params__", None)
     try:
         return (type(target), target, hash(target)) if parameters is not None and parameters.frozen else object()
-    except TypeError:  # with something inside that can be changed
+    except TypeError:  # with a mutable value inside
         return object()

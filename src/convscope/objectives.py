@@ -9,7 +9,7 @@
     channel("conv3", 17) - 0.1 * total_variation()          # "conv3:17 - 0.1*tv(input)", with a regularizer
 
 Every objective is a weighted sum of terms. A term has a measure of its layer (`measures.py`) and a weight. So
-one compiled program serves all objectives that measure the same layers alike: which cells and channels is an argument.
+one compiled program serves all objectives with the same measures of the same layers: cells and channels are arguments.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ LINEAR, ENERGY = Linear(), Energy()
 
 @dataclass(frozen=True)
 class Term:
-    """A weight times what one layer answers.
+    """A weight times a measure of one layer's activations.
 
     Attributes:
         layer: its path, `LOGITS` for the class scores, or `INPUT` for the image (of regularizers); empty of a user's
             own object.
-        weight: of the term in the sum.
+        weight: weight of the term in the sum.
         channel: number of the channel, or a class; None for a direction, or for the layer as a whole.
         place: `(row, column)` in the map; the mean over the map where None.
         direction: a number for each channel.
-        measure: how the layer is measured: see `measures.py`.
-        given: activations `(h, w, c)` or `(c,)` that the layer's are compared with (`DotCosine`).
+        measure: the measure of the layer: see `measures.py`.
+        given: activations `(h, w, c)` or `(c,)` to compare the layer's with (`DotCosine`).
         own: a user's own object: see `measures.Target`.
 
     Example:
@@ -167,12 +167,12 @@ class Objective:
 
     @property
     def reported(self) -> Objective:
-        """Without its regularizers."""
+        """The objective without its regularizers."""
         return Objective(tuple(term for term in self.terms if not term.regularizer))
 
     @property
     def label(self) -> str:
-        """The text of what is reported, for people: without the numbers of directions."""
+        """The text of the reported value, for people: without the numbers of directions."""
         return _sum_text((term.weight, term.label) for term in self.reported.terms)
 
 
@@ -260,9 +260,9 @@ def dot_cosine(
     Lucid's caricatures raise it with the activations of an image, its activation atlas with a mean of many.
 
     Args:
-        path: of the layer.
+        path: path of the layer.
         activations: `(h, w, c)`, or `(c,)` for the same at each place.
-        power: of the cosine; 0 for the dot product alone.
+        power: exponent of the cosine; 0 for the dot product alone.
         place: `(row, column)` where they are compared; over the whole map where None.
 
     Example:
@@ -275,8 +275,8 @@ def dot_cosine(
 
 
 def diversity(path: str) -> Objective:
-    """A regularizer: how unlike each other the images of one objective are, minus the mean cosine of the layer's Gram
-    matrices (Olah et al. 2017, Feature Visualization). Means something where there are several images of each
+    """A regularizer: the diversity of the images of one objective, minus the mean cosine of the layer's Gram matrices
+    (Olah et al. 2017, Feature Visualization). It has a meaning where there are several images of each objective
     (`variants`).
 
     Example:
@@ -346,10 +346,10 @@ def parse(text: str) -> Objective:
 
     Terms are "conv3:17", "conv3:17@4,5", "conv3:*", "conv3:[0.5,-1]", classes ("tabby", "281", "class:tabby",
     'class:"a + b"') and regularizers ("tv(input)"), with factors and signs: "a:3 + 0.5*b:9 - tabby". Signs have spaces
-    around them, since names may hold them. `parse(str(objective)) == objective`.
+    around them, since names may contain them. `parse(str(objective)) == objective`.
 
     Raises:
-        UsageError: with a caret where the text stops being understood.
+        UsageError: the text is not valid; a caret marks the first invalid place.
 
     Example:
         >>> parse("block4_conv:7 + 0.5*cat").terms[1].weight
@@ -424,7 +424,7 @@ def _not_understood(text: str, position: int, expected: str) -> UsageError:
 
 @dataclass(frozen=True)
 class TermSpec:
-    """What a program has to know of one term: its layer and how it is measured; the rest are arguments."""
+    """The part of one term that a program depends on: its layer and its measure; the rest are arguments."""
 
     layer: Layer
     measure: Measure
@@ -432,7 +432,7 @@ class TermSpec:
 
 @dataclass(frozen=True)
 class ProgramKey:
-    """What objectives that share a compiled program have in common.
+    """The key of the compiled program that several objectives share.
 
     Attributes:
         specs: one for each term.
@@ -444,7 +444,7 @@ class ProgramKey:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of the layers to record."""
+        """The paths of the layers to record."""
         return tuple(
             path
             for path in dict.fromkeys(path for spec in self.specs for path in spec.measure.record(spec.layer))
@@ -463,10 +463,10 @@ class BoundObjective:
 
     Attributes:
         objective: with the full paths of layers.
-        key: what is compiled.
+        key: key of the compiled program.
         arguments: for each term the argument of its measure; of `Linear` the weight of each cell `(h, w)`, which sum to
             1, `(1, 1)` of a dense layer.
-        vectors: for each term the weight of each number `(c,)` that its measure gives, the term's weight in it.
+        vectors: for each term the weight of each number `(c,)` of its measure, times the term's weight.
     """
 
     objective: Objective
@@ -492,7 +492,7 @@ class Binder:
     """Binds objectives to a network's layers.
 
     Attributes:
-        network: whose layers and classes.
+        network: the network with the layers and classes.
         layers: by path, with their shapes at the size of the images.
         border: from the shorter side of a map to the number of cells left out on each side.
     """
@@ -609,7 +609,7 @@ def _compared(term: Term, given: np.ndarray, mask: np.ndarray, found: Layer) -> 
 
 
 def values_of(means: Sequence[np.ndarray], bounds: Sequence[BoundObjective], arguments: Sequence[Any]) -> np.ndarray:
-    """What each objective makes of the means that `Measure.means` found: `(n, k)` float32.
+    """The value of each objective from the means of `Measure.means`: `(n, k)` float32.
 
     Args:
         means: for each term `(n, u, c)`.

@@ -1,7 +1,7 @@
 """Small files of the user's: text, JSON and arrays, within declared limits.
 
-Every function raises `Unreadable` with a reason in words and nothing else; whoever asked for the file makes of it the
-message that says what was expected and what to do. The functions that take a library to read (`json_of`, `array_of`)
+Every function raises `Unreadable` with the reason alone; the caller adds the expected value and the remedy
+to the message. The functions that take a library to read (`json_of`, `array_of`)
 do it in the reader process.
 """
 
@@ -23,12 +23,12 @@ from typing import IO, Any, Literal, NoReturn
 from convscope import isolation, limits
 from convscope.errors import ConvscopeError, Unreadable, one_line
 
-FOLDER, NO_FILE = "it is a directory", "it is a device or a pipe"  # what is at a path instead of a file
+FOLDER, NO_FILE = "it is a directory", "it is a device or a pipe"  # kinds of paths that are no files
 _MIB = 2**20
 
 
 def real(path: str) -> str:
-    """Where a path leads, for the reader process: its working directory and its standard input are not the caller's."""
+    """The absolute path, for the reader process: its working directory and its standard input are not the caller's."""
     with contextlib.suppress(OSError, ValueError):
         found = os.path.realpath(path)
         if os.path.exists(found):
@@ -40,7 +40,7 @@ def opened(path: str) -> FileIO:
     """An ordinary file, opened. The opened file is the one that is checked, so nothing can replace it in between.
 
     Raises:
-        Unreadable: there is none, or it is a folder, a pipe or a device (for which nothing ever waits).
+        Unreadable: there is none, or it is a folder, a pipe or a device (none of which is ever waited for).
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -66,7 +66,7 @@ def bytes_of(path: str, limit: str) -> bytes:
     """All bytes of an ordinary file.
 
     Args:
-        path: where it lies.
+        path: path of the file.
         limit: the name of the limit that they have to keep: "text" or "file".
 
     Raises:
@@ -79,7 +79,7 @@ def bytes_of(path: str, limit: str) -> bytes:
             if size > most:
                 raise too_large(f"it holds {limits.shown(limit, size)}", limit)
             data = file.read(size + 1)
-            while 0 < len(data) <= most and (more := file.read(_MIB)):  # it grew, or tells no size, as those of /proc
+            while 0 < len(data) <= most and (more := file.read(_MIB)):  # it grew, or has no size, as those of /proc
                 data += more
     except OSError as error:
         raise Unreadable(str(error.strerror or error)) from error
@@ -103,10 +103,10 @@ def text_of(path: str) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """Bytes as text, which they have to be.
+    """Bytes decoded as text.
 
     Raises:
-        Unreadable: they are not.
+        Unreadable: they are no text in UTF-8.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Unreadable("it is UTF-16 text, and not UTF-8")
@@ -120,7 +120,7 @@ def decoded(data: bytes) -> str:
 
 
 def json_of(text: str) -> Any:
-    """The value of a JSON text, by the letter of the standard: no NaN, no key twice.
+    """The value of a JSON text, strictly by the standard: no NaN, no duplicate key.
 
     Raises:
         Unreadable: it is no JSON, or is nested too deeply.
@@ -166,7 +166,7 @@ def array_of(path: str) -> Any:
     """The array of numbers in a `.npy` file, or the only one in a `.npz` file: read in the reader process.
 
     Raises:
-        Unreadable: it is neither, holds something else than numbers, or less than its header says.
+        Unreadable: it is neither, contains other values than numbers, or less than its header declares.
     """
     most = limits.current().file
     where = real(path)
@@ -189,7 +189,7 @@ def _array_here(path: str) -> Any:
             return _array(file, size)
     except (ConvscopeError, MemoryError):
         raise
-    except Exception as error:  # what zipfile and NumPy raise for damaged files is of many classes
+    except Exception as error:  # zipfile and NumPy raise errors of many classes for damaged files
         raise Unreadable(f"it is damaged: {one_line(error)}") from None
 
 
@@ -240,7 +240,7 @@ _HEADER_CHECKS: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a `.npy` file that holds real numbers.
+    """The header of a `.npy` file of real numbers.
 
     Attributes:
         dtype: a NumPy type of at most 8 bytes; shape: of the array.
@@ -263,7 +263,7 @@ def npy_header(file: IO[bytes]) -> Header:
     """The header of the `.npy` file that begins where `file` stands. Nothing is allocated, unpickled or evaluated.
 
     Raises:
-        Unreadable: it is damaged, or declares something else than an array of real numbers.
+        Unreadable: it is damaged, or does not declare an array of real numbers.
     """
     start = file.read(8)
     if start[:6] != b"\x93NUMPY":
@@ -282,7 +282,7 @@ def npy_header(file: IO[bytes]) -> Header:
 
 
 def _check_entries(entries: Any) -> None:
-    """The three entries, of the forms that numbers have."""
+    """The three entries, if they have the forms of an array of numbers."""
     if not isinstance(entries, dict) or set(entries) != set(_HEADER_CHECKS):
         raise Unreadable("its header is not that of an array")
     if isinstance(entries["descr"], list):

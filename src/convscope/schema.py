@@ -1,6 +1,6 @@
-"""What a JSON value has to be: small readers that are put together, so that a file from anywhere gives one clear error.
+"""Types of JSON values: small readers that are combined, so that a file from anywhere gives one clear error.
 
-A reader takes a value and its place in the file (`heatmaps[3].score`), and gives what the program works with or raises
+A reader takes a value and its place in the file (`heatmaps[3].score`), and returns the typed value or raises
 `Misfit`. `record` makes the reader of a dataclass from its annotations.
 
 >>> pair = sequence(whole(0, 9), 2, 2)
@@ -23,10 +23,10 @@ LARGEST = 2**31 - 1  # of a whole number
 
 
 class Misfit(Exception):
-    """A value is not what it has to be.
+    """A value does not have the expected type.
 
     Attributes:
-        where: its place, such as `heatmaps[3].score`.
+        where: its place in the file, such as `heatmaps[3].score`.
         expected, found: in words.
     """
 
@@ -91,7 +91,7 @@ def number(value: Any, where: str) -> float:
 
 
 def measured(value: Any, where: str) -> float:
-    """A finite number, or NaN for null: JSON has no word for what is not finite."""
+    """A finite number, or NaN for null: JSON has no word for values that are not finite."""
     return math.nan if value is None else number(value, where)
 
 
@@ -165,9 +165,9 @@ def record(cls: type, called: Mapping[str, str] = types.MappingProxyType({}), **
     """The reader of a dataclass `cls`: an object with an entry for each field, others are ignored.
 
     Args:
-        cls: its annotations say what each entry has to be; a field with a default may be missing.
+        cls: the dataclass; its annotations are the types of the entries; a field with a default may be missing.
         called: the entry's name for a field that has another one in the file.
-        special: readers of some fields, instead of what the annotation says.
+        special: readers of some fields, instead of the annotation's.
     """
     hints = get_type_hints(cls)
     readers = {field.name: special.get(field.name) or of(hints[field.name]) for field in fields(cls)}

@@ -2,7 +2,7 @@
 
 A page that a person explores asks for many things at once and no longer needs most of them a moment later. A `Session`
 computes one request at a time on its own thread; a newer request of a kind replaces an older one that still waits; a
-request that runs stops at its next step once it is cancelled; and what was computed before is answered from a cache.
+request that runs stops at its next step once it is cancelled; and results are cached.
 
 >>> import convscope
 >>> from convscope.demo import CLASSES, MODEL, PHOTOS
@@ -157,7 +157,7 @@ class Request:
         """Call the technique on this thread.
 
         Args:
-            network: what it is called for.
+            network: the network to call it with.
             progress: as the technique takes it.
 
         >>> import convscope
@@ -192,7 +192,7 @@ class _Same:
 
 
 def _fingerprint(image: InputImage) -> str:
-    """Of the pixels and of what a result says of where they are from."""
+    """The fingerprint of the pixels and of the source that a result names."""
     digest = hashlib.sha256(
         repr((image.name, image.source, image.notes, image.sha256, image.label, image.pixels.shape)).encode()
     )
@@ -225,7 +225,7 @@ def _frozen(value: object) -> Hashable:
 
 
 def _is_value(value: object) -> bool:
-    """True if the object is hashable and compared by what it holds, and so is what it holds."""
+    """True if the object is hashable and compared by value, and so are its parts."""
     if value is None or isinstance(value, Enum):
         return True
     if isinstance(value, tuple | frozenset):
@@ -240,7 +240,7 @@ def _holds_identity(value: object) -> bool:
 
 
 def _thawed(value: object) -> object:
-    """What `_read` and `_frozen` were given, lists and iterators as tuples."""
+    """The arguments of `_read` and `_frozen`, lists and iterators as tuples."""
     if isinstance(value, tuple):
         return tuple(map(_thawed, value))
     return value.image if isinstance(value, _Image) else value.value if isinstance(value, _Same) else value
@@ -250,13 +250,13 @@ def _thawed(value: object) -> object:
 
 
 class Handle(Future[Result]):
-    """What becomes of a request: a `concurrent.futures.Future`, also for `asyncio.wrap_future`.
+    """The handle of a request: a `concurrent.futures.Future`, also for `asyncio.wrap_future`.
 
     `result()` waits for the result and raises the error of the request instead if there was one: `RequestCancelled`
     if it was cancelled, `RequestReplaced` if a newer request of its kind took its place.
 
     Attributes:
-        request: what was asked for.
+        request: the request.
         kind: the kind that it was submitted as, or None.
 
     >>> import convscope
@@ -327,8 +327,8 @@ class Session:
 
     Args:
         model: an opened network, or what `open_model` takes; `options` are those of `open_model`.
-        cache_bytes: results are kept until their arrays take more than this, those that were not asked for the longest
-            are forgotten first. A result that alone takes more is not kept. 0 keeps none.
+        cache_bytes: results are kept until their arrays take more than this, the least recently used
+            are dropped first. A result that alone takes more is not kept. 0 keeps none.
         unchanging: nobody changes the weights while the session is open. They are hashed once then, and a result that
             is kept is answered at once, also while another request runs. Otherwise they are hashed for each request,
             so that the session of a model that is being trained gives no answer of earlier weights. None: True if the
@@ -342,7 +342,7 @@ class Session:
     convscope's have to wait until no request runs.
 
     Attributes:
-        network: what was opened.
+        network: the opened network.
 
     >>> import convscope
     >>> from convscope.demo import CLASSES, MODEL, PHOTOS
@@ -423,7 +423,7 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Cancel what waits and what runs, and end the thread; a second call does nothing.
+        """Cancel waiting and running requests, and end the thread; a second call does nothing.
 
         >>> import convscope
         >>> from convscope.demo import MODEL
@@ -546,7 +546,7 @@ class _Worker:
             answer = handle._context.run(self._answer, handle)
         except _Stopped:
             answer = _cancelled()
-        except BaseException as error:  # it belongs to the request, whatever it is
+        except BaseException as error:  # any error belongs to the request
             answer = error
         with self._lock:
             self._running, handle._settled = None, True

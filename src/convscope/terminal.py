@@ -1,4 +1,4 @@
-"""Text on its way to the terminal: what comes from files, names and other libraries can't steer it.
+"""Text on its way to the terminal: text from files, names and other libraries can't control it.
 
 A file can call a layer or a class anything: an escape sequence that clears the screen, letters that turn the line
 round, a line break that counterfeits a message. `safe` is the one place where text is made harmless, by a list of what
@@ -29,7 +29,7 @@ def safe(text: str, lines: bool = False) -> str:
     """Text with everything that is not harmless written as an escape, such as ``\\x1b`` or ``\\u202e``.
 
     Args:
-        text: from anywhere.
+        text: text from any source.
         lines: line breaks and tabs may stay; for text whose lines are of our own making.
     """
     if text.isascii() and text.isprintable():
@@ -84,7 +84,7 @@ class Lenient(io.TextIOBase):
                 self._target.flush()
 
     def isatty(self) -> bool:
-        """Whether a person may be looking."""
+        """True if a person may read the output."""
         return self._target is not None and not self._target.closed and self._target.isatty()
 
     def fileno(self) -> int:
@@ -99,7 +99,7 @@ class Lenient(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the target."""
+        """The encoding of the target."""
         return getattr(self._target, "encoding", None) or "utf-8"
 
 
@@ -114,7 +114,7 @@ class Guarded(Lenient):
         return len(text)
 
     def isatty(self) -> bool:
-        """Whether a person may be looking."""
+        """True if a person may read the output."""
         return False  # so nobody colours what is written here: the escapes would be shown
 
 

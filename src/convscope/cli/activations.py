@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command computes and draws; each field is an option of it."""
+    """The options of the command; each field is one."""
 
     layers: str | None
     channel: int | None

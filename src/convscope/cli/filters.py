@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command computes and draws; each field is an option of it."""
+    """The options of the command; each field is one."""
 
     layer: str | None
     channels: str | None

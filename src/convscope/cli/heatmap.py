@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command computes and draws; each field is an option of it."""
+    """The options of the command; each field is one."""
 
     target: str
     against: str | None
@@ -140,7 +140,7 @@ def heatmap(shell: Shell, model: str, images: tuple[str, ...], out: str, opening
 
     options = Options(**given)
     methods = _methods(options)
-    # A file that was named has to be an image; what else lies in a folder need not.
+    # A file that was named has to be an image; other files in a folder need not.
     folders = any(Path(image).is_dir() for image in images)
     read, left_out = read_and_left_out(shell, images) if folders else (read_images(images), 0)
     say_notes(shell, read)

@@ -70,7 +70,7 @@ def _spelled(name: str) -> str:
 
 
 def explain(problem: BaseException, debug: bool) -> None:
-    """Say in a line what went wrong, and exit."""
+    """Print the error in one line, and exit."""
     try:
         raise problem
     except ConvscopeError as error:

@@ -1,4 +1,4 @@
-"""Options that commands share, and what they are made into: a network, images, a folder."""
+"""Options that commands share, and the values made from them: a network, images, a folder."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def _start_reader(options: dict[str, Any]) -> None:
     from convscope import isolation
 
     images = any(options.get(name) for name in ("images", "image", "photos", "photo", "like"))
-    with suppress(ConvscopeError):  # said by whoever needs it
+    with suppress(ConvscopeError):  # reported by the command that needs it
         isolation.start(*(("convscope.images.decode",) if images else ()))
 
 
 def model_options(command: Callable, precision: bool = True) -> Callable:
-    """The options that say how a model is opened, gathered into one dictionary `opening`.
+    """The options for opening a model, gathered into one dictionary `opening`.
 
     Without `precision` that one is left out, for a command that has one of its own.
     """
@@ -97,7 +97,7 @@ def _option_if(wanted: bool, *names: str, **about: Any) -> Callable:
 
 
 def writable(context: click.Context, option: click.Parameter, path: str) -> str:
-    """`path` as it is, if it can be written to: better said before the work than after it."""
+    """`path` unchanged, if it can be written to: an error is better before the work than after it."""
     there = next(folder for folder in [Path(path).absolute(), *Path(path).absolute().parents] if folder.exists())
     if there != Path(path).absolute() and not there.is_dir():
         raise click.BadParameter(
@@ -131,7 +131,7 @@ def written(out: str, files: list[str]) -> dict[str, Any]:
 
 
 def opened(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
-    """The network that a command works on, with what was detected and guessed of it told to people."""
+    """The network that a command works on, with its detected and guessed properties printed for people."""
     from convscope.networks import Named, open_model
 
     asked = Named(model)
@@ -160,7 +160,7 @@ def ready(model: Named, opening: dict[str, Any]) -> dict[str, Any]:
 
     options = dict(opening)
     options["size"], options["feed"] = _size(options.pop("input_size")), _fed(options["feed"])
-    if model.needs_keras:  # this says what is wrong with a file before the seconds that a framework takes to import
+    if model.needs_keras:  # this reports a fault of a file before the seconds that a framework takes to import
         with _notices_held_back():
             choose_backend(options["backend"])
     return options
@@ -202,7 +202,7 @@ def _notices_held_back() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except (ImportError, BackendError):  # a backend that can't be imported is said as BackendError
+        except (ImportError, BackendError):  # a backend that can't be imported is reported as BackendError
             held.seek(0)
             os.write(saved, held.read())
             raise

@@ -1,4 +1,4 @@
-"""Where a command prints: results on stdout, what is for people on stderr, and its exit codes."""
+"""The output of a command: results on stdout, text for people on stderr, and its exit codes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Shell:
         click.echo(terminal.safe(text), file=self._stdout)
 
     def result(self, data: dict[str, Any], text: Callable[[], None], essential: bool = False) -> None:
-        """The outcome: `data` with --json, else what `text` prints; an `essential` text also where it is quiet."""
+        """Print `data` with --json, else call `text`; an `essential` text also where it is quiet."""
         if not self.as_json and self.quiet and not essential:
             return
         if self._stdout is None:

@@ -80,7 +80,7 @@ def _save(found: Study, out: Path, progress: Progress) -> list[str]:
 
 
 def about() -> list[str]:
-    """What the network is and how good it is, in words, with the figures of `model.json`."""
+    """The description and the accuracy of the network, with the figures of `model.json`."""
     accuracy, mosaics = FIGURES["accuracy"], FIGURES["mosaics"]
     shares = {
         f"{which}_{kind}": _percent(accuracy[kind][which])

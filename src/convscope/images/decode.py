@@ -1,6 +1,6 @@
 """Reading images: every supported input becomes upright 8-bit RGB, or one error message with the reason.
 
-Decoding is careful: only the formats of photographs are tried (never PostScript, which would run a program), the
+Decoding is careful: only a few image formats are tried (never PostScript, which would run a program), the
 size is judged from the header before a pixel is decoded, and everything that decoding changes is noted.
 Colour profiles are not applied, as the loaders that networks are trained with don't apply them either.
 
@@ -61,7 +61,7 @@ class InputImage:
         name: the file's name without its suffix; "picture" where there is no file.
         pixels: (h, w, 3) uint8, RGB, upright, read-only.
         source: the path as it was given, None where there is no file.
-        notes: what decoding changed, in words, such as "transparency laid over white".
+        notes: descriptions of the changes by decoding, such as "transparency laid over white".
         sha256: of the file's bytes, in hexadecimal; None where there is no file.
         label: the class that it is known to show; None where that is not known.
 
@@ -149,7 +149,7 @@ def read_images(sources: Source | Iterable[Source]) -> list[InputImage]:
 
 
 def read_readable_images(sources: Source | Iterable[Source]) -> tuple[list[InputImage], list[ConvscopeError]]:
-    """What `read_images` reads, and why the others can't be read.
+    """The images that `read_images` reads, and the reasons why the others can't be read.
 
     Raises:
         ImageError: none can be read, with each one's reason.
@@ -278,7 +278,7 @@ def _not_decoded(path: str, error: isolation.ReaderError) -> ImageError:
 
 MAX_SCANS = 100  # of a JPEG: files that people make have about ten, and each takes as long as a whole image
 MAX_FRAMES = 10_000  # that are counted
-_HEADER_MEMORY = 256 * 2**20  # what opening a file, and decoding a small one, may take
+_HEADER_MEMORY = 256 * 2**20  # limit of opening a file and of decoding a small one
 _PIXEL_MEMORY = 32  # bytes: openjpeg, which takes most, has needed 22 for RGB; the other decoders need 6 to 18
 
 
@@ -399,7 +399,7 @@ def _identify(data: bytes, path: str) -> Image.Image:
     if data[4:8] == b"ftyp" and importlib.util.find_spec("pillow_heif") is not None:
         importlib.import_module("pillow_heif").register_heif_opener()
         formats = FORMATS
-    Image.MAX_IMAGE_PIXELS = None  # `_check_size` is stricter, and says more
+    Image.MAX_IMAGE_PIXELS = None  # `_check_size` is stricter, and has a better message
     try:
         return Image.open(BytesIO(data), formats=[known for known in formats if known in Image.OPEN])
     except UnidentifiedImageError:
@@ -411,7 +411,7 @@ def _identify(data: bytes, path: str) -> Image.Image:
 
 
 def _kind(head: bytes) -> str:
-    """What a file that is no image seems to be, and what to do about it, from its first bytes."""
+    """The probable kind of a file that is no image, from its first bytes, and the remedy."""
     lowered = head.lower().lstrip()
     if not head:
         return "empty (0 bytes): copy or download it again"
@@ -464,7 +464,7 @@ def _too_large(what: str, found: str) -> ImageError:
 
 # --- from a Pillow image to upright RGB ------------------------------------------------------------------
 
-STRIP = 2**20  # pixels that are converted at a time: what converting takes does not grow with the image
+STRIP = 2**20  # pixels that are converted at a time: the memory for it does not grow with the image
 
 
 def _check_size(image: Image.Image, what: str) -> None:
@@ -479,7 +479,7 @@ def _decode(image: Image.Image, what: str) -> tuple[np.ndarray, tuple[str, ...]]
     _check_size(image, what)
     before = _orientation(image)
     image.load()
-    after = _orientation(image)  # PNG tells it only now, and TIFF has been turned by now
+    after = _orientation(image)  # PNG has it only now, and TIFF has been turned by now
     to_rgb, notes = _converter(image)
     pixels = _upright(image, to_rgb, after)
     if before in _TURNS or after in _TURNS:
@@ -519,7 +519,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _converter(image: Image.Image) -> tuple[Callable[[Image.Image], Image.Image], list[str]]:
-    """A function from a strip of this image to RGB, and what it does to it; the list is whole when all are done."""
+    """A function from a strip of this image to RGB, and its notes; the list is complete when all strips are done."""
     if image.mode == "F" or image.mode.startswith("I"):
         scale, note = _grey_levels(image)
         return scale, [note]
@@ -569,7 +569,7 @@ def _wide(strip: Image.Image) -> np.ndarray:
     return np.nan_to_num(np.asarray(strip).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-# --- what is counted before it is decoded ----------------------------------------------------------------
+# --- sizes that are checked before decoding --------------------------------------------------------------
 
 
 def _check_scans(image: Image.Image, data: bytes, path: str) -> None:

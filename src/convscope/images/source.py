@@ -69,7 +69,7 @@ class Failure:
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images in a fixed order: what `stream` and every technique take.
+    """Images in a fixed order: the input of `stream` and of every technique.
 
     A source of your own is any object with this method. Where it has a length too, progress has a total.
 
@@ -98,7 +98,7 @@ class Entry:
     """One image of an `ImageList`.
 
     Attributes:
-        source: a path, or what else `read_image` takes.
+        source: a path, or another argument of `read_image`.
         name: the image's id, different from all others of its list.
         label: its class; None where that is not known.
 
@@ -148,7 +148,7 @@ class ImageList:
 
 
 def image_source(images: ImageSource | Source | Iterable[Source]) -> ImageSource:
-    """A source of what people name.
+    """The image source of a user's argument.
 
     Args:
         images: a folder of images; a folder whose subfolders hold the images of one class each, which are its labels;
@@ -178,7 +178,7 @@ def hold(images: ImageSource | Source | Iterable[Source], shape: Shape) -> tuple
     """Images for a technique that needs them all at once: those of a source at the size that the network takes.
 
     Args:
-        images: a source, of which what can't be read is left out with a warning; or what `read_images` takes, which has
+        images: a source, of which unreadable files are left out with a warning; or what `read_images` takes, which has
             to be whole and keeps its size.
         shape: `(height, width, channels)` that the network takes.
 
@@ -196,7 +196,7 @@ def hold(images: ImageSource | Source | Iterable[Source], shape: Shape) -> tuple
 
 
 def report_failures(batches: ImageStream) -> None:
-    """At the end of a stream: a warning that counts and names what was left out.
+    """At the end of a stream: a warning that counts and names the images left out.
 
     Raises:
         ImageError: nothing could be read.
@@ -214,7 +214,7 @@ def report_failures(batches: ImageStream) -> None:
     warnings.warn(str(ConvscopeError(text)), stacklevel=3)
 
 
-# -- what an image list is made of ---------------------------------------------------------------------------
+# -- the entries of image lists -------------------------------------------------------------------------------
 
 
 def _entries(source: Source) -> list[Entry]:
@@ -335,7 +335,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class _End:
-    """The last thing in the queue: how the reading ended."""
+    """The last item of the queue: the outcome of reading."""
 
     error: BaseException | None = None
 
@@ -349,7 +349,7 @@ class ImageStream:
         batch: images in each batch but the last.
         shape: `(height, width, channels)` to which images are decoded, or None for their own.
         read: images that were taken so far.
-        failures: what was left out so far; all of it when the stream is at its end.
+        failures: the images left out so far; all of them at the end of the stream.
 
     Example:
         >>> with stream(image_source([PHOTOS[0], "no-such-file.jpg"]), batch=2) as batches:
@@ -396,7 +396,7 @@ class ImageStream:
         self.close()
 
     def close(self) -> None:
-        """End the thread and its reader process; what was read ahead is dropped."""
+        """End the thread and its reader process; images read ahead are dropped."""
         self._ended = True
         self._unwanted.set()
         while self._thread is not None and self._thread.is_alive():
@@ -412,7 +412,7 @@ class ImageStream:
 
     def _begin(self) -> None:
         if self._thread is None:
-            context = contextvars.copy_context()  # the limits in force are those of whoever asks
+            context = contextvars.copy_context()  # the limits in force are those of the caller
             self._readers = context.run(isolation.watch_readers)
             self._thread = threading.Thread(target=context.run, args=(self._produce,), name="images", daemon=True)
             self._thread.start()

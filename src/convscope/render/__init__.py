@@ -1,6 +1,6 @@
 """Values to pixels: one module of views for each kind of result, above colour, grid, text, overlay and encoding.
 
-Everything takes and returns NumPy arrays, (h, w, 3) uint8 for what is drawn, and knows no framework and no file. One
+All functions take and return NumPy arrays, (h, w, 3) uint8 for renderings, and use no framework and no file. One
 tile is the same pixels alone as in its sheet.
 
 >>> import numpy as np
@@ -37,7 +37,7 @@ def tile(
     Args:
         values: (h, w), any real values.
         scale: the raw values of the two ends of the colour map; the classic scale, the channel's own, where None.
-        side: what the longer side should be near, in pixels.
+        side: approximate length of the longer side, in pixels.
         colours: a colour map of matplotlib.
         kind: "png" (lossless) or "webp".
 
@@ -55,7 +55,7 @@ def tile(
 
 @singledispatch
 def renderings(result: Result) -> Iterator[tuple[str, np.ndarray]]:
-    """Everything that is drawn of a result: a relative file name without suffix, and (h, w, 3) uint8.
+    """All renderings of a result: a relative file name without suffix, and (h, w, 3) uint8.
 
     A result of your own gets its views with `renderings.register`.
 

@@ -55,9 +55,9 @@ def channel_tile(
 
     Args:
         result: the activations.
-        layer, channel, image: which.
+        layer, channel, image: the layer, the channel and the image.
         shared: on one scale for all channels of the layer, in place of the classic scale, the channel's own.
-        side: what the longer side should be near, in pixels; that of the sheet where None.
+        side: approximate length of the longer side, in pixels; that of the sheet where None.
 
     Raises:
         UsageError: no such layer, channel or map.

@@ -65,7 +65,7 @@ def channel_grid(
 
     Args:
         activation: (h, w, c), or (c,) of a dense layer.
-        side: what the longer side of a tile should be near, in pixels.
+        side: approximate length of the longer side of a tile, in pixels.
         columns, shared, colours: as in `activation_sheet`.
 
     Raises:
@@ -92,7 +92,7 @@ def _tiles(maps: np.ndarray, shared: bool, colours: str, side: int | None = None
 
 
 def default_side(count: int) -> int:
-    """What the longer side of each of `count` tiles of a sheet should be near, in pixels."""
+    """The approximate length of the longer side of each of `count` tiles of a sheet, in pixels."""
     return _TILE_SIDE if count > 4 else _IMAGE_SIDE
 
 
@@ -104,7 +104,7 @@ def channel_tile(
     Args:
         channel: (h, w), any real values.
         scale: the raw values of the two ends of the colour map; the classic scale, the channel's own, where None.
-        side: what the longer side should be near, in pixels.
+        side: approximate length of the longer side, in pixels.
         colours: a colour map of matplotlib.
 
     Raises:

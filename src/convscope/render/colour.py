@@ -141,11 +141,11 @@ def _lookup_table(name: str) -> np.ndarray:
     return colormaps[name](np.arange(256) / 255, bytes=True)[:, :3]
 
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too, without black; then the same darker.
+# Okabe and Ito's colours, distinct to colour-blind eyes too, without black; then the same darker.
 _PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 
 
 def palette(count: int) -> np.ndarray:
-    """Colours of so many things, (count, 3) uint8."""
+    """Distinct colours, (count, 3) uint8."""
     known = np.array([ImageColor.getrgb(one) for one in _PALETTE], np.uint8)
     return np.stack([known[k % len(known)] // (1 + k // len(known)) for k in range(count)])

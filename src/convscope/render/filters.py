@@ -25,7 +25,7 @@ class Style:
 
     Attributes:
         levels: images `(h, w, c)` of a result to 8-bit levels `(h', w', c)`, without the border.
-        labels: whether the sheet has numbers under its tiles, if nothing else is asked for.
+        labels: whether the sheet has numbers under its tiles by default.
         sort: the order of the sheet, likewise.
     """
 
@@ -45,7 +45,7 @@ GAP = 5  # pixels between the tiles of a sheet without labels
 
 
 def drawn(result: Filters, index: int) -> np.ndarray:
-    """The tile of the `index`-th filter, or one that says why there is none: (h, w, 3) uint8."""
+    """The tile of the `index`-th filter, or one with the reason why there is none: (h, w, 3) uint8."""
     if result.rows[index].status == "dead":
         height, width = (side - 2 * result.crop for side in result.values.shape[1:3])
         return words_tile(height, width, f"{result.name(index)} {_epitaph(result.rows[index])}")
@@ -179,7 +179,7 @@ def _tiles(result: Filters, order: Sequence[int]) -> list[np.ndarray]:
 
 
 def label(result: Filters, index: int) -> Label:
-    """What stands under the tile of the `index`-th filter: name, activation, how it compares, status.
+    """The label of the `index`-th filter: name, activation, ratio to the baseline, status.
 
     Example:
         >>> label(convscope.filters(network, "block4_conv", [7], steps=2, size=32), 0).name
@@ -199,7 +199,7 @@ def _where(result: Filters) -> str:
 
 
 def _how(result: Filters) -> str:
-    """Recipe, steps, size and seed, of what is known."""
+    """Recipe, steps, size and seed, where known."""
     recipe, seed = result.parameters.recipe, result.parameters.seed
     known = [] if recipe is None else [f"recipe {recipe.name}, {recipe.steps} steps"]
     known += [f"{'x'.join(map(str, result.values.shape[1:3]))} pixels"]
@@ -208,7 +208,7 @@ def _how(result: Filters) -> str:
 
 
 def _legend(result: Filters) -> str:
-    """What the labels' words mean, of those that occur."""
+    """The meaning of the words that occur in the labels."""
     words = []
     if any(row.natural is not None for row in result.rows):
         words.append("natural: the best activation of the natural images")
@@ -234,7 +234,7 @@ def _frames(result: Filters, index: int, count: int) -> list[np.ndarray]:
 
 
 def _moments(result: Filters) -> list[str]:
-    """What is written above each frame: the step where that is known, else its number."""
+    """The title of each frame: the step where it is known, else its number."""
     assert result.frames is not None
     count = result.frames.shape[1]
     steps = result.parameters.frame_steps

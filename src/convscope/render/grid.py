@@ -48,7 +48,7 @@ def grid(tiles: Sequence[np.ndarray], columns: int, gap: int, fill: int = 0) -> 
 
 @dataclass(frozen=True)
 class Label:
-    """What stands under a tile.
+    """The label under a tile.
 
     Attributes:
         name: in dark ink.
@@ -90,7 +90,7 @@ def at_most(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def words_tile(height: int, width: int, text: str) -> np.ndarray:
-    """A grey tile that says `text` in the largest letters that fit, or bears a cross where none do: (h, w, 3) uint8."""
+    """A grey tile with `text` in the largest letters that fit, or with a cross where none do: (h, w, 3) uint8."""
     tile = Image.new("RGB", (width, height), (208, 208, 208))
     draw, room = ImageDraw.Draw(tile), width - 8
     for size in (13, 12, 11, 10, 9):
@@ -133,7 +133,7 @@ def labelled_grid(tiles: Sequence[np.ndarray], labels: Sequence[Label], columns:
 
 
 def _bounded_columns(wanted: int, count: int, shape: tuple[int, ...]) -> int:
-    """As many as wanted, if neither side of the sheet gets too long by it."""
+    """The requested number, if neither side of the sheet gets too long."""
     most_rows, most = (max(1, _LONGEST // (side + 10)) for side in shape[:2])
     return min(max(wanted, math.ceil(count / most_rows)), most, count)
 

@@ -18,7 +18,7 @@ from convscope.results import Heatmap
 
 
 def overlaid(result: Heatmap, index: int = 0, paint: Paint | float = 0.7) -> np.ndarray:
-    """A heatmap over its image, at the image's own size: (h, w, 3) uint8. `paint` is how, or the opacity alone."""
+    """A heatmap over its image, at the image's own size: (h, w, 3) uint8. `paint`: the style, or the opacity."""
     return overlay(result.photos[index].pixels, result.maps[index], paint)
 
 

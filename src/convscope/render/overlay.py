@@ -101,7 +101,7 @@ def overlay(photo: np.ndarray, heatmap: np.ndarray, paint: Paint | float = 0.7) 
     Args:
         photo: (h, w, 3) uint8.
         heatmap: (h', w'), raw and signed.
-        paint: how, or the opacity alone.
+        paint: the style, or the opacity alone.
 
     Returns:
         (h, w, 3) uint8; the image unchanged where there is nothing to draw or some values are not finite.
@@ -123,7 +123,7 @@ def tint(heatmap: np.ndarray, height: int, width: int, paint: Paint | None = Non
     Args:
         heatmap: (h', w'), raw and signed.
         height, width: of the image.
-        paint: how.
+        paint: the style.
 
     Returns:
         (height, width, 4) uint8; the last channel is 0 (nothing) to 255 (the peak, of either sign).

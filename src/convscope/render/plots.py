@@ -32,6 +32,6 @@ def png(draw: Callable[[Any], object], width: float, height: float) -> bytes:
     buffer = io.BytesIO()
     # Without these the file would hold the version and so differ between machines.
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes in a title say it well enough
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes in a title are clear enough
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

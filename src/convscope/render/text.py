@@ -59,7 +59,7 @@ def shortened(text: str, width: int, size: int) -> str:
     if text_width(text, size) <= width:
         return text
 
-    def keep(count: int) -> str:  # the ends of a layer's path tell more than its middle
+    def keep(count: int) -> str:  # the ends of a layer's path are more informative than its middle
         return text[: count - count // 2] + "…" + text[len(text) - count // 2 :]
 
     fitting = range(1, len(text))

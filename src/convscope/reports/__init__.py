@@ -1,7 +1,7 @@
 """One self-contained HTML page about a network and some images, made of the three techniques' results.
 
-`report` is `study` (run the techniques) and then `write` (draw the page). Everything that the page shows comes from
-the results, and its JSON holds the same numbers.
+`report` is `study` (run the techniques) and then `write` (draw the page). All content of the page comes from
+the results, and its JSON has the same numbers.
 """
 
 from __future__ import annotations

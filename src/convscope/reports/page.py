@@ -42,7 +42,7 @@ def write(study: Study, path: str | PathLike, title: str | None = None, about: I
     """Draw the page of a study and write it, whole or not at all.
 
     Args:
-        study: what to show.
+        study: the study to show.
         path: of the page.
         title: its heading; the model's name where None.
         about: paragraphs of plain text below the heading.
@@ -121,7 +121,7 @@ def _breakable(name: str) -> Markup:
 
 
 def _score_word(network: Network) -> str:
-    """What the number is that a heatmap explains."""
+    """The description of the number that a heatmap explains."""
     return f"difference of the {network.head.score}s" if network.head.paired else network.head.score
 
 
@@ -133,7 +133,7 @@ _NUMBERS = "; the classes have numbers, no names"
 
 
 def _facts(network: Network) -> list[tuple[str, str]]:
-    """What the network is, as terms and texts."""
+    """The description of the network, as terms and texts."""
     height, width = network.inputs.size
     colours = {1: "grey", 3: "RGB"}.get(network.inputs.channels, f"{network.inputs.channels} channels")
     inside = [layer for layer in network.layers if not layer.container]
@@ -197,7 +197,7 @@ def _slab(shape: Sequence[int], largest: int, one_by_one: bool) -> dict[str, int
 
 
 def _photo(study: Study, index: int) -> dict[str, Any]:
-    """Everything that the page shows of one image."""
+    """The content of the page on one image."""
     photo = study.photos[index]
     shown = fitted_to_page(photo.pixels)
     height, width = shown.shape[:2]
@@ -275,7 +275,7 @@ def _sheet(seen: Activations, path: str, index: int) -> dict[str, Any]:
     values = np.asarray(seen.arrays[path][index])
     sheet: dict[str, Any] = {"row": row, "uri": None}
     if values.ndim not in (1, 3) or not values.size:
-        return sheet  # a sequence, say; the page tells its shape
+        return sheet  # for example a sequence; the page has its shape
     count = values.shape[-1]
     side, columns, narrowest = _tiling(count)
     drawn = channel_grid(values, side, columns)
@@ -340,7 +340,7 @@ def _colour_scale() -> np.ndarray:
 
 
 def _filter_section(result: Filters, looked_at: int, stuck: int) -> dict[str, Any]:
-    """Everything that the page shows of one layer's filters."""
+    """The content of the page on one layer's filters."""
     tiles = []
     for index in result.order():
         row = result.rows[index]

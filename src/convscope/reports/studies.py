@@ -1,4 +1,4 @@
-"""What a report is of: the results of the three techniques, before anything is drawn."""
+"""The study of a report: the results of the three techniques, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choices:
-    """What a report shows.
+    """The content of a report.
 
     Attributes:
         target: class to explain, by number or name; "top" for each image's own best; or one for each image.
-        layers: whose sheets are shown (see `Network.select`); a choice over the depth where None.
+        layers: layers whose sheets are shown (see `Network.select`); a choice over the depth where None.
         filter_layers: paths of layers whose filters are shown; three over the depth where there is none.
-        heatmap_layer: where heatmaps are made: a path, "auto", or "best" (see `heatmap`).
+        heatmap_layer: the layer of the heatmaps: a path, "auto", or "best" (see `heatmap`).
         channels: filters of each of them; 0 leaves the filters out.
         check: measure how far to trust the first heatmap of each image.
         seed: random seed of the start images of filters.
@@ -59,10 +59,10 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What the techniques found, before it is drawn.
+    """The results of the techniques, before they are drawn.
 
     Attributes:
-        network, photos, choices: what was studied.
+        network, photos, choices: the network, the images and the content.
         activations: of every convolution and pooling, or of the layers that were asked for.
         sheets: paths of the layers whose sheets are shown.
         predictions: the best classes of each image, best first.
@@ -133,7 +133,7 @@ class Study:
 def study(network: Network | Any, images: Any, choices: Choices, progress: Progress = None) -> Study:
     """Run the three techniques; arguments and errors as in `report`."""
     network = open_model(network)
-    with network.unchanging():  # each result says which weights it is of: they are hashed once
+    with network.unchanging():  # each result has the hash of the weights: they are hashed once
         return _studied(network, images, choices, progress)
 
 
@@ -216,7 +216,7 @@ def _heatmaps(
     rivals = [_rivals(row) for row in rows]
     results = [first]
     for rank in range(max(map(len, rivals))):
-        # All images go along, so that the compiled program serves; what is not worth showing is left out later.
+        # All images go along, so that the compiled program serves; uninteresting ones are left out later.
         classes = [
             rival[rank].index if rank < len(rival) else row.class_index for row, rival in zip(rows, rivals, strict=True)
         ]
@@ -251,7 +251,7 @@ def _predictions(
 def _filters(
     network: Network, photos: Sequence[InputImage], layers: Sequence[Layer], choices: Choices, progress: Progress
 ) -> tuple[tuple[Filters, ...], tuple[tuple[int, int], ...], dict[str, str]]:
-    """Of each layer the first channels that have something to show; the rest are counted, not drawn."""
+    """The first channels of each layer that have a gradient; the rest are counted, not drawn."""
     found, stuck, reasons = [], [], []
     for layer in layers:
         try:

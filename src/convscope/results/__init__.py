@@ -1,4 +1,4 @@
-"""What the techniques return: frozen values with typed parameters. No drawing (`render`) and no files (`store`)."""
+"""The results of the techniques: frozen values with typed parameters. No drawing (`render`) and no files (`store`)."""
 
 from convscope.results.activations import Activations, LayerStatistics
 from convscope.results.base import Origin, Result, array_sha256, origin, versions

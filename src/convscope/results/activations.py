@@ -1,4 +1,4 @@
-"""The output of layers for images: raw values, and what counts in them."""
+"""The output of layers for images: raw values and statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LayerStatistics:
     """Statistics of one layer's activations on one image.
 
     Attributes:
-        image, layer: whose.
+        image, layer: the image and the layer.
         kind: of the layer.
         shape: `(h, w, c)` or `(c,)`.
         mean, max: of the raw activation.

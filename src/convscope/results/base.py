@@ -1,4 +1,4 @@
-"""What all results share: where they come from, and what was asked for."""
+"""The base of all results: their origin and their parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from convscope.results.parameters import Parameters
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """The network that a result is of, and what else is written about how it was made.
+    """The network of a result, and further records of how it was made.
 
     Attributes:
         network: the network's name.
@@ -38,13 +38,13 @@ class Origin:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def provenance(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """What is needed to make a result again: plain JSON values, and no time, so that the same is the same."""
+        """The data to reproduce a result: plain JSON values, without a time, so that equal results have equal data."""
         return {**self.record, "parameters": {**self.details, **parameters}}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What all results share: frozen values, the arguments as typed fields, and their JSON.
+    """The base of all results: frozen values, the arguments as typed fields, and their JSON.
 
     Attributes:
         origin: the network and the images.
@@ -63,7 +63,7 @@ class Result:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is needed to make the result again, as plain JSON values: made to be written, and never read."""
+        """The data to reproduce the result, as plain JSON values: written, and never read by the package."""
         return self.origin.provenance(self.parameters.to_json())
 
     def described(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ _displays: list[Callable[[Result], str]] = []
 
 
 def display_with(html: Callable[[Result], str]) -> None:
-    """Say what draws results in a notebook: `render` does, once it is imported; without it the text stands alone."""
+    """Register the function that draws results in a notebook: `render` does, once imported; else only text is shown."""
     _displays[:] = [html]
 
 
@@ -99,9 +99,9 @@ def origin(
     """The origin of a result.
 
     Args:
-        network, technique, images: what was done to what.
-        others: further images that the result depends on, by what they are: "start", "like".
-        details: what describes the arguments beyond the typed parameters of the result.
+        network, technique, images: the network, the technique and the images.
+        others: further images that the result depends on, by their role: "start", "like".
+        details: descriptions of the arguments beyond the typed parameters of the result.
 
     Example:
         >>> from convscope.images.decode import read_images

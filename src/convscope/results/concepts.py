@@ -44,8 +44,8 @@ class Concepts(Result):
 
     Attributes:
         photos: the images.
-        values: how much of each concept is at each place `(n, h, w, k)` float32, not negative.
-        vectors: what each is made of `(k, c)` float32, not negative, of length 1.
+        values: strength of each concept at each place `(n, h, w, k)` float32, not negative.
+        vectors: the channels of each concept `(k, c)` float32, not negative, of length 1.
         rows: the words and numbers, one for each concept.
 
     Example:

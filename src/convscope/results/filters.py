@@ -24,13 +24,13 @@ class FilterRow:
         activations: the objective before each step.
         status: "alive", "weak" or "dead".
         reason: why that status.
-        threshold: what the activation had to exceed to be alive.
+        threshold: the activation that an alive filter exceeds.
         name: the objective's text, such as "class tabby"; the channel's number stands for it where it is empty.
         transformed: mean activation of the final image under new random transforms; NaN where that was not measured.
         natural: the highest activation among the user's natural images; None without these.
         natural_photo: the name of that image.
         agreement: mean correlation of the images from several seeds, -1..1; None where one seed was used.
-        variant: which of several images of one objective.
+        variant: number of the image among several of one objective.
         tries: number of start images that were tried.
         steps: number of updates; 0 where that is not known.
         started_from: the name of the natural image that the ascent started from, where the filter has no gradient at
@@ -102,10 +102,10 @@ class Filters(Result):
     """For each filter of a layer the image that excites it most.
 
     Attributes:
-        layer: whose filters; None for objectives that are not channels of one layer.
+        layer: the layer of the filters; None for objectives that are not channels of one layer.
         values: final images `(n, h, w, c)` float32, in the range that the network takes.
         rows: the numbers, one for each filter.
-        preprocessing: what turns the values back into pixels.
+        preprocessing: the preprocessing, which turns the values back into pixels.
         crop: pixels left out on each side of an image.
         style: "classic" (contrast brought to 0.15 around grey), "plain" (the image as it is) or "clipped" (stretched
             to the full range, but for 1 % of the values at each end).
@@ -130,7 +130,7 @@ class Filters(Result):
     kind: ClassVar[str] = "filters"
 
     def name(self, index: int) -> str:
-        """What the `index`-th filter is called: "17", its second image "17-1", an objective by its text."""
+        """The name of the `index`-th filter: "17", its second image "17-1", an objective by its text."""
         row = self.rows[index]
         named = row.name and (self.layer is None or row.channel is None)
         return (row.name if named else str(row.channel)) + (f"-{row.variant}" if row.variant else "")
@@ -181,5 +181,5 @@ def _row_json(row: FilterRow) -> dict[str, Any]:
 
 
 def _times(factor: float) -> str:
-    """Two digits, for what is multiplied: "0.83", "12", "340"."""
+    """A ratio with two digits: "0.83", "12", "340"."""
     return f"{float(f'{factor:.2g}'):g}" if abs(factor) >= 0.01 or not factor else f"{factor:.0e}"

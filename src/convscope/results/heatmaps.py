@@ -1,4 +1,4 @@
-"""Which image regions support a class: raw maps and what was measured of them."""
+"""The image regions that support a class: raw maps and their measures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Check:
     """How far to trust a heatmap; see `heatmaps.faithfulness` for the definition of each measure.
 
     Attributes:
-        deletion: area under the probability while the most important pixels go, 0..1; less is better. Where what is
-            explained has no probability, of the score over the size of the whole image's, from that of grey on.
+        deletion: area under the probability while the most important pixels go, 0..1; less is better. Where the
+            target has no probability, of the score over the size of the whole image's, from that of grey on.
         insertion: the same while they come back; more is better.
         drop: share of the score that is lost seen through the map alone, 0..1.
         increase: 1 if the score rises instead, else 0.
@@ -53,12 +53,12 @@ class HeatmapRow:
 
     Attributes:
         image: name of the image.
-        class_index, class_name: what was explained; where it is no class, None and what it is in words.
-        score: the number that was explained: a logit, or what `Head.score` says instead; less that of `against`.
+        class_index, class_name: the explained class; None and a description where the target is no class.
+        score: the explained number: a logit, or the number that `Head.score` names; less that of `against`.
         probability: of the class; None for linear outputs.
-        layer, method: where and how.
+        layer, method: the layer and the method.
         status: "ok", or "blank" with the `reason`.
-        reason: why nothing is to be seen; empty where the status is "ok".
+        reason: the reason for a blank map; empty where the status is "ok".
         predictions: the best classes of the image, best first.
         against: the class whose score was subtracted, or None.
         note: a remark to show beside the map.

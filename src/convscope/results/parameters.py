@@ -1,4 +1,4 @@
-"""What a technique was asked for: a frozen dataclass for each, whose fields are the state that the package reads."""
+"""The parameters of each technique: a frozen dataclass for each, whose fields are the state that the package reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Parameters:
-    """The arguments that changed a result; a default stands for what an older result does not say.
+    """The arguments that changed a result; a default stands for a value that an older result lacks.
 
     Example:
         >>> convscope.heatmap(network, PHOTOS[0]).parameters.to_json()["layer"]

@@ -40,7 +40,7 @@ def save(result: Result, directory: str | PathLike | Folder, **options: Any) -> 
     """Write a result: renderings, raw arrays, images, and the manifest that names them.
 
     Args:
-        result: what a technique returned.
+        result: the result of a technique.
         directory: where to; a `Folder` keeps several results of one run apart.
         options: of the kind: `store.activations.write`, `store.filters.write`, `store.heatmaps.write`.
 

@@ -15,7 +15,7 @@ from convscope.store.shelf import Shelf, check, check_shape
 
 
 def write(result: Concepts, directory: str | PathLike | Folder) -> list[str]:
-    """Write the panels, what is where and what of as `.npy`, the images and the numbers."""
+    """Write the panels, the concepts' strengths and vectors as `.npy`, the images and the numbers."""
     folder = as_folder(directory)
     report, since = result.to_json(), folder.begin(f"{result.kind}.json")
     for name, picture in views.renderings(result):

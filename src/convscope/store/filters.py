@@ -103,7 +103,7 @@ def read(report: Mapping[str, Any], shelf: Shelf) -> Filters:
 
 
 def _check_shapes(result: Filters) -> None:
-    """What was loaded has to fit together."""
+    """Check that the loaded parts fit together."""
     values, affine = result.values, result.preprocessing
     expected = f"{len(result.rows)} images (n, h, w, c), of which a crop of {result.crop} leaves something"
     fits = values.ndim == 4 and len(values) == len(result.rows) and min(values.shape[1:3]) > 2 * result.crop

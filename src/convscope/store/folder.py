@@ -98,7 +98,7 @@ class Folder:
 
 
 class _Sink:
-    """A file that NumPy takes for none, and so writes in pieces with `write`, which says why the disk refuses one."""
+    """A file that NumPy does not recognize, and so writes in pieces with `write`, whose error has the reason."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.write = file.write
@@ -108,7 +108,7 @@ def write_array(file: BinaryIO, array: np.ndarray) -> None:
     """Write an array in NumPy's format.
 
     Raises:
-        OSError: the disk refuses it; `errno` says why.
+        OSError: the disk refuses it; `errno` has the reason.
     """
     np.lib.format.write_array(_Sink(file), array, allow_pickle=False)
 

@@ -1,4 +1,4 @@
-"""The JSON files of results in a folder: which there are, which one is meant, and whether this version reads it."""
+"""The JSON files of results in a folder: listing them, choosing one, and checking that this version reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_schema(manifest: Mapping[str, Any], file: Path) -> None:
     """A manifest has to be of a schema that this version reads; one without a number is the first.
 
     Raises:
-        ConvscopeError: it is newer; says which version of convscope is needed. Misfit: its number is none.
+        ConvscopeError: it is newer; the message has the version of convscope that it needs. Misfit: it is no number.
     """
     number = schema.whole(1)(manifest["schema"], "schema") if "schema" in manifest else SCHEMA
     if number <= SCHEMA:
@@ -69,7 +69,7 @@ def chosen(path: str | PathLike, kinds: Sequence[str], kind: str | None) -> Path
     Args:
         path: of a folder, or of the JSON file itself.
         kinds: of results that there are.
-        kind: that is wanted, where a folder holds several.
+        kind: the kind to load, where a folder has several.
 
     Raises:
         UsageError: there is no such kind, or several results could be meant. ConvscopeError: there is none.
@@ -99,10 +99,10 @@ def _several(fitting: Sequence[Path], kind: str | None) -> str:
 
 
 def checked(path: Path, make: Callable[[Path], T]) -> T:
-    """What `make` makes of the JSON file at `path`, whatever is wrong with it being one clear error.
+    """The value that `make` makes of the JSON file at `path`; any fault of the file is one clear error.
 
     Raises:
-        ConvscopeError: expected, found, and what to do.
+        ConvscopeError: the file is not as expected.
     """
     try:
         return make(path)

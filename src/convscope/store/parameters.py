@@ -1,4 +1,4 @@
-"""Readers of saved parameters and origins: what the JSON of a result says becomes typed fields."""
+"""Readers of saved parameters and origins: from the JSON of a result to typed fields."""
 
 from __future__ import annotations
 

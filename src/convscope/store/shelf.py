@@ -1,7 +1,7 @@
 """Folders that results were saved in, read with care: they may come from anybody.
 
 Names in a folder's JSON are plain names of regular files inside of it. Sizes are held against the limits before
-anything is read as a whole, and every value is held against a schema, so that whatever is wrong gives one clear error.
+anything is read as a whole, and every value is checked against a schema, so that any fault gives one clear error.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def check(holds: bool, where: str, expected: str, found: Any) -> None:
 
 
 def check_shape(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:
-    """An array that was loaded has to have the shape that the JSON says.
+    """Check that a loaded array has the shape that the JSON declares.
 
     Raises:
         Misfit: it has another.
@@ -175,7 +175,7 @@ def check_shape(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:
     check(array.shape == shape, where, f"an array of the shape {shape}", array.shape)
 
 
-# What all results share.
+# Common to all results.
 
 _ANY_TEXT = schema.optional(lambda value, where: value if isinstance(value, str) else schema.text(value, where))
 IMAGE = schema.entries({
