@@ -37,6 +37,7 @@ FLOORS = (
 )
 # The same inside of the largest room: a format ends in a framework, and opening reads formats.
 NETWORK_FLOORS = (
+    ("foreign",),
     ("ops", "preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
     ("head", "passes"),
     ("graph", "choices"),

@@ -12,7 +12,7 @@ Importing convscope loads no framework; each name is fetched when it is first us
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from convscope.diagnosis import doctor as doctor
@@ -67,7 +67,7 @@ __all__ = [
 _GIVE_RESULTS = ("activations", "concepts", "filters", "heatmap")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'convscope' has no attribute {name!r}")
     if name in _GIVE_RESULTS:

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from convscope.errors import ConvscopeError, one_line
+from convscope.images.decode import Source
 from convscope.networks import Network, open_model
 from convscope.networks.formats.files import KINDS, kind_of_file, sha256
 from convscope.results import versions
+from convscope.schema import Json
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters, first_with_gradient
 from convscope.techniques.heatmaps import heatmap
@@ -56,9 +57,9 @@ class Diagnosis:
         doubts: the guesses, with the options that set them; problems: the failures, with their reasons.
     """
 
-    file: dict[str, Any]
-    network: dict[str, Any]
-    layers: dict[str, Any]
+    file: dict[str, Json]
+    network: dict[str, Json]
+    layers: dict[str, Json]
     trials: tuple[Trial, ...]
     doubts: tuple[str, ...]
     problems: tuple[str, ...]
@@ -68,12 +69,12 @@ class Diagnosis:
         """True if everything works."""
         return not self.problems
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Plain JSON values, with the versions of the libraries."""
         return {"ok": self.ok, **asdict(self), "versions": versions()}
 
 
-def doctor(model: Any, picture: Any = None, **opening: Any) -> Diagnosis:
+def doctor(model: object, picture: Source | None = None, **opening: Json) -> Diagnosis:
     """Report the detected properties of a model, and try the three techniques on it.
 
     Args:
@@ -134,7 +135,7 @@ def _peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _file(model: Any) -> dict[str, Any]:
+def _file(model: object) -> dict[str, Json]:
     if not isinstance(model, str | PathLike) or not Path(fspath(model)).exists():
         return {}
     path = Path(fspath(model))
@@ -162,7 +163,7 @@ def _drawn(network: Network) -> np.ndarray:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def _layers(network: Network) -> dict[str, Any]:
+def _layers(network: Network) -> dict[str, Json]:
     kinds: dict[str, int] = {}
     for layer in network.layers:
         kinds[layer.kind] = kinds.get(layer.kind, 0) + 1
@@ -182,7 +183,7 @@ def _layers(network: Network) -> dict[str, Any]:
     }
 
 
-def _activations(network: Network, photo: Any) -> str:
+def _activations(network: Network, photo: Source) -> str:
     found = activations(network, [photo])
     size = sum(array.nbytes for array in found.arrays.values())
     counted = [row for row in found.statistics if row.zeros is not None]
@@ -203,7 +204,7 @@ def _filters(network: Network, path: str | None) -> tuple[str, str]:
     return f"{climbed} of {len(result.rows)} filters of {path} rose in {STEPS} steps", doubt
 
 
-def _heatmap(network: Network, photo: Any) -> str:
+def _heatmap(network: Network, photo: Source) -> str:
     row = heatmap(network, [photo]).rows[0]
     how = f" (blank: {row.reason})" if row.status == "blank" else ""
     return f"{row.method} of {row.class_name} at {row.layer}{how}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -159,14 +159,14 @@ def _is_safe(char: str) -> bool:
 # -- JSON ------------------------------------------------------------------------------------------------
 
 
-def dump(data: Any) -> str:
+def dump(data: object) -> str:
     """JSON as convscope writes it: indented, NaN and infinity as null, NumPy numbers as numbers."""
     text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # The name of a file may contain bytes that are no text; JSON's own escapes carry them.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _plain(data: Any) -> Any:
+def _plain(data: object) -> object:
     if isinstance(data, Mapping):
         return {str(key): _plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -28,6 +28,9 @@ from typing import Any
 
 from convscope import errors, limits
 
+Sent = Any  # what messages carry: None, bool, int, float, str, bytes, arrays, and lists and dicts of these
+Pipe = Any  # a file or a `_Timed`
+
 
 class ReaderError(Exception):
     """The reader could not do it: out of time, out of memory, crashed, or an error that is none of convscope's.
@@ -42,7 +45,7 @@ class ReaderError(Exception):
         self.kind, self.found = kind, found
 
 
-def call(function: str, *arguments: Any, memory: int | None = None, seconds: float | None = None) -> Any:
+def call(function: str, *arguments: object, memory: int | None = None, seconds: float | None = None) -> Sent:
     """The return value of a function, computed in the reader.
 
     Args:
@@ -60,7 +63,7 @@ def call(function: str, *arguments: Any, memory: int | None = None, seconds: flo
     return SHARED_READER.call(function, *arguments, memory=memory, seconds=seconds)
 
 
-def each(function: str, many: Sequence[Sequence[Any]], *, memory: int | None = None) -> list[Any]:
+def each(function: str, many: Sequence[Sequence[object]], *, memory: int | None = None) -> list[Sent]:
     """`call(function, *arguments)` for each of `many`: its return value, or the error that it raises.
 
     The reader gets the next call while the answer to the last one is fetched, so many small files take less time.
@@ -81,7 +84,9 @@ def start(*modules: str) -> None:
     SHARED_READER.start(modules)
 
 
-def _request(function: str, arguments: Sequence[Any], memory: int | None, seconds: float | None) -> dict[str, Any]:
+def _request(
+    function: str, arguments: Sequence[object], memory: int | None, seconds: float | None
+) -> dict[str, object]:
     limit = limits.current()
     seconds = limit.seconds if seconds is None else seconds
     about = {"function": function, "limits": vars(limit), "memory": memory, "seconds": seconds}
@@ -110,7 +115,7 @@ class Reader:
         if watched is not None:
             watched.append(self)
 
-    def each(self, function: str, many: Sequence[Sequence[Any]], *, memory: int | None = None) -> list[Any]:
+    def each(self, function: str, many: Sequence[Sequence[object]], *, memory: int | None = None) -> list[Sent]:
         """As the function `each` of this module does, in this reader's child."""
         return self._ask_each([_request(function, arguments, memory, None) for arguments in many])
 
@@ -136,24 +141,24 @@ class Reader:
         self._clean = True
         return self._child
 
-    def call(self, function: str, *arguments: Any, memory: int | None = None, seconds: float | None = None) -> Any:
+    def call(self, function: str, *arguments: object, memory: int | None = None, seconds: float | None = None) -> Sent:
         """As the function `call` of this module does, in this reader's child."""
         return self._ask(_request(function, arguments, memory, seconds))
 
-    def _ask(self, asked: dict[str, Any]) -> Any:
+    def _ask(self, asked: dict[str, object]) -> object:
         (answer,) = self._ask_each([asked])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def _ask_each(self, many: Sequence[dict[str, Any]]) -> list[Any]:
-        answers: list[Any] = []
+    def _ask_each(self, many: Sequence[dict[str, object]]) -> list[object]:
+        answers: list[Sent] = []
         with self._lock:
             while len(answers) < len(many):
                 self._converse(many[len(answers) :], answers)
         return answers
 
-    def _converse(self, many: Sequence[dict[str, Any]], answers: list[Any]) -> None:
+    def _converse(self, many: Sequence[dict[str, Sent]], answers: list[object]) -> None:
         """Send one call after another, until the child has to be ended: its last call has then failed."""
         child = self._asked(many[0])
         try:
@@ -172,7 +177,7 @@ class Reader:
             if not self._clean:  # too late, interrupted, or dead: its state is not known any more
                 self.stop()
 
-    def _asked(self, asked: dict[str, Any]) -> subprocess.Popen[bytes]:
+    def _asked(self, asked: dict[str, object]) -> subprocess.Popen[bytes]:
         """A child that has been sent a call: another one where the first one has died since its last call."""
         for last in (False, True):
             child = self._started()
@@ -272,11 +277,11 @@ def _too_late() -> ReaderError:
     return ReaderError("time", f"reading it took too long ({limits.how_to_raise('seconds')})")
 
 
-def _result(answer: dict[str, Any]) -> Any:
+def _result(answer: dict[str, object]) -> Sent:
     return _raised(answer) if "error" in answer else answer["returned"]
 
 
-def _raised(answer: dict[str, Any]) -> Exception:
+def _raised(answer: dict[str, Sent]) -> Exception:
     name, text = answer["error"], answer["text"]
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, errors.ConvscopeError):
@@ -393,7 +398,7 @@ def serve(modules: Sequence[str] = ()) -> None:
                 _write(target, part)
 
 
-def _own_pipes() -> tuple[Any, Any]:
+def _own_pipes() -> tuple[Pipe, Pipe]:
     """The pipes to the caller, separate from the streams that a library reads or prints to."""
     source, target = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     null = os.open(os.devnull, os.O_RDWR)
@@ -415,7 +420,7 @@ def _harmless_end() -> None:
         file.write("900")
 
 
-def _answer(asked: dict[str, Any]) -> list[Any]:
+def _answer(asked: dict[str, Sent]) -> list[Sent]:
     """The parts of the reply."""
     module, _, name = asked["function"].partition(":")
     try:
@@ -475,37 +480,37 @@ def _ceiling(more: int) -> Callable[[], object]:
 # -- messages: the length of a JSON text, the text, then the bytes of the arrays in it ----------------------
 
 
-def _post(child: subprocess.Popen[bytes], asked: dict[str, Any]) -> None:
+def _post(child: subprocess.Popen[bytes], asked: dict[str, Sent]) -> None:
     pipe = _Timed(child, asked["seconds"])
     for part in _message(asked):
         _write(pipe, part)
 
 
-def _write(pipe: Any, part: Any) -> None:
+def _write(pipe: Pipe, part: Sent) -> None:
     view = memoryview(part).cast("B")
     while len(view):
         view = view[pipe.write(view) :]
 
 
-def _message(value: Any) -> list[Any]:
-    buffers: list[Any] = []
+def _message(value: object) -> list[Sent]:
+    buffers: list[object] = []
     text = json.dumps(_packed(value, buffers)).encode()
     return [struct.pack("<Q", len(text)) + text, *buffers]
 
 
-def _receive(pipe: Any) -> Any:
+def _receive(pipe: Pipe) -> Sent:
     (length,) = struct.unpack("<Q", _read(pipe, 8))
     message = json.loads(bytes(_read(pipe, length)))
     return _unpacked(message, pipe)
 
 
-def _read(pipe: Any, count: int) -> memoryview:
+def _read(pipe: Pipe, count: int) -> memoryview:
     view = memoryview(bytearray(count))
     _read_into(pipe, view)
     return view
 
 
-def _read_into(pipe: Any, view: memoryview) -> None:
+def _read_into(pipe: Pipe, view: memoryview) -> None:
     while len(view):
         got = pipe.readinto(view)
         if not got:
@@ -513,7 +518,7 @@ def _read_into(pipe: Any, view: memoryview) -> None:
         view = view[got:]
 
 
-def _packed(value: Any, buffers: list[Any]) -> Any:
+def _packed(value: object, buffers: list[object]) -> object:
     """JSON of a value; arrays and bytes are put aside in `buffers`, in the order in which `_unpacked` meets them."""
     if isinstance(value, str | int | float | None):
         return value
@@ -535,7 +540,7 @@ def _packed(value: Any, buffers: list[Any]) -> Any:
     return value
 
 
-def _unpacked(value: Any, pipe: Any) -> Any:
+def _unpacked(value: object, pipe: Pipe) -> object:
     if isinstance(value, list):
         return [_unpacked(item, pipe) for item in value]
     if not isinstance(value, dict):
@@ -547,7 +552,7 @@ def _unpacked(value: Any, pipe: Any) -> Any:
     return _array(value, pipe)
 
 
-def _array(about: dict[str, Any], pipe: Any) -> Any:
+def _array(about: dict[str, Sent], pipe: Pipe) -> Sent:
     import numpy as np
 
     descr = about["dtype"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from convscope.errors import UsageError, option
 from convscope.networks import Layer, Network, Record
+from convscope.networks.foreign import Tensor
 from convscope.networks.ops import Operations
 
-Tensor = Any
+OwnTarget = Any  # an object of the user's own with a `score`, and perhaps more of what `Target` has
 Activations = Mapping[str, Tensor]
 Arguments = tuple[Any, ...]
 
@@ -426,8 +427,8 @@ class Own:
         scores, text: see `Target`.
     """
 
-    key: Any
-    target: Any = field(compare=False)
+    key: Hashable
+    target: OwnTarget = field(compare=False)
     names: tuple[tuple[str, str], ...]
     scores: bool
     text: str
@@ -503,7 +504,7 @@ class ScoredBeside(Scored):
     regularizer: ClassVar[bool] = True
 
 
-def described_own(found: Own) -> dict[str, Any]:
+def described_own(found: Own) -> dict[str, object]:
     """What identifies a user's own object, for provenance: plain JSON values.
 
     Its code is named, with the SHA-256 of its text where Python knows that.
@@ -516,18 +517,18 @@ def described_own(found: Own) -> dict[str, Any]:
     }
 
 
-def _named(code: Any) -> str:
+def _named(code: object) -> str:
     return getattr(code, "__qualname__", type(code).__qualname__)
 
 
-def _code_sha256(code: Any) -> str | None:
+def _code_sha256(code: Callable) -> str | None:
     try:
         return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
     except (OSError, TypeError):
         return None
 
 
-def is_target(given: Any) -> bool:
+def is_target(given: object) -> bool:
     """True for an object with a `score`, such as a `Custom`.
 
     Example:
@@ -537,12 +538,12 @@ def is_target(given: Any) -> bool:
     return callable(getattr(given, "score", None)) and not isinstance(given, type | str)
 
 
-def text_of(target: Any) -> str:
+def text_of(target: object) -> str:
     """The description of a user's own object."""
     return str(getattr(target, "text", type(target).__name__))
 
 
-def own(network: Network, target: Any, with_input: bool = False) -> Own:
+def own(network: Network, target: OwnTarget, with_input: bool = False) -> Own:
     """A user's own object on a network.
 
     Args:
@@ -563,7 +564,7 @@ def own(network: Network, target: Any, with_input: bool = False) -> Own:
     return Own(_key(target), target, names, scores, text)
 
 
-def _key(target: Any) -> Any:
+def _key(target: object) -> Hashable:
     """A frozen dataclass is a value; any other object may be changed from one call to the next."""
     parameters = getattr(target, "__dataclass_params__", None)
     try:

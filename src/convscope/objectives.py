@@ -19,7 +19,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from convscope.measures import (
     Likeness,
     Linear,
     Measure,
+    OwnTarget,
     Scored,
     ScoredBeside,
     TotalVariation,
@@ -43,6 +43,7 @@ from convscope.measures import (
     text_of,
 )
 from convscope.networks import Layer, Network
+from convscope.networks.foreign import Tensor
 from convscope.networks.layers import check_channel
 
 EXPECTED = (
@@ -79,7 +80,7 @@ class Term:
     direction: tuple[float, ...] | None = None
     measure: Measure = LINEAR
     given: Given | None = None
-    own: Any = None
+    own: OwnTarget = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
@@ -146,7 +147,7 @@ class Objective:
 
     terms: tuple[Term, ...]
 
-    def __add__(self, other: Objective | Any) -> Objective:
+    def __add__(self, other: Objective | object) -> Objective:
         return Objective(self.terms + as_objective(other).terms)
 
     __radd__ = __add__
@@ -159,7 +160,7 @@ class Objective:
     def __neg__(self) -> Objective:
         return -1.0 * self
 
-    def __sub__(self, other: Objective | Any) -> Objective:
+    def __sub__(self, other: Objective | object) -> Objective:
         return self + -as_objective(other)
 
     def __str__(self) -> str:
@@ -176,7 +177,7 @@ class Objective:
         return _sum_text((term.weight, term.label) for term in self.reported.terms)
 
 
-def as_objective(given: Any) -> Objective:
+def as_objective(given: object) -> Objective:
     """An objective from an objective, its text, or a user's own object with a `score`.
 
     Raises:
@@ -608,7 +609,7 @@ def _compared(term: Term, given: np.ndarray, mask: np.ndarray, found: Layer) -> 
     return np.concatenate([np.broadcast_to(given, shape), mask[..., None]], axis=-1).astype(np.float32)
 
 
-def values_of(means: Sequence[np.ndarray], bounds: Sequence[BoundObjective], arguments: Sequence[Any]) -> np.ndarray:
+def values_of(means: Sequence[np.ndarray], bounds: Sequence[BoundObjective], arguments: Sequence[Tensor]) -> np.ndarray:
     """The value of each objective from the means of `Measure.means`: `(n, k)` float32.
 
     Args:

@@ -18,10 +18,13 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, TYPE_CHECKING, Literal, NoReturn
 
 from convscope import isolation, limits
 from convscope.errors import ConvscopeError, Unreadable, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FOLDER, NO_FILE = "it is a directory", "it is a device or a pipe"  # kinds of paths that are no files
 _MIB = 2**20
@@ -119,7 +122,7 @@ def decoded(data: bytes) -> str:
     return text
 
 
-def json_of(text: str) -> Any:
+def json_of(text: str) -> object:
     """The value of a JSON text, strictly by the standard: no NaN, no duplicate key.
 
     Raises:
@@ -137,7 +140,7 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _without_doubles(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
@@ -146,7 +149,7 @@ def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def is_deeper(value: Any, most: int) -> bool:
+def is_deeper(value: object, most: int) -> bool:
     """True if lists and objects of a JSON value are nested more than `most` levels deep; it does not recurse."""
     level = [value]
     for _ in range(most):
@@ -162,7 +165,7 @@ def is_deeper(value: Any, most: int) -> bool:
 # -- arrays ----------------------------------------------------------------------------------------------
 
 
-def array_of(path: str) -> Any:
+def array_of(path: str) -> object:
     """The array of numbers in a `.npy` file, or the only one in a `.npz` file: read in the reader process.
 
     Raises:
@@ -178,7 +181,7 @@ def array_of(path: str) -> Any:
         raise (error if type(error) is not ConvscopeError else Unreadable(error.message)) from None
 
 
-def _array_here(path: str) -> Any:
+def _array_here(path: str) -> object:
     try:
         with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -193,7 +196,7 @@ def _array_here(path: str) -> Any:
         raise Unreadable(f"it is damaged: {one_line(error)}") from None
 
 
-def _only_array(file: IO[bytes]) -> Any:
+def _only_array(file: IO[bytes]) -> object:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len(members) != 1:
@@ -202,7 +205,7 @@ def _only_array(file: IO[bytes]) -> Any:
             return _array(member, members[0].file_size)
 
 
-def _array(file: IO[bytes], size: int) -> Any:
+def _array(file: IO[bytes], size: int) -> np.ndarray:
     import numpy as np
 
     header, most = npy_header(file), limits.current().file
@@ -229,7 +232,7 @@ def _filled(file: IO[bytes], view: memoryview) -> int:
 
 
 _LONGEST_HEADER = 10_000  # bytes
-_HEADER_CHECKS: dict[str, Callable[[Any], bool]] = {
+_HEADER_CHECKS: dict[str, Callable[[object], bool]] = {
     "descr": lambda value: isinstance(value, str),
     "fortran_order": lambda value: isinstance(value, bool),
     "shape": lambda value: (
@@ -248,7 +251,7 @@ class Header:
         start: the first byte of the values.
     """
 
-    dtype: Any
+    dtype: np.dtype
     shape: tuple[int, ...]
     order: Literal["C", "F"]
     start: int
@@ -281,7 +284,7 @@ def npy_header(file: IO[bytes]) -> Header:
     return Header(dtype, entries["shape"], "F" if entries["fortran_order"] else "C", 8 + width + length)
 
 
-def _check_entries(entries: Any) -> None:
+def _check_entries(entries: object) -> None:
     """The three entries, if they have the forms of an array of numbers."""
     if not isinstance(entries, dict) or set(entries) != set(_HEADER_CHECKS):
         raise Unreadable("its header is not that of an array")
@@ -292,7 +295,7 @@ def _check_entries(entries: Any) -> None:
         raise Unreadable(f"its header has no {wrong[0]} of an array of numbers")
 
 
-def _numbers(descr: str) -> Any:
+def _numbers(descr: str) -> np.dtype:
     import numpy as np
 
     dtype = np.dtype(descr)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-Reader = Callable[[Any, str], Any]
+Json = Any  # what JSON holds, before a reader has found it to be what it has to be
+Reader = Callable[[object, str], Json]
 
 LONGEST = 10_000  # characters of one text
 LARGEST = 2**31 - 1  # of a whole number
@@ -35,7 +36,7 @@ class Misfit(Exception):
         self.where, self.expected, self.found = where, expected, found
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A JSON value in a few words, for a message."""
     if isinstance(value, dict):
         return f"an object of {len(value)} entries"
@@ -48,7 +49,7 @@ def shown(value: Any) -> str:
     return ascii(value) if len(ascii(value)) <= 60 else ascii(value)[:57] + "..."
 
 
-def text(value: Any, where: str) -> str:
+def text(value: object, where: str) -> str:
     """A text that can be written as UTF-8, of at most `LONGEST` characters."""
     if not isinstance(value, str):
         raise Misfit(where, "a text", shown(value))
@@ -59,7 +60,7 @@ def text(value: Any, where: str) -> str:
     return value
 
 
-def flag(value: Any, where: str) -> bool:
+def flag(value: object, where: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):
         raise Misfit(where, "true or false", shown(value))
@@ -69,7 +70,7 @@ def flag(value: Any, where: str) -> bool:
 def whole(low: int = -LARGEST, high: int = LARGEST) -> Reader:
     """A whole number from `low` to `high`."""
 
-    def read(value: Any, where: str) -> int:
+    def read(value: object, where: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise Misfit(where, f"a whole number from {low} to {high}", shown(value))
         return value
@@ -77,7 +78,7 @@ def whole(low: int = -LARGEST, high: int = LARGEST) -> Reader:
     return read
 
 
-def number(value: Any, where: str) -> float:
+def number(value: object, where: str) -> float:
     """A finite number, as float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Misfit(where, "a number", shown(value))
@@ -90,7 +91,7 @@ def number(value: Any, where: str) -> float:
     return found
 
 
-def measured(value: Any, where: str) -> float:
+def measured(value: object, where: str) -> float:
     """A finite number, or NaN for null: JSON has no word for values that are not finite."""
     return math.nan if value is None else number(value, where)
 
@@ -98,7 +99,7 @@ def measured(value: Any, where: str) -> float:
 def one_of(*choices: str) -> Reader:
     """One of some texts."""
 
-    def read(value: Any, where: str) -> str:
+    def read(value: object, where: str) -> str:
         if not isinstance(value, str) or value not in choices:
             raise Misfit(where, " or ".join(map(repr, choices)), shown(value))
         return value
@@ -114,7 +115,7 @@ def optional(reader: Reader) -> Reader:
 def sequence(reader: Reader, least: int = 0, most: int = LARGEST) -> Reader:
     """A list of `least` to `most` values, as a tuple."""
 
-    def read(value: Any, where: str) -> tuple:
+    def read(value: object, where: str) -> tuple:
         if not isinstance(value, list):
             raise Misfit(where, "a list", shown(value))
         if not least <= len(value) <= most:
@@ -128,20 +129,20 @@ def sequence(reader: Reader, least: int = 0, most: int = LARGEST) -> Reader:
 def mapping(reader: Reader) -> Reader:
     """An object whose values `reader` reads, under any names."""
 
-    def read(value: Any, where: str) -> dict[str, Any]:
+    def read(value: object, where: str) -> dict[str, Json]:
         return {text(key, where): reader(item, f"{where}.{key}") for key, item in table(value, where).items()}
 
     return read
 
 
-def table(value: Any, where: str) -> dict[str, Any]:
+def table(value: object, where: str) -> dict[str, Json]:
     """An object, as it is."""
     if not isinstance(value, dict):
         raise Misfit(where, "an object", shown(value))
     return value
 
 
-def anything(value: Any, where: str) -> Any:
+def anything(value: object, where: str) -> object:
     """Any value, as it is: for entries that no computation uses."""
     return value
 
@@ -149,7 +150,7 @@ def anything(value: Any, where: str) -> Any:
 def entries(needed: Mapping[str, Reader], extra: Mapping[str, Reader] = types.MappingProxyType({})) -> Reader:
     """An object with the `needed` entries and perhaps the `extra` ones, read; others stay as they are."""
 
-    def read(value: Any, where: str) -> dict[str, Any]:
+    def read(value: object, where: str) -> dict[str, Json]:
         found = dict(table(value, where))
         for name, reader in {**needed, **extra}.items():
             if name in found:
@@ -179,14 +180,14 @@ def record(cls: type, called: Mapping[str, str] = types.MappingProxyType({}), **
     }
     read_entries = entries(needed, {keys[name]: reader for name, reader in readers.items()})
 
-    def read(value: Any, where: str) -> Any:
+    def read(value: object, where: str) -> Json:
         found = read_entries(value, where)
         return cls(**{name: found[key] for name, key in keys.items() if key in found})
 
     return read
 
 
-def of(hint: Any) -> Reader:
+def of(hint: object) -> Reader:
     """The reader of a type as dataclasses write it: `int`, `float | None`, `tuple[str, ...]`, another dataclass."""
     plain = {str: text, bool: flag, int: whole(), float: measured}
     if hint in plain:

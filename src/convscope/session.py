@@ -36,7 +36,7 @@ import numpy as np
 from convscope.errors import ConvscopeError, UsageError, nearest
 from convscope.events import Event, Progress, tell
 from convscope.images.decode import InputImage
-from convscope.images.source import Failure, ImageSource, image_source
+from convscope.images.source import Failure, Images, ImageSource, image_source
 from convscope.networks import Network, open_model
 from convscope.networks.restoring import stoppable
 from convscope.results import Result
@@ -200,7 +200,7 @@ def _fingerprint(image: InputImage) -> str:
     return digest.hexdigest()
 
 
-def _read(images: Any) -> Hashable:
+def _read(images: Images | None) -> Hashable:
     """The images themselves; of a source, which may be too large for that, the source by identity.
 
     Raises:
@@ -356,7 +356,7 @@ class Session:
 
     def __init__(
         self,
-        model: Any,
+        model: object,
         *,
         cache_bytes: int = CACHE_BYTES,
         unchanging: bool | None = None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from convscope.cli.options import IMAGES, OUT, common, model_options, opened, say_notes, written
+from convscope.cli.options import IMAGES, OUT, Choice, common, model_options, opened, say_notes, written
 from convscope.cli.shell import Shell
 from convscope.errors import UsageError, option
 
@@ -46,7 +46,7 @@ class Options:
 @model_options
 @common
 def activations(
-    shell: Shell, model: str, images: tuple[str, ...], out: str, opening: dict[str, Any], **given: Any
+    shell: Shell, model: str, images: tuple[str, ...], out: str, opening: dict[str, object], **given: Choice
 ) -> None:
     """Show the activations of the layers of MODEL for each IMAGE."""
     from convscope import store

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from convscope.cli.options import IMAGES, OUT, common, model_options, opened, say_notes, written
+from convscope.cli.options import IMAGES, OUT, Choice, common, model_options, opened, say_notes, written
 from convscope.cli.shell import Shell
 
 
@@ -21,7 +19,7 @@ from convscope.cli.shell import Shell
 @model_options
 @common
 def concepts(
-    shell: Shell, model: str, images: tuple[str, ...], out: str, opening: dict[str, Any], **given: Any
+    shell: Shell, model: str, images: tuple[str, ...], out: str, opening: dict[str, object], **given: Choice
 ) -> None:
     """Show the regions of all IMAGES that a layer distinguishes, and the classes that each supports."""
     from convscope import store

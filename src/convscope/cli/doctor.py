@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("image", required=False)
 @model_options
 @common
-def doctor(shell: Shell, model: str, image: str | None, opening: dict[str, Any]) -> None:
+def doctor(shell: Shell, model: str, image: str | None, opening: dict[str, object]) -> None:
     """Report what convscope detects about MODEL, with what certainty, and whether the techniques work on it.
 
     The dry run takes IMAGE, or an image that convscope draws. Exits with 1 if something does not work.

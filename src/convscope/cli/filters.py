@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from convscope.cli.options import FOLDER, SEED, common, model_options, opened, readable, writable, written
+from convscope.cli.options import FOLDER, SEED, Choice, common, model_options, opened, readable, writable, written
 from convscope.cli.shell import INTERRUPTED, Shell
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Options:
 )
 @partial(model_options, precision=False)
 @common
-def filters(shell: Shell, model: str, out: str | None, opening: dict[str, Any], **given: Any) -> None:
+def filters(shell: Shell, model: str, out: str | None, opening: dict[str, object], **given: Choice) -> None:
     """Show the images that excite the filters of a layer of MODEL most, by gradient ascent."""
     from convscope import store
     from convscope.files import safe_name

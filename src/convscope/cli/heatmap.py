@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,7 @@ from convscope.cli.options import (
     IMAGES,
     OUT,
     SEED,
+    Choice,
     common,
     model_options,
     opened,
@@ -132,7 +133,9 @@ def _method_options(context: click.Context, parameter: click.Parameter, given: t
 @click.option("--contours", is_flag=True, help="Draw lines at quarters of the highest value.")
 @model_options
 @common
-def heatmap(shell: Shell, model: str, images: tuple[str, ...], out: str, opening: dict[str, Any], **given: Any) -> None:
+def heatmap(
+    shell: Shell, model: str, images: tuple[str, ...], out: str, opening: dict[str, object], **given: Choice
+) -> None:
     """Show which regions of each IMAGE support a class."""
     from convscope import store
     from convscope.images.decode import read_images
@@ -160,7 +163,7 @@ def heatmap(shell: Shell, model: str, images: tuple[str, ...], out: str, opening
 
 
 def _computed(
-    network: Network, images: Sequence[InputImage], methods: Any, options: Options, progress: Progress
+    network: Network, images: Sequence[InputImage], methods: object, options: Options, progress: Progress
 ) -> Heatmap:
     from convscope.techniques.heatmaps import heatmap as technique
     from convscope.techniques.heatmaps import similarity_target
@@ -181,7 +184,7 @@ def _computed(
     )
 
 
-def _methods(options: Options) -> Any:
+def _methods(options: Options) -> object:
     """The methods with their options, or "all".
 
     Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from convscope.cli.options import common, model_options, opened
@@ -14,7 +12,7 @@ from convscope.cli.shell import Shell
 @click.argument("model")
 @model_options
 @common
-def layers(shell: Shell, model: str, opening: dict[str, Any]) -> None:
+def layers(shell: Shell, model: str, opening: dict[str, object]) -> None:
     """Print the layers of MODEL: path, kind, output shape, parameters."""
     network = opened(shell, model, opening)
     rows = [

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from convscope.images.decode import InputImage
     from convscope.networks import Named, Network
 
+Choice = Any  # the value of an option, which click has read
+
 
 def common(command: Callable) -> Callable:
     """The options that all commands take, and a `Shell` in place of `quiet` and `json`; `limit` holds meanwhile."""
@@ -41,7 +43,7 @@ def common(command: Callable) -> Callable:
         "--debug", is_flag=True, expose_value=False, help="Show the whole traceback of an error."
     )  # see `main`
     @wraps(command)
-    def with_shell(*args: Any, quiet: bool, as_json: bool, limited: tuple[str, ...], **options: Any) -> Any:
+    def with_shell(*args: object, quiet: bool, as_json: bool, limited: tuple[str, ...], **options: object) -> object:
         shell = Shell(quiet, as_json)
         with shell.others(), limits.using(**limits.parse(limited)):
             _start_reader(options)
@@ -50,7 +52,7 @@ def common(command: Callable) -> Callable:
     return with_shell
 
 
-def _start_reader(options: dict[str, Any]) -> None:
+def _start_reader(options: dict[str, object]) -> None:
     """Start the process that reads files while this one imports what it needs."""
     from convscope import isolation
 
@@ -83,7 +85,7 @@ def model_options(command: Callable, precision: bool = True) -> Callable:
     @click.option("--input-size", metavar="N or HxW", help="Size to resize images to, for a model that takes any size.")
     @click.option("--trust", is_flag=True, help="Run code that the model file contains (Lambda layers, pickles).")
     @wraps(command)
-    def gathered(*args: Any, **options: Any) -> Any:
+    def gathered(*args: object, **options: object) -> object:
         names: tuple[str, ...] = ("weights", "backend", "device", "precision", "preprocess", "classes")
         names += ("input", "output", "head", "feed", "input_size", "trust")
         opening = {name: options.pop(name) for name in names if precision or name != "precision"}
@@ -92,7 +94,7 @@ def model_options(command: Callable, precision: bool = True) -> Callable:
     return gathered
 
 
-def _option_if(wanted: bool, *names: str, **about: Any) -> Callable:
+def _option_if(wanted: bool, *names: str, **about: Choice) -> Callable:
     return click.option(*names, **about) if wanted else lambda command: command
 
 
@@ -125,12 +127,12 @@ def several(text: str) -> str | list[str]:
     return [part.strip() for part in text.split(",")] if "," in text else text
 
 
-def written(out: str, files: list[str]) -> dict[str, Any]:
+def written(out: str, files: list[str]) -> dict[str, object]:
     """The JSON of a result, the last of its files, as it was written."""
     return json.loads((Path(out) / files[-1]).read_text(encoding="utf-8"))
 
 
-def opened(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
+def opened(shell: Shell, model: str, opening: dict[str, object]) -> Network:
     """The network that a command works on, with its detected and guessed properties printed for people."""
     from convscope.networks import Named, open_model
 
@@ -154,7 +156,7 @@ def opened(shell: Shell, model: str, opening: dict[str, Any]) -> Network:
     return network
 
 
-def ready(model: Named, opening: dict[str, Any]) -> dict[str, Any]:
+def ready(model: Named, opening: dict[str, Choice]) -> dict[str, Choice]:
     """The options of `open_model`; Keras is imported already where it will be needed."""
     from convscope.networks import choose_backend
 
@@ -175,7 +177,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def _fed(pairs: tuple[str, ...]) -> dict[str, Any]:
+def _fed(pairs: tuple[str, ...]) -> dict[str, object]:
     from convscope import reading
 
     fed = {}

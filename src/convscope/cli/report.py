@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from convscope.cli.options import FOLDER, IMAGES, SEED, common, model_options, opened, say_notes, writable
+from convscope.cli.options import FOLDER, IMAGES, SEED, Choice, common, model_options, opened, say_notes, writable
 from convscope.cli.shell import Shell
 
 
@@ -58,7 +57,7 @@ from convscope.cli.shell import Shell
 @model_options
 @common
 def report(
-    shell: Shell, model: str, images: tuple[str, ...], page: str, opening: dict[str, Any], **choices: Any
+    shell: Shell, model: str, images: tuple[str, ...], page: str, opening: dict[str, object], **choices: Choice
 ) -> None:
     """Write one HTML page about MODEL and each IMAGE: predictions, heatmaps, layers and filters."""
     from convscope.images.decode import read_images
@@ -86,7 +85,7 @@ def report(
 @SEED
 @model_options
 @common
-def demo(shell: Shell, out: str, seed: int, opening: dict[str, Any]) -> None:
+def demo(shell: Shell, out: str, seed: int, opening: dict[str, object]) -> None:
     """Show all three techniques on the small network and the images that convscope ships; needs no connection."""
     from convscope.demo import CLASSES, MODEL, run
 

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -50,7 +50,7 @@ class Shell:
         """A line of the result."""
         click.echo(terminal.safe(text), file=self._stdout)
 
-    def result(self, data: dict[str, Any], text: Callable[[], None], essential: bool = False) -> None:
+    def result(self, data: dict[str, object], text: Callable[[], None], essential: bool = False) -> None:
         """Print `data` with --json, else call `text`; an `essential` text also where it is quiet."""
         if not self.as_json and self.quiet and not essential:
             return
@@ -71,7 +71,7 @@ class Shell:
                 f"the result can't be printed on stdout ({error.strerror or error}): send it to another place."
             ) from error
 
-    def _json(self, data: dict[str, Any]) -> None:
+    def _json(self, data: dict[str, object]) -> None:
         from convscope.files import dump
 
         # Bytes: JSON is UTF-8, whatever the terminal is.

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from convscope import store
 from convscope.events import Progress
@@ -18,6 +17,7 @@ from convscope.files import safe_name
 from convscope.networks import Network
 from convscope.reports import Choices, Study, study, write
 from convscope.results import Result
+from convscope.schema import Json
 
 __all__ = ["CLASSES", "FIGURES", "MODEL", "PHOTOS", "run"]
 
@@ -25,7 +25,7 @@ _HERE = Path(__file__).parent
 
 MODEL = _HERE / "model.keras"
 PHOTOS = tuple(_HERE / "photos" / f"{name}.jpg" for name in ("cat", "coffee", "photographer", "retina", "mosaic"))
-FIGURES: dict[str, Any] = json.loads((_HERE / "model.json").read_text(encoding="utf-8"))  # as training measured them
+FIGURES: dict[str, Json] = json.loads((_HERE / "model.json").read_text(encoding="utf-8"))  # as training measured them
 CLASSES: tuple[str, ...] = tuple(FIGURES["classes"])
 
 TITLE = "Inside a small network"
@@ -39,7 +39,7 @@ def run(
     channels: int = 16,
     seed: int = 0,
     progress: Progress = None,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Run all three techniques on the demo's images: renderings and numbers in folders, and a report of them all.
 
     Args:

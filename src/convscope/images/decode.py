@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -244,14 +243,14 @@ def decode_files(
 
 
 def _from_files(
-    paths: Sequence[str], shape: Shape | None = None, each: Callable[..., list[Any]] | None = None
+    paths: Sequence[str], shape: Shape | None = None, each: Callable[..., list[object]] | None = None
 ) -> Iterator[InputImage | ConvscopeError]:
     asked = [(reading.real(path), path, *(() if shape is None else (list(shape),))) for path in paths]
     answers = (each or isolation.each)("convscope.images.decode:decode_file", asked)
     return (_decoded(path, answer) for path, answer in zip(paths, answers, strict=True))
 
 
-def _decoded(path: str, answer: Any) -> InputImage | ConvscopeError:
+def _decoded(path: str, answer: isolation.Sent) -> InputImage | ConvscopeError:
     if isinstance(answer, isolation.ReaderError):
         return _not_decoded(path, answer)
     if isinstance(answer, ConvscopeError):
@@ -285,7 +284,7 @@ _PIXEL_MEMORY = 32  # bytes: openjpeg, which takes most, has needed 22 for RGB; 
 DRAFT = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is this many times the wanted size a side
 
 
-def decode_file(where: str, path: str, shape: Sequence[int] | None = None) -> dict[str, Any]:
+def decode_file(where: str, path: str, shape: Sequence[int] | None = None) -> dict[str, object]:
     """Pixels, notes and hash of an image file, read once. Runs in the reader.
 
     With a `shape` the pixels are what `fit` makes of the image, as uint8. Of a JPEG that is much larger, the decoder

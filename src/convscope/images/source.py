@@ -147,7 +147,10 @@ class ImageList:
             reader.stop()
 
 
-def image_source(images: ImageSource | Source | Iterable[Source]) -> ImageSource:
+Images = ImageSource | Source | Iterable[Source]
+
+
+def image_source(images: Images) -> ImageSource:
     """The image source of a user's argument.
 
     Args:
@@ -174,7 +177,7 @@ def image_source(images: ImageSource | Source | Iterable[Source]) -> ImageSource
     return ImageList(tuple(_named_apart(entries)))
 
 
-def hold(images: ImageSource | Source | Iterable[Source], shape: Shape) -> tuple[InputImage, ...]:
+def hold(images: Images, shape: Shape) -> tuple[InputImage, ...]:
     """Images for a technique that needs them all at once: those of a source at the size that the network takes.
 
     Args:

@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Tensor = Any
+from convscope.networks.foreign import KerasVariable, Tensor
+
+Compiled = Any  # a function as a framework compiles it
 
 
 class Backend(Protocol):
@@ -44,7 +46,7 @@ class Backend(Protocol):
     def keep_state(self, undo: ExitStack) -> None:
         """Leave the framework's modes of this thread as they are until `undo` is run."""
 
-    def value(self, variable: Any) -> Tensor:
+    def value(self, variable: KerasVariable) -> Tensor:
         """The present value of a Keras variable, detached from any graph."""
 
     def tensor(self, array: np.ndarray) -> Tensor:
@@ -82,7 +84,7 @@ class TensorFlowBackend:
 
     def observe(self, function: Callable, values: list[Tensor], *arrays: np.ndarray) -> None:
         """Trace into a graph that is thrown away: nothing is computed."""
-        traced: Any = self.compile(function)
+        traced: Compiled = self.compile(function)
         traced.get_concrete_function(values, *map(self.tensor, arrays))
 
     def value_and_grad(self, function: Callable) -> Callable:
@@ -105,7 +107,7 @@ class TensorFlowBackend:
     def keep_state(self, undo: ExitStack) -> None:
         """Its modes are those of the block of a program; they need no help."""
 
-    def value(self, variable: Any) -> Tensor:
+    def value(self, variable: KerasVariable) -> Tensor:
         """Reading shares the variable's buffer; nothing is copied."""
         return self._tf.convert_to_tensor(variable.value)
 
@@ -150,7 +152,7 @@ class JaxBackend:
     def keep_state(self, undo: ExitStack) -> None:
         """Its modes are those of the block of a program; they need no help."""
 
-    def value(self, variable: Any) -> Tensor:
+    def value(self, variable: KerasVariable) -> Tensor:
         """See `Backend.value`."""
         return variable.value
 
@@ -172,7 +174,7 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, device: Any = None) -> None:
+    def __init__(self, device: object = None) -> None:
         self._torch = importlib.import_module("torch")
         self._device = device
         self.version = self._torch.__version__
@@ -224,7 +226,7 @@ class TorchBackend:
         """No graph to the weights, and afterwards the mode of before."""
         undo.enter_context(self._torch.no_grad())
 
-    def value(self, variable: Any) -> Tensor:
+    def value(self, variable: KerasVariable) -> Tensor:
         """Detached: a parameter would keep a graph alive."""
         return variable.value.detach()
 
@@ -241,7 +243,7 @@ class TorchBackend:
         return tensor.detach().cpu().numpy()
 
 
-def _detached(structure: Any) -> Any:
+def _detached(structure: object) -> object:
     """Tuples, lists and dicts of tensors without their graph."""
     if isinstance(structure, dict):
         return {key: _detached(value) for key, value in structure.items()}

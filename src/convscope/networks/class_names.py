@@ -6,10 +6,10 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
 
 from convscope import limits, reading
 from convscope.errors import Unreadable, UsageError
+from convscope.schema import Json
 
 
 def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -54,7 +54,7 @@ def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple
         ) from None
 
 
-def _names_given(classes: Any) -> tuple[str, ...]:
+def _names_given(classes: Json) -> tuple[str, ...]:
     """Names that the caller holds."""
     try:
         return (
@@ -85,7 +85,7 @@ def _names_from_lines(text: str) -> tuple[str, ...]:
     return names
 
 
-def _names_from_json(data: Any) -> tuple[str, ...]:
+def _names_from_json(data: Json) -> tuple[str, ...]:
     if isinstance(data, dict) and data and all(type(value) is int for value in data.values()):
         if sorted(data.values()) != list(range(len(data))):
             raise ValueError("a number is missing, or there twice")
@@ -97,14 +97,14 @@ def _names_from_json(data: Any) -> tuple[str, ...]:
     return tuple(map(_name, data))
 
 
-def _from_zero(data: dict[Any, Any]) -> range:
+def _from_zero(data: dict[object, object]) -> range:
     missing = {str(number) for number in range(len(data))} - set(map(str, data))
     if missing:
         raise ValueError(f"there is no number {min(missing, key=int)}")
     return range(len(data))
 
 
-def _name(entry: Any) -> str:
+def _name(entry: object) -> str:
     """A name from a list: text, the last text of a pair (id, name), or a number, which some data sets have."""
     if isinstance(entry, list) and entry:
         entry = entry[-1]

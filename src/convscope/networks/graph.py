@@ -10,8 +10,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from convscope.networks.foreign import Operation, Tensor
 from convscope.networks.head import HeadActivation
 from convscope.networks.layers import PASSING, Layer
+
+Fact = Any  # what a format tells of a layer beside the rest: numbers, or which outputs were changed in place
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,17 @@ class Call:
     path: str
     kind: str
     class_name: str
-    operation: Any
+    operation: Operation
     nth: int
     inputs: list[Value]
     outputs: list[tuple[str, Value]]
     activation: str | None = None
     parameters: int = 0
     channels_first: bool | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Fact] = field(default_factory=dict)
 
 
-def flat_outputs(structure: Any) -> list[tuple[str, Any]]:
+def flat_outputs(structure: object) -> list[tuple[str, Tensor]]:
     """Tensors of a layer's output with the text that tells them apart ("" for a single one)."""
     if is_dataclass(structure) and not isinstance(structure, type):
         structure = {item.name: getattr(structure, item.name) for item in fields(structure)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from convscope.networks.ops import Operations, Tensor
+from convscope.networks.foreign import Tensor
+from convscope.networks.ops import Operations
+from convscope.schema import Json
 
 HeadActivation = Literal["softmax", "sigmoid"]
 HeadChoice = Literal["softmax", "sigmoid", "linear"]  # as a user says it
@@ -99,7 +101,7 @@ class Head:
         sure = ", a guess by its values" if self.guess else ""
         return f"{what} that can't be taken away{sure}: {self.score} is explained"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Json]:
         """For provenance: plain JSON values. `kind` names the combination of fields in one word."""
         return {"kind": self._kind(), "units": self.units, "layer": self.undone, "text": self.text}
 

@@ -13,20 +13,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convscope.errors import ConvscopeError, ModelError, OutOfMemoryError, UsageError, nearest, one_line, option
 from convscope.images.decode import InputImage, fit_batch
 from convscope.networks.failing import failure
+from convscope.networks.foreign import Tensor
 from convscope.networks.head import Head, Prediction
 from convscope.networks.inputs import Inputs
 from convscope.networks.layers import Layer, base_path, find_layer, select_layers
-from convscope.networks.ops import Operations, Tensor
+from convscope.networks.ops import Operations
 from convscope.networks.passes import Pass, Run
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.restoring import Block
+from convscope.schema import Json
 
 if TYPE_CHECKING:
     from convscope.networks.spec import ModelSpec
@@ -365,7 +367,7 @@ class Network(ABC):
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Json]:
         """What is needed to know which network this was, for provenance: plain JSON values."""
         (height, width), class_names = self.inputs.size, self.class_names
         return {

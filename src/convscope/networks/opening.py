@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from convscope.errors import ModelError, UsageError, option
 from convscope.networks import installed
+from convscope.networks.foreign import KerasModel
 from convscope.networks.formats import code, files
 from convscope.networks.network import Network, Source
 from convscope.networks.torch.modules import OpenedModule
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 ORIGINS = ("file", "code", "collection", "memory")
 _COLLECTIONS = ("keras", "torchvision", "timm")
+
+
+Opened = Any  # what a format or a framework gives: an object that has `network(choices)`, or what is asked of a file
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Reader:
     framework: str
     extra: str = "torch"
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> Opened:
         """Call the function; its module is imported now."""
         return getattr(_module(self.module), self.function)(*arguments)
 
@@ -108,7 +113,7 @@ def origin_of(name: str) -> str:
     return "code" if code.is_code(name) else "file"
 
 
-def described(model: Any) -> str:
+def described(model: KerasModel) -> str:
     """A model in memory, for people."""
     return f"keras.Model {model.name!r} in memory" if _is_keras(model) else f"{type(model).__name__} in memory"
 
@@ -143,7 +148,7 @@ def opened(spec: ModelSpec, trust: bool, named: Named | None = None) -> Network:
     return network
 
 
-def of_memory(model: Any, spec: ModelSpec) -> Network:
+def of_memory(model: object, spec: ModelSpec) -> Network:
     """The network of a model that the user holds."""
     _check_no_weights(spec, "a model in memory")
     network = _of_object(model, Source(spec.source), spec, in_memory=True)
@@ -245,7 +250,7 @@ def _source_of_code(spec: ModelSpec, weights: Path | None, notes: Sequence[str])
     return Source(name, str(weights), files.sha256(weights), (f"weights of {weights.name}", *notes))
 
 
-def _of_object(model: Any, source: Source, spec: ModelSpec, in_memory: bool) -> Network | None:
+def _of_object(model: object, source: Source, spec: ModelSpec, in_memory: bool) -> Network | None:
     """The network of a `keras.Model` or a `torch.nn.Module`; None for anything else."""
     # Under Keras' torch backend a Keras model is a torch module too: ask "is it Keras?" first.
     if _is_keras(model):
@@ -258,7 +263,7 @@ def _of_object(model: Any, source: Source, spec: ModelSpec, in_memory: bool) -> 
     return None
 
 
-def _network(made: Any, spec: ModelSpec) -> Network:
+def _network(made: Opened, spec: ModelSpec) -> Network:
     """The network of what a reader made."""
     choices = spec.options.choices()
     if not isinstance(made, OpenedModule):
@@ -350,17 +355,17 @@ def _python_file(name: str) -> str:
     return name.partition(".py:")[0] + ".py"
 
 
-def _is_keras(model: Any) -> bool:
+def _is_keras(model: object) -> bool:
     keras = sys.modules.get("keras")
     return keras is not None and hasattr(keras, "Model") and isinstance(model, keras.Model)
 
 
-def _is_torch(model: Any) -> bool:
+def _is_torch(model: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
-def _not_a_model(model: Any) -> str:
+def _not_a_model(model: object) -> str:
     module = type(model).__module__
     if module.startswith(("tf_keras", "keras.src.engine", "tensorflow.python.keras")):
         return (
@@ -373,6 +378,6 @@ def _not_a_model(model: Any) -> str:
     )
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> ModuleType:
     """A module that imports a framework, when it is needed."""
     return importlib.import_module(f"convscope.networks.{name}")

@@ -8,11 +8,11 @@ too, on that framework alone. `x + y`, `x < y`, `x[...]` and `x.shape` are those
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from convscope.errors import UsageError, nearest
+from convscope.networks.foreign import Tensor
 
-Tensor = Any
 Axes = int | tuple[int, ...] | None
 
 
@@ -279,7 +279,7 @@ class Operations(Protocol):
     def cast(self, x: Tensor, dtype: str) -> Tensor:
         """In another type: "float32", "int32", "int64" or "bool"."""
 
-    def convert_to_tensor(self, x: Any, /) -> Tensor:
+    def convert_to_tensor(self, x: object, /) -> Tensor:
         """A tensor of what NumPy takes for an array."""
 
 
@@ -289,7 +289,7 @@ NAMES = tuple(name for name in vars(Operations) if not name.startswith("_"))
 class _Namespace:
     """The operations of one runtime, and nothing else."""
 
-    def __init__(self, found: Mapping[str, Any]) -> None:
+    def __init__(self, found: Mapping[str, object]) -> None:
         vars(self).update(found)
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -299,7 +299,7 @@ class _Namespace:
         )
 
 
-def namespace(source: Any, own: Mapping[str, Any]) -> Operations:
+def namespace(source: object, own: Mapping[str, object]) -> Operations:
     """The operations of one runtime.
 
     Args:

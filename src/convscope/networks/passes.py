@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from convscope.errors import UsageError, nearest
-from convscope.networks.ops import Tensor
+from convscope.networks.foreign import Structure, Tensor
 
 Rule = Callable[[Tensor], Tensor]
-Reduction = Callable[[Tensor], Any]
+Reduction = Callable[[Tensor], Structure]
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -57,7 +57,7 @@ class Pass:
         """All paths that are named."""
         return self.taps | frozenset((*self.replace_preactivations, *self.preactivations))
 
-    def check(self, rules: Iterable[str], reductions: Iterable[str], known: Mapping[str, Any]) -> None:
+    def check(self, rules: Iterable[str], reductions: Iterable[str], known: Mapping[str, object]) -> None:
         """Make sure that the request fits what is given beside it, and the network.
 
         Args:
@@ -112,7 +112,7 @@ class Record:
     """
 
     logits: Tensor
-    activations: Mapping[str, Any]
+    activations: Mapping[str, Structure]
 
 
 class Run(Protocol):

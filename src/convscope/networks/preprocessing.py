@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.schema import Json
 
 FOUND, GUESS, SET = "found", "guess", "set"
 
@@ -75,7 +75,7 @@ class Preprocessing:
         prefix = {GUESS: "a guess: ", FOUND: "found: ", SET: ""}[self.certainty]
         return f"{what} ({prefix}{self.reason})"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Json]:
         """Plain JSON values for provenance."""
         return {
             "name": self.name,

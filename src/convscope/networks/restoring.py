@@ -70,7 +70,7 @@ class Block:
         switch: as for `restored`.
     """
 
-    def __init__(self, switch: Callable[[ExitStack], Any]) -> None:
+    def __init__(self, switch: Callable[[ExitStack], object]) -> None:
         self._switch, self._undo, self._begun = switch, ExitStack(), False
         self._gate, self._before = _gate(), _OPEN
 
@@ -130,8 +130,8 @@ class _Gate:
 
     def __init__(self) -> None:
         self._mode, self._users = _OPEN, 0
-        self._taken: dict[int, Any] = {}
-        self._waiting: dict[Any, int] = {}  # a reminder's lock, and which signal waits
+        self._taken: dict[int, object] = {}
+        self._waiting: dict[_thread.LockType, int] = {}  # a reminder's lock, and which signal waits
         self._overdue: set[int] = set()
         self._handler = self._arrived  # one object, so that it can be told from others
 
@@ -229,7 +229,7 @@ class _Gate:
         except RuntimeError:  # no more threads: it waits for as long as it takes
             return
 
-    def _remind(self, delivered: Any) -> None:
+    def _remind(self, delivered: _thread.LockType) -> None:
         """Send a signal again that has waited for too long."""
         if not delivered.acquire(timeout=PATIENCE):
             number = self._waiting.pop(delivered, None)  # one step: it is handled here or there

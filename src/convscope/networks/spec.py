@@ -13,7 +13,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from convscope.networks.class_names import read_class_names
 from convscope.networks.formats import code
 from convscope.networks.head import HeadChoice
 from convscope.networks.network import Network
+from convscope.schema import Json
 
 _TEXTS = (
     *(
@@ -50,7 +50,7 @@ class Fed:
     """An array for an input that does not get the image. Equal ones have the same name, shape, type and values."""
 
     name: str
-    value: Any
+    value: np.ndarray
 
     @property
     def _identity(self) -> tuple[str, tuple[int, ...], str, bytes]:
@@ -63,7 +63,7 @@ class Fed:
     def __hash__(self) -> int:
         return hash(self._identity)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Json]:
         """Plain JSON values: the values themselves are left out, their hash is there."""
         name, shape, dtype, data = self._identity
         return {"name": name, "shape": list(shape), "dtype": dtype, "sha256": hashlib.sha256(data).hexdigest()}
@@ -101,7 +101,7 @@ class Options:
             next((known for known in _HEADS if known == self.head), None),
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Json]:
         """Plain JSON values."""
         given = self.class_names if self.classes_file is None else None
         return {
@@ -203,7 +203,7 @@ class ModelSpec:
             return name
         return os.path.join(folder, name)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Json]:
         """Plain JSON values for provenance: no arrays, and no folders that were not given."""
         standard = asdict(limits.Limits())
         return {
@@ -220,7 +220,7 @@ class ModelSpec:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], folder: str | os.PathLike | None = None) -> ModelSpec:
+    def from_json(cls, data: Mapping[str, Json], folder: str | os.PathLike | None = None) -> ModelSpec:
         """The spec that `describe` wrote, as `result.provenance["network"]["spec"]` has it.
 
         Args:
@@ -282,7 +282,7 @@ def _is_module(name: str) -> bool:
     return ".py:" not in name and code.is_code(name)
 
 
-def _size(given: Any) -> tuple[int, int] | None:
+def _size(given: Json) -> tuple[int, int] | None:
     if given is None:
         return None
     if not (isinstance(given, list) and len(given) == 2 and all(type(side) is int and side > 0 for side in given)):
@@ -290,7 +290,7 @@ def _size(given: Any) -> tuple[int, int] | None:
     return given[0], given[1]
 
 
-def _preprocessing(given: Any) -> pp.Preprocessing | None:
+def _preprocessing(given: Json) -> pp.Preprocessing | None:
     if given is None:
         return None
     try:
@@ -305,7 +305,7 @@ def _preprocessing(given: Any) -> pp.Preprocessing | None:
 
 
 def open_model(
-    model: Any,
+    model: object,
     *,
     weights: str | os.PathLike | None = None,
     backend: str | None = None,

@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from convscope.errors import ModelError, UsageError, nearest, option
 from convscope.networks.backends import Backend
+from convscope.networks.foreign import Structure, Tensor
 from convscope.networks.graph import Call, Flow, Value, layers_of, nonlinearities_at, paths_of, undoable_head
 from convscope.networks.layers import Layer
 from convscope.networks.network import Network
-from convscope.networks.ops import Tensor
 from convscope.networks.passes import Pass, Reduction, Rule
 
 Calls = Mapping[str, tuple[Call, int]]
@@ -212,7 +211,7 @@ class Taps:
         self._at = {path: calls[path] for path in request.taps}
         self._left = set(request.taps)
         self._stop = request.stop
-        self.recorded: dict[str, Any] = {}
+        self.recorded: dict[str, Structure] = {}
 
     @property
     def _stops_here(self) -> bool:

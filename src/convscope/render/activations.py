@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html as markup
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from convscope.render.channels import activation_sheet, default_side
 from convscope.render.channels import channel_tile as one_channel
 from convscope.render.colour import colour, finite, shared_tiles, span
 from convscope.render.encode import encode_png, image_tag
-from convscope.render.plots import axes, entitle
+from convscope.render.plots import Axes, axes, entitle
 from convscope.render.text import beside, colour_bar, page
 from convscope.results import Activations, LayerStatistics
 
@@ -98,7 +97,7 @@ def html(result: Activations) -> str:
     return f"<div><table><tr>{head}{rows}</table>{sheets}</div>"
 
 
-def plot(result: Activations, ax: Any = None, image: int = 0) -> Any:
+def plot(result: Activations, ax: Axes | None = None, image: int = 0) -> Axes:
     """Share of zeros and of empty channels over depth, as one plot; returns the matplotlib axes."""
     rows = [row for row in result.rows_of(image) if row.zeros is not None]
     ax = ax or axes(7.5, 3.6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from convscope.networks.preprocessing import Preprocessing
 from convscope.render.colour import clipped_tile, filter_tile, plain_tile
 from convscope.render.encode import animation, encode_png, image_tag
 from convscope.render.grid import Label, grid, labelled_grid, sized_tile, tile_side, words_tile
-from convscope.render.plots import axes, entitle
+from convscope.render.plots import Axes, axes, entitle
 from convscope.render.text import page, text_strip
 from convscope.results import FilterRow, Filters
 
@@ -131,7 +130,7 @@ def renderings(result: Filters) -> Iterator[tuple[str, np.ndarray]]:
         yield safe_name(result.name(index)), drawn(result, index)
 
 
-def plot(result: Filters, ax: Any = None) -> Any:
+def plot(result: Filters, ax: Axes | None = None) -> Axes:
     """A line for each filter, its activation at each step as the ascent saw it, and a dot for the final one.
 
     Returns:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from convscope.errors import UsageError, nearest
 from convscope.files import safe_name
 from convscope.render.grid import Label, at_most, labelled_grid
 from convscope.render.overlay import Paint, overlay, scaled_map
-from convscope.render.plots import axes, entitle
+from convscope.render.plots import Axes, axes, entitle
 from convscope.render.text import beside, colour_bar, page
 from convscope.results import Heatmap
 
@@ -112,7 +111,7 @@ def stems(result: Heatmap) -> list[str]:
     return found
 
 
-def plot(result: Heatmap, ax: Any = None, index: int = 0, paint: Paint | float = 0.7) -> Any:
+def plot(result: Heatmap, ax: Axes | None = None, index: int = 0, paint: Paint | float = 0.7) -> Axes:
     """The overlay with its class as title; returns the matplotlib axes."""
     ax = ax or axes(5, 5)
     ax.imshow(overlaid(result, index, paint))

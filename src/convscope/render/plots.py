@@ -7,21 +7,23 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+Axes = Any  # of Matplotlib
 
-def axes(width: float, height: float) -> Any:
+
+def axes(width: float, height: float) -> Axes:
     """New axes of a figure of pyplot, its sides in inches."""
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def entitle(ax: Any, text: str) -> None:
+def entitle(ax: Axes, text: str) -> None:
     """Write a title above a plot."""
     # A name may hold dollar signs, between which matplotlib would read formulas.
     ax.set_title(text, fontsize=11, parse_math=False)
 
 
-def png(draw: Callable[[Any], object], width: float, height: float) -> bytes:
+def png(draw: Callable[[Axes], object], width: float, height: float) -> bytes:
     """A plot as PNG, without pyplot's global state or a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
 
 from convscope.errors import UsageError
 from convscope.events import Progress
+from convscope.images.source import Images
 from convscope.networks import Network, open_model
 from convscope.reports.page import write
 from convscope.reports.studies import Choices, Study, study
+from convscope.schema import Json
 from convscope.techniques.heatmaps import as_targets, is_target, names_one_class
 
 __all__ = ["Choices", "Study", "report", "study", "write"]
 
 
 def report(
-    network: Network | Any,
-    images: Any,
+    network: Network | object,
+    images: Images,
     path: str | PathLike,
     *,
     target: int | str | Sequence[int | str] = "top",
@@ -34,7 +35,7 @@ def report(
     seed: int = 0,
     title: str | None = None,
     progress: Progress = None,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Write one HTML page about a network: its layers, predictions, heatmaps, activations and filters.
 
     Args:

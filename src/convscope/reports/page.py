@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from os import PathLike, fspath
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -32,13 +31,14 @@ from convscope.results import (
     LayerStatistics,
     versions,
 )
+from convscope.schema import Json
 
 LARGEST_PHOTO, SMALLEST_PHOTO = 720, 240
 OPACITY = 70  # per cent at first, as Heatmap.overlay has it
 SLABS_NAMED = 14  # a network of more layers is drawn in stages
 
 
-def write(study: Study, path: str | PathLike, title: str | None = None, about: Iterable[str] = ()) -> dict[str, Any]:
+def write(study: Study, path: str | PathLike, title: str | None = None, about: Iterable[str] = ()) -> dict[str, Json]:
     """Draw the page of a study and write it, whole or not at all.
 
     Args:
@@ -59,7 +59,7 @@ def write(study: Study, path: str | PathLike, title: str | None = None, about: I
     return data
 
 
-def _render(study: Study, title: str, about: list[str], data: dict[str, Any]) -> str:
+def _render(study: Study, title: str, about: list[str], data: dict[str, object]) -> str:
     # Names of layers, classes and images come from files of others: everything is escaped.
     pages = Environment(
         loader=PackageLoader("convscope", "templates"),
@@ -153,7 +153,7 @@ def _facts(network: Network) -> list[tuple[str, str]]:
 # -- the network at a glance -------------------------------------------------------------------------------
 
 
-def _stages(network: Network) -> list[dict[str, Any]]:
+def _stages(network: Network) -> list[dict[str, object]]:
     """The layers that make something, one by one, or in runs of one map size where they are many."""
     made = [layer for layer in network.layers if layer.makes_features]
     one_by_one = len(made) <= SLABS_NAMED
@@ -170,7 +170,7 @@ def _extent(layer: Layer) -> tuple[int, ...]:
     return layer.shape[:-1] if has_map(layer) else ()
 
 
-def _stage_of(run: Sequence[Layer], largest: int, one_by_one: bool) -> dict[str, Any]:
+def _stage_of(run: Sequence[Layer], largest: int, one_by_one: bool) -> dict[str, object]:
     slabs = [{"kind": layer.kind, **_slab(layer.shape, largest, one_by_one)} for layer in run]
     first = run[0]
     if one_by_one:
@@ -196,7 +196,7 @@ def _slab(shape: Sequence[int], largest: int, one_by_one: bool) -> dict[str, int
 # -- an image -----------------------------------------------------------------------------------------------
 
 
-def _photo(study: Study, index: int) -> dict[str, Any]:
+def _photo(study: Study, index: int) -> dict[str, object]:
     """The content of the page on one image."""
     photo = study.photos[index]
     shown = fitted_to_page(photo.pixels)
@@ -244,7 +244,7 @@ def _thumbnail(photo: np.ndarray) -> np.ndarray:
     return np.asarray(square.resize((56, 56), Image.Resampling.LANCZOS))
 
 
-def _bars(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+def _bars(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     """Name, text and length of a bar: the probability, or the value beside the largest where there is none."""
     largest = max((abs(row.logit) for row in predictions), default=0) or 1
     return [
@@ -258,7 +258,7 @@ def _bars(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     ]
 
 
-def _heat(row: HeatmapRow, raw: np.ndarray, height: int, width: int) -> dict[str, Any]:
+def _heat(row: HeatmapRow, raw: np.ndarray, height: int, width: int) -> dict[str, object]:
     blank = row.status != "ok"
     return {
         "row": row,
@@ -270,10 +270,10 @@ def _heat(row: HeatmapRow, raw: np.ndarray, height: int, width: int) -> dict[str
     }
 
 
-def _sheet(seen: Activations, path: str, index: int) -> dict[str, Any]:
+def _sheet(seen: Activations, path: str, index: int) -> dict[str, object]:
     row = seen.row(path, index)
     values = np.asarray(seen.arrays[path][index])
-    sheet: dict[str, Any] = {"row": row, "uri": None}
+    sheet: dict[str, Json] = {"row": row, "uri": None}
     if values.ndim not in (1, 3) or not values.size:
         return sheet  # for example a sequence; the page has its shape
     count = values.shape[-1]
@@ -300,7 +300,7 @@ def _tiling(channels: int) -> tuple[int, int, int]:
     return (70, 16, 40) if channels <= 256 else (40, 32, 26)
 
 
-def _depth(rows: Sequence[LayerStatistics]) -> dict[str, Any] | None:
+def _depth(rows: Sequence[LayerStatistics]) -> dict[str, object] | None:
     """The plot of inactive channels, as positions in a drawing: 0 % is at 172, 100 % at 12, the axis at 76."""
     counted = [row for row in rows if row.zeros is not None]
     if len(counted) < 2:
@@ -339,7 +339,7 @@ def _colour_scale() -> np.ndarray:
 # -- filters -----------------------------------------------------------------------------------------------
 
 
-def _filter_section(result: Filters, looked_at: int, stuck: int) -> dict[str, Any]:
+def _filter_section(result: Filters, looked_at: int, stuck: int) -> dict[str, object]:
     """The content of the page on one layer's filters."""
     tiles = []
     for index in result.order():

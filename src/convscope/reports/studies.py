@@ -11,7 +11,7 @@ import numpy as np
 from convscope.errors import UsageError
 from convscope.events import Progress, within
 from convscope.images.decode import InputImage
-from convscope.images.source import hold
+from convscope.images.source import Images, hold
 from convscope.networks import Layer, Network, Prediction, open_model
 from convscope.networks.network import check_finite
 from convscope.results import (
@@ -21,6 +21,7 @@ from convscope.results import (
     HeatmapRow,
     origin,
 )
+from convscope.schema import Json
 from convscope.techniques.activations import activations
 from convscope.techniques.filters import filters, first_with_gradient
 from convscope.techniques.heatmaps import as_targets, heatmap
@@ -97,7 +98,7 @@ class Study:
         by_name = {METHODS_SHOWN[0]: self.heatmaps, **self.methods}
         return {name: (results[place].rows[photo], results[place].maps[photo]) for name, results in by_name.items()}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The numbers that the page shows, and the provenance."""
         explained = [
             result.to_json()["heatmaps"][photo]
@@ -119,7 +120,7 @@ class Study:
             "provenance": self._provenance(),
         }
 
-    def _provenance(self) -> dict[str, Any]:
+    def _provenance(self) -> dict[str, Json]:
         parts = {
             "choices": asdict(self.choices),
             "sheets": list(self.sheets),
@@ -130,14 +131,14 @@ class Study:
         return origin(self.network, "report", self.photos).provenance(parts)
 
 
-def study(network: Network | Any, images: Any, choices: Choices, progress: Progress = None) -> Study:
+def study(network: Network | object, images: Images, choices: Choices, progress: Progress = None) -> Study:
     """Run the three techniques; arguments and errors as in `report`."""
     network = open_model(network)
     with network.unchanging():  # each result has the hash of the weights: they are hashed once
         return _studied(network, images, choices, progress)
 
 
-def _studied(network: Network, images: Any, choices: Choices, progress: Progress) -> Study:
+def _studied(network: Network, images: Images, choices: Choices, progress: Progress) -> Study:
     photos = hold(images, network.image_shape)
     sheets = _sheet_layers(network, choices.layers)
     filter_layers = _filter_layers(network, choices)
@@ -207,7 +208,7 @@ def _heatmaps(
         return {}, {"heatmaps": str(reason)}
     against = "rival" if network.head.paired else None
 
-    def explained(target: Any, layer: str, **options: Any) -> Heatmap:
+    def explained(target: object, layer: str, **options: Any) -> Heatmap:
         return heatmap(network, photos, target, layer, against=against, progress=progress, **options)
 
     first = explained(choices.target, choices.heatmap_layer, method=METHODS_SHOWN)
@@ -270,5 +271,5 @@ def _path(result: Filters) -> str:
     return result.layer.path if result.layer else ""
 
 
-def _without_provenance(data: dict[str, Any]) -> dict[str, Any]:
+def _without_provenance(data: dict[str, object]) -> dict[str, Json]:
     return {key: value for key, value in data.items() if key != "provenance"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from convscope.images.decode import InputImage
 from convscope.networks.layers import Layer, check_channel, find_layer
 from convscope.results.base import Result
 from convscope.results.parameters import ActivationParameters
+from convscope.schema import Json
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Activations(Result):
         """The numbers of one layer and image."""
         return self.statistics[picture * len(self.layers) + self.layers.index(self.layer(layer))]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """See `Result.to_json`."""
         return {"activations": [asdict(row) for row in self.statistics], "provenance": self.provenance}
 

@@ -8,13 +8,14 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from convscope.images.decode import InputImage
 from convscope.networks.network import Network
 from convscope.results.parameters import Parameters
+from convscope.schema import Json
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,10 @@ class Origin:
 
     network: str = "a network"
     input_size: tuple[int, int] | None = None
-    record: Mapping[str, Any] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Json] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
-    def provenance(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def provenance(self, parameters: Mapping[str, object]) -> dict[str, object]:
         """The data to reproduce a result: plain JSON values, without a time, so that equal results have equal data."""
         return {**self.record, "parameters": {**self.details, **parameters}}
 
@@ -62,15 +63,15 @@ class Result:
     kind: ClassVar[str] = ""
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, object]:
         """The data to reproduce the result, as plain JSON values: written, and never read by the package."""
         return self.origin.provenance(self.parameters.to_json())
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Json]:
         """The parameters of the provenance."""
         return {**self.origin.details, **self.parameters.to_json()}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The numbers and the provenance, as plain JSON values."""
         raise NotImplementedError
 
@@ -94,7 +95,7 @@ def origin(
     technique: str,
     images: Sequence[InputImage],
     others: Mapping[str, InputImage | None] = types.MappingProxyType({}),
-    details: Mapping[str, Any] = types.MappingProxyType({}),
+    details: Mapping[str, object] = types.MappingProxyType({}),
 ) -> Origin:
     """The origin of a result.
 
@@ -133,11 +134,11 @@ def versions() -> dict[str, str]:
     return {"convscope": own, "python": platform.python_version(), **others}
 
 
-def _identified(image: InputImage) -> dict[str, Any]:
+def _identified(image: InputImage) -> dict[str, object]:
     return {**without_pixels(image), "pixels_sha256": array_sha256(image.pixels)}
 
 
-def without_pixels(image: InputImage) -> dict[str, Any]:
+def without_pixels(image: InputImage) -> dict[str, object]:
     """An image without its pixels, as plain JSON values."""
     return {"name": image.name, "source": image.source, "notes": list(image.notes), "sha256": image.sha256}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from convscope.images.decode import InputImage
 from convscope.networks import Prediction
 from convscope.results.base import Result
 from convscope.results.parameters import ConceptParameters
+from convscope.schema import Json
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,6 @@ class Concepts(Result):
     rows: tuple[Concept, ...] = ()
     kind: ClassVar[str] = "concepts"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """See `Result.to_json`."""
         return {"concepts": [asdict(row) for row in self.rows], "provenance": self.provenance}

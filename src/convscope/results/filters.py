@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from convscope.networks import Layer
 from convscope.networks.preprocessing import Preprocessing
 from convscope.results.base import Result
 from convscope.results.parameters import FilterParameters
+from convscope.schema import Json
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class FilterRow:
 
 
 STATUSES = ("alive", "weak", "dead")
-SORTS: dict[str, Any] = {
+SORTS: dict[str, Callable] = {
     "status": lambda row: (STATUSES.index(row.status), -row.margin),
     "ratio": lambda row: -row.margin,
     "activation": lambda row: -row.activation if np.isfinite(row.activation) else np.inf,
@@ -165,7 +167,7 @@ class Filters(Result):
         median = f"; median {_times(float(np.median(ratios)))} of the best natural activation" if ratios else ""
         return ", ".join(counts) + median
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """See `Result.to_json`."""
         rows = [_row_json(row) for row in self.rows]
         return {"filters": rows, "provenance": self.provenance}
@@ -175,7 +177,7 @@ class Filters(Result):
 JSON_NAMES = {"started_from": "begun"}
 
 
-def _row_json(row: FilterRow) -> dict[str, Any]:
+def _row_json(row: FilterRow) -> dict[str, object]:
     values = {JSON_NAMES.get(name, name): value for name, value in asdict(row).items()}
     return {**values, "ratio": row.ratio, "holds": row.robustness}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from convscope.images.decode import InputImage
 from convscope.networks import Prediction
 from convscope.results.base import Result
 from convscope.results.parameters import HeatmapParameters
+from convscope.schema import Json
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Heatmap(Result):
 
     parameters: HeatmapParameters = field(default_factory=HeatmapParameters)
     photos: tuple[InputImage, ...] = ()
-    maps: Any = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
+    maps: np.ndarray | tuple[np.ndarray, ...] = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
     rows: tuple[HeatmapRow, ...] = ()
     kind: ClassVar[str] = "heatmaps"
 
@@ -136,10 +137,10 @@ class Heatmap(Result):
             rows=tuple(self.rows[index] for index in places),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """See `Result.to_json`."""
         return {"heatmaps": [_heatmap_entry(row) for row in self.rows], "provenance": self.provenance}
 
 
-def _heatmap_entry(row: HeatmapRow) -> dict[str, Any]:
+def _heatmap_entry(row: HeatmapRow) -> dict[str, object]:
     return {"class" if key == "class_index" else key: value for key, value in asdict(row).items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+
+from convscope.schema import Json
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,12 @@ class Parameters:
         'block4_conv'
     """
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The fields as plain JSON values, for the provenance."""
         return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Json:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
@@ -63,7 +64,7 @@ class RecipeParameters:
 
     name: str
     steps: int
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class FilterParameters(Parameters):
     interrupted: bool = False
     note: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """See `Parameters.to_json`; the recipe with its details."""
         recipe = self.recipe and {**self.recipe.details, "name": self.recipe.name, "steps": self.recipe.steps}
         return {**super().to_json(), "recipe": recipe}

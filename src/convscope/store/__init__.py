@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from functools import singledispatch
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from convscope.errors import UsageError
 from convscope.results import Activations, Concepts, Filters, Heatmap, Result
@@ -27,7 +26,7 @@ from convscope.store.shelf import Shelf, check, read_json
 
 __all__ = ["NEEDS", "SCHEMA", "Folder", "found", "load", "load_all", "save"]
 
-_READERS: dict[str, Callable[[Mapping[str, Any], Shelf], Result]] = {
+_READERS: dict[str, Callable[[Mapping[str, object], Shelf], Result]] = {
     "activations": activations.read,
     "filters": filters.read,
     "heatmaps": heatmaps.read,
@@ -36,7 +35,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Shelf], Result]] = {
 
 
 @singledispatch
-def save(result: Result, directory: str | PathLike | Folder, **options: Any) -> list[str]:
+def save(result: Result, directory: str | PathLike | Folder, **options: object) -> list[str]:
     """Write a result: renderings, raw arrays, images, and the manifest that names them.
 
     Args:

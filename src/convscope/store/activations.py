@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from os import PathLike
-from typing import Any
 
 from convscope import schema
 from convscope.errors import ConvscopeError, option
@@ -16,6 +15,7 @@ from convscope.networks import Layer
 from convscope.render import activations as views
 from convscope.render.plots import png
 from convscope.results import Activations, LayerStatistics
+from convscope.schema import Json
 from convscope.store.folder import Folder, as_folder, save_images
 from convscope.store.parameters import ACTIVATION_PARAMETERS, WITH_IMAGES, read_made
 from convscope.store.shelf import Shelf, check, check_shape
@@ -72,7 +72,7 @@ def _drawn(
     return folder.image(f"{name}.channel-{channel}.png", views.channel_map(result, layer.path, channel, index))
 
 
-def read(report: Mapping[str, Any], shelf: Shelf) -> Activations:
+def read(report: Mapping[str, Json], shelf: Shelf) -> Activations:
     """The result that `write` wrote as `report`, with the files beside it, and its arrays memory-mapped."""
     if "arrays" not in report:
         raise ConvscopeError(

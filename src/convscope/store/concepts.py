@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
 
 from convscope import schema
 from convscope.render import concepts as views
 from convscope.results import Concept, Concepts
+from convscope.schema import Json
 from convscope.store.folder import Folder, as_folder, save_images
 from convscope.store.parameters import CONCEPT_PARAMETERS, PREDICTION, WITH_IMAGES, read_made
 from convscope.store.shelf import Shelf, check, check_shape
@@ -26,7 +26,7 @@ def write(result: Concepts, directory: str | PathLike | Folder) -> list[str]:
     return folder.json(f"{result.kind}.json", report, since)
 
 
-def read(report: Mapping[str, Any], shelf: Shelf) -> Concepts:
+def read(report: Mapping[str, Json], shelf: Shelf) -> Concepts:
     """The result that `write` wrote as `report`, with the files beside it."""
     row = schema.record(Concept, number=schema.whole(0), predictions=schema.sequence(PREDICTION))
     known = schema.entries({

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from os import PathLike
-from typing import Any
 
 from convscope import schema
 from convscope.files import safe_name
@@ -16,6 +15,7 @@ from convscope.render import filters as views
 from convscope.render.plots import png
 from convscope.results import STATUSES, FilterRow, Filters
 from convscope.results.filters import JSON_NAMES
+from convscope.schema import Json
 from convscope.store.folder import Folder, as_folder
 from convscope.store.parameters import FILTER_PARAMETERS, read_made
 from convscope.store.shelf import PROVENANCE, Shelf, check, check_shape
@@ -73,7 +73,7 @@ def write(
     return folder.json(f"{result.kind}.json", report, since)
 
 
-def read(report: Mapping[str, Any], shelf: Shelf) -> Filters:
+def read(report: Mapping[str, Json], shelf: Shelf) -> Filters:
     """The result that `write` wrote as `report`, with the files beside it."""
     shape = schema.sequence(schema.whole(1), 1, 8)
     known = schema.entries(

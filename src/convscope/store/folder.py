@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from convscope.files import dump, safe_name, write_file
 from convscope.images.decode import InputImage
 from convscope.render.encode import encode_png
 from convscope.results.base import without_pixels
+from convscope.schema import Json
 
 SCHEMA = 1  # of the manifests that are written; those without a number, of before, are read as it
 NEEDS = "0.1.0"  # the first version of convscope that reads this schema
@@ -57,7 +58,7 @@ class Folder:
         # Straight to the disk: an array that is memory-mapped need not fit into memory.
         return self._write(name, lambda file: write_array(file, np.asarray(array)))
 
-    def json(self, name: str, report: Mapping[str, Any], since: int = 0) -> list[str]:
+    def json(self, name: str, report: Mapping[str, object], since: int = 0) -> list[str]:
         """Write the manifest of a result: `report`, the schema's version, and the files written since there were
         `since` of them, itself included; returns these.
         """
@@ -67,7 +68,7 @@ class Folder:
         self._outdated = []
         return self.files[since:]
 
-    def _write(self, name: str, data: Any) -> str:
+    def _write(self, name: str, data: bytes | str | Callable[[BinaryIO], object]) -> str:
         free = self._free(name)
         write_file(self.path / free, data, self._before(self.path / free))
         self.files.append(free)
@@ -113,7 +114,7 @@ def write_array(file: BinaryIO, array: np.ndarray) -> None:
     np.lib.format.write_array(_Sink(file), array, allow_pickle=False)
 
 
-def save_images(folder: Folder, images: Sequence[InputImage]) -> list[dict[str, Any]]:
+def save_images(folder: Folder, images: Sequence[InputImage]) -> list[dict[str, Json]]:
     """Write the images that a result was made from; returns an entry of the manifest for each."""
     files: dict[tuple[str, int], str] = {}  # an image that is there several times is written once
     for image in images:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from convscope.files import safe_name
 from convscope.render import heatmaps as views
 from convscope.render.overlay import Paint
 from convscope.results import Heatmap, HeatmapRow
+from convscope.schema import Json
 from convscope.store.folder import Folder, as_folder, save_images
 from convscope.store.parameters import HEATMAP_PARAMETERS, PREDICTION, WITH_IMAGES, read_made
 from convscope.store.shelf import Shelf, check
@@ -46,7 +46,7 @@ def write(result: Heatmap, directory: str | PathLike | Folder, *, paint: Paint |
     return folder.json(f"{result.kind}.json", report, since)
 
 
-def read(report: Mapping[str, Any], shelf: Shelf) -> Heatmap:
+def read(report: Mapping[str, Json], shelf: Shelf) -> Heatmap:
     """The result that `write` wrote as `report`, with the files beside it."""
     named = schema.sequence(schema.entries({"raw": schema.text}), 1)(report.get("heatmaps"), "heatmaps")
     known = schema.entries({"heatmaps": schema.sequence(_HEATMAP_ROW), **WITH_IMAGES})(report, "")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from convscope import schema
 from convscope.errors import ConvscopeError, UsageError, nearest
@@ -18,7 +18,7 @@ ADVICE = "It is damaged, or was changed after it was saved: save the result agai
 T = TypeVar("T")
 
 
-def check_schema(manifest: Mapping[str, Any], file: Path) -> None:
+def check_schema(manifest: Mapping[str, object], file: Path) -> None:
     """A manifest has to be of a schema that this version reads; one without a number is the first.
 
     Raises:

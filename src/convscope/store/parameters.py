@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from convscope import schema
 from convscope.networks import Prediction
@@ -18,24 +17,25 @@ from convscope.results import (
     RecipeParameters,
 )
 from convscope.results.parameters import LAYER_CHOICES
+from convscope.schema import Json
 from convscope.store.shelf import IMAGE, PROVENANCE
 
 _SEED = schema.optional(schema.whole(-(2**63), 2**64))
 _COUNT = schema.whole(0)
 
 
-def _memory(value: Any, where: str) -> int | str:
+def _memory(value: object, where: str) -> int | str:
     return schema.text(value, where) if isinstance(value, str) else schema.whole(0, 2**62)(value, where)
 
 
-def _recipe(value: Any, where: str) -> RecipeParameters | None:
+def _recipe(value: object, where: str) -> RecipeParameters | None:
     if value is None:
         return None
     known = schema.entries({"name": schema.text, "steps": _COUNT})(value, where)
     return RecipeParameters(known["name"], known["steps"], known)
 
 
-def _option(value: Any, where: str) -> int | float | bool | str | None:
+def _option(value: object, where: str) -> int | float | bool | str | None:
     if value is None or isinstance(value, bool):
         return value
     reader = schema.text if isinstance(value, str) else schema.whole() if isinstance(value, int) else schema.number
@@ -65,7 +65,7 @@ WITH_IMAGES: dict[str, schema.Reader] = {"photos": schema.sequence(IMAGE), "prov
 PREDICTION = schema.record(Prediction, index=schema.whole(0))
 
 
-def read_made(provenance: Mapping[str, Any], reader: schema.Reader) -> tuple[Origin, Any]:
+def read_made(provenance: Mapping[str, Json], reader: schema.Reader) -> tuple[Origin, Json]:
     """The origin and the parameters in a saved provenance that fits `PROVENANCE`."""
     parameters = reader(provenance["parameters"], "provenance.parameters")
     network, known = provenance["network"], {one.name for one in fields(parameters)}

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from convscope.errors import ConvscopeError
 from convscope.files import is_safe_name
 from convscope.images.decode import InputImage, read_image
 from convscope.reading import is_deeper
-from convscope.schema import Misfit
+from convscope.schema import Json, Misfit
 
 VALUES_PER_ENTRY = 20  # of JSON, for each entry that the limits allow: a curve has many numbers
 
@@ -29,7 +29,7 @@ VALUES_PER_ENTRY = 20  # of JSON, for each entry that the limits allow: a curve 
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file, its size and depth held against the limits.
 
     Raises:
@@ -86,7 +86,7 @@ class Shelf:
     left: int = field(default_factory=lambda: limits.current().weights)
     _photos: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def path(self, name: Any, where: str, suffix: str, inside: str = "") -> Path:
+    def path(self, name: Json, where: str, suffix: str, inside: str = "") -> Path:
         """The file that an entry of the JSON names: plainly, or as `inside/NAME`.
 
         Raises:
@@ -100,7 +100,7 @@ class Shelf:
             raise Misfit(where, f"a folder {inside} beside the JSON file", "none, or a link")
         return self.root / name
 
-    def array(self, name: Any, where: str, inside: str = "", *, mapped: bool = False) -> np.ndarray:
+    def array(self, name: Json, where: str, inside: str = "", *, mapped: bool = False) -> np.ndarray:
         """The float32 array in a `.npy` file.
 
         Raises:
@@ -118,7 +118,7 @@ class Shelf:
         self.left -= 0 if mapped else values.nbytes
         return values
 
-    def images(self, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> tuple[InputImage, ...]:
+    def images(self, rows: Sequence[Mapping[str, Json]], provenance: Mapping[str, Json]) -> tuple[InputImage, ...]:
         """The images that a result was made from, each file read once.
 
         Raises:
@@ -135,7 +135,7 @@ class Shelf:
             found.append(InputImage(row["name"], pixels, row["source"], row["notes"], row["sha256"]))
         return tuple(found)
 
-    def _pixels(self, name: Any, where: str) -> np.ndarray:
+    def _pixels(self, name: Json, where: str) -> np.ndarray:
         path = self.path(name, where, ".png", "photos")
         if name not in self._photos:
             try:
@@ -156,7 +156,7 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def check(holds: bool, where: str, expected: str, found: Any) -> None:
+def check(holds: bool, where: str, expected: str, found: object) -> None:
     """Two entries have to fit each other.
 
     Raises:
@@ -190,7 +190,7 @@ IMAGE = schema.entries({
 def _kept(reader: schema.Reader) -> schema.Reader:
     """Held against `reader`, and left as it is."""
 
-    def read(value: Any, where: str) -> Any:
+    def read(value: object, where: str) -> Json:
         reader(value, where)
         return value
 

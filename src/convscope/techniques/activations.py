@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,8 +17,9 @@ from convscope.arrays import padded
 from convscope.errors import ConvscopeError, UsageError
 from convscope.events import Advanced, ItemFinished, Progress, Started, tell
 from convscope.images.decode import InputImage
-from convscope.images.source import ImageBatch, ImageStream, hold, image_source, report_failures, stream
+from convscope.images.source import ImageBatch, Images, ImageStream, hold, image_source, report_failures, stream
 from convscope.networks import Layer, Network, Pass, Run, open_model
+from convscope.networks.foreign import Tensor
 from convscope.results import ActivationParameters, Activations, LayerStatistics, origin
 
 BYTES = 4  # float32
@@ -38,8 +38,8 @@ _UNITS = {
 
 
 def activations(
-    network: Network | Any,
-    images: Any,
+    network: Network | object,
+    images: Images,
     layers: str | Sequence[str] | None = None,
     *,
     memory: int | str = "2GB",
@@ -124,8 +124,8 @@ class ActivationItem:
 
 
 def iter_activations(
-    network: Network | Any,
-    images: Any,
+    network: Network | object,
+    images: Images | ImageStream,
     layers: str | Sequence[str] | None = None,
     *,
     memory: int | str = "2GB",
@@ -154,7 +154,7 @@ def iter_activations(
     network = open_model(network)
     chosen = network.select(layers)
     given = isinstance(images, ImageStream)
-    batches = images if given else stream(image_source(images), batch, network.image_shape)
+    batches = images if isinstance(images, ImageStream) else stream(image_source(images), batch, network.image_shape)
     plan = _plan(chosen, batches.batch, memory_bytes(memory))
     return _streamed(network, plan, batches, given)
 
@@ -325,12 +325,12 @@ def _look(
 def _recording(network: Network, paths: tuple[str, ...], rectified: tuple[str, ...]) -> Callable:
     ops = network.ops
 
-    def alive(activation: Any) -> Any:
+    def alive(activation: Tensor) -> Tensor:
         places = tuple(range(1, len(activation.shape) - 1))
         counted = network.count_nonzero(activation, places) if places else ops.cast(activation != 0, "float32")
         return counted / int(np.prod(activation.shape[1:-1]))
 
-    def size(activation: Any) -> tuple[Any, Any]:
+    def size(activation: Tensor) -> tuple[Tensor, Tensor]:
         every = tuple(range(1, len(activation.shape)))
         return ops.mean(activation, axis=every), ops.max(activation, axis=every)
 
@@ -342,7 +342,7 @@ def _recording(network: Network, paths: tuple[str, ...], rectified: tuple[str, .
             "alive": alive(activation) if path in rectified else None,
         }
 
-    def record(run: Run, x: Any) -> tuple[dict, dict, dict]:
+    def record(run: Run, x: Tensor) -> tuple[dict, dict, dict]:
         # The head stays as it is: these are the layers' own values, probabilities included.
         keep = {path: kept(path) for path in {*paths, *rectified}}
         seen = run(x, Pass(record=tuple(keep), stop=True, logits=False), reductions=keep).activations

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -21,6 +22,9 @@ _FILE = re.compile(r"(?P<home>.+\.py):(?P<name>[A-Za-z_][\w.]*)(\?(?P<query>.*))
 _MODULE = re.compile(r"(?P<home>[A-Za-z_]\w*(\.\w+)*):(?P<name>[A-Za-z_][\w.]*)(\?(?P<query>.*))?", re.DOTALL)
 
 
+Made = Any  # what the user's code has under a name, or returns
+
+
 def is_code(name: str) -> bool:
     """True if `name` is `file.py:function` or `package.module:function`, perhaps with `?argument=value`."""
     if Path(name).exists():
@@ -28,7 +32,7 @@ def is_code(name: str) -> bool:
     return bool(_FILE.fullmatch(name) or (_MODULE.fullmatch(name) and len(name.partition(":")[0]) > 1))
 
 
-def build(name: str) -> Any:
+def build(name: str) -> Made:
     """What the function that `name` names returns; or the object itself, if it can't be called or is a model.
 
     Raises:
@@ -51,7 +55,7 @@ def build(name: str) -> Any:
         return found(**arguments)
 
 
-def literal(text: str) -> Any:
+def literal(text: str) -> object:
     """An argument of a query: `false`, `none`, `10`, `(64,64,3)`, else text."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
@@ -62,12 +66,12 @@ def literal(text: str) -> Any:
         return text
 
 
-def describe_type(value: Any) -> str:
+def describe_type(value: object) -> str:
     """The type of a value, for people."""
     return "nothing (None)" if value is None else f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _module(home: str) -> Any:
+def _module(home: str) -> ModuleType:
     if not home.endswith(".py"):
         try:
             return importlib.import_module(home)
@@ -104,7 +108,7 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder.resolve()))
 
 
-def _member(module: Any, name: str, home: str) -> Any:
+def _member(module: object, name: str, home: str) -> Made:
     found = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -118,7 +122,7 @@ def _member(module: Any, name: str, home: str) -> Any:
     return found
 
 
-def _is_maker(found: Any) -> bool:
+def _is_maker(found: object) -> bool:
     """Functions and classes are called; a model is callable too, and is what is wanted."""
     if inspect.isclass(found) or inspect.isroutine(found):
         return True
@@ -126,7 +130,7 @@ def _is_maker(found: Any) -> bool:
     return callable(found) and not is_model
 
 
-def _check_arguments(function: Callable, name: str, arguments: dict[str, Any]) -> None:
+def _check_arguments(function: Callable, name: str, arguments: dict[str, object]) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

@@ -21,6 +21,8 @@ import numpy as np
 
 from convscope import isolation, limits
 from convscope.errors import BackendError, ModelError
+from convscope.isolation import Sent
+from convscope.schema import Json
 
 _MIB = 2**20
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -40,6 +42,9 @@ def is_hdf5(path: Path | str) -> bool:
                 return True
             offset = offset * 2 or 512
     return False
+
+
+Item = Any  # a group or a dataset of h5py
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Contents:
     Links to elsewhere are not in it, whatever they lead to. Paths are in the order of their names.
     """
 
-    groups: Mapping[str, Mapping[str, Any]]
+    groups: Mapping[str, Mapping[str, Json]]
     datasets: Mapping[str, Dataset]
 
     def children(self, group: str) -> list[str]:
@@ -128,7 +133,7 @@ def memory_for(size: int) -> int:
     return 1024 * _MIB + 2 * limits.most_unpacked(size)
 
 
-def in_reader(path: Path, function: str, *arguments: Any, memory: int) -> Any:
+def in_reader(path: Path, function: str, *arguments: object, memory: int) -> Sent:
     """Call a function in the reader; what goes wrong there is the file's fault.
 
     Raises:
@@ -151,7 +156,7 @@ def _broken(path: Path, error: isolation.ReaderError) -> str:
     return f"{path.name}: expected a whole HDF5 file, found {found}. Fetch it anew."
 
 
-def unpacked(found: dict[str, Any]) -> Contents:
+def unpacked(found: dict[str, Json]) -> Contents:
     """`Contents` of what `contents_of_file` returns."""
     datasets = {
         path: Dataset(tuple(item["shape"]), item["dtype"], item["values"], item["bfloat16"])
@@ -191,22 +196,22 @@ _ATTRIBUTES = re.compile(r"(layer_names|weight_names)\d*|model_config|keras_vers
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
 
 
-def contents_of_file(path: str, but: str) -> dict[str, Any]:
+def contents_of_file(path: str, but: str) -> dict[str, object]:
     """Plain values of what `read` makes `Contents` of. Runs in the reader."""
     return _contents(path, but, Path(path).stat().st_size)
 
 
-def contents_of_bytes(data: bytes, but: str) -> dict[str, Any]:
+def contents_of_bytes(data: bytes, but: str) -> dict[str, object]:
     """The same for a file that lies in an archive."""
     return _contents(io.BytesIO(data), but, len(data))
 
 
-def _contents(source: Any, but: str, size: int) -> dict[str, Any]:
+def _contents(source: object, but: str, size: int) -> dict[str, Json]:
     import h5py
 
     with h5py.File(source, "r") as file:
-        groups: dict[str, Any] = {}
-        found: dict[str, Any] = {}
+        groups: dict[str, Json] = {}
+        found: dict[str, Json] = {}
         for path, item in _walk(file):
             (found if isinstance(item, h5py.Dataset) else groups)[path] = item
         wanted = {path for path in found if not (but and re.match(but, path))}
@@ -218,7 +223,7 @@ def _contents(source: Any, but: str, size: int) -> dict[str, Any]:
         return {"groups": {path: _attributes(item) for path, item in groups.items()}, "datasets": about}
 
 
-def _walk(file: Any) -> Iterator[tuple[str, Any]]:
+def _walk(file: object) -> Iterator[tuple[str, Item]]:
     """Groups and data sets by path, in the order of names. Links are not followed: they could lead to other files."""
     import h5py
 
@@ -247,11 +252,11 @@ def _walk(file: Any) -> Iterator[tuple[str, Any]]:
         waiting += [child for child in children if isinstance(child[1], h5py.Group | h5py.Dataset)]
 
 
-def _attributes(group: Any) -> dict[str, Any]:
+def _attributes(group: Item) -> dict[str, Json]:
     return {name: _attribute(group, name) for name in group.attrs if _ATTRIBUTES.fullmatch(name)}
 
 
-def _attribute(group: Any, name: str) -> Any:
+def _attribute(group: Item, name: str) -> object:
     """A text, or a list of texts."""
     about = group.attrs.get_id(name)
     if prod(about.shape) > limits.current().entries or prod(about.shape) * about.dtype.itemsize > limits.current().text:
@@ -262,7 +267,7 @@ def _attribute(group: Any, name: str) -> Any:
     return [_text(item) for item in np.ravel(value)] if isinstance(value, np.ndarray) else _text(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
     if len(text) > limits.current().text:
         raise ModelError(
@@ -273,7 +278,7 @@ def _text(value: Any) -> str:
     return text
 
 
-def _about(path: str, item: Any) -> dict[str, Any]:
+def _about(path: str, item: Item) -> dict[str, Json]:
     """Shape and type of a data set.
 
     Raises:
@@ -293,14 +298,14 @@ def _about(path: str, item: Any) -> dict[str, Any]:
     }
 
 
-def _dtype(item: Any) -> str:
+def _dtype(item: Item) -> str:
     try:
         return "nothing" if item.shape is None else item.dtype.str
     except TypeError:  # a type that NumPy doesn't have
         return "a type that NumPy does not have"
 
 
-def _bytes(about: dict[str, Any]) -> int:
+def _bytes(about: dict[str, Json]) -> int:
     numbers = _is_numbers(about["dtype"], about["bfloat16"])
     return prod(about["shape"]) * np.dtype(about["dtype"]).itemsize if numbers else 0
 
@@ -321,7 +326,7 @@ def _check_total(declared: int, size: int) -> None:
         )
 
 
-def _values(path: str, item: Any) -> np.ndarray:
+def _values(path: str, item: Item) -> np.ndarray:
     plan = item.id.get_create_plist()
     filters = {plan.get_filter(index)[0] for index in range(plan.get_nfilters())}
     if filters - _FILTERS:

@@ -36,6 +36,9 @@ class UnknownOperation(ValueError):
     """The pickle uses an operation that the machine does not do."""
 
 
+Value = Any  # what a pickle makes, or what its table makes for it
+
+
 @dataclass(frozen=True)
 class Made:
     """A table's entry for a name: the function that makes its value.
@@ -45,7 +48,7 @@ class Made:
         takes_state: true where the pickle may give the value a state afterwards, which is left out.
     """
 
-    call: Callable[..., Any] | None
+    call: Callable[..., Value] | None
     takes_state: bool = False
 
 
@@ -55,7 +58,7 @@ class Instance:
 
     name: str
     arguments: tuple = ()
-    state: Any = None
+    state: Value = None
     finished: bool = False
 
 
@@ -70,20 +73,20 @@ class Named:
 @dataclass
 class _Machine:
     table: Callable[[str], Made | None]
-    persistent: Callable[[Any], Any]
-    stack: list[Any] = field(default_factory=list)
-    marks: list[list[Any]] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
-    states: dict[int, Any] = field(default_factory=dict)
+    persistent: Callable[[object], object]
+    stack: list[Value] = field(default_factory=list)
+    marks: list[list[object]] = field(default_factory=list)
+    memo: dict[int, Value] = field(default_factory=dict)
+    states: dict[int, object] = field(default_factory=dict)
 
-    def marked(self) -> list[Any]:
+    def marked(self) -> list[object]:
         found, self.stack = self.stack, self.marks.pop()
         return found
 
 
 def load(
-    source: bytes | IO[bytes], table: Callable[[str], Made | None], persistent: Callable[[Any], Any] | None = None
-) -> Any:
+    source: bytes | IO[bytes], table: Callable[[str], Made | None], persistent: Callable[[Value], Value] | None = None
+) -> Value:
     """The value of a pickle.
 
     Args:
@@ -110,7 +113,7 @@ def load(
     raise ValueError("the pickle does not end")
 
 
-def operations(source: bytes | IO[bytes]) -> Iterator[tuple[str, Any]]:
+def operations(source: bytes | IO[bytes]) -> Iterator[tuple[str, Value]]:
     """The operations of one pickle with their arguments, bounded by the limits for one text and for entries."""
     bounded = _Bounded(io.BytesIO(source) if isinstance(source, bytes) else source, limits.current().text)
     most = 50 * limits.current().entries
@@ -149,7 +152,7 @@ class _Bounded:
         return data
 
 
-def check_shape(value: Any) -> None:
+def check_shape(value: object) -> None:
     """Refuse values that hold themselves, that are nested deeply, or that are small only because parts are shared.
 
     Raises:
@@ -169,7 +172,7 @@ def check_shape(value: Any) -> None:
         )
 
 
-def count(value: Any, kind: type = object) -> int:
+def count(value: object, kind: type = object) -> int:
     """How many parts of a kind a value has, itself among them; one that is shared counts at each of its places."""
     found: dict[int, int] = {}
     for part, parts in _innermost_first(value):
@@ -186,7 +189,7 @@ def _too_deep() -> ModelError:
     )
 
 
-def _innermost_first(value: Any, depth: float = math.inf) -> Iterator[tuple[Any, list[Any]]]:
+def _innermost_first(value: object, depth: float = math.inf) -> Iterator[tuple[object, list[object]]]:
     """Each part once, after the parts that it has.
 
     Raises:
@@ -194,7 +197,7 @@ def _innermost_first(value: Any, depth: float = math.inf) -> Iterator[tuple[Any,
     """
     done: set[int] = set()
     begun: set[int] = set()
-    waiting: list[tuple[Any, list[Any] | None]] = [(value, None)]
+    waiting: list[tuple[Value, list[Value] | None]] = [(value, None)]
     while waiting:
         part, parts = waiting.pop()
         if parts is not None:
@@ -212,7 +215,7 @@ def _innermost_first(value: Any, depth: float = math.inf) -> Iterator[tuple[Any,
             waiting.extend((inner, None) for inner in parts)
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: object) -> list[object]:
     if isinstance(value, Mapping):
         return [part for pair in value.items() for part in pair]
     if isinstance(value, list | tuple):
@@ -222,30 +225,30 @@ def _parts(value: Any) -> list[Any]:
     return []
 
 
-def _nothing_stored(_: Any) -> Any:
+def _nothing_stored(_: object) -> object:
     raise ValueError("it refers to something that is stored outside of it")
 
 
 # -- what the operations do ------------------------------------------------------------------------------
 
-_Operation = Callable[[_Machine, Any], None]
+_Operation = Callable[[_Machine, Value], None]
 
 
-def _push(machine: _Machine, argument: Any) -> None:
+def _push(machine: _Machine, argument: object) -> None:
     machine.stack.append(argument)
 
 
-def _pushing(make: Callable[[], Any]) -> _Operation:
+def _pushing(make: Callable[[], object]) -> _Operation:
     return lambda machine, _: machine.stack.append(make())
 
 
-def _mark(machine: _Machine, _: Any) -> None:
+def _mark(machine: _Machine, _: object) -> None:
     machine.marks.append(machine.stack)
     machine.stack = []
 
 
 def _tuple_of(count: int) -> _Operation:
-    def operation(machine: _Machine, _: Any) -> None:
+    def operation(machine: _Machine, _: object) -> None:
         if len(machine.stack) < count:
             raise IndexError("the stack is empty")
         machine.stack[-count:] = [tuple(machine.stack[-count:])]
@@ -253,24 +256,24 @@ def _tuple_of(count: int) -> _Operation:
     return operation
 
 
-def _marked_tuple(machine: _Machine, _: Any) -> None:
+def _marked_tuple(machine: _Machine, _: object) -> None:
     found = machine.marked()
     machine.stack.append(tuple(found))
 
 
-def _marked_list(machine: _Machine, _: Any) -> None:
+def _marked_list(machine: _Machine, _: object) -> None:
     found = machine.marked()
     machine.stack.append(found)
 
 
-def _marked_dict(machine: _Machine, _: Any) -> None:
+def _marked_dict(machine: _Machine, _: object) -> None:
     found = machine.marked()
-    made: dict[Any, Any] = {}
+    made: dict[Value, Value] = {}
     _set(made, found)
     machine.stack.append(made)
 
 
-def _set(target: Any, pairs: list[Any]) -> None:
+def _set(target: object, pairs: list[object]) -> None:
     if not isinstance(target, dict):
         raise TypeError("items are set of what is no dictionary")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -278,7 +281,7 @@ def _set(target: Any, pairs: list[Any]) -> None:
         target[key] = value
 
 
-def check_key(key: Any) -> None:
+def check_key(key: object) -> None:
     """Refuse keys whose hash takes long, overflows the stack, or can be that of many others.
 
     Raises:
@@ -293,50 +296,50 @@ _LONGEST_KEY = 16
 _LARGEST_KEY = 2**61 - 1  # Python hashes whole numbers modulo this
 
 
-def _is_plain_key(key: Any) -> bool:
+def _is_plain_key(key: object) -> bool:
     if isinstance(key, int):
         return abs(key) < _LARGEST_KEY
     return isinstance(key, str | bytes | float | type(None))
 
 
-def _set_one(machine: _Machine, _: Any) -> None:
+def _set_one(machine: _Machine, _: object) -> None:
     value, key = machine.stack.pop(), machine.stack.pop()
     _set(machine.stack[-1], [key, value])
 
 
-def _set_marked(machine: _Machine, _: Any) -> None:
+def _set_marked(machine: _Machine, _: object) -> None:
     found = machine.marked()
     _set(machine.stack[-1], found)
 
 
-def _add(machine: _Machine, found: list[Any]) -> None:
+def _add(machine: _Machine, found: list[object]) -> None:
     target = machine.stack[-1]
     if not isinstance(target, list):
         raise TypeError("values are appended to what is no list")
     target.extend(found)
 
 
-def _append(machine: _Machine, _: Any) -> None:
+def _append(machine: _Machine, _: object) -> None:
     value = machine.stack.pop()
     _add(machine, [value])
 
 
-def _append_marked(machine: _Machine, _: Any) -> None:
+def _append_marked(machine: _Machine, _: object) -> None:
     found = machine.marked()
     _add(machine, found)
 
 
-def _put(machine: _Machine, argument: Any) -> None:
+def _put(machine: _Machine, argument: Value) -> None:
     if int(argument) > len(machine.memo) + 1:  # they are counted up; torch's reader allocates all below
         raise ValueError(f"it numbers a value {argument} that is not the next one")
     machine.memo[int(argument)] = machine.stack[-1]
 
 
-def _get(machine: _Machine, argument: Any) -> None:
+def _get(machine: _Machine, argument: Value) -> None:
     machine.stack.append(machine.memo[int(argument)])
 
 
-def _global(machine: _Machine, argument: Any) -> None:
+def _global(machine: _Machine, argument: object) -> None:
     home, _, kind = str(argument).partition(" ")
     name = f"{home}.{kind}"
     made = machine.table(name)
@@ -345,7 +348,7 @@ def _global(machine: _Machine, argument: Any) -> None:
     machine.stack.append(Named(name, made))
 
 
-def _reduce(machine: _Machine, _: Any) -> None:
+def _reduce(machine: _Machine, _: object) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
     if not isinstance(function, Named) or function.made.call is None or not isinstance(arguments, tuple):
         raise TypeError("it calls what is no function")
@@ -355,7 +358,7 @@ def _reduce(machine: _Machine, _: Any) -> None:
     machine.stack.append(made)
 
 
-def _build(machine: _Machine, _: Any) -> None:
+def _build(machine: _Machine, _: object) -> None:
     state = machine.stack.pop()
     target = machine.stack[-1]
     if isinstance(target, Instance):
@@ -366,7 +369,7 @@ def _build(machine: _Machine, _: Any) -> None:
         raise TypeError(f"a {type(target).__name__} is given a state")
 
 
-def _stored(machine: _Machine, _: Any) -> None:
+def _stored(machine: _Machine, _: object) -> None:
     machine.stack.append(machine.persistent(machine.stack.pop()))
 
 

@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 
-from convscope.networks.backends import Tensor
+from convscope.networks.foreign import KerasLayer, Tensor
 from convscope.networks.graph import Call, Flow, Value
 from convscope.networks.keras.graph import CHANNELS_FIRST, patch
 
@@ -52,7 +51,7 @@ def folds_of(calls: Sequence[Call], flow: Flow, returned: Sequence[Value]) -> li
     return found
 
 
-def _is_over_filters(conv: Any, norm: Any) -> bool:
+def _is_over_filters(conv: KerasLayer, norm: KerasLayer) -> bool:
     """True for a plain batch norm over the filters of a convolution."""
     return is_frozen_norm(norm) and norm.axis % 4 == (1 if conv.data_format == CHANNELS_FIRST else 3)
 
@@ -65,7 +64,7 @@ def _is_plain(call: Call) -> bool:
     return known and call.activation is None and not special
 
 
-def is_frozen_norm(operation: Any) -> bool:
+def is_frozen_norm(operation: KerasLayer) -> bool:
     """True for Keras' own batch norm in its plain form."""
     return type(operation) is keras.layers.BatchNormalization and not operation.renorm
 
@@ -74,7 +73,7 @@ FEW = 4  # channels of an image
 LARGE = 5  # side of a kernel
 
 
-def first_in_blocks(undo: ExitStack, operations: Sequence[Any]) -> None:
+def first_in_blocks(undo: ExitStack, operations: Sequence[KerasLayer]) -> None:
     """Until `undo` is run strided convolutions over images take blocks of pixels as channels.
 
     A 7x7 convolution of stride 2 over 3 channels is a 4x4 one over 12. TensorFlow takes the gradient of the first at
@@ -86,7 +85,7 @@ def first_in_blocks(undo: ExitStack, operations: Sequence[Any]) -> None:
             patch(undo, operation, "call", _in_blocks(operation))
 
 
-def strides_over_image(operation: Any) -> bool:
+def strides_over_image(operation: KerasLayer) -> bool:
     """Whether an operation is a large convolution over few channels whose stride is more than 1."""
     if type(operation) is not keras.layers.Conv2D or not operation.built or operation.groups != 1:
         return False
@@ -97,10 +96,10 @@ def strides_over_image(operation: Any) -> bool:
     return known and large and operation.kernel.shape[2] <= FEW
 
 
-def _in_blocks(conv: Any) -> Callable:
+def _in_blocks(conv: KerasLayer) -> Callable:
     ops = keras.ops
 
-    def call(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def call(x: Tensor, *_: object, **__: object) -> Tensor:
         stride, kernel = conv.strides[0], ops.cast(conv.kernel.value, conv.compute_dtype)
         x = _padded(ops.cast(x, conv.compute_dtype), conv.kernel_size, stride, conv.padding)
         sides = [(0, -side % stride) for side in conv.kernel_size]
@@ -136,7 +135,7 @@ def _blocks(x: Tensor, side: int) -> Tensor:
 
 
 def norms_folded(
-    undo: ExitStack, operations: Sequence[Any], folds: Sequence[Fold], scope: keras.StatelessScope
+    undo: ExitStack, operations: Sequence[KerasLayer], folds: Sequence[Fold], scope: keras.StatelessScope
 ) -> None:
     """For a pass inside `scope`, until `undo` is run: norms of `folds` are part of their convolutions, others are one
     multiplication and addition.
@@ -154,11 +153,11 @@ def norms_folded(
             patch(undo, operation, "call", _multiply_and_add(operation))
 
 
-def _handing_on(x: Tensor, training: bool | None = None, mask: Any = None) -> Tensor:
+def _handing_on(x: Tensor, training: bool | None = None, mask: object = None) -> Tensor:
     return x
 
 
-def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(norm: KerasLayer) -> tuple[Tensor, Tensor]:
     """What a frozen norm multiplies by and adds, `(c,)` each, float32."""
     ops = keras.ops
     scale = ops.rsqrt(ops.cast(norm.moving_variance, "float32") + norm.epsilon)
@@ -173,7 +172,7 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 def _with_norm(fold: Fold, scope: keras.StatelessScope) -> Callable:
     conv, original = fold.conv.operation, fold.conv.operation.call
 
-    def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def call(x: Tensor, *args: object, **kwargs: object) -> Tensor:
         scale, shift = _scale_and_shift(fold.norm.operation)
         scope.add_update((conv.kernel, fold.scaled(scale)))
         if conv.use_bias:
@@ -186,10 +185,10 @@ def _with_norm(fold: Fold, scope: keras.StatelessScope) -> Callable:
     return call
 
 
-def _multiply_and_add(norm: Any) -> Callable:
+def _multiply_and_add(norm: KerasLayer) -> Callable:
     ops = keras.ops
 
-    def call(x: Tensor, training: bool | None = None, mask: Any = None) -> Tensor:
+    def call(x: Tensor, training: bool | None = None, mask: object = None) -> Tensor:
         shape = [1] * len(x.shape)
         shape[norm.axis] = x.shape[norm.axis]
         parts = (ops.cast(ops.reshape(part, shape), norm.compute_dtype) for part in _scale_and_shift(norm))

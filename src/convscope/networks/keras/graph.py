@@ -8,18 +8,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import keras
 
 from convscope.networks import graph
+from convscope.networks.foreign import KerasLayer, KerasModel, Tensor
 from convscope.networks.graph import Call, Flow, Value, flat_outputs
 from convscope.networks.restoring import checkpoint
 
 CHANNELS_FIRST = "channels_first"
 
 
-def patch(undo: ExitStack, target: Any, name: str, value: Any) -> None:
+def patch(undo: ExitStack, target: object, name: str, value: object) -> None:
     """Give `target` an instance attribute until `undo` is run, past any tracking `__setattr__`."""
     if name in vars(target):
         undo.callback(object.__setattr__, target, name, vars(target)[name])
@@ -28,14 +28,14 @@ def patch(undo: ExitStack, target: Any, name: str, value: Any) -> None:
     object.__setattr__(target, name, value)
 
 
-def _without(target: Any, name: str) -> None:
+def _without(target: object, name: str) -> None:
     vars(target).pop(name, None)
 
 
 # -- what the model consists of --------------------------------------------------------------------------
 
 
-def _children(operation: Any) -> list[Any]:
+def _children(operation: KerasLayer) -> list[KerasLayer]:
     """The operations directly inside `operation`, without input placeholders."""
     if isinstance(operation, keras.Sequential):
         inside = operation.layers
@@ -48,13 +48,13 @@ def _children(operation: Any) -> list[Any]:
     return [child for child in inside if not isinstance(child, keras.layers.InputLayer)]
 
 
-def named_operations(model: Any) -> list[tuple[str, Any]]:
+def named_operations(model: KerasModel) -> list[tuple[str, KerasLayer]]:
     """Every operation below `model` with its path; one that is reached twice keeps its first path."""
-    named: list[tuple[str, Any]] = []
+    named: list[tuple[str, KerasLayer]] = []
     seen: set[int] = {id(model)}
     taken: set[str] = set()
 
-    def walk(operation: Any, prefix: str) -> None:
+    def walk(operation: KerasLayer, prefix: str) -> None:
         for child in _children(operation):
             if id(child) in seen:
                 continue
@@ -136,7 +136,7 @@ _KINDS = (
 )
 
 
-def kind_of(operation: Any) -> str:
+def kind_of(operation: KerasLayer) -> str:
     """The kind of an operation, from the names of its class and of the classes it derives from."""
     if _children(operation) and not type(operation).__module__.startswith("keras."):
         return "model"  # a block of the user's own, whatever it is called
@@ -167,7 +167,7 @@ def _is_named(name: str, prefix: str) -> bool:
 _LINEAR = ("linear",)
 
 
-def activation_name(operation: Any) -> str | None:
+def activation_name(operation: KerasLayer) -> str | None:
     """The name of the non-linearity that an operation ends in; None if it has none."""
     function = getattr(operation, "activation", None)
     if function is None or not callable(function):
@@ -180,19 +180,19 @@ def activation_name(operation: Any) -> str | None:
 # -- what one pass shows ---------------------------------------------------------------------------------
 
 
-def call_method(operation: Any) -> str:
+def call_method(operation: KerasLayer) -> str:
     """The method that `Operation.__call__` dispatches to."""
     return "quantized_call" if getattr(operation, "quantization_mode", None) else "call"
 
 
-def python_call(operation: Any, method: str) -> Callable:
+def python_call(operation: KerasLayer, method: str) -> Callable:
     """The operation's `call`; the Python inside where it is wrapped in `tf.function`, whose tensors can't leave it."""
     wrapped = inspect.getattr_static(operation, method, None)
     python = getattr(wrapped, "python_function", None)
     return getattr(operation, method) if python is None else python.__get__(operation)
 
 
-def is_wrapped(operation: Any) -> bool:
+def is_wrapped(operation: KerasLayer) -> bool:
     """True if the operation's `call` is compiled on its own, by `tf.function`."""
     return hasattr(inspect.getattr_static(operation, call_method(operation), None), "python_function")
 
@@ -200,10 +200,10 @@ def is_wrapped(operation: Any) -> bool:
 class Observer:
     """Writes down every call of every operation, in the order of execution, with its tensors."""
 
-    def __init__(self, operations: list[tuple[str, Any]]) -> None:
+    def __init__(self, operations: list[tuple[str, object]]) -> None:
         self.calls: list[Call] = []
         self._operations = operations
-        self._alive: list[Any] = []
+        self._alive: list[object] = []
 
     def place(self, undo: ExitStack) -> None:
         """Watch, until `undo` is run."""
@@ -211,10 +211,10 @@ class Observer:
             method = call_method(operation)
             patch(undo, operation, method, self._watched(path, operation, method))
 
-    def _watched(self, path: str, operation: Any, method: str) -> Callable:
+    def _watched(self, path: str, operation: KerasLayer, method: str) -> Callable:
         call = python_call(operation, method)
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def watched(*args: object, **kwargs: object) -> object:
             checkpoint()
             result = call(*args, **kwargs)
             self.calls.append(self._call(path, operation, (args, kwargs), result))
@@ -222,7 +222,7 @@ class Observer:
 
         return watched
 
-    def _call(self, path: str, operation: Any, given: Any, result: Any) -> Call:
+    def _call(self, path: str, operation: KerasLayer, given: object, result: object) -> Call:
         layout = getattr(operation, "data_format", None)
         return Call(
             path,
@@ -237,7 +237,7 @@ class Observer:
             channels_first=None if layout is None else layout == CHANNELS_FIRST,
         )
 
-    def value(self, tensor: Any) -> Value:
+    def value(self, tensor: Tensor) -> Value:
         """What stands for a tensor of this pass; it is kept alive, so that no other takes its id."""
         self._alive.append(tensor)
         return Value(id(tensor), tuple(int(side) if side is not None else 0 for side in tensor.shape))
@@ -247,7 +247,7 @@ class Observer:
         self._alive.clear()
 
 
-def first_norm(calls: list[Call], flow: Flow) -> tuple[Any, Any] | None:
+def first_norm(calls: list[Call], flow: Flow) -> tuple[KerasLayer, KerasLayer] | None:
     """The first convolution and the batch norm right after it, if the network begins that way."""
     found = graph.first_norm(calls, flow)
     if found is None or not isinstance(found[1].operation, keras.layers.BatchNormalization):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import keras
 import numpy as np
 
 from convscope.errors import ModelError, UsageError, nearest, option
 from convscope.networks import preprocessing as pp
-from convscope.networks.backends import Tensor
+from convscope.networks.foreign import KerasModel, Structure, Tensor
 from convscope.networks.inputs import Inputs, blank_input, check_input
 from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of, named_operations
 
@@ -21,7 +20,7 @@ class Entry:
 
     def __init__(
         self,
-        model: Any,
+        model: KerasModel,
         name: str | None,
         size: tuple[int, int] | None,
         feed: Mapping[str, np.ndarray],
@@ -43,7 +42,7 @@ class Entry:
         others = {other: _said(feed.get(other)) for other in self._others}
         self.inputs = Inputs(name, chosen, not fixed, channels, others)
 
-    def feed(self, x: Tensor) -> Any:
+    def feed(self, x: Tensor) -> Structure:
         """What to call the model with for images `x` `(n, h, w, c)`."""
         if self.channels_first:
             x = keras.ops.transpose(x, (0, 3, 1, 2))
@@ -57,7 +56,7 @@ class Entry:
             return flat[0] if len(flat) == 1 else flat
         return keras.tree.pack_sequence_as(self._struct, flat)
 
-    def build(self, model: Any, x: np.ndarray) -> None:
+    def build(self, model: KerasModel, x: np.ndarray) -> None:
         """Build a model that was never called; its weights come into being here."""
         if not all(layer.built for layer in model._flatten_layers()):
             model(self.feed(keras.ops.convert_to_tensor(x)), training=False)
@@ -96,7 +95,7 @@ def _said(fed: np.ndarray | None) -> str:
     return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"
 
 
-def _input_specs(model: Any, size: tuple[int, int] | None) -> dict[str, tuple[int | None, ...]]:
+def _input_specs(model: KerasModel, size: tuple[int, int] | None) -> dict[str, tuple[int | None, ...]]:
     """Shape of each input by name, the batch first, None where free."""
     symbolic = getattr(model, "inputs", None)
     if symbolic:
@@ -113,7 +112,7 @@ def _input_specs(model: Any, size: tuple[int, int] | None) -> dict[str, tuple[in
     return {"input": (None, *size, 3)}
 
 
-def _is_channels_first(model: Any, spec: tuple[int | None, ...]) -> bool:
+def _is_channels_first(model: KerasModel, spec: tuple[int | None, ...]) -> bool:
     """From the first layer that has a `data_format`, else guessed from the shape."""
     for _, operation in named_operations(model):
         if getattr(operation, "data_format", None) and kind_of(operation) in ("conv", "pool", "global_pool"):

@@ -13,16 +13,16 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from textwrap import shorten
-from typing import Any
 
 import keras
 import numpy as np
 
 from convscope.errors import ModelError, UsageError, option
 from convscope.networks import preprocessing as pp
-from convscope.networks.backends import Tensor, backend_named
+from convscope.networks.backends import backend_named
 from convscope.networks.choices import Choices
 from convscope.networks.failing import failing_layer, said
+from convscope.networks.foreign import KerasLayer, KerasModel, Structure, Tensor
 from convscope.networks.graph import Call, Flow, Value, flat_outputs, linear_by_graph, mark_layouts, undoable_head
 from convscope.networks.head import Head, HeadActivation, HeadChoice
 from convscope.networks.inputs import Inputs
@@ -51,7 +51,7 @@ from convscope.networks.keras.taps import (
 )
 from convscope.networks.layers import Layer
 from convscope.networks.network import Source
-from convscope.networks.ops import namespace
+from convscope.networks.ops import Axes, namespace
 from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.restoring import restored
 from convscope.networks.traced import Calls, Enough, Trace, TracedNetwork
@@ -76,7 +76,7 @@ class KerasNetwork(TracedNetwork):
 
     def __init__(
         self,
-        model: Any,
+        model: KerasModel,
         source: Source,
         choices: Choices = _NO_CHOICES,
         family: pp.Family | None = None,
@@ -97,8 +97,8 @@ class KerasNetwork(TracedNetwork):
         self.family, self.family_name = known
         self._entry = Entry(model, choices.input, choices.size, choices.feed, self.family)
         self.inputs = self._entry.inputs
-        self._head_patch: tuple[Any, str, Any] | None = None
-        self._variables: list[Any] | None = None
+        self._head_patch: tuple[KerasLayer, str, object] | None = None
+        self._variables: list[object] | None = None
         self._hash: tuple[list[weakref.ref], str] | None = None
         self._folds: dict[tuple[int, int], list[Fold]] = {}
         first = self._take(self._trace(self.inputs.size))
@@ -111,7 +111,7 @@ class KerasNetwork(TracedNetwork):
     def compile(self, function: Callable) -> Callable:
         """See `Network.compile`. The weights are read anew at each call."""
 
-        def traced(values: list[Tensor], *tensors: Tensor) -> Any:
+        def traced(values: list[Tensor], *tensors: Tensor) -> Structure:
             def run(
                 x: Tensor,
                 request: Pass = PLAIN,
@@ -124,7 +124,7 @@ class KerasNetwork(TracedNetwork):
 
         compiled = self._backend.compile(traced)
 
-        def call(*tensors: Tensor) -> Any:
+        def call(*tensors: Tensor) -> Structure:
             # Tracing patches the model; two threads must not do that at once.
             try:
                 return restored(self._switch, lambda _: compiled(self._values(), *tensors), TRACING)
@@ -241,7 +241,7 @@ class KerasNetwork(TracedNetwork):
         logits = None if returned is None else self._logits(returned, x.shape[0])
         return Record(logits, taps.recorded)
 
-    def _unless_enough(self, x: Tensor) -> Any:
+    def _unless_enough(self, x: Tensor) -> Structure:
         """What the model returns, None where every tap fired before its end."""
         try:
             return self.model(self._entry.feed(x), training=False)
@@ -269,7 +269,7 @@ class KerasNetwork(TracedNetwork):
             patch(undo, operation, method, python_call(operation, method))
         return scope
 
-    def _logits(self, returned: Any, images: int | None) -> Tensor:
+    def _logits(self, returned: Structure, images: int | None) -> Tensor:
         outputs = keras.ops.cast(_named_outputs(self.model, returned)[self.output], "float32")
         self._check_output(outputs.shape, images)
         return self.head.logits(self.ops, keras.ops.reshape(outputs, (-1, int(np.prod(outputs.shape[1:])))))
@@ -283,7 +283,7 @@ class KerasNetwork(TracedNetwork):
         given: list[Value] = []
         outputs: dict[str, Value] = {}
 
-        def pass_through(values: list[Tensor], x: Tensor) -> Any:
+        def pass_through(values: list[Tensor], x: Tensor) -> object:
             observer.calls.clear()
             fed = self._entry.feed(x)
             given[:] = map(observer.value, keras.tree.flatten(fed))
@@ -410,28 +410,28 @@ class KerasNetwork(TracedNetwork):
         return next(((pp.family_of(name), name) for name in names if pp.family_of(name)), (None, ""))
 
 
-def _own_operations() -> dict[str, Any]:
+def _own_operations() -> dict[str, object]:
     """What is not NumPy's in `keras.ops` on one of its backends."""
     kept = {name: _kept(getattr(keras.ops, name)) for name in ("sum", "max", "min", "prod")}
     return {**kept, "count_nonzero": _count_nonzero}
 
 
-def _kept(reduction: Any) -> Any:
+def _kept(reduction: Callable) -> Callable:
     """Keras on torch ignores `keepdims` where all axes are reduced."""
 
-    def reduced(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+    def reduced(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
         everything = axis is None and keepdims
         return reduction(x, axis=tuple(range(len(x.shape))) if everything else axis, keepdims=keepdims)
 
     return reduced
 
 
-def _count_nonzero(x: Tensor, axis: Any = None) -> Tensor:
+def _count_nonzero(x: Tensor, axis: Axes = None) -> Tensor:
     """Keras' own turns axes round on torch."""
     return keras.ops.sum(keras.ops.cast(keras.ops.not_equal(x, 0), "int32"), axis=axis)
 
 
-def _named_outputs(model: Any, returned: Any) -> dict[str, Tensor]:
+def _named_outputs(model: KerasModel, returned: Structure) -> dict[str, Tensor]:
     """What the model returned, by the names that a user would choose from."""
     if isinstance(returned, Mapping):
         return dict(returned)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
 from convscope.networks import preprocessing as pp
+from convscope.networks.foreign import KerasLayer
 
 _ARITHMETIC = ("TrueDivide", "Divide", "Multiply", "Subtract", "Add")
 
 
-def scaling_inside(steps: list[Any]) -> pp.Preprocessing | None:
+def scaling_inside(steps: list[KerasLayer]) -> pp.Preprocessing | None:
     """What the first operations tell of the pixels that they take: 0..255, or 0..1; None if they scale nothing."""
     known = [step for step in steps if type(step).__name__ in ("Rescaling", "Normalization")]
     other = [step for step in steps if type(step).__name__ in _ARITHMETIC]
@@ -26,7 +25,7 @@ def scaling_inside(steps: list[Any]) -> pp.Preprocessing | None:
     return None
 
 
-def _factor(step: Any) -> float:
+def _factor(step: KerasLayer) -> float:
     """What a `Rescaling` or `Normalization` layer multiplies its input by, the mean over channels."""
     if hasattr(step, "scale"):
         return float(np.mean(step.scale))
@@ -34,7 +33,7 @@ def _factor(step: Any) -> float:
     return float(np.mean(deviation if step.invert else 1 / np.maximum(deviation, 1e-12)))
 
 
-def told_by_statistics(conv: Any, norm: Any) -> pp.Preprocessing | None:
+def told_by_statistics(conv: KerasLayer, norm: KerasLayer) -> pp.Preprocessing | None:
     """What the running statistics of a batch norm right after the first convolution tell."""
     kernel, mean, variance = map(keras.ops.convert_to_numpy, (conv.kernel, norm.moving_mean, norm.moving_variance))
     bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)

@@ -13,6 +13,9 @@ _OF_A_CALL = (
 )
 
 
+Slot = Any  # what Keras remembers under a name
+
+
 def keep_state(undo: ExitStack) -> None:
     """Put Keras' state of this thread back when `undo` is run; until then its errors keep their whole traceback."""
     state = vars(importlib.import_module("keras.src.backend.common.global_state").GLOBAL_STATE_TRACKER)
@@ -22,11 +25,11 @@ def keep_state(undo: ExitStack) -> None:
     state["traceback_filtering"] = False
 
 
-def _content(value: Any) -> list[Any] | None:
+def _content(value: Slot) -> list[Slot] | None:
     return list(value) if isinstance(value, list) else None
 
 
-def _put_back(state: dict[str, Any], kept: dict[str, Any], missing: list[str]) -> None:
+def _put_back(state: dict[str, object], kept: dict[str, tuple[Slot, list[Slot] | None]], missing: list[str]) -> None:
     for name, (value, content) in kept.items():
         state[name] = value
         if content is not None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import keras
 
+from convscope.networks.foreign import KerasLayer, Structure, Tensor
 from convscope.networks.graph import Call, flat_outputs
 from convscope.networks.keras.graph import Observer, call_method, patch, python_call
-from convscope.networks.ops import Tensor
 from convscope.networks.passes import Pass, Reduction, Rule
 from convscope.networks.restoring import checkpoint
 from convscope.networks.traced import Calls, Enough, Taps
@@ -40,10 +39,10 @@ class KerasTaps(Taps):
             method = call_method(operation)
             patch(undo, operation, method, self._tapped(operation, method, taps))
 
-    def _tapped(self, operation: Any, method: str, taps: list[tuple[str, Call, int]]) -> Callable:
+    def _tapped(self, operation: KerasLayer, method: str, taps: list[tuple[str, Call, int]]) -> Callable:
         original, calls = python_call(operation, method), 0
 
-        def tapped(*args: Any, **kwargs: Any) -> Any:
+        def tapped(*args: object, **kwargs: object) -> object:
             nonlocal calls
             checkpoint()
             result = original(*args, **kwargs)
@@ -57,7 +56,7 @@ class KerasTaps(Taps):
 
         return tapped
 
-    def _touch(self, path: str, call: Call, index: int, result: Any) -> Any:
+    def _touch(self, path: str, call: Call, index: int, result: object) -> Structure:
         (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
         if path in self._record:
             self._check_rows(path, tensor.shape)
@@ -71,7 +70,7 @@ class KerasTaps(Taps):
         return result
 
 
-def called_once(calls: Calls, operation: Any) -> bool:
+def called_once(calls: Calls, operation: KerasLayer) -> bool:
     """True if an operation has one call in the network."""
     return len({id(call) for call, _ in calls.values() if call.operation is operation}) == 1
 
@@ -87,20 +86,20 @@ def _channels_back(tensor: Tensor, channels_first: bool) -> Tensor:
     return keras.ops.transpose(tensor, (0, 3, 1, 2)) if channels_first and len(tensor.shape) == 4 else tensor
 
 
-def has_activation(operation: Any) -> bool:
+def has_activation(operation: KerasLayer) -> bool:
     """True if an operation ends in a non-linearity of its own."""
     activation = getattr(operation, "activation", None)
     return callable(activation) and activation is not keras.activations.linear
 
 
-def without_nonlinearity(operation: Any) -> tuple[Any, str, Any]:
+def without_nonlinearity(operation: KerasLayer) -> tuple[KerasLayer, str, object]:
     """What to patch so that an operation has no non-linearity: its activation, or its whole call."""
     if callable(getattr(operation, "activation", None)):
         return operation, "activation", keras.activations.linear
     return operation, call_method(operation), lambda x, *_, **__: x
 
 
-def early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[Any, str, Any]:
+def early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[KerasLayer, str, object]:
     """What to patch so that an operation's activation is given what its rule makes of its argument; it fires once."""
     original, first = call.operation.activation, bool(call.channels_first)
 
@@ -119,7 +118,7 @@ def _by_rule(rule: Rule, x: Tensor, channels_first: bool) -> Tensor:
 OWN_CODE = {function.__code__ for function in (KerasTaps._touch, _by_rule, Observer._call)}
 
 
-def in_bfloat16(undo: ExitStack, operations: Sequence[Any]) -> None:
+def in_bfloat16(undo: ExitStack, operations: Sequence[KerasLayer]) -> None:
     """Layers that compute in float32 compute in bfloat16; their weights stay as they are."""
     policy = keras.DTypePolicy("mixed_bfloat16")
     for operation in operations:

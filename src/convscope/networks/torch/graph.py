@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from convscope.networks.foreign import Structure
 from convscope.networks.graph import Call, Value, flat_outputs
 from convscope.networks.restoring import checkpoint
 from convscope.networks.torch.modules import Described
@@ -121,7 +121,7 @@ def function_name(function: Callable) -> str:
     return {"truediv": "div"}.get(arithmetic[1], arithmetic[1]) if arithmetic else name
 
 
-def function_kind(name: str, result: Any) -> str:
+def function_kind(name: str, result: object) -> str:
     """The kind of an operation that is no module, from its name and, for means over maps, from what it returned."""
     if name in ("mean", "amax", "max", "sum") and isinstance(result, torch.Tensor):
         pooled = result.dim() == 2 or (result.dim() == 4 and result.shape[2] * result.shape[3] == 1)
@@ -140,7 +140,7 @@ def activation_of(kind: str, name: str) -> str | None:
 # -- what one pass shows ---------------------------------------------------------------------------------
 
 
-def tensors_of(structure: Any) -> list[torch.Tensor]:
+def tensors_of(structure: Structure) -> list[torch.Tensor]:
     """Every tensor in nested tuples, lists, dicts and dataclasses."""
     if isinstance(structure, torch.Tensor):
         return [structure]
@@ -181,10 +181,10 @@ class Places:
             path = f"{inside}.{name}~{again}" if inside else f"{name}~{again}"
         return path
 
-    def _enter(self, module: nn.Module, _: Any) -> None:
+    def _enter(self, module: nn.Module, _: object) -> None:
         self._stack.append(module)
 
-    def _leave(self, module: nn.Module, *_: Any) -> None:
+    def _leave(self, module: nn.Module, *_: object) -> None:
         while self._stack and self._stack.pop() is not module:
             pass
 
@@ -195,11 +195,11 @@ class FunctionMode(TorchFunctionMode):
     What `seen` returns takes the result's place.
     """
 
-    def __init__(self, places: Places, seen: Callable[..., Any]) -> None:
+    def __init__(self, places: Places, seen: Callable[..., object]) -> None:
         super().__init__()
         self._places, self._seen = places, seen
 
-    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         """Called by torch in place of each of its functions."""
         kwargs = kwargs or {}
         name = function_name(func)
@@ -225,9 +225,9 @@ class Watch:
         self._places = Places(modules)
         self._given: dict[nn.Module, list[list[Value]]] = {}
         self._made: list[tuple[Call, int, torch.Tensor, int]] = []
-        self._count: dict[Any, int] = {}
+        self._count: dict[object, int] = {}
         self._alive: list[torch.Tensor] = []
-        self._flowing: set[Any] = set()
+        self._flowing: set[object] = set()
 
     def place(self, undo: ExitStack) -> None:
         """Watch, until `undo` is run."""
@@ -256,15 +256,15 @@ class Watch:
         self._flowing.add(value.key)
         return value
 
-    def _values(self, structure: Any) -> list[Value]:
+    def _values(self, structure: object) -> list[Value]:
         values = [(tensor, self.value(tensor)) for tensor in tensors_of(structure)]
         return [value for tensor, value in values if tensor.requires_grad or value.key in self._flowing]
 
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _before(self, module: nn.Module, args: object, kwargs: object) -> None:
         checkpoint()
         self._given.setdefault(module, []).append(self._values((args, kwargs)))
 
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+    def _after(self, module: nn.Module, args: object, kwargs: object, result: object) -> None:
         nth, inputs = self._nth(module), self._given[module].pop()
         if not inputs:
             return  # what makes weights of weights, as parametrisations do
@@ -277,7 +277,7 @@ class Watch:
         call.facts["scalars"] = [number for value in getattr(module, "constants", ()) for number in _numbers(value)]
         self._finish(call, result)
 
-    def _function(self, path: str, name: str, args: Any, kwargs: Any, run: Callable) -> Any:
+    def _function(self, path: str, name: str, args: tuple, kwargs: dict, run: Callable) -> Structure:
         inputs = self._values((args, kwargs))
         result = run()
         if not any(tensor.dim() > 0 for tensor in tensors_of(result)):
@@ -294,11 +294,11 @@ class Watch:
         self._finish(call, result)
         return result
 
-    def _nth(self, operation: Any) -> int:
+    def _nth(self, operation: object) -> int:
         self._count[operation] = self._count.get(operation, -1) + 1
         return self._count[operation]
 
-    def _finish(self, call: Call, result: Any) -> None:
+    def _finish(self, call: Call, result: object) -> None:
         if not any(tensor.is_floating_point() for tensor in tensors_of(result)):
             return  # a shape or a mask is no layer
         for index, (mark, tensor) in enumerate(flat_outputs(result)):
@@ -312,7 +312,7 @@ class Watch:
 MOST_NUMBERS = 4  # one for each channel of an image
 
 
-def _numbers(value: Any) -> list[float]:
+def _numbers(value: object) -> list[float]:
     """A number, or the few of a small tensor, such as a mean for each channel."""
     if isinstance(value, int | float):
         return [float(value)]
@@ -321,13 +321,13 @@ def _numbers(value: Any) -> list[float]:
     return []
 
 
-def _pooling(kind: str, adaptive: bool, result: Any) -> str:
+def _pooling(kind: str, adaptive: bool, result: object) -> str:
     """The kind of a call, "global_pool" where an adaptive pooling leaves one cell."""
     points = all(side == 1 for tensor in tensors_of(result) for side in tensor.shape[2:])
     return "global_pool" if kind == "pool" and adaptive and points else kind
 
 
-def _layout(kind: str, module: nn.Module | None, result: Any) -> bool | None:
+def _layout(kind: str, module: nn.Module | None, result: object) -> bool | None:
     """Whether a call says by itself that its maps have the channels first."""
     rank = result.dim() if isinstance(result, torch.Tensor) else 0
     if rank != 4:
@@ -339,6 +339,6 @@ def _layout(kind: str, module: nn.Module | None, result: Any) -> bool | None:
     return None
 
 
-def _permuted(name: str, args: Any, kwargs: Any) -> bool | None:
+def _permuted(name: str, args: tuple, kwargs: dict) -> bool | None:
     dims = kwargs.get("dims", args[1] if len(args) == 2 else args[1:])
     return {(0, 2, 3, 1): False, (0, 3, 1, 2): True}.get(tuple(dim % 4 for dim in dims) if len(dims) == 4 else ())

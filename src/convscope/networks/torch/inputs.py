@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 from convscope import limits
 from convscope.errors import ModelError, UsageError, nearest, option
 from convscope.networks.failing import failing_layer, said
+from convscope.networks.foreign import Structure
 from convscope.networks.graph import flat_outputs
 from convscope.networks.inputs import Inputs, blank_input, check_input
 from convscope.networks.torch.graph import named_modules
@@ -65,7 +65,7 @@ class Entry:
     def __init__(
         self,
         module: nn.Module,
-        attempt: Callable[..., Any],
+        attempt: Callable[..., Structure],
         asked: Asked,
         dtype: torch.dtype,
         device: torch.device,
@@ -170,7 +170,7 @@ class Entry:
         if self._blueprint is not None:
             return self._blueprint
         tensors = {id(item): item for item in (*self._module.parameters(), *self._module.buffers())}
-        memo: dict[int, Any] = {}
+        memo: dict[int, object] = {}
         for key, tensor in tensors.items():
             empty = tensor.detach().to("meta")
             memo[key] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
@@ -193,7 +193,7 @@ class Entry:
             self._layout = before
         return False
 
-    def _blank(self, channels: int, size: tuple[int, int], device: Any = None) -> torch.Tensor:
+    def _blank(self, channels: int, size: tuple[int, int], device: torch.device | str | None = None) -> torch.Tensor:
         return torch.zeros((1, *size, channels), device=device or self._device)
 
     # the other inputs ------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class Entry:
         return value if name in self._whole else value.expand(count, *value.shape[1:])
 
 
-def _kept(returned: Any) -> bool:
+def _kept(returned: object) -> bool:
     """True if one image gave outputs for one image: a fixed size behind a `view` may give more, or fewer."""
     tensors = [tensor for _, tensor in flat_outputs(returned)]
     return bool(tensors) and tensors[0].dim() > 0 and tensors[0].shape[0] == 1

@@ -8,7 +8,7 @@ or how much it computes, goes beyond what it is allowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +86,9 @@ class _Checked(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else torch imports its compiler, which takes seconds
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         """Called by torch in place of each operation."""
         kwargs = kwargs or {}
         taken = _taken(func, args, kwargs)
@@ -104,7 +106,7 @@ class _Taken:
     work: float = 0.0
 
 
-def _taken(func: Any, args: Any, kwargs: Any) -> _Taken | None:
+def _taken(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> _Taken | None:
     """What an operation will take; None where only the values tell, as where non-zeros are counted.
 
     Torch's own computation on shapes knows every operation, and imports seconds' worth of torch for some: those of
@@ -120,7 +122,7 @@ def _taken(func: Any, args: Any, kwargs: Any) -> _Taken | None:
     return None
 
 
-def _by_shapes(func: Any, args: Any, kwargs: Any) -> _Taken:
+def _by_shapes(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> _Taken:
     """What an operation takes, computed on the device for tensors without values."""
     given = {**kwargs, "device": torch.device("meta")} if "device" in kwargs else kwargs
     made = func(*tree_map(_without_values, args), **tree_map(_without_values, given))
@@ -129,17 +131,17 @@ def _by_shapes(func: Any, args: Any, kwargs: Any) -> _Taken:
     return _Taken(sum(tensor.numel() * tensor.element_size() for tensor in _tensors(made)), work)
 
 
-def _without_values(value: Any) -> Any:
+def _without_values(value: object) -> object:
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
-def _tensors(structure: Any) -> list[torch.Tensor]:
+def _tensors(structure: object) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(structure) if isinstance(leaf, torch.Tensor)]
 
 
-def _spread(args: Any) -> float:
+def _spread(args: object) -> float:
     """The most bytes that an operation on each value makes: its tensors laid along each other."""
     tensors = _tensors(args)
     rank = max((tensor.dim() for tensor in tensors), default=0)
@@ -167,47 +169,51 @@ _SPREADING = ("expand", "as_strided", "unfold")
 
 # -- rules: what an operation takes, from its arguments ----------------------------------------------------
 
+Setting = Any  # an argument of an operator: a number, a truth value or a list of numbers
 
-def _of_sides(sides: Any) -> _Taken:
+
+def _of_sides(sides: Iterable[int]) -> _Taken:
     return _Taken(_WIDEST * float(math.prod(max(0, side) for side in sides)))
 
 
-def _expanded(x: Any, sides: Any, **_: Any) -> _Taken:
+def _expanded(x: torch.Tensor, sides: Sequence[int], **_: object) -> _Taken:
     own = [1] * (len(sides) - x.dim()) + list(x.shape)
     return _of_sides(had if side == -1 else side for side, had in zip(sides, own, strict=True))
 
 
-def _repeated(x: Any, times: Any) -> _Taken:
+def _repeated(x: torch.Tensor, times: Sequence[int]) -> _Taken:
     return _of_sides([x.numel(), *times])
 
 
-def _counted(*ends: Any) -> _Taken:
+def _counted(*ends: float) -> _Taken:
     start, end, step = (0, *ends, 1) if len(ends) == 1 else (*ends, 1)[:3]
     return _Taken(_WIDEST * max(0.0, (end - start) / step))
 
 
-def _padded(x: Any, pads: Any, *_: Any) -> _Taken:
+def _padded(x: torch.Tensor, pads: Sequence[int], *_: object) -> _Taken:
     more = [sum(pads[2 * place : 2 * place + 2]) for place in range(x.dim())]
     return _of_sides(side + extra for side, extra in zip(reversed(x.shape), more, strict=True))
 
 
-def _joined(tensors: Any, *_: Any) -> _Taken:
+def _joined(tensors: Sequence[torch.Tensor], *_: object) -> _Taken:
     return _Taken(_WIDEST * float(sum(tensor.numel() for tensor in tensors)))
 
 
-def _product(a: Any, b: Any) -> _Taken:
+def _product(a: torch.Tensor, b: torch.Tensor) -> _Taken:
     made = float(a.shape[0] * b.shape[-1] * (a.shape[1] if a.dim() == 3 else 1))
     return _Taken(a.element_size() * made, made * a.shape[-1])
 
 
-def _convolution(x: Any, weight: Any, bias: Any, *how: Any) -> _Taken:
+def _convolution(x: torch.Tensor, weight: torch.Tensor, bias: object, *how: Setting) -> _Taken:
     channels = weight.shape[1] * how[5] if how[3] else weight.shape[0]
     made = float(x.shape[0] * channels * math.prod(_sides(x.shape[2:], weight.shape[2:], _Windows(*how[:5]))))
     each = weight.numel() / max(1, weight.shape[0])
     return _Taken(x.element_size() * made, each * (x.numel() if how[3] else made))
 
 
-def _pool(x: Any, kernel: Any, strides: Any = (), paddings: Any = (0,), *how: Any) -> _Taken:
+def _pool(
+    x: torch.Tensor, kernel: Sequence[int], strides: Sequence[int] = (), paddings: Sequence[int] = (0,), *how: Setting
+) -> _Taken:
     rank = len(kernel)
     dilations = how[0] if how and not isinstance(how[0], bool) else (1,)
     sides = _sides(x.shape[-rank:], kernel, _Windows(strides or kernel, paddings, dilations))

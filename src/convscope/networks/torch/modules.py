@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from convscope.networks import preprocessing as pp
+from convscope.networks.foreign import TorchModule
 from convscope.networks.network import Source
 
 
@@ -43,7 +43,7 @@ class OpenedModule:
         channels_last_input: the module itself takes `(n, h, w, c)`.
     """
 
-    module: Any
+    module: TorchModule
     source: Source
     input_shape: tuple[int | None, ...] | None = None
     input: str | None = None

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from textwrap import shorten
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from convscope.networks import preprocessing as pp
 from convscope.networks.backends import TorchBackend
 from convscope.networks.choices import Choices
 from convscope.networks.failing import failing_layer, said
+from convscope.networks.foreign import Structure
 from convscope.networks.graph import (
     Flow,
     Value,
@@ -138,7 +138,7 @@ class TorchNetwork(TracedNetwork):
         self._entry = self._as_it_was(lambda: Entry(self.module, self._called, asked, self._dtype, self.device))
         self.inputs = self._entry.inputs
         self._undo: str | None = None
-        self._hash: tuple[Any, str] | None = None
+        self._hash: tuple[object, str] | None = None
         seen = self._look(guess_size=choices.size is None and opened.size is None)
         self._opening = False
         self.head = self._find_head(seen, choices.head)
@@ -150,7 +150,7 @@ class TorchNetwork(TracedNetwork):
     def compile(self, function: Callable) -> Callable:
         """See `Network.compile`. Eager; the weights are those of the moment of each call."""
 
-        def call(*tensors: Tensor) -> Any:
+        def call(*tensors: Tensor) -> Structure:
             try:
                 return self._as_it_was(lambda: function(self._run, *tensors))
             except Exception as error:
@@ -262,14 +262,14 @@ class TorchNetwork(TracedNetwork):
         head = self._undo is not None and request.logits and (not request.stop or self._undo in request.taps)
         return {*request.preactivations, *([self._undo] if head and self._undo else [])}
 
-    def _unless_enough(self, *arguments: Tensor, precision: str) -> Any:
+    def _unless_enough(self, *arguments: Tensor, precision: str) -> Structure:
         """What the module returns, None where every tap fired before its end."""
         try:
             return self._called(*arguments, precision=precision)
         except Enough:
             return None
 
-    def _called(self, *arguments: Tensor, precision: str = "float32") -> Any:
+    def _called(self, *arguments: Tensor, precision: str = "float32") -> Structure:
         own = self._precision != "float32"  # what the network was opened with stays
         kind = PRECISIONS[self._precision if own else precision]
         if kind is None:
@@ -278,7 +278,7 @@ class TorchNetwork(TracedNetwork):
         autocast = torch.autocast(self.device.type, kind)
         return restored(lambda undo: undo.enter_context(autocast), lambda _: self.module(*arguments))
 
-    def _as_it_was(self, body: Callable[[], Any]) -> Any:
+    def _as_it_was(self, body: Callable[[], Structure]) -> Structure:
         """Run `body` in evaluation mode, no parameter asking for a gradient, no graph; afterwards all is as before.
 
         One at a time in the process: what is turned here belongs to modules that other threads may share.
@@ -343,7 +343,7 @@ class TorchNetwork(TracedNetwork):
                         buffer.tensor.copy_(buffer.copy)
             buffer.module._buffers[buffer.name] = buffer.tensor  # it may have been put in another's place
 
-    def _logits(self, returned: Any, images: int) -> Tensor:
+    def _logits(self, returned: object, images: int) -> Tensor:
         outputs = _named_outputs(self.module, returned)[self.output].float()
         self._check_output(outputs.shape, images)
         return self.head.logits(self.ops, outputs.reshape(len(outputs), -1))
@@ -508,12 +508,12 @@ def _recording(undo: ExitStack) -> None:
     undo.enter_context(torch.enable_grad())
 
 
-def _eagerly() -> AbstractContextManager[Any]:
+def _eagerly() -> AbstractContextManager[object]:
     """Hooks don't fire inside what `torch.compile` made: run the original."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def _named_outputs(module: nn.Module, returned: Any) -> dict[str, Tensor]:
+def _named_outputs(module: nn.Module, returned: object) -> dict[str, Tensor]:
     """What the module returned, by the names that a user would choose from."""
     flat = flat_outputs(returned)
     names = list(getattr(module, "output_names", None) or [])

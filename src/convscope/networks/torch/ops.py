@@ -31,15 +31,18 @@ _TYPES = {
     "bool": torch.bool,
 }
 
+DType = str | torch.dtype
+Operand = Any  # a tensor, an array, a number or a list of numbers
 
-def _type(dtype: Any) -> torch.dtype:
+
+def _type(dtype: DType) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else _TYPES[dtype]
 
 
-def _of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+def _of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[object, object], Tensor]:
     """A function of two tensors, of which one may be a number, which takes part as NumPy's do."""
 
-    def of_two(x: Any, y: Any, /) -> Tensor:
+    def of_two(x: Operand, y: Operand, /) -> Tensor:
         given = x if isinstance(x, Tensor) else y
         device = given.device if isinstance(given, Tensor) else None
         # Without axes, so that a number does not widen the type of the other.
@@ -56,13 +59,13 @@ less_equal, greater, greater_equal = _of_two(torch.le), _of_two(torch.gt), _of_t
 minimum, _maximum = _of_two(torch.minimum), _of_two(torch.maximum)
 
 
-def maximum(x: Any, y: Any, /) -> Tensor:
+def maximum(x: Operand, y: Operand, /) -> Tensor:
     """The larger of the two."""
     number = isinstance(x, Tensor) and isinstance(y, int | float) and x.is_floating_point()
     return torch.clamp(x, min=y) if number else _maximum(x, y)  # a clamp makes no tensor of the number
 
 
-def convert_to_tensor(x: Any, /, *, device: Any = None) -> Tensor:
+def convert_to_tensor(x: Operand, /, *, device: torch.device | None = None) -> Tensor:
     """A tensor of anything that NumPy takes; Python's numbers as float32."""
     if isinstance(x, Tensor):
         return x
@@ -71,17 +74,19 @@ def convert_to_tensor(x: Any, /, *, device: Any = None) -> Tensor:
     return torch.as_tensor(array.astype(np.float32) if python else array, device=device)
 
 
-def zeros(shape: Sequence[int], dtype: Any = "float32", *, device: Any = None) -> Tensor:
+def zeros(shape: Sequence[int], dtype: DType = "float32", *, device: torch.device | None = None) -> Tensor:
     """A tensor of zeros."""
     return torch.zeros(tuple(shape), dtype=_type(dtype), device=device)
 
 
-def ones(shape: Sequence[int], dtype: Any = "float32", *, device: Any = None) -> Tensor:
+def ones(shape: Sequence[int], dtype: DType = "float32", *, device: torch.device | None = None) -> Tensor:
     """A tensor of ones."""
     return torch.ones(tuple(shape), dtype=_type(dtype), device=device)
 
 
-def arange(start: int, stop: int | None = None, step: int = 1, dtype: Any = "int32", *, device: Any = None) -> Tensor:
+def arange(
+    start: int, stop: int | None = None, step: int = 1, dtype: DType = "int32", *, device: torch.device | None = None
+) -> Tensor:
     """Numbers from `start` up to `stop`; from 0 to `start` where there is none."""
     ends = (0, start) if stop is None else (start, stop)
     return torch.arange(*ends, step, dtype=_type(dtype), device=device)
@@ -94,7 +99,7 @@ def on(device: torch.device) -> Operations:
     return namespace(sys.modules[__name__], own)
 
 
-def cast(x: Any, dtype: Any) -> Tensor:
+def cast(x: Operand, dtype: DType) -> Tensor:
     """`x` in another type."""
     return convert_to_tensor(x).to(_type(dtype))
 
@@ -220,12 +225,12 @@ def clip(x: Tensor, low: float, high: float, /) -> Tensor:
     return torch.clamp(x, low, high)
 
 
-def where(condition: Tensor, x: Any, y: Any, /) -> Tensor:
+def where(condition: Tensor, x: Operand, y: Operand, /) -> Tensor:
     """`x` where the condition holds, else `y`."""
     return torch.where(condition, x, y)
 
 
-def one_hot(x: Tensor, classes: int, /, *, dtype: Any = "float32") -> Tensor:
+def one_hot(x: Tensor, classes: int, /, *, dtype: DType = "float32") -> Tensor:
     """Rows of zeros with a one at the place that `x` names."""
     return torch.nn.functional.one_hot(x.long(), classes).to(_type(dtype))
 
@@ -269,7 +274,7 @@ def flip(x: Tensor, axis: int) -> Tensor:
     return torch.flip(x, (axis,))
 
 
-def _from_the_end(indices: Any, length: int, device: torch.device) -> Tensor:
+def _from_the_end(indices: Operand, length: int, device: torch.device) -> Tensor:
     """Indices of which negative ones count from the end, as PyTorch takes them."""
     found = torch.as_tensor(indices, device=device).long()
     # Reading is quicker than writing; on an accelerator it would wait for all that is being computed.
@@ -278,14 +283,14 @@ def _from_the_end(indices: Any, length: int, device: torch.device) -> Tensor:
     return torch.where(found < 0, found + length, found)
 
 
-def take(x: Tensor, indices: Any, axis: int) -> Tensor:
+def take(x: Tensor, indices: Operand, axis: int) -> Tensor:
     """Entries of `x` along `axis` by their indices."""
     axis = axis % x.ndim
     found = _from_the_end(indices, x.shape[axis], x.device)
     return torch.index_select(x, axis, found.reshape(-1)).reshape(*x.shape[:axis], *found.shape, *x.shape[axis + 1 :])
 
 
-def take_along_axis(x: Tensor, indices: Any, axis: int) -> Tensor:
+def take_along_axis(x: Tensor, indices: Operand, axis: int) -> Tensor:
     """For each place of `indices` the entry of `x` along `axis` that it names."""
     return torch.take_along_dim(x, _from_the_end(indices, x.shape[axis], x.device), dim=axis)
 

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
+from convscope.networks.foreign import Operation, Structure
 from convscope.networks.graph import Call, flat_outputs
 from convscope.networks.passes import Pass, Reduction, Rule
 from convscope.networks.restoring import checkpoint
@@ -32,12 +32,12 @@ class TorchTaps(Taps):
         super().__init__(calls, request, *given, images)
         self._modules, self._left_out = modules, left_out
         self._at |= {path: calls[path] for path in left_out}
-        self._count: dict[Any, int] = {}
+        self._count: dict[object, int] = {}
         self._busy = False
 
     def place(self, undo: ExitStack) -> None:
         """Tap; `undo` takes the taps away."""
-        taps: dict[Any, list[tuple[str, Call, int]]] = {}
+        taps: dict[Operation, list[tuple[str, Call, int]]] = {}
         for path, (call, index) in self._at.items():
             taps.setdefault(call.operation, []).append((path, call, index))
         functions = {key: at for key, at in taps.items() if isinstance(key, str)}
@@ -52,7 +52,7 @@ class TorchTaps(Taps):
             undo.enter_context(FunctionMode(places, self._mode(functions)))
 
     def _hook(self, module: nn.Module, at: list[tuple[str, Call, int]]) -> Callable:
-        def hook(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+        def hook(_: nn.Module, args: object, kwargs: object, result: object) -> object:
             return self._touched(module, at, (args, kwargs), result)
 
         return hook
@@ -60,7 +60,7 @@ class TorchTaps(Taps):
     def _mode(self, functions: Mapping[str, list[tuple[str, Call, int]]]) -> Callable:
         undone = {self._at[path][0].operation for path in self._left_out}
 
-        def seen(path: str, name: str, args: Any, kwargs: Any, run: Callable) -> Any:
+        def seen(path: str, name: str, args: object, kwargs: object, run: Callable) -> Structure:
             if path in undone:  # it may work in place, and what it is given is wanted
                 given = [tensor.clone() for tensor in tensors_of((args, kwargs))[:1]]
                 result = run()
@@ -76,7 +76,7 @@ class TorchTaps(Taps):
 
         return seen
 
-    def _touched(self, operation: Any, at: list[tuple[str, Call, int]], given: Any, result: Any) -> Any:
+    def _touched(self, operation: object, at: list[tuple[str, Call, int]], given: object, result: object) -> object:
         checkpoint()
         nth = self._count[operation] = self._count.get(operation, -1) + 1
         self._busy = True  # what a rule computes is no part of the network
@@ -88,7 +88,7 @@ class TorchTaps(Taps):
             raise Enough
         return result
 
-    def _touch(self, path: str, call: Call, index: int, given: Any, result: Any) -> Any:
+    def _touch(self, path: str, call: Call, index: int, given: object, result: object) -> Structure:
         tensor = flat_outputs(result)[index][1]
         if path in self._left_out:
             before = tensors_of(given)[0]
@@ -129,7 +129,7 @@ def _channels_back(tensor: Tensor, call: Call) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if call.channels_first and tensor.dim() == 4 else tensor
 
 
-def _replaced(structure: Any, old: Tensor, new: Tensor) -> Any:
+def _replaced(structure: object, old: Tensor, new: Tensor) -> Structure:
     """Nested outputs with one tensor in another's place."""
     if structure is old:
         return new

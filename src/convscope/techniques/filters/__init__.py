@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from convscope.errors import UsageError
 from convscope.events import Progress
-from convscope.images.decode import InputImage
+from convscope.images.decode import InputImage, Source
+from convscope.images.source import Images
 from convscope.measures import LOGITS, Scored, described_own
 from convscope.networks import Network, open_model
 from convscope.objectives import BoundObjective, Objective, ProgramKey, channel
 from convscope.results import FilterParameters, FilterRow, Filters, RecipeParameters, array_sha256, origin
+from convscope.schema import Json
 from convscope.techniques.filters.ascent import (
     BATCH,
     MEASURED_AT_ONCE,
@@ -70,19 +71,19 @@ MOST_LOOKED_AT = 256  # channels asked for a gradient by `first_with_gradient`
 
 
 def filters(
-    network: Network | Any,
+    network: Network | object,
     layer: str | None = None,
     channels: str | int | Iterable[int] | None = None,
     *,
-    objectives: Sequence[Objective | str | Any] | Objective | str = (),
+    objectives: Sequence[Objective | str | object] | Objective | str = (),
     recipe: str | Recipe = DEFAULT_RECIPE,
     steps: int | None = None,
     size: int | tuple[int, int] | None = None,
     seed: int = 0,
     seeds: int = 1,
     variants: int = 1,
-    photos: Any = (),
-    photo: Any = None,
+    photos: Images | None = (),
+    photo: Source | None = None,
     frames: int = 0,
     precision: str = "auto",
     batch: int | None = None,
@@ -147,7 +148,7 @@ def filters(
 
 
 def baselines(
-    network: Network | Any,
+    network: Network | object,
     layer: str | None = None,
     channels: str | int | Iterable[int] | None = None,
     options: FilterOptions | None = None,
@@ -255,7 +256,7 @@ class FilterStream:
 
     def __init__(
         self,
-        network: Network | Any,
+        network: Network | object,
         layer: str | None = None,
         channels: str | int | Iterable[int] | None = None,
         options: FilterOptions | None = None,
@@ -326,7 +327,7 @@ class FilterStream:
         given.check(self.plan, bounds)
         return given
 
-    def _hint(self, bound: BoundObjective) -> Any:
+    def _hint(self, bound: BoundObjective) -> Callable[[], np.ndarray] | None:
         """A function that returns the natural image that excites an objective most, if one does."""
         if not self.baselines.images:
             return None
@@ -441,7 +442,7 @@ def _parameters(stream: FilterStream, options: FilterOptions) -> FilterParameter
     )
 
 
-def _details(stream: FilterStream, options: FilterOptions) -> dict[str, Any]:
+def _details(stream: FilterStream, options: FilterOptions) -> dict[str, object]:
     """Further descriptions of the objectives, for the provenance."""
     bounds = [job.bound for job in stream.jobs]
     return {
@@ -453,21 +454,21 @@ def _details(stream: FilterStream, options: FilterOptions) -> dict[str, Any]:
     }
 
 
-def _described(recipe: Recipe) -> dict[str, Any]:
+def _described(recipe: Recipe) -> dict[str, object]:
     """A recipe as plain values, its parts with their kinds: two of them may have fields of the same names."""
     parts = {name: getattr(recipe, name) for name in ("parameterization", "optimizer", "transforms")}
     return {**asdict(recipe), **{name: None if part is None else _part(part) for name, part in parts.items()}}
 
 
-def _part(part: Any) -> dict[str, Any]:
+def _part(part: object) -> dict[str, object]:
     """A parameterization, an optimizer or transforms, perhaps of the user's own."""
     values = asdict(part) if is_dataclass(part) and not isinstance(part, type) else {"repr": repr(part)}
     return {"kind": type(part).__name__, **values}
 
 
-def _arrays(objectives: Iterable[Objective]) -> list[dict[str, Any]]:
+def _arrays(objectives: Iterable[Objective]) -> list[dict[str, object]]:
     """The arrays that objectives name: directions and given activations."""
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Json]] = []
     for term in dict.fromkeys(term for objective in objectives for term in objective.terms):
         if term.direction is not None:
             found.append({"layer": term.layer, "sha256": array_sha256(np.array(term.direction))})
@@ -476,7 +477,7 @@ def _arrays(objectives: Iterable[Objective]) -> list[dict[str, Any]]:
     return found
 
 
-def _own(bounds: Iterable[BoundObjective]) -> list[dict[str, Any]]:
+def _own(bounds: Iterable[BoundObjective]) -> list[dict[str, object]]:
     """The user's own objects among the terms."""
     measures = dict.fromkeys(spec.measure for bound in bounds for spec in bound.key.specs)
     return [described_own(measure.own) for measure in measures if isinstance(measure, Scored)]

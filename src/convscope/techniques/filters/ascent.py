@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from convscope.arrays import resize_map
 from convscope.errors import ModelError
 from convscope.events import Advanced, ItemFinished, Progress, tell
-from convscope.measures import INPUT, Views
+from convscope.measures import INPUT, Arguments, Views
 from convscope.networks import Network, Pass, Record, Run
+from convscope.networks.foreign import Tensor
 from convscope.objectives import Binder, BoundObjective, Objective, ProgramKey
-from convscope.techniques.filters.parameterizations import generator, middle_and_half
+from convscope.techniques.filters.parameterizations import Parameterization, generator, middle_and_half
 from convscope.techniques.filters.recipes import Recipe
 from convscope.techniques.filters.transforms import Affine
 
-Tensor = Any
 NOTHING = np.zeros((0, 0, 0), np.float32)
 BATCH = 16
 MEASURED_AT_ONCE = 16  # images that are measured together: no more memory than the ascent itself
@@ -91,7 +90,7 @@ class Plan:
         return self.network.program(_measuring, program, moved, precision)
 
 
-def _drawing(network: Network, parameterization: Any, size: tuple[int, int]) -> Callable:
+def _drawing(network: Network, parameterization: Parameterization, size: tuple[int, int]) -> Callable:
     return lambda run, parameters: parameterization.image(network, parameters, size)
 
 
@@ -109,7 +108,7 @@ def step_of(plan: Plan, program: ProgramKey) -> Callable:
     """
     network, recipe, ops = plan.network, plan.recipe, plan.network.ops
 
-    def step(run: Run, parameters: Tensor, memory: Any, heat: Tensor, arguments: Any, draws: Tensor) -> tuple:
+    def step(run: Run, parameters: Tensor, memory: Tensor, heat: Tensor, arguments: Arguments, draws: Tensor) -> tuple:
         def again(images: Tensor) -> Record:
             return _seen(network, program, run, _views(plan, images, draws), plan.precision)
 
@@ -162,7 +161,7 @@ def _seen(network: Network, program: ProgramKey, run: Run, images: Tensor, preci
     return Record(found.logits, {**found.activations, INPUT: images})
 
 
-def _values(plan: Plan, program: ProgramKey, record: Record, arguments: Any) -> Tensor:
+def _values(plan: Plan, program: ProgramKey, record: Record, arguments: Arguments) -> Tensor:
     """The objective of each image `(n,)`, the mean over its views."""
     ops, views, total = plan.network.ops, plan.recipe.views, None
     for spec, (given, vectors) in zip(program.specs, arguments, strict=True):
@@ -178,7 +177,12 @@ def _values(plan: Plan, program: ProgramKey, record: Record, arguments: Any) -> 
 
 
 def _regularized(
-    plan: Plan, program: ProgramKey, images: Tensor, record: Record, again: Callable[[Tensor], Record], arguments: Any
+    plan: Plan,
+    program: ProgramKey,
+    images: Tensor,
+    record: Record,
+    again: Callable[[Tensor], Record],
+    arguments: Arguments,
 ) -> Tensor:
     """The sum of the regularizers, which are raised too and are no part of the activation `(n,)`."""
     ops, total = plan.network.ops, 0.0
@@ -195,7 +199,7 @@ def _regularized(
 def _measuring(network: Network, program: ProgramKey, moved: bool, precision: str) -> Callable:
     ops = network.ops
 
-    def measure(run: Run, images: Tensor, arguments: Any, draws: Tensor = None) -> list[Tensor]:
+    def measure(run: Run, images: Tensor, arguments: Arguments, draws: Tensor = None) -> list[Tensor]:
         if moved:
             images = FRESH.apply(images, draws, *middle_and_half(network), ops)
         record, found = _seen(network, program, run, images, precision), []
@@ -377,7 +381,7 @@ def settled(activations: Sequence[float], gain: float) -> bool:
 class Slots:
     """The images that are made side by side: tensors of the framework, a row for each batch slot."""
 
-    state: list[Any]
+    state: list[Tensor]
     arguments: tuple[tuple[Tensor, Tensor], ...]
 
     def __init__(self, plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:

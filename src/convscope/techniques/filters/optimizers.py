@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from convscope.networks import Network
+from convscope.networks.foreign import Tensor
 from convscope.techniques.filters.parameterizations import middle_and_half
 
-Tensor = Any
 TINY = 1e-12  # guards the squared norm of a gradient, as TensorFlow's l2_normalize does
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from convscope.networks import Network
-
-Tensor = Any
+from convscope.networks.foreign import Tensor
+from convscope.networks.ops import Operations
 
 # The colours of ImageNet's images, decorrelated (Olah et al. 2017, Feature Visualization): red, green and blue of
 # each of three independent directions.
@@ -149,7 +149,7 @@ class Phases:
         return np.angle(np.fft.rfft2(logits_of(network, images), axes=(1, 2))).astype(np.float32)
 
 
-def inverse_transform(spectra: Tensor, size: tuple[int, int], ops: Any) -> Tensor:
+def inverse_transform(spectra: Tensor, size: tuple[int, int], ops: Operations) -> Tensor:
     """The inverse real Fourier transform `(n, h, w, c)` of real and imaginary parts `(n, 2, h, w // 2 + 1, c)`.
 
     A product with cosines and sines on each axis, which every framework has and can differentiate.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from convscope.errors import UsageError, option
 from convscope.events import Progress
-from convscope.images.decode import InputImage, read_images
-from convscope.images.source import hold
+from convscope.images.decode import InputImage, Source, read_images
+from convscope.images.source import Images, hold
 from convscope.measures import LOGITS, is_target
 from convscope.networks import Layer, Network
 from convscope.networks.layers import check_channel
@@ -68,7 +67,7 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def read_references(photos: Any, network: Network) -> list[InputImage]:
+def read_references(photos: Images | None, network: Network) -> list[InputImage]:
     """The images whose activations an alive filter must exceed; those that were read already go as they are."""
     if photos is None or (isinstance(photos, Sequence) and len(photos) == 0):
         return []
@@ -87,7 +86,7 @@ def adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
     return replace(chosen, steps=steps)
 
 
-def start_image(recipe: Recipe, photo: Any) -> InputImage | None:
+def start_image(recipe: Recipe, photo: Source | None) -> InputImage | None:
     """The start image of the ascent, or the image to caricature."""
     if photo is None and recipe.photo:
         raise UsageError(
@@ -163,15 +162,15 @@ class FilterOptions:
         'fast'
     """
 
-    objectives: Sequence[Objective | str | Any] | Objective | str = ()
+    objectives: Sequence[Objective | str | object] | Objective | str = ()
     recipe: str | Recipe = DEFAULT_RECIPE
     steps: int | None = None
     size: int | tuple[int, int] | None = None
     seed: int = 0
     seeds: int = 1
     variants: int = 1
-    photos: Any = ()
-    photo: Any = None
+    photos: Images | None = ()
+    photo: Source | None = None
     frames: int = 0
     precision: str = "auto"
     batch: int | None = None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from convscope.networks.foreign import Tensor
+from convscope.networks.ops import Operations
 from convscope.techniques.filters.parameterizations import generator
-
-Tensor = Any
 
 
 class Transforms(Protocol):
@@ -43,7 +43,7 @@ class Transforms(Protocol):
         b0 x + b1 y + b2), in pixels.
         """
 
-    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Operations) -> Tensor:
         """The views `(n * views, h, w, c)` of images `(n, h, w, c)`, those of one image one after another.
 
         Args:
@@ -91,7 +91,7 @@ class Affine:
         move = middle + np.array([right, down]) - turn @ middle
         return np.array([*turn[0], move[0], *turn[1], move[1], 0, 0], np.float32)
 
-    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Operations) -> Tensor:
         """See `Transforms.apply`."""
         return resampled(images, draws, middle, ops)
 
@@ -134,7 +134,7 @@ class Crops:
             rows.append([side, 0, left, 0, side, top, brightness, place])
         return np.array(rows, np.float32)
 
-    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Any) -> Tensor:
+    def apply(self, images: Tensor, draws: Tensor, middle: np.ndarray, half: np.ndarray, ops: Operations) -> Tensor:
         """See `Transforms.apply`."""
         views = resampled(images, draws, middle, ops)
         width = ops.convert_to_tensor((2 * half).astype(np.float32))
@@ -143,7 +143,7 @@ class Crops:
         return views + width * (brightness + self.noise_std * _noise(last[:, 7:8], tuple(views.shape[1:]), ops))
 
 
-def _noise(places: Tensor, shape: tuple[int, ...], ops: Any) -> Tensor:
+def _noise(places: Tensor, shape: tuple[int, ...], ops: Operations) -> Tensor:
     """Normal noise `(n, h, w, c)`: one fixed tile, which each view begins at a place of its own `(n, 1)` in 0..1."""
     height, width, channels = shape
     cells = height * width
@@ -153,7 +153,7 @@ def _noise(places: Tensor, shape: tuple[int, ...], ops: Any) -> Tensor:
     return ops.reshape(ops.take(ops.convert_to_tensor(np.concatenate([tile, tile])), at, axis=0), (-1, *shape))
 
 
-def resampled(images: Tensor, draws: Tensor, middle: np.ndarray, ops: Any) -> Tensor:
+def resampled(images: Tensor, draws: Tensor, middle: np.ndarray, ops: Operations) -> Tensor:
     """Images `(n, h, w, c)` resampled bilinearly by `draws` `(n, views, 8)`: `(n * views, h, w, c)`.
 
     By gathering four neighbours, whose gradient is exact on every backend; TensorFlow's own image transformation has an
@@ -170,7 +170,7 @@ def resampled(images: Tensor, draws: Tensor, middle: np.ndarray, ops: Any) -> Te
     begins = np.repeat(np.arange(count), views) * (height + 3) * (width + 3)
     first = ops.convert_to_tensor(begins.reshape(-1, 1).astype(np.int32))
     first = first + ops.cast((top + 1) * (width + 3.0) + (left + 1), "int32")  # (n * views, h * w)
-    total: Any = 0.0
+    total: Tensor = 0.0
     for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
         near = (below if row else 1 - below) * (right if column else 1 - right)
         found = ops.take(table, first + (row * (width + 3) + column), axis=0)
@@ -178,7 +178,7 @@ def resampled(images: Tensor, draws: Tensor, middle: np.ndarray, ops: Any) -> Te
     return grey + ops.reshape(total, (count * views, height, width, channels))
 
 
-def _places(matrices: Tensor, size: tuple[int, int], ops: Any) -> tuple[Tensor, Tensor]:
+def _places(matrices: Tensor, size: tuple[int, int], ops: Operations) -> tuple[Tensor, Tensor]:
     """The place in the image of each pixel of a view `(n, h * w)`: across and down, at most one pixel outside."""
     y, x = (ops.convert_to_tensor(axis.reshape(1, -1).astype(np.float32)) for axis in np.mgrid[: size[0], : size[1]])
     a0, a1, a2, b0, b1, b2 = (matrices[:, index : index + 1] for index in range(6))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from convscope.networks import Network, Pass, Run
+from convscope.networks.foreign import Tensor
 from convscope.objectives import BoundObjective
 from convscope.results import FilterRow
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Job, Moved, Plan, Trace, measured
@@ -157,8 +157,8 @@ def cut_off(plan: Plan, bound: BoundObjective) -> str:
 def _middle_gradient(network: Network, path: str) -> Callable:
     """From images the gradient, at their pixels, of the squares in the middle of a layer's map."""
 
-    def gradient(run: Run, x: Any) -> Any:
-        def score(x: Any) -> tuple:
+    def gradient(run: Run, x: Tensor) -> Tensor:
+        def score(x: Tensor) -> tuple:
             seen = run(x, Pass(record=(path,), stop=True)).activations[path]
             middle = seen[:, seen.shape[1] // 2, seen.shape[2] // 2]
             return network.ops.sum(network.ops.square(middle)), middle

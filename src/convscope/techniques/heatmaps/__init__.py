@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from convscope.events import ItemFinished, Progress, Started, tell
+from convscope.images.source import Images
 from convscope.measures import Custom, Target, is_target
 from convscope.networks import Network
 from convscope.results import Heatmap, origin
@@ -73,13 +73,13 @@ __all__ = [
 
 
 def heatmap(
-    network: Network | Any,
-    images: Any,
-    target: Any = "top",
+    network: Network | object,
+    images: Images,
+    target: object = "top",
     layer: str | Sequence[str] = "auto",
     *,
     against: int | str | Sequence[int | str] | None = None,
-    method: Any = "grad-cam",
+    method: object = "grad-cam",
     smooth: bool = False,
     budget: int | None = None,
     check: bool = False,
@@ -150,9 +150,9 @@ def heatmap(
 
 
 def iter_heatmaps(
-    network: Network | Any,
-    images: Any,
-    target: Any = "top",
+    network: Network | object,
+    images: Images,
+    target: object = "top",
     layer: str | Sequence[str] = "auto",
     options: HeatmapOptions | None = None,
 ) -> Iterator[HeatmapItem]:
@@ -176,6 +176,6 @@ def iter_heatmaps(
     return begin(network, images, target, layer, HeatmapOptions() if options is None else options).items()
 
 
-def _stacked(maps: list[np.ndarray]) -> Any:
+def _stacked(maps: list[np.ndarray]) -> np.ndarray | tuple[np.ndarray, ...]:
     """One array where all maps have one size, else a tuple of them."""
     return np.stack(maps) if len({one.shape for one in maps}) == 1 else tuple(maps)

@@ -6,14 +6,14 @@ Collins et al. 2018, Deep Feature Factorization for Concept Discovery, arXiv:180
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from convscope.errors import UsageError
 from convscope.events import Advanced, Progress, Started, tell
-from convscope.images.source import hold
+from convscope.images.source import Images, hold
 from convscope.networks import Layer, Network, Pass, Prediction, Run, open_model
+from convscope.networks.foreign import Tensor
 from convscope.results import Concept, ConceptParameters, Concepts, origin
 
 BATCH = 8
@@ -22,8 +22,8 @@ EPSILON = 1e-12
 
 
 def concepts(
-    network: Network | Any,
-    images: Any,
+    network: Network | object,
+    images: Images,
     count: int = 5,
     layer: str = "auto",
     *,
@@ -144,7 +144,7 @@ def _classes(network: Network, layer: Layer, shares: np.ndarray, vectors: np.nda
 def _filling(network: Network, path: str) -> Callable:
     """From images the logits that follow from a layer's map being full of a vector."""
 
-    def replay(run: Run, x: Any, fills: Any) -> Any:
+    def replay(run: Run, x: Tensor, fills: Tensor) -> Tensor:
         return run(x, Pass(replace=(path,)), {path: lambda activation: activation * 0 + fills}).logits
 
     return replay

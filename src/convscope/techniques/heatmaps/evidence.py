@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from convscope.arrays import batched, padded
 from convscope.networks import Layer, Network, Pass, Run
+from convscope.networks.foreign import Tensor
 from convscope.techniques.heatmaps.methods import Unfit
 from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
 
@@ -173,7 +173,7 @@ def _of_spec(network: Network, make: Callable[..., Callable], layer: Layer | Non
     return make(TraceSpec(network, layer, target))
 
 
-def _scored(spec: TraceSpec, run: Run, x: Any, delta: Any) -> tuple:
+def _scored(spec: TraceSpec, run: Run, x: Tensor, delta: Tensor) -> tuple:
     """Logits, and activations by path, of images whose layer (the pixels where None) is changed by `delta`."""
     path, target = spec.path, spec.target
     rules = {} if path is None else {path: lambda activation: activation + delta}
@@ -196,8 +196,8 @@ def _settling(spec: TraceSpec) -> Callable:
 def _explaining(spec: TraceSpec, settle: bool = False) -> Callable:
     network, target, ops = spec.network, spec.target, spec.network.ops
 
-    def explain(run: Run, x: Any, delta: Any, *arguments: Any) -> list:
-        def score(delta: Any) -> tuple:
+    def explain(run: Run, x: Tensor, delta: Tensor, *arguments: object) -> list:
+        def score(delta: Tensor) -> tuple:
             logits, activations = _scored(spec, run, x, delta)
             settled = target.resolve(ops, logits, activations, arguments) if settle else arguments
             values = target.score(ops, logits, activations, settled)
@@ -213,13 +213,13 @@ def _explaining(spec: TraceSpec, settle: bool = False) -> Callable:
 def _differentiating_twice(spec: TraceSpec) -> Callable:
     network, target, ops = spec.network, spec.target, spec.network.ops
 
-    def product(run: Run, x: Any, delta: Any, direction: Any, *arguments: Any) -> list:
-        def score(delta: Any) -> tuple:
+    def product(run: Run, x: Tensor, delta: Tensor, direction: Tensor, *arguments: object) -> list:
+        def score(delta: Tensor) -> tuple:
             logits, activations = _scored(spec, run, x, delta)
             values = target.score(ops, logits, activations, arguments)
             return ops.sum(values), values
 
-        def along(delta: Any) -> tuple:
+        def along(delta: Tensor) -> tuple:
             (_, values), gradient = network.value_and_grad(score)(delta)
             return ops.sum(gradient * direction), values
 
@@ -266,8 +266,8 @@ def _gates(network: Network) -> tuple[str, ...]:
 def _at_pixels(network: Network, target: Target, gates: Sequence[str]) -> Callable:
     ops = network.ops
 
-    def gradients(run: Run, x: Any, *arguments: Any) -> list:
-        def score(x: Any) -> tuple:
+    def gradients(run: Run, x: Tensor, *arguments: object) -> list:
+        def score(x: Tensor) -> tuple:
             rules = dict.fromkeys(gates, network.positive_gradient)
             request = Pass(record=tuple(target.record), replace=tuple(gates), stop=not target.scores)
             seen = run(x, request, rules)
@@ -370,7 +370,7 @@ class ImageView:
             scores, logits = map(network.numpy, program(x, *self._rows(len(numbers))))
             yield scores.astype(np.float64), logits
 
-    def _rows(self, count: int) -> list[Any]:
+    def _rows(self, count: int) -> list[object]:
         return [self.network.tensor(np.repeat(argument[None], count, axis=0)) for argument in self.arguments]
 
     def _replayed(self, factors: np.ndarray) -> np.ndarray:
@@ -404,7 +404,7 @@ def _chunks(count: int, chunk: int) -> Iterator[np.ndarray]:
 def _replaying(spec: TraceSpec) -> Callable:
     network, target, path = spec.network, spec.target, spec.path or ""
 
-    def replay(run: Run, x: Any, factors: Any, *arguments: Any) -> Any:
+    def replay(run: Run, x: Tensor, factors: Tensor, *arguments: object) -> Tensor:
         request = Pass(record=tuple(target.record), replace=(path,), stop=not target.scores)
         try:
             seen = run(x, request, {path: lambda activation: activation * factors})
@@ -421,7 +421,7 @@ def _replaying(spec: TraceSpec) -> Callable:
 
 
 def _scoring(network: Network, target: Target, precision: str) -> Callable:
-    def score(run: Run, x: Any, *arguments: Any) -> tuple:
+    def score(run: Run, x: Tensor, *arguments: object) -> tuple:
         seen = run(x, Pass(record=tuple(target.record), stop=not target.scores, precision=precision))
         values = target.score(network.ops, seen.logits, seen.activations, arguments)
         # A map as long as the image would have to be kept for each of many replays.

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import add
-from typing import Any
 
 import numpy as np
 
 from convscope.arrays import resize_map
 from convscope.networks import Layer, Network, Pass
+from convscope.networks.foreign import Tensor
 from convscope.techniques.heatmaps.evidence import ImageView
 from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, registered
 from convscope.techniques.heatmaps.targets import Target
@@ -95,10 +95,10 @@ def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
     silenced = [layer.path for layer in network.layers if layer.on_path and not layer.container]
     nonlinear = tuple(layer.path for layer in layers if _nonlinear(network, layer))
 
-    def answer(run: Callable, x: Any) -> list:
-        found: dict[str, Any] = {}
+    def answer(run: Callable, x: Tensor) -> list:
+        found: dict[str, Tensor] = {}
 
-        def silence(path: str, activation: Any) -> Any:
+        def silence(path: str, activation: Tensor) -> Tensor:
             found[path] = activation
             return network.ops.zeros(activation.shape)
 
@@ -116,7 +116,7 @@ def _gradients(network: Network, target: Target, layers: Sequence[Layer]) -> Cal
     after = tuple(layer.path for layer in layers if layer.path not in before)
     request = Pass(record=tuple(target.record), replace=after, replace_preactivations=before, stop=not target.scores)
 
-    def gradients(run: Callable, x: Any, zeros: tuple, *arguments: Any) -> list:
+    def gradients(run: Callable, x: Tensor, zeros: tuple, *arguments: object) -> list:
         def score(changed: tuple) -> tuple:
             pixels, *deltas = changed
             rules = {layer.path: partial(add, delta) for layer, delta in zip(layers, deltas, strict=True)}

@@ -13,12 +13,13 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from convscope.errors import UsageError, nearest
-from convscope.techniques.heatmaps.options import Option, Value, check_options, listed, options_of, parsed
+from convscope.schema import Json
+from convscope.techniques.heatmaps.options import Given, Option, Value, check_options, listed, options_of, parsed
 
 if TYPE_CHECKING:
     from convscope.techniques.heatmaps.evidence import Evidence, ImageView
@@ -167,7 +168,7 @@ class Method:
             )
         return self._changed(values)
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Json]:
         """What identifies it besides its options, for provenance: plain JSON values.
 
         A method of the user's own is named, with the SHA-256 of its text where Python knows that.
@@ -178,7 +179,7 @@ class Method:
         return {"kind": "own", **_code(self._source), "repr": repr(self)[:LONGEST_REPR]}
 
     @property
-    def _source(self) -> Any:
+    def _source(self) -> object:
         return type(self)
 
     def _changed(self, values: Mapping[str, Value]) -> Method:
@@ -256,7 +257,7 @@ class Formula(Method):
         return list(self.function(evidence.maps, evidence.gradients))
 
     @property
-    def _source(self) -> Any:
+    def _source(self) -> object:
         return self.function
 
 
@@ -285,7 +286,7 @@ class Own(Method):
         return {one.name: getattr(self.method, one.name) for one in self.options}
 
     @property
-    def _source(self) -> Any:
+    def _source(self) -> object:
         return type(self.method)
 
     def _changed(self, values: Mapping[str, Value]) -> Own:
@@ -360,7 +361,7 @@ def as_method(given: str | Method | Explains) -> Method:
     return Own(given)
 
 
-def as_methods(given: Any) -> list[Method]:
+def as_methods(given: Given) -> list[Method]:
     """One method or several, by names and as objects; of "all" those that share one pass.
 
     Raises:
@@ -428,7 +429,7 @@ def results_of(method: Method, evidence: Evidence) -> list[MethodResult]:
     return found
 
 
-def _code(code: Any) -> dict[str, str | None]:
+def _code(code: Given) -> dict[str, str | None]:
     """The place of the user's own code, and the SHA-256 of its text where Python knows that."""
     try:
         digest = hashlib.sha256(inspect.getsource(code).encode()).hexdigest()

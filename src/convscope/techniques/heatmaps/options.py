@@ -26,6 +26,9 @@ KINDS = (bool, int, float, str)
 TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
+Given = Any  # what a user gives for an option, before it is checked
+
+
 @dataclass(frozen=True)
 class Limits:
     """The allowed values of an option.
@@ -49,7 +52,7 @@ class Limits:
     none: str = ""
 
 
-def option(default: Any, about: str, **limits: Any) -> Any:
+def option(default: object, about: str, **limits: Any) -> Any:
     """A field of a method's dataclass that is one of its options.
 
     Args:
@@ -140,7 +143,7 @@ class Option:
         found: Value = self.kind(text)
         return found
 
-    def checked(self, value: Any) -> Value:
+    def checked(self, value: Given) -> Value:
         """The value as a plain one of its kind.
 
         Raises:
@@ -162,7 +165,7 @@ class Option:
         plain: Value = found
         return plain
 
-    def _is_number(self, value: Any) -> bool:
+    def _is_number(self, value: object) -> bool:
         return isinstance(value, numbers.Integral if self.kind is int else numbers.Real)
 
     @property
@@ -201,7 +204,7 @@ def _kinds(method: type) -> dict[str, tuple[type | None, bool]]:
     return {name: _kind(hint) for name, hint in hints.items()}
 
 
-def _kind(hint: Any) -> tuple[type | None, bool]:
+def _kind(hint: object) -> tuple[type | None, bool]:
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     plain = [part for part in parts if part is not types.NoneType]
     return (plain[0] if len(plain) == 1 and plain[0] in KINDS else None), len(plain) < len(parts)
@@ -256,7 +259,7 @@ def listed(name: str, options: tuple[Option, ...]) -> str:
     return f"{name} has {', '.join(one.text for one in options)}."
 
 
-def _refused(name: str, option: Option, value: Any) -> UsageError:
+def _refused(name: str, option: Option, value: object) -> UsageError:
     return UsageError(
         f"option {option.name!r} of method {name!r}: expected {option.expected}, found {value!r}; "
         f"the default is {option.written(option.default)}."

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from convscope.errors import UsageError
 from convscope.images.decode import InputImage
-from convscope.images.source import hold
+from convscope.images.source import Images, hold
 from convscope.networks import Network, open_model
 from convscope.networks.network import check_finite
 from convscope.results import Check, HeatmapParameters, HeatmapRow
@@ -36,8 +35,8 @@ class HeatmapOptions:
         0
     """
 
-    against: Any = None
-    method: Any = "grad-cam"
+    against: object = None
+    method: object = "grad-cam"
     smooth: bool = False
     budget: int | None = None
     check: bool = False
@@ -121,7 +120,7 @@ class HeatmapRun:
             seed=options.seed,
         )
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> dict[str, object]:
         """Further descriptions of the arguments, for the provenance."""
         return {
             "paper": "; ".join(one.paper for one in self._used),
@@ -183,7 +182,7 @@ class HeatmapRun:
 
 
 def begin(
-    network: Network | Any, images: Any, target: Any, layer: str | Sequence[str], options: HeatmapOptions
+    network: Network | object, images: Images, target: object, layer: str | Sequence[str], options: HeatmapOptions
 ) -> HeatmapRun:
     """The checked request of `heatmap` and `iter_heatmaps`; nothing is explained yet.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError, option
-from convscope.images.decode import InputImage, read_images
+from convscope.images.decode import InputImage, Source, read_images
 from convscope.measures import (
     LOGITS,
     Activations,
@@ -32,6 +32,7 @@ from convscope.networks.layers import check_channel
 from convscope.networks.ops import Operations
 from convscope.objectives import Binder, Objective, ProgramKey, logit, parse
 from convscope.results import array_sha256
+from convscope.schema import Json
 
 TOP = -1  # stands for the class with the highest score of each image
 RIVAL, NONE = -1, -2  # stand for the highest of the other classes, and for no class to set against
@@ -209,7 +210,7 @@ class Combined:
         return total
 
 
-def described(target: Target) -> dict[str, Any]:
+def described(target: Target) -> dict[str, Json]:
     """What identifies a target, for provenance: plain JSON values.
 
     Code of the user's own is named, with the SHA-256 of its text where Python knows that.
@@ -250,7 +251,10 @@ class Goal:
     photos: np.ndarray
 
 
-def as_targets(target: Any) -> list[int | str]:
+Given = Any  # a class by name or number, a channel, an objective or its text, or an object of the user's own
+
+
+def as_targets(target: Given) -> list[int | str]:
     """One class or several as a list; NumPy's integers count as numbers, and what is no class as its text.
 
     Example:
@@ -271,7 +275,7 @@ def as_targets(target: Any) -> list[int | str]:
         ) from None
 
 
-def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Callable[[], np.ndarray]) -> Goal:
+def goal_of(network: Network, target: object, against: object, count: int, ranked: Callable[[], np.ndarray]) -> Goal:
     """The target to explain for each of `count` images.
 
     Args:
@@ -312,7 +316,7 @@ def goal_of(network: Network, target: Any, against: Any, count: int, ranked: Cal
     return Goal(ClassScore(), (classes, rivals), photos)
 
 
-def _plain(network: Network, target: Any, against: Any) -> tuple[Any, Any]:
+def _plain(network: Network, target: object, against: Given) -> tuple[Given, Given]:
     """A class, a channel or a class and the one to set against it, where an objective or its text is just that.
 
     Any other objective stays one, less the class that is to be set against it.
@@ -408,7 +412,7 @@ def _with_channels(network: Network, path: str) -> Layer:
     return found
 
 
-def similarity_target(network: Network, photo: Any, layer: str | None = None) -> Similarity:
+def similarity_target(network: Network, photo: Source, layer: str | None = None) -> Similarity:
     """The cosine similarity of an image to `photo` in a layer, the last one before the class scores where None.
 
     Raises:
@@ -440,7 +444,7 @@ def _embedding(network: Network) -> Layer:
     return candidates[-1]
 
 
-def _channel(network: Network, target: Any) -> Channel | None:
+def _channel(network: Network, target: object) -> Channel | None:
     """The channel that a text names, or that a class of a network with maps as its output is."""
     if network.head.spatial and isinstance(target, str | int | np.integer):
         number = str(target)
@@ -497,7 +501,7 @@ def _shares(mask: np.ndarray, layer: Layer) -> np.ndarray:
     return (np.asarray(mask, np.float64) / total).astype(np.float32)
 
 
-def _classes(network: Network, target: Any, count: int, words: dict[str, int]) -> np.ndarray:
+def _classes(network: Network, target: object, count: int, words: dict[str, int]) -> np.ndarray:
     """The class of each image `(n,)` int32, or what stands for one of `words`."""
     given = as_targets(target)
     if len(given) not in (1, count):
@@ -506,7 +510,7 @@ def _classes(network: Network, target: Any, count: int, words: dict[str, int]) -
     return np.asarray(numbers * (count if len(numbers) == 1 else 1), np.int32)
 
 
-def _against(network: Network, against: Any, classes: np.ndarray, count: int, photos: np.ndarray) -> np.ndarray:
+def _against(network: Network, against: object, classes: np.ndarray, count: int, photos: np.ndarray) -> np.ndarray:
     """The class to set against that of each row `(n,)`, or `RIVAL`."""
     if network.head.classes < 2:
         raise UsageError("the network has one output, so there is no other to set against it.")

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from convscope import limits
 from convscope.errors import ModelError, one_line
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.hdf5 import Contents
 from convscope.networks.formats.keras import config as keras_config
+from convscope.schema import Json
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -40,7 +40,7 @@ class Archive:
         assets: files of layers, by name.
     """
 
-    config: Any
+    config: Json
     version: str
     weights: Contents | None
     assets: dict[str, bytes]
@@ -84,7 +84,7 @@ def clean(archive: Archive) -> Iterator[Path]:
 # -- the reader's side -----------------------------------------------------------------------------------
 
 
-def members(path: str) -> dict[str, Any]:
+def members(path: str) -> dict[str, Json]:
     """The members that Keras reads: the texts, plain values of the weights, and the assets. Runs in the reader."""
     try:
         with zipfile.ZipFile(path) as archive:

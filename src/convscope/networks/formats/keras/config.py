@@ -13,11 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any
 
 from convscope import limits
 from convscope.errors import ModelError, option
+from convscope.networks.foreign import KerasLayer, KerasModel
 from convscope.reading import is_deeper
+from convscope.schema import Json
 
 _LAYERS = """
     Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
@@ -121,7 +122,7 @@ _DTYPES = """
 _LARGEST_BATCH = 2**16
 
 
-def parse(text: str, name: str) -> Any:
+def parse(text: str, name: str) -> Json:
     """JSON of a config, no deeper than the limits.
 
     Raises:
@@ -135,7 +136,7 @@ def parse(text: str, name: str) -> Any:
     return config
 
 
-def check_depth(config: Any, name: str) -> None:
+def check_depth(config: object, name: str) -> None:
     """Refuse nesting that would end in a RecursionError somewhere.
 
     Raises:
@@ -150,7 +151,7 @@ def check_depth(config: Any, name: str) -> None:
         )
 
 
-def checked(config: Any, registered: Callable[[Any], str | None], name: str) -> Any:
+def checked(config: object, registered: Callable[[object], str | None], name: str) -> Json:
     """The config with each object at the one address that it may have, and without what compiling needs.
 
     Args:
@@ -177,7 +178,7 @@ def checked(config: Any, registered: Callable[[Any], str | None], name: str) -> 
     return config
 
 
-def _nodes(item: Any) -> Iterator[dict[str, Any]]:
+def _nodes(item: object) -> Iterator[dict[str, Json]]:
     """Every object in a config."""
     if isinstance(item, dict) and "class_name" in item:
         yield item
@@ -186,7 +187,7 @@ def _nodes(item: Any) -> Iterator[dict[str, Any]]:
             yield from _nodes(child)
 
 
-def _walked(item: Any, registered: Callable[[Any], str | None], unknown: dict[str, None]) -> Any:
+def _walked(item: object, registered: Callable[[object], str | None], unknown: dict[str, None]) -> object:
     if isinstance(item, list):
         return [_walked(child, registered, unknown) for child in item]
     if not isinstance(item, dict):
@@ -199,7 +200,7 @@ def _walked(item: Any, registered: Callable[[Any], str | None], unknown: dict[st
     return _addressed(found, registered, unknown) if "class_name" in found else found
 
 
-def _addressed(node: dict[str, Any], registered: Callable, unknown: dict[str, None]) -> dict[str, Any]:
+def _addressed(node: dict[str, object], registered: Callable, unknown: dict[str, None]) -> dict[str, object]:
     name, module = node["class_name"], node.get("module")
     if name == "function":
         return _function(node, registered, unknown)
@@ -217,7 +218,7 @@ def _addressed(node: dict[str, Any], registered: Callable, unknown: dict[str, No
     return {**node, "module": None, "class_name": own, "registered_name": own}
 
 
-def _home(module: Any, name: Any) -> str | None:
+def _home(module: object, name: object) -> str | None:
     """Where a class lives that a file may name; "" for one that is named without a module, None for no such class."""
     if not isinstance(name, str) or not isinstance(module, str | None):
         return None
@@ -231,7 +232,7 @@ def _home(module: Any, name: Any) -> str | None:
     return "keras.random" if name == "SeedGenerator" else known
 
 
-def _function(node: dict[str, Any], registered: Callable, unknown: dict[str, None]) -> dict[str, Any]:
+def _function(node: dict[str, object], registered: Callable, unknown: dict[str, None]) -> dict[str, Json]:
     """A function is an activation, or one that the user registered."""
     name = node.get("config")
     if registered(name) or registered(node.get("registered_name")):
@@ -241,12 +242,12 @@ def _function(node: dict[str, Any], registered: Callable, unknown: dict[str, Non
     return {"class_name": "function", "config": name, "module": "builtins", "registered_name": name}
 
 
-def _is_values(config: Any) -> bool:
+def _is_values(config: object) -> bool:
     return isinstance(config, dict) and config.get("dtype") in _DTYPES.split()
 
 
 # Values that Keras writes as objects, each with what its config has to be.
-_MARKS: dict[str, Callable[[Any], bool]] = {
+_MARKS: dict[str, Callable[[object], bool]] = {
     "__keras_tensor__": lambda config: isinstance(config, dict),
     "__tensor__": _is_values,
     "__numpy__": _is_values,
@@ -255,7 +256,7 @@ _MARKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _check_input(node: dict[str, Any], name: str) -> None:
+def _check_input(node: dict[str, object], name: str) -> None:
     """Refuse an input that declares more than an image could have."""
     config = node.get("config")
     shape = config.get("batch_shape") or config.get("batch_input_shape") if isinstance(config, dict) else None
@@ -271,7 +272,7 @@ def _check_input(node: dict[str, Any], name: str) -> None:
         )
 
 
-def _check_calls(node: dict[str, Any], name: str) -> None:
+def _check_calls(node: dict[str, object], name: str) -> None:
     """Refuse calls that take constants alone: Keras would compute them while it builds, whatever their size."""
     calls = node.get("inbound_nodes")
     for call in calls if isinstance(calls, list) else ():
@@ -282,7 +283,7 @@ def _check_calls(node: dict[str, Any], name: str) -> None:
             )
 
 
-def _takes_tensor(item: Any) -> bool:
+def _takes_tensor(item: object) -> bool:
     """True if a tensor of the graph is among what Keras looks through for one: plain lists and dicts."""
     if isinstance(item, dict) and "class_name" in item:
         return item["class_name"] == "__keras_tensor__"
@@ -318,7 +319,7 @@ def building(stored: int, name: str) -> Iterator[None]:
         refused.append(text)
         raise MemoryError(text)
 
-    def variable(initializer: Any, shape: Any = None, *_: Any, **__: Any) -> None:
+    def variable(initializer: object, shape: object = None, *_: object, **__: object) -> None:
         nonlocal taken
         taken += 0 if shape is None else _elements(shape)
         if taken > allowed:
@@ -327,7 +328,7 @@ def building(stored: int, name: str) -> Iterator[None]:
                 f"{allowed:,} numbers where the file holds {stored:,}."
             )
 
-    def tensor(shape: Any, *_: Any, **__: Any) -> None:
+    def tensor(shape: object, *_: object, **__: object) -> None:
         nonlocal made
         made += 1
         if made > limit.nodes:
@@ -354,7 +355,7 @@ def _before(cls: type, check: Callable[..., None]) -> Iterator[None]:
     """Let `check` see what a class is made with, in this thread, before it is."""
     plain, own, here = cls.__init__, "__init__" in vars(cls), threading.get_ident()  # type: ignore[misc]
 
-    def checked_first(self: Any, *args: Any, **options: Any) -> None:
+    def checked_first(self: object, *args: object, **options: object) -> None:
         if threading.get_ident() == here:
             check(*args, **options)
         plain(self, *args, **options)
@@ -369,14 +370,14 @@ def _before(cls: type, check: Callable[..., None]) -> Iterator[None]:
             del cls.__init__  # type: ignore[misc]
 
 
-def _too_large_inside(name: str, shape: Any) -> str:
+def _too_large_inside(name: str, shape: Json) -> str:
     return (
         f"{name}: expected outputs that fit the memory, found one of the shape {tuple(shape)} for one image "
         f"({limits.how_to_raise('values')})."
     )
 
 
-def check_outputs(model: Any, name: str) -> None:
+def check_outputs(model: KerasModel, name: str) -> None:
     """Refuse a model whose outputs inside no memory holds, before it is run: sizes that it leaves open count 1.
 
     Raises:
@@ -392,14 +393,14 @@ def check_outputs(model: Any, name: str) -> None:
                 raise ModelError(_too_large_inside(name, shape))
 
 
-def _operations(model: Any) -> Iterator[Any]:
+def _operations(model: KerasModel) -> Iterator[KerasLayer]:
     """Layers and operations of a model and of those inside of it."""
     for item in [*model._flatten_layers(), model]:
         yield item
         yield from getattr(getattr(item, "_functional", None) or item, "operations", ())
 
 
-def _elements(shape: Any) -> int:
+def _elements(shape: Json) -> int:
     try:
         return prod(int(size or 1) for size in shape)
     except (TypeError, ValueError):  # Keras says what is wrong with it

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import keras
@@ -23,6 +22,7 @@ import numpy as np
 from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.choices import Choices
+from convscope.networks.foreign import KerasModel, Structure, Tensor
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.code import literal
 from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file
@@ -43,7 +43,7 @@ from convscope.networks.network import Source
 class OpenedModel:
     """A Keras model with what is known of where it came from; `random` if its weights are drawn, not trained."""
 
-    model: Any
+    model: KerasModel
     source: Source
     family: pp.Family | None = None
     random: bool = False
@@ -70,7 +70,7 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModel:
     return OpenedModel(model, file.source(*notes))
 
 
-def _read_zip(path: Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
+def _read_zip(path: Path, trust: bool) -> tuple[KerasModel, tuple[str, ...]]:
     archive = keras_archive.read(path)
     code = dict.fromkeys(f"{kind} layer {name!r}" for kind, name, _ in code_layers(archive.config, ""))
     if code and not trust:
@@ -95,7 +95,7 @@ def _weights_of(archive: Archive, path: Path) -> Contents:
     return archive.weights
 
 
-def load_weights(model: Any, path: Path, name: str | None = None) -> tuple[str, ...]:
+def load_weights(model: KerasModel, path: Path, name: str | None = None) -> tuple[str, ...]:
     """Give a model that is built already the weights in a file, each by its path and shape.
 
     Args:
@@ -128,7 +128,7 @@ def load_weights(model: Any, path: Path, name: str | None = None) -> tuple[str, 
     return ()
 
 
-def _fill_by_keras(model: Any, weights: Contents, name: str) -> None:
+def _fill_by_keras(model: KerasModel, weights: Contents, name: str) -> None:
     """Weights in the layout of Keras 2.12 and later: its own loader finds them by path, in a clean file of ours."""
     before = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in model.variables]
     try:
@@ -139,7 +139,7 @@ def _fill_by_keras(model: Any, weights: Contents, name: str) -> None:
         raise
 
 
-def _filled(model: Any, weights: Contents, name: str) -> None:
+def _filled(model: KerasModel, weights: Contents, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / keras_archive.WEIGHTS
         hdf5.write(path, weights)
@@ -157,7 +157,7 @@ def _filled(model: Any, weights: Contents, name: str) -> None:
         )
 
 
-def _left_over(model: Any, weights: Contents) -> list[str]:
+def _left_over(model: KerasModel, weights: Contents) -> list[str]:
     """Datasets of a file whose values are in no variable of the model: Keras' loader does not ask for them."""
     placed = Counter(_mark(keras.ops.convert_to_numpy(variable.value)) for variable in model.variables)
     left: list[str] = []
@@ -177,7 +177,7 @@ def _mark(values: np.ndarray) -> str:
     return f"{plain.shape}{hashlib.sha256(plain.tobytes()).hexdigest()}"
 
 
-def _load_zip(archive: Archive, path: Path, trust: bool) -> Any:
+def _load_zip(archive: Archive, path: Path, trust: bool) -> KerasModel:
     if not trust:
         config = keras_config.checked(archive.config, registered_key, path.name)
         archive = replace(archive, config=config, assets={})
@@ -216,17 +216,17 @@ def _cant_load(path: Path, error: Exception) -> str:
 class SavedModelBlock(keras.layers.Layer):
     """A SavedModel's function as a layer; its variables are the layer's weights, which stay as they are."""
 
-    def __init__(self, program: Program, **options: Any) -> None:
+    def __init__(self, program: Program, **options: object) -> None:
         super().__init__(trainable=False, **options)
         variables = {name: self._weight(value) for name, value in program.variables.items()}
         self._run = saved_model.function(program, variables)
 
-    def _weight(self, value: np.ndarray) -> Any:
+    def _weight(self, value: np.ndarray) -> object:
         made = self.add_weight(shape=value.shape, dtype=value.dtype.name, initializer="zeros", trainable=False)
         made.assign(value)
         return made.value
 
-    def call(self, image: Any) -> Any:
+    def call(self, image: Tensor) -> Structure:
         """Outputs by name."""
         return self._run(image)
 
@@ -271,7 +271,7 @@ def read_saved_model(file: ModelFile, trust: bool = False) -> OpenedModel:
     return OpenedModel(model, file.source(*notes, beside=variables))
 
 
-def _trusted(folder: Path) -> tuple[Any, str, tuple[int | None, ...], str]:
+def _trusted(folder: Path) -> tuple[KerasModel, str, tuple[int | None, ...], str]:
     """A layer that runs the folder's program as it is, with its signature, and the shape and type of its input.
 
     TensorFlow's loader comes first; where it can't restore the objects around the signature, the signature alone does.
@@ -288,7 +288,7 @@ def _trusted(folder: Path) -> tuple[Any, str, tuple[int | None, ...], str]:
     return keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint, name="saved_model"), endpoint, shape, dtype
 
 
-def _endpoint(folder: Path, loaded: Any) -> tuple[str, tuple[int | None, ...], str]:
+def _endpoint(folder: Path, loaded: KerasModel) -> tuple[str, tuple[int | None, ...], str]:
     """The signature that takes one image: its name, the shape of its input and its type."""
     taking = {}
     for name, signature in loaded.signatures.items():
@@ -343,7 +343,7 @@ def _application_function(name: str) -> Callable:
     return available[name]
 
 
-def _build(function: Callable, name: str, arguments: dict[str, Any]) -> Any:
+def _build(function: Callable, name: str, arguments: dict[str, object]) -> object:
     try:
         return function(**arguments)
     except Exception as error:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -64,7 +63,7 @@ class _Scope:
         wanted: by the names of a function's outputs, what they are called outside.
     """
 
-    def __init__(self, opset: int, around: _Scope | None = None, arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, opset: int, around: _Scope | None = None, arguments: Mapping[str, object] | None = None) -> None:
         self.opset, self.around, self.arguments = opset, around, arguments or {}
         self.suffix: str = "" if around is None else around.suffix
         self.wanted: dict[str, str] = {}
@@ -139,14 +138,16 @@ class Builder:
             self.missing[f"{node.domain}.{node.operator}" if node.domain else node.operator] += 1
             self._name_all(scope, node.outputs, [self._key(name, scope) for name in node.outputs], node)
 
-    def _bound(self, node: FileNode, scope: _Scope) -> dict[str, Any]:
+    def _bound(self, node: FileNode, scope: _Scope) -> dict[str, object]:
         """A node's attributes; where one refers to the function's and that was not given, it is left out."""
         values = {key: scope.arguments.get(name) for key, name in node.references.items()}
         return {**node.attributes, **{key: value for key, value in values.items() if value is not None}}
 
     # what a node becomes ---------------------------------------------------------------------------
 
-    def _add_step(self, node: FileNode, inputs: list[Given | None], attributes: dict[str, Any], scope: _Scope) -> None:
+    def _add_step(
+        self, node: FileNode, inputs: list[Given | None], attributes: dict[str, object], scope: _Scope
+    ) -> None:
         """A step, or, where nothing but constants goes in, its value."""
         check_node(node.operator, inputs, node.outputs, attributes, self._refused(node))
         if node.operator == "Cast" and attributes.get("to") in HALF:
@@ -167,7 +168,7 @@ class Builder:
             raise self._refused(node)(f"the constants up to it are too large ({limits.how_to_raise('values')})")
         self._name_all(scope, node.outputs, made, node)
 
-    def _take_branch(self, node: FileNode, yes: torch.Tensor, attributes: dict[str, Any], scope: _Scope) -> None:
+    def _take_branch(self, node: FileNode, yes: torch.Tensor, attributes: dict[str, object], scope: _Scope) -> None:
         """The branch of an `If` whose condition is known."""
         if yes.numel() != 1:
             raise self._refused(node)(f"its condition has {yes.numel()} values, and not one")
@@ -177,7 +178,7 @@ class Builder:
         self._add_inside(branch, _Scope(scope.opset, scope, scope.arguments), node, scope)
 
     def _call(
-        self, function: Body, node: FileNode, inputs: list[Given | None], attributes: dict[str, Any], scope: _Scope
+        self, function: Body, node: FileNode, inputs: list[Given | None], attributes: dict[str, object], scope: _Scope
     ) -> None:
         """What a function of the file does, in place of the node that calls it."""
         if len(inputs) > len(function.inputs):
@@ -199,7 +200,7 @@ class Builder:
         made = [self._made(name, inner, f"end of {node.where}") for name in body.outputs[: len(node.outputs)]]
         self._name_all(scope, node.outputs, made, node)
 
-    def _constant(self, node: FileNode, attributes: dict[str, Any]) -> torch.Tensor:
+    def _constant(self, node: FileNode, attributes: dict[str, object]) -> torch.Tensor:
         key, value = next(((key, value) for key, value in attributes.items() if key in _CONSTANTS), ("", None))
         if isinstance(value, np.ndarray):
             return self._tensor(value, node.outputs[0])
@@ -209,7 +210,7 @@ class Builder:
             raise self._refused(node)("it has no value that convscope reads")
         return torch.tensor(value, dtype=torch.float32 if "float" in key else torch.int64)
 
-    def _attribute(self, value: Any, name: str) -> Any:
+    def _attribute(self, value: object, name: str) -> object:
         return self._tensor(value, name) if isinstance(value, np.ndarray) else value
 
     def _tensor(self, array: np.ndarray, name: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from onnx import numpy_helper
 
 from convscope import isolation, limits
 from convscope.errors import ModelError, one_line
+from convscope.networks.foreign import Attribute, Message
 
 Shape = tuple[int | None, ...]
 
@@ -58,7 +59,7 @@ class FileNode:
     overload: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: dict[str, Any]
+    attributes: dict[str, Attribute]
     references: dict[str, str]
 
     @property
@@ -87,7 +88,7 @@ class Body:
     outputs: tuple[str, ...]
     constants: dict[str, np.ndarray]
     nodes: tuple[FileNode, ...]
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, object] = field(default_factory=dict)
     opset: int | None = None
 
 
@@ -123,7 +124,7 @@ def read(path: Path) -> OnnxFile:
     return of_model(_parsed(path), path)
 
 
-def of_model(model: Any, path: Path) -> OnnxFile:
+def of_model(model: Message, path: Path) -> OnnxFile:
     """What a `ModelProto` says that was read from `path`.
 
     Raises:
@@ -140,7 +141,7 @@ LARGEST = 2**31 - 1  # protobuf's own limit
 _ROOM, _TIMES = 256 * 2**20, 3  # memory that parsing may take: this much, and so often the file's size
 
 
-def _parsed(path: Path) -> Any:
+def _parsed(path: Path) -> Message:
     size = path.stat().st_size
     if size > LARGEST:
         raise ModelError(f"{path} has {size} bytes, and an ONNX file can't have more than 2 GiB.")
@@ -203,7 +204,7 @@ class _Reading:
         self._others: set[str] = set()
         self._where = "its head"
 
-    def file(self, model: Any) -> OnnxFile:
+    def file(self, model: Message) -> OnnxFile:
         """The whole file.
 
         Raises:
@@ -248,16 +249,16 @@ class _Reading:
     def _beyond(self, what: str, name: str) -> ModelError:
         return ModelError(f"{self._path} {what} ({limits.how_to_raise(name)}).", code="input-too-large", limit=name)
 
-    def _text(self, value: Any) -> str:
+    def _text(self, value: Message) -> str:
         """A text of the file; protobuf gives bytes, or raises, where it is none."""
         if not isinstance(value, str):
             raise self._damaged("it has a name that is no UTF-8 text")
         return value
 
-    def _texts(self, values: Iterable[Any]) -> tuple[str, ...]:
+    def _texts(self, values: Iterable[object]) -> tuple[str, ...]:
         return tuple(self._text(value) for value in values)
 
-    def _opsets(self, imports: Iterable[Any]) -> dict[str, int]:
+    def _opsets(self, imports: Iterable[Message]) -> dict[str, int]:
         found = {_domain(self._text(item.domain)): int(item.version) for item in imports}
         newest = onnx.defs.onnx_opset_version()
         version = found.get("", 1)
@@ -268,20 +269,20 @@ class _Reading:
             )
         return found
 
-    def _function(self, item: Any) -> Body:
+    def _function(self, item: Message) -> Body:
         self._where = f"the function {item.name!r}"
-        defaults: dict[str, Any] = dict.fromkeys(self._texts(item.attribute))
+        defaults: dict[str, object] = dict.fromkeys(self._texts(item.attribute))
         attributes, _ = self._attributes(item.attribute_proto, 0)
         names = self._texts(item.input), self._texts(item.output)
         nodes = tuple(self._node(node, 0) for node in item.node)
         return Body(*names, {}, nodes, defaults | attributes, self._opsets(item.opset_import).get(""))
 
-    def _calls(self, item: Any, name: str) -> tuple[str, str, str]:
+    def _calls(self, item: Message, name: str) -> tuple[str, str, str]:
         """What a node or a function is called by: domain, name and, since IR version 10, overload."""
         domain, own, overload = self._texts((item.domain, getattr(item, name), getattr(item, "overload", "")))
         return _domain(domain), own, overload
 
-    def _graph(self, graph: Any, depth: int) -> Body:
+    def _graph(self, graph: Message, depth: int) -> Body:
         if depth > self._limits.depth:
             raise self._beyond("nests graphs too deep", "depth")
         self._where = "its graph" if not depth else self._where
@@ -299,7 +300,7 @@ class _Reading:
         inputs, outputs = (self._texts(value.name for value in values) for values in (graph.input, graph.output))
         return Body(inputs, outputs, constants, nodes)
 
-    def _node(self, node: Any, depth: int) -> FileNode:
+    def _node(self, node: Message, depth: int) -> FileNode:
         self._nodes += 1
         if self._nodes > self._limits.nodes:
             raise self._beyond(f"has more than {self._limits.nodes} nodes", "nodes")
@@ -314,8 +315,10 @@ class _Reading:
             raise self._damaged("it makes nothing")
         return read
 
-    def _attributes(self, items: Iterable[Any], depth: int, node: Any = None) -> tuple[dict[str, Any], dict[str, str]]:
-        values: dict[str, Any] = {}
+    def _attributes(
+        self, items: Iterable[Message], depth: int, node: Message = None
+    ) -> tuple[dict[str, Attribute], dict[str, str]]:
+        values: dict[str, Attribute] = {}
         references: dict[str, str] = {}
         for item in items:
             name, reference = self._texts((item.name, item.ref_attr_name))
@@ -327,7 +330,7 @@ class _Reading:
                 values[name] = self._value(item, depth)
         return values, references
 
-    def _value(self, item: Any, depth: int) -> Any:
+    def _value(self, item: Message, depth: int) -> object:
         kind = item.type or _kind_of(item)
         if kind == _T.STRING:
             return item.s.decode(errors="replace")
@@ -345,7 +348,7 @@ class _Reading:
 
     # inputs ----------------------------------------------------------------------------------------
 
-    def _inputs(self, graph: Any, read: Body) -> dict[str, Input]:
+    def _inputs(self, graph: Message, read: Body) -> dict[str, Input]:
         found: dict[str, Input] = {}
         for value in graph.input:
             self._where = f"the input {value.name!r}"
@@ -357,7 +360,7 @@ class _Reading:
                 found[value.name] = self._input(value)
         return found
 
-    def _input(self, value: Any) -> Input:
+    def _input(self, value: Message) -> Input:
         what = value.type.WhichOneof("value") or "tensor_type"
         if what != "tensor_type" or value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             kind = "text" if what == "tensor_type" else what.removesuffix("_type")
@@ -368,7 +371,7 @@ class _Reading:
 
     # tensors ---------------------------------------------------------------------------------------
 
-    def _tensor(self, tensor: Any, name: str) -> np.ndarray:
+    def _tensor(self, tensor: Message, name: str) -> np.ndarray:
         """An array of its own, once its bytes are known to be there."""
         self._where = f"the tensor {name!r}"
         self._tensors += 1
@@ -394,7 +397,7 @@ class _Reading:
         if self._held > self._limits.weights:
             raise self._beyond(f"declares weights of over {self._held} bytes, up to {self._where}", "weights")
 
-    def _array(self, tensor: Any, shape: list[int], size: int) -> np.ndarray:
+    def _array(self, tensor: Message, shape: list[int], size: int) -> np.ndarray:
         raw = tensor.raw_data if tensor.HasField("raw_data") else None
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raw = self._beside(tensor, size)
@@ -413,7 +416,7 @@ class _Reading:
         self._widened = True
         return array.astype(np.float32)
 
-    def _beside(self, tensor: Any, size: int) -> bytes:
+    def _beside(self, tensor: Message, size: int) -> bytes:
         """The bytes of a tensor that lies in a file of its own, in the model's folder only."""
         said = {self._text(entry.key): self._text(entry.value) for entry in tensor.external_data}
         offset, length = (self._number(said, key, usual) for key, usual in (("offset", 0), ("length", size)))
@@ -458,7 +461,7 @@ class _Reading:
         return int(text)
 
 
-def _opened(place: Path) -> Any:
+def _opened(place: Path) -> IO[bytes]:
     """A file that was seen to be one; if it is something else by now, opening it does not wait."""
     descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     file = os.fdopen(descriptor, "rb")
@@ -474,7 +477,7 @@ _NUMBERS: dict[int, str] = {_T.FLOAT: "f", _T.INT: "i", _T.FLOATS: "floats", _T.
 _LISTS = {"floats": _T.FLOATS, "ints": _T.INTS, "strings": _T.STRINGS}
 
 
-def _kind_of(item: Any) -> int:
+def _kind_of(item: Message) -> int:
     """The type of an attribute that says none, as the first exporters wrote them."""
     single = next((kind for name, kind in _FIELDS.items() if item.HasField(name)), 0)
     return single or next((kind for name, kind in _LISTS.items() if len(getattr(item, name))), 0)
@@ -495,7 +498,7 @@ def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def _shape(kind: Any) -> Shape | None:
+def _shape(kind: Message) -> Shape | None:
     if not kind.HasField("shape"):
         return None
     return tuple(

@@ -7,13 +7,13 @@ that convolutional networks use are few, and `operators/` has them in a table.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from convscope import limits
 from convscope.errors import ModelError
+from convscope.networks.foreign import Structure
 from convscope.networks.formats.onnx.builder import HALF, Builder, is_whole, refusal
 from convscope.networks.formats.onnx.files import OnnxFile, Shape
 from convscope.networks.formats.onnx.operators import TYPES
@@ -53,13 +53,13 @@ class OnnxModule(nn.Module):
         """The nodes in the order of execution."""
         return [step for step in self.children() if isinstance(step, Step)]
 
-    def forward(self, *given: torch.Tensor) -> Any:
+    def forward(self, *given: torch.Tensor) -> object:
         """The output, or a dictionary of several; one tensor for each of `input_names`.
 
         Raises:
             ModelError: a node can't be computed, or all of them together take more than the limits allow.
         """
-        values: dict[str, Any] = {}
+        values: dict[str, Structure] = {}
         for name, value in zip(self.input_names, given, strict=True):
             values[name] = value.to(self._casts[name]) if name in self._casts else value
         picture = given[self._picture]

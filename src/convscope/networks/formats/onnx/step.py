@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from convscope.errors import ModelError, one_line
+from convscope.networks.foreign import Structure
 from convscope.networks.formats.onnx.operators import OPERATORS, READS_NUMBERS, Node
 from convscope.networks.torch.limits import BeyondLimits, allowance, held_to
 from convscope.networks.torch.modules import Described
@@ -73,7 +73,7 @@ class Step(nn.Module):
         """The inputs that are constants."""
         return [getattr(self, held) for held in self._held if held is not None]
 
-    def forward(self, *given: torch.Tensor) -> Any:
+    def forward(self, *given: torch.Tensor) -> object:
         """What the operator makes of the tensors that are no constants.
 
         Raises:
@@ -95,7 +95,7 @@ class Step(nn.Module):
         except Exception as error:  # whatever Python, NumPy or torch raise at values that don't fit
             raise ModelError(self._cant(error)) from error
 
-    def _within_limits(self, values: list[Any]) -> Any:
+    def _within_limits(self, values: list[object]) -> object:
         """What the operator makes. Shapes and numbers that no such node has met yet are checked beforehand."""
         batch = self.node.batch
         form = self._form(values)
@@ -107,9 +107,9 @@ class Step(nn.Module):
             batch.met.add(form)
         return made
 
-    def _form(self, values: list[Any]) -> Any:
+    def _form(self, values: list[Structure]) -> object:
         """Everything that decides how much the operator makes; None if that is a lot of numbers."""
-        form: list[Any] = [self._like, self.node.batch.actual]
+        form: list[object] = [self._like, self.node.batch.actual]
         for value, held, is_number in zip(values, self._forms, self._numbers, strict=True):
             if held is not None:
                 form.append(held)
@@ -132,7 +132,7 @@ class Step(nn.Module):
 MOST_NUMBERS = 64
 
 
-def _form_of(value: torch.Tensor, is_number: bool) -> Any:
+def _form_of(value: torch.Tensor, is_number: bool) -> object:
     return value.shape, value.dtype, tuple(value.reshape(-1).tolist()) if is_number else ()
 
 
@@ -142,7 +142,7 @@ def _are_numbers(operator: str, count: int) -> list[bool]:
     return [reads and (place > 0 or operator in ("ConstantOfShape", "Range")) for place in range(count)]
 
 
-def _together(values: list[Any]) -> list[Any]:
+def _together(values: list[object]) -> list[object]:
     """Numbers made from shapes are on the CPU; beside a tensor on another device they follow it."""
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
@@ -151,6 +151,6 @@ def _together(values: list[Any]) -> list[Any]:
     return [value.to(device) if isinstance(value, torch.Tensor) else value for value in values]
 
 
-def as_tuple(made: Any) -> tuple[torch.Tensor, ...]:
+def as_tuple(made: Structure) -> tuple[torch.Tensor, ...]:
     """What an operator made: one tensor or several."""
     return tuple(made) if isinstance(made, tuple | list) else (made,)

@@ -14,17 +14,18 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from convscope import isolation, limits
 from convscope.errors import ModelError, option
+from convscope.networks.foreign import Message, Tensor
 from convscope.networks.formats.saved_model import operations
+from convscope.schema import Json
 
 GRAPH = "saved_model.pb"
 _CHECKPOINT = "variables/variables"
@@ -140,7 +141,7 @@ def parts(folder: Path) -> list[Path]:
     return sorted(path for path in inside.glob("variables*")) if inside.is_dir() else []
 
 
-def function(program: Program, variables: Mapping[str, Any]) -> Any:
+def function(program: Program, variables: Mapping[str, Tensor]) -> Callable:
     """The program as a concrete function of TensorFlow's: from an image to a dict of outputs.
 
     Args:
@@ -152,7 +153,7 @@ def function(program: Program, variables: Mapping[str, Any]) -> Any:
     graph = tf.compat.v1.GraphDef.FromString(program.graph)
     _register(graph)
 
-    def run(image: Any) -> dict[str, Any]:
+    def run(image: Tensor) -> dict[str, Tensor]:
         capture = tf.compat.v1.get_default_graph().capture
         standing = {
             name: capture(variable.handle) if name in program.handles else variable.read_value()
@@ -166,7 +167,7 @@ def function(program: Program, variables: Mapping[str, Any]) -> Any:
     return tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec(program.shape, program.dtype))
 
 
-def _register(graph: Any) -> None:
+def _register(graph: Message) -> None:
     """Make the functions of a graph known where functions of TensorFlow 2 look for them."""
     from tensorflow.python.eager import context
 
@@ -184,7 +185,7 @@ def prepare() -> None:
     import tensorflow  # noqa: F401
 
 
-def program(folder: str, trust: bool) -> dict[str, Any]:
+def program(folder: str, trust: bool) -> dict[str, Json]:
     """Fields of a `Program`. Runs in the reader."""
     meta = _meta_graph(Path(folder), trust)
     name, taken = _signature(Path(folder), meta)
@@ -213,7 +214,7 @@ def _dtype(number: int) -> str:
     return str(tf.dtypes.as_dtype(number).name)
 
 
-def _meta_graph(folder: Path, trust: bool) -> Any:
+def _meta_graph(folder: Path, trust: bool) -> Message:
     """The graph for serving; every graph of the file is checked.
 
     Raises:
@@ -253,13 +254,13 @@ def _refuse(folder: Path, found: set[str]) -> None:
         )
 
 
-def _all_nodes(meta: Any) -> Iterator[Any]:
+def _all_nodes(meta: Message) -> Iterator[Message]:
     yield from meta.graph_def.node
     for function in meta.graph_def.library.function:
         yield from function.node_def
 
 
-def _signature(folder: Path, meta: Any) -> tuple[str, Any]:
+def _signature(folder: Path, meta: Message) -> tuple[str, Message]:
     taking = {name: found for name, found in meta.signature_def.items() if _takes_image(found)}
     if not taking:
         found = _shown([name for name in meta.signature_def if not name.startswith("__")]) or "none"
@@ -270,7 +271,7 @@ def _signature(folder: Path, meta: Any) -> tuple[str, Any]:
     return name, taking[name]
 
 
-def _takes_image(signature: Any) -> bool:
+def _takes_image(signature: Message) -> bool:
     inputs = list(signature.inputs.values())
     return len(inputs) == 1 and len(inputs[0].tensor_shape.dim) == 4 and bool(signature.outputs)
 
@@ -282,16 +283,16 @@ class _Extraction:
         variables: the variables in it, by node.
     """
 
-    def __init__(self, folder: Path, graph: Any, trust: bool) -> None:
+    def __init__(self, folder: Path, graph: Message, trust: bool) -> None:
         self.folder, self.trust = folder, trust
         self.nodes = {node.name: node for node in graph.node}
         self.functions = {function.signature.name: function for function in graph.library.function}
-        self.variables: dict[str, Any] = {}
+        self.variables: dict[str, Json] = {}
         self._producer = graph.versions.producer
         self._prefix = f"convscope_{hashlib.sha256(graph.SerializeToString()).hexdigest()[:16]}_"
         self._sizes: dict[str, int] = {}  # nodes of a function and of those that it calls
 
-    def taken(self, image: str, outputs: list[str]) -> Any:
+    def taken(self, image: str, outputs: list[str]) -> Message:
         """The GraphDef from the tensor `image` to `outputs`."""
         from tensorflow.core.framework import graph_pb2
 
@@ -312,8 +313,8 @@ class _Extraction:
             graph.library.function.append(_plain_function(self.functions[name], self._prefix))
         return graph
 
-    def _needed(self, image: str, outputs: list[str]) -> list[Any]:
-        found: dict[str, Any] = {}
+    def _needed(self, image: str, outputs: list[str]) -> list[Message]:
+        found: dict[str, Message] = {}
         waiting = list(outputs)
         while waiting:
             name = waiting.pop()
@@ -333,7 +334,7 @@ class _Extraction:
                 waiting += [_node_of(tensor) for tensor in node.input]
         return [node for name, node in self.nodes.items() if name in found]
 
-    def _check(self, node: Any, allowed: frozenset[str]) -> None:
+    def _check(self, node: Message, allowed: frozenset[str]) -> None:
         if not self.trust:
             _refuse(self.folder, {node.op} - allowed)
         if node.op in ("Placeholder", "PlaceholderV2"):
@@ -341,7 +342,7 @@ class _Extraction:
         if node.op == "Const":
             _check_constant(node, self.folder)
 
-    def _called(self, node: Any, around: tuple[str, ...]) -> int:
+    def _called(self, node: Message, around: tuple[str, ...]) -> int:
         """How many nodes the functions that a node calls have, once each call is written out."""
         return sum(self._expanded(name, around) for name in _functions_of(node))
 
@@ -361,7 +362,7 @@ class _Extraction:
         return self._sizes[name]
 
     @staticmethod
-    def _standing(node: Any) -> Any:
+    def _standing(node: Message) -> Message:
         """A placeholder where a variable was."""
         from tensorflow.core.framework import node_def_pb2, types_pb2
 
@@ -374,17 +375,17 @@ def _node_of(tensor: str) -> str:
     return tensor.removeprefix("^").split(":")[0]
 
 
-def _functions_of(node: Any) -> list[str]:
+def _functions_of(node: Message) -> list[str]:
     return [called.name for called in _calls(node)]
 
 
-def _calls(node: Any) -> list[Any]:
+def _calls(node: Message) -> list[Message]:
     values = node.attr.values()
     named = [value.func for value in values if value.HasField("func")]
     return named + [item for value in values for item in value.list.func]
 
 
-def _check_constant(node: Any, folder: Path) -> None:
+def _check_constant(node: Message, folder: Path) -> None:
     """One number can stand for a tensor of any size: that size is checked. Other things than values are refused."""
     tensor = node.attr["value"].tensor
     sizes = [dim.size for dim in tensor.tensor_shape.dim]
@@ -395,7 +396,7 @@ def _check_constant(node: Any, folder: Path) -> None:
         raise ModelError(f"the SavedModel {folder} has a constant that is no value ({node.name!r}).")
 
 
-def _plain(node: Any, prefix: str) -> Any:
+def _plain(node: Message, prefix: str) -> Message:
     """A node without its attributes for devices, compilers and gradients; functions get names that no other file has.
 
     What assigns to a variable does nothing: in convscope's passes the state of a network doesn't change.
@@ -415,7 +416,7 @@ def _plain(node: Any, prefix: str) -> Any:
     return made
 
 
-def _plain_function(function: Any, prefix: str) -> Any:
+def _plain_function(function: Message, prefix: str) -> Message:
     made = type(function)()
     made.signature.CopyFrom(function.signature)
     made.signature.name = prefix + function.signature.name
@@ -430,7 +431,7 @@ def _plain_function(function: Any, prefix: str) -> Any:
 # -- which variable has which name in the checkpoint -------------------------------------------------------
 
 
-def _keys(meta: Any, reader: Any) -> dict[str, str]:
+def _keys(meta: Message, reader: Message) -> dict[str, str]:
     """Names in the checkpoint by variable node.
 
     From TensorFlow 2 on the objects of a file say it: they come first, as for TensorFlow's own loader.
@@ -444,7 +445,7 @@ def _keys(meta: Any, reader: Any) -> dict[str, str]:
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
-def _of_objects(meta: Any, stored: bytes) -> dict[str, str]:
+def _of_objects(meta: Message, stored: bytes) -> dict[str, str]:
     """Find variables by the captured inputs of each function, which are object numbers."""
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
@@ -469,7 +470,7 @@ def _of_objects(meta: Any, stored: bytes) -> dict[str, str]:
     return found
 
 
-def _side_by_side(saved: Any, stored: Any) -> Iterator[tuple[int, Any]]:
+def _side_by_side(saved: Message, stored: Message) -> Iterator[tuple[int, Message]]:
     """Numbers of objects in the graph with their nodes in the checkpoint: both are reached by the same names."""
     waiting, seen = [(0, 0)], set()
     while waiting:
@@ -484,7 +485,7 @@ def _side_by_side(saved: Any, stored: Any) -> Iterator[tuple[int, Any]]:
         ]
 
 
-def _restored(graph: Any) -> dict[str, str]:
+def _restored(graph: Message) -> dict[str, str]:
     """Find variables by the operations that restore them, which are read and not run."""
     functions = {function.signature.name: function for function in graph.library.function}
     found = dict(_assigned({node.name: node for node in graph.node}, {}))
@@ -499,7 +500,7 @@ def _restored(graph: Any) -> dict[str, str]:
     return found
 
 
-def _assigned(nodes: Mapping[str, Any], outside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _assigned(nodes: Mapping[str, Message], outside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Variable and checkpoint name, for each assignment of an output of RestoreV2."""
     for node in nodes.values():
         if node.op in ("Assign", "AssignVariableOp") and len(node.input) >= 2:
@@ -509,7 +510,7 @@ def _assigned(nodes: Mapping[str, Any], outside: Mapping[str, str]) -> Iterator[
                 yield outside.get(variable, variable), key
 
 
-def _read_from(tensor: str, nodes: Mapping[str, Any]) -> str | None:
+def _read_from(tensor: str, nodes: Mapping[str, Message]) -> str | None:
     """The name in the checkpoint from which a tensor comes, through copies alone."""
     for _ in range(8):
         node = nodes.get(_node_of(tensor))
@@ -525,7 +526,7 @@ def _read_from(tensor: str, nodes: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _texts(node: Any) -> list[str]:
+def _texts(node: Message) -> list[str]:
     """The texts of a constant; the last one stands for all that follow."""
     if node is None or node.op != "Const":
         return []
@@ -536,7 +537,7 @@ def _texts(node: Any) -> list[str]:
     return found + found[-1:] * missing if 0 < missing <= limits.current().entries else found
 
 
-def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
+def _values(folder: Path, meta: Message, nodes: list[str]) -> dict[str, np.ndarray]:
     """Values from the checkpoint by variable node.
 
     Raises:
@@ -572,7 +573,7 @@ def _values(folder: Path, meta: Any, nodes: list[str]) -> dict[str, np.ndarray]:
     return {node: np.asarray(reader.get_tensor(key)) for node, key in keys.items()}
 
 
-def _try(found: dict[str, Any], folder: Path) -> None:
+def _try(found: dict[str, Json], folder: Path) -> None:
     """Build the program and run it once on a blank image, so that a crash or an endless loop happens in the reader."""
     import tensorflow as tf
 

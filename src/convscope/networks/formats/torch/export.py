@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from torch._export.serde import schema, serialize
 
 from convscope import limits
 from convscope.errors import ModelError, one_line, option
+from convscope.networks.foreign import Exported, Structure
 from convscope.networks.formats import archives, pickles
 from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.torch import pickles as torch_pickles
@@ -53,20 +53,20 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
     return OpenedModule(module, file.source("PyTorch exported program (.pt2)"), input_shape=declared)
 
 
-def _unflattened(program: Any) -> nn.Module:
+def _unflattened(program: Exported) -> nn.Module:
     _free_the_batch(program)
     module = torch.export.unflatten(program)
     # Its own check insists on the sizes of the example.
     constants = _constants_of_the_example(program)
 
-    def inputs(*arguments: Any) -> list[Any]:
+    def inputs(*arguments: object) -> list[Structure]:
         return [*arguments, *constants[len(arguments) :]]
 
     module.process_forward_inputs = inputs  # type: ignore[method-assign]
     return module
 
 
-def _constants_of_the_example(program: Any) -> list[Any]:
+def _constants_of_the_example(program: Exported) -> list[object]:
     """What stands for each argument that a pass is not given: the number that the program was exported with."""
     specs = [spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
     return [getattr(spec.arg, "value", None) for spec in specs]
@@ -86,7 +86,7 @@ _MEMBERS = re.compile(
 )
 
 
-def _checked(path: Path) -> Callable[[], Any]:
+def _checked(path: Path) -> Callable[[], Exported]:
     """What loads the program from parts that were found to be harmless: torch sees what was checked, and no more.
 
     The inputs of the example (a pickle) and what the author put beside the program are left out.
@@ -176,7 +176,7 @@ def _tensors_anew(archive: archives.Archive, name: str) -> bytes:
     """A pickled dictionary of tensors, read by our own reader and written by torch."""
     data = archive.read(name)
     tensors: dict[str, torch.Tensor] = {}
-    held: dict[Any, bytearray] = {}
+    held: dict[object, bytearray] = {}
     total = 0
     if data:
         with torch_pickles.opened(archive.path, data) as checkpoint:
@@ -215,11 +215,11 @@ def _number(archive: archives.Archive, name: str) -> bytes:
     return text
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def _input_shape(program: Any) -> tuple[int | None, ...] | None:
+def _input_shape(program: Exported) -> tuple[int | None, ...] | None:
     """`(n, c, h, w)` of the first input, None where it was exported as dynamic."""
     first = program.graph_signature.user_inputs[0]
     for node in program.graph.nodes:
@@ -231,7 +231,7 @@ def _input_shape(program: Any) -> tuple[int | None, ...] | None:
 _SHAPING = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.expand.default")
 
 
-def _free_the_batch(program: Any) -> None:
+def _free_the_batch(program: Exported) -> None:
     """Let constant shapes that begin with the example's batch take any batch: convscope passes several at a time."""
     shape = _input_shape(program)
     if not shape or shape[0] is None:
@@ -248,7 +248,7 @@ def _free_the_batch(program: Any) -> None:
     program.graph_module.recompile()
 
 
-def _describe(module: nn.Module, program: Any) -> None:
+def _describe(module: nn.Module, program: Exported) -> None:
     """Say of each module which class it was, as the nodes of the graph remember it."""
     classes: dict[str, str] = {}
     for node in program.graph.nodes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,12 +18,14 @@ from torch import nn
 from convscope import limits
 from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line, option
 from convscope.networks import preprocessing as pp
+from convscope.networks.foreign import Structure
 from convscope.networks.formats import pickles
 from convscope.networks.formats.code import literal
 from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file, sha256
 from convscope.networks.formats.torch import pickles as torch_pickles
 from convscope.networks.network import Source
 from convscope.networks.torch.modules import OpenedModule
+from convscope.schema import Json
 
 HOW_TO_GIVE_CODE = f"Give the code that makes the network, file.py:function, and this file as {option('weights')}"
 
@@ -70,7 +73,7 @@ def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, tor
     try:
         with torch_pickles.opened(path) as checkpoint:
             found, notes = _unwrapped(path, checkpoint.value, torch_pickles.Declared)
-            held: dict[Any, bytearray] = {}
+            held: dict[object, bytearray] = {}
             return {name: checkpoint.tensor(declared, held) for name, declared in found.items()}, notes
     except pickles.ForeignName as error:
         if trust:
@@ -78,7 +81,7 @@ def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, tor
         raise ModelError(_would_run_code(path, foreign_globals(path) or [error.name]), code="needs-trust") from error
 
 
-def _unwrapped(path: Path, found: Any, kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _unwrapped(path: Path, found: object, kind: type) -> tuple[dict[str, Structure], tuple[str, ...]]:
     """What is of a `kind` of tensors in the state dict of a checkpoint, by its name."""
     notes: list[str] = []
     while isinstance(found, Mapping) and not _is_state(found, kind):
@@ -105,7 +108,7 @@ def _is_state(found: Mapping, kind: type) -> bool:
     return tensors > 0 and tensors >= len(found) / 2
 
 
-def _contents(found: Any) -> str:
+def _contents(found: object) -> str:
     if isinstance(found, Mapping):
         return f"{', '.join(ascii(key)[:60] for key in list(found)[:4])}, …"
     if isinstance(found, torch_pickles.Beside):
@@ -172,13 +175,13 @@ def _check_count(marks: int) -> None:
         raise ValueError(f"its header describes too much ({limits.how_to_raise('entries')})")
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("its header names something twice")
     return dict(pairs)
 
 
-def _check_places(tensors: Mapping[str, Any], size: int) -> None:
+def _check_places(tensors: Mapping[str, Json], size: int) -> None:
     """Tensors lie one after another, and none overlaps another or the file's end."""
     if len(tensors) > limits.current().entries:
         raise ValueError(f"it has {len(tensors)} tensors ({limits.how_to_raise('entries')})")
@@ -190,7 +193,7 @@ def _check_places(tensors: Mapping[str, Any], size: int) -> None:
         end = last
 
 
-def _check_names(tensors: Mapping[Any, Any]) -> None:
+def _check_names(tensors: Iterable[object]) -> None:
     for name in tensors:  # a key may be None too
         if not isinstance(name, str) or not name.isprintable():
             raise ValueError(f"a tensor has the name {ascii(name)[:80]}")
@@ -245,7 +248,7 @@ def _without_prefix(
     return state, tuple(notes)
 
 
-def _matching(state: Mapping[str, Any], target: Mapping[str, Any]) -> int:
+def _matching(state: Mapping[str, object], target: Mapping[str, object]) -> int:
     return len(state.keys() & target.keys())
 
 
@@ -305,7 +308,7 @@ def _would_run_code(path: Path, wanted: list[str]) -> str:
     )
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickled(path: Path) -> Structure:
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # whatever the author's code raises
@@ -353,7 +356,7 @@ def open_zoo(name: str, weights: Path | None = None) -> OpenedModule:
     return OpenedModule(opened.module, source, size=opened.size, preprocessing=opened.preprocessing)
 
 
-def _library(name: str) -> Any:
+def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -375,7 +378,9 @@ def _library(name: str) -> Any:
         ) from error
 
 
-def _from_torchvision(library: Any, name: str, function: str, arguments: dict[str, Any], bare: bool) -> OpenedModule:
+def _from_torchvision(
+    library: ModuleType, name: str, function: str, arguments: dict[str, object], bare: bool
+) -> OpenedModule:
     models = importlib.import_module("torchvision.models")
     if function not in models.list_models():
         raise UsageError(
@@ -403,7 +408,10 @@ def _from_torchvision(library: Any, name: str, function: str, arguments: dict[st
     )
 
 
-def _torchvision_weights(there: Any, name: str, asked: str) -> Any:
+Weights = Any  # of torchvision: a member of a model's enumeration, with its transforms and its metadata
+
+
+def _torchvision_weights(there: Mapping[str, Weights], name: str, asked: str) -> Weights:
     try:
         return there[asked]
     except KeyError:
@@ -413,7 +421,7 @@ def _torchvision_weights(there: Any, name: str, asked: str) -> Any:
         ) from None
 
 
-def _from_timm(library: Any, name: str, function: str, arguments: dict[str, Any], bare: bool) -> OpenedModule:
+def _from_timm(library: ModuleType, name: str, function: str, arguments: dict[str, object], bare: bool) -> OpenedModule:
     base = function.partition(".")[0]
     if not library.is_model(base):
         raise UsageError(
@@ -452,7 +460,7 @@ def _made(make: Callable[[], nn.Module], name: str) -> nn.Module:
         ) from error
 
 
-def _preprocessing(mean: Any, std: Any, reason: str) -> pp.Preprocessing:
+def _preprocessing(mean: Iterable[float], std: Iterable[float], reason: str) -> pp.Preprocessing:
     """Means and deviations on 0..1, as data configs give them."""
     means, deviations = (tuple(255 * float(value) for value in values) for values in (mean, std))
     for preset in pp.PRESETS.values():

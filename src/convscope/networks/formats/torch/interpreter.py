@@ -24,6 +24,9 @@ from convscope.networks.formats.torch import code as torch_code
 from convscope.networks.torch.limits import BeyondLimits, allowance, held_to
 from convscope.networks.torch.modules import Described
 
+Compiled = Any  # what torch's compiler of scripts makes: a unit, module, graph, block, node, schema or operator
+Value = Any  # of a graph: a tensor, number, text, list, tuple, dictionary or module
+
 
 @dataclass(frozen=True)
 class Code:
@@ -34,15 +37,15 @@ class Code:
         steps: how many operations the pass that is running has done.
     """
 
-    unit: Any
+    unit: Compiled
     trusted: bool
     programs: dict[str, _Program] = field(default_factory=dict)
     steps: _Steps = field(default_factory=lambda: _Steps())
 
-    def __deepcopy__(self, memo: Any) -> Code:
+    def __deepcopy__(self, memo: object) -> Code:
         return self  # a copy of a mirror runs the same functions, and its operations count as the mirror's do
 
-    def program(self, name: str, graph: Any) -> _Program:
+    def program(self, name: str, graph: Compiled) -> _Program:
         """A function, taken apart when it is first called."""
         if name not in self.programs:
             self.programs[name] = _Program(graph, self)
@@ -63,13 +66,13 @@ class _Steps:
     most: int = 0
     images: int = 1
     held: int = 0
-    met: set[Any] = field(default_factory=set)
+    met: set[object] = field(default_factory=set)
 
-    def __deepcopy__(self, memo: Any) -> _Steps:
+    def __deepcopy__(self, memo: object) -> _Steps:
         return self
 
     @contextmanager
-    def counted(self, arguments: Sequence[Any]) -> Iterator[None]:
+    def counted(self, arguments: Sequence[object]) -> Iterator[None]:
         """A call, of the whole or within another."""
         if not self.depth:
             self.done, self.most = 0, limits.current().nodes
@@ -106,11 +109,11 @@ class Scripted(nn.Module):
 
     remembers_nothing = True
 
-    def __init__(self, scripted: Any, code: Code, mirrors: dict[Any, Scripted]) -> None:
+    def __init__(self, scripted: Compiled, code: Code, mirrors: dict[object, Scripted]) -> None:
         super().__init__()
         mirrors[scripted._c] = self
         self._scripted, self._code = scripted._c, code
-        self._programs: dict[str, tuple[_Program, Any]] = {}
+        self._programs: dict[str, tuple[_Program, object]] = {}
         name = str(scripted.original_name)
         own = "torch.nn.modules" in scripted._c._type().qualified_name() and list(scripted.children()) == []
         self.described = Described(name, None if own else "model")
@@ -121,11 +124,11 @@ class Scripted(nn.Module):
         for key, value in scripted.named_buffers(recurse=False):
             self.register_buffer(key, value.detach())
 
-    def forward(self, *arguments: Any) -> Any:
+    def forward(self, *arguments: object) -> object:
         """What the scripted module's `forward` returns."""
         return self.call("forward", arguments)
 
-    def call(self, name: str, arguments: tuple) -> Any:
+    def call(self, name: str, arguments: tuple) -> Value:
         """What one of its methods returns."""
         if name not in self._programs:
             method = self._scripted._get_method(name)
@@ -134,7 +137,7 @@ class Scripted(nn.Module):
         with self._code.steps.counted(arguments):
             return program.call(_filled((self, *arguments), schema))
 
-    def attribute(self, name: str) -> Any:
+    def attribute(self, name: str) -> object:
         """A child, parameter, buffer or plain attribute."""
         for holder in (self._modules, self._parameters, self._buffers):
             if name in holder:
@@ -143,7 +146,7 @@ class Scripted(nn.Module):
 
 
 # What a node does with the values of the graph so far and with those that it is given.
-Doing = Callable[[dict[str, Any], list[Any]], Any]
+Doing = Callable[[dict[str, Value], list[Value]], Value]
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ class _Program:
         block: of TorchScript; code: where the functions are that it calls.
     """
 
-    def __init__(self, block: Any, code: Code) -> None:
+    def __init__(self, block: Compiled, code: Code) -> None:
         self._steps = code.steps
         self.inputs = [value.debugName() for value in block.inputs()]
         self.outputs = [value.debugName() for value in block.outputs()]
@@ -175,7 +178,7 @@ class _Program:
             for node in block.nodes()
         ]
 
-    def run(self, values: dict[str, Any]) -> list[Any]:
+    def run(self, values: dict[str, Value]) -> list[Value]:
         """Its outputs, with `values` by name, to which its own are added."""
         self._steps.take(len(self._nodes) + 1)
         for node in self._nodes:
@@ -186,12 +189,12 @@ class _Program:
                 values.update(zip(node.outputs, returned, strict=True))
         return [values[name] for name in self.outputs]
 
-    def call(self, arguments: Sequence[Any]) -> Any:
+    def call(self, arguments: Sequence[object]) -> Value:
         """Its value for its inputs: one, or a tuple of several."""
         return _one(self.run(dict(zip(self.inputs, arguments, strict=True))))
 
 
-def _bounded(value: Any) -> Any:
+def _bounded(value: Value) -> Value:
     """A value, unless it has grown as none of a network's does: lists and texts can double with each operation."""
     most = _LARGEST.get(type(value))
     if most is not None and not -most() <= (value if type(value) is int else len(value)) < most():
@@ -212,11 +215,11 @@ _LARGEST: Mapping[type, Callable[[], int]] = {
 }
 
 
-def _one(returned: Sequence[Any]) -> Any:
+def _one(returned: Sequence[object]) -> object:
     return returned[0] if len(returned) == 1 else tuple(returned)
 
 
-def _filled(arguments: tuple, schema: Any) -> tuple:
+def _filled(arguments: tuple, schema: Compiled) -> tuple:
     """The arguments of a call with the defaults of those that are not given."""
     missing = schema.arguments[len(arguments) :]
     lacking = [argument.name for argument in missing if not argument.has_default_value()]
@@ -225,7 +228,7 @@ def _filled(arguments: tuple, schema: Any) -> tuple:
     return (*arguments, *(argument.default_value for argument in missing))
 
 
-def _compiled(node: Any, code: Code) -> Doing:
+def _compiled(node: Compiled, code: Code) -> Doing:
     """What a node does with the values of the graph so far and with those that it is given."""
     kind = node.kind()
     if kind == "prim::If":
@@ -249,7 +252,7 @@ def _compiled(node: Any, code: Code) -> Doing:
     return _operation(node, code)
 
 
-def _looped(body: _Program, values: dict[str, Any], given: list[Any]) -> list[Any]:
+def _looped(body: _Program, values: dict[str, Value], given: list[Value]) -> list[Value]:
     """`prim::Loop(most, go on, carried ...)`: its block gives whether to go on, and what is carried."""
     most, going, *carried = given
     count = 0
@@ -260,7 +263,7 @@ def _looped(body: _Program, values: dict[str, Any], given: list[Any]) -> list[An
     return carried
 
 
-def _function(node: Any, code: Code) -> Doing:
+def _function(node: Compiled, code: Code) -> Doing:
     name = next(iter(node.inputs())).type().annotation_str
     found = code.unit.find_function(name)
     if found is None:
@@ -268,51 +271,51 @@ def _function(node: Any, code: Code) -> Doing:
     return lambda values, given: code.program(name, found.graph).call(given[1:])
 
 
-def _constant(node: Any) -> Any:
+def _constant(node: Compiled) -> object:
     output = node.output()
     return None if output.type().kind() == "FunctionType" else output.toIValue()
 
 
-def _get(name: str, given: list[Any]) -> Any:
+def _get(name: str, given: list[Value]) -> object:
     (owner,) = given
     return owner.attribute(name) if isinstance(owner, Scripted) else getattr(owner, name)
 
 
-def _method(name: str, given: list[Any]) -> Any:
+def _method(name: str, given: list[Value]) -> object:
     owner, *arguments = given
     if not isinstance(owner, Scripted):
         raise ModelError(f"the TorchScript file calls the method {name!r} of something that is no module.")
     return owner(*arguments) if name == "forward" else owner.call(name, tuple(arguments))
 
 
-def _set(name: str, given: list[Any]) -> None:
+def _set(name: str, given: list[Value]) -> None:
     raise ModelError(f"the TorchScript file sets its attribute {name!r} in a pass, which convscope does not do.")
 
 
-def _raise(given: list[Any]) -> Any:
+def _raise(given: list[Value]) -> Value:
     raise RuntimeError(str(given[0]) if given else "the scripted code raised an error")
 
 
-def _format(given: list[Any]) -> str:
+def _format(given: list[Value]) -> str:
     """TorchScript's own: each {} in its turn, and nothing that Python's would look up."""
     text, *values = given
     first, *rest = str(text).split("{}")
     return first + "".join(f"{value}{part}" for value, part in zip(values, rest, strict=False))
 
 
-def _changed(method: str, given: list[Any]) -> Any:
+def _changed(method: str, given: list[Value]) -> Value:
     """A list or dictionary after one of its methods has changed it."""
     getattr(given[0], method)(*given[1:])
     return given[0]
 
 
-_NAMED: Mapping[str, Callable[[str, list[Any]], Any]] = {
+_NAMED: Mapping[str, Callable[[str, list[Value]], object]] = {
     "prim::GetAttr": _get,
     "prim::CallMethod": _method,
     "prim::SetAttr": _set,
 }
 
-_STRUCTURE: Mapping[str, Callable[[list[Any]], Any]] = {
+_STRUCTURE: Mapping[str, Callable[[list[Value]], Value]] = {
     "prim::ListConstruct": lambda given: list(given),
     "prim::TupleConstruct": lambda given: tuple(given),
     "prim::DictConstruct": lambda given: dict(zip(given[::2], given[1::2], strict=True)),
@@ -361,7 +364,7 @@ _STRUCTURE: Mapping[str, Callable[[list[Any]], Any]] = {
 }
 
 
-def _times(left: Any, right: Any) -> Any:
+def _times(left: Value, right: Value) -> object:
     for values, count in ((left, right), (right, left)):
         if isinstance(values, list | str) and len(values) * count > limits.current().entries:
             raise BeyondLimits(
@@ -372,7 +375,7 @@ def _times(left: Any, right: Any) -> Any:
     return left * right
 
 
-def _power(base: Any, exponent: Any) -> Any:
+def _power(base: Value, exponent: Value) -> object:
     """Python computes a power of whole numbers in full, and can't be interrupted at it."""
     whole = isinstance(base, int) and isinstance(exponent, int)
     if whole and abs(base) > 1 and exponent > 63:
@@ -381,7 +384,7 @@ def _power(base: Any, exponent: Any) -> Any:
 
 
 # Operators that TorchScript also has for numbers and lists, where Python's own do the same.
-_PLAIN: Mapping[str, Callable[..., Any]] = {
+_PLAIN: Mapping[str, Callable[..., object]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": _times,
@@ -408,7 +411,7 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _operation(node: Any, code: Code) -> Doing:
+def _operation(node: Compiled, code: Code) -> Doing:
     """An operator of ATen: torch's own, or Python's where no tensor is among what it is given."""
     space, _, name = node.kind().partition("::")
     plain = _PLAIN.get(name)
@@ -420,7 +423,7 @@ def _operation(node: Any, code: Code) -> Doing:
     if call is None and odd is None:
         odd = f"the operator {node.kind()}, which can't be run from Python"
 
-    def operation(_: dict[str, Any], given: list[Any]) -> Any:
+    def operation(_: dict[str, object], given: list[Value]) -> Value:
         if plain is not None and not any(isinstance(value, torch.Tensor) for value in given):
             return plain(*given)
         if odd is not None:  # said only where it would run: a branch may never be taken
@@ -432,7 +435,7 @@ def _operation(node: Any, code: Code) -> Doing:
     return operation
 
 
-def _within_limits(code: Code, call: Any, places: list[Any], named: dict[str, Any]) -> Any:
+def _within_limits(code: Code, call: Compiled, places: list[Value], named: dict[str, object]) -> object:
     """What an operator makes. Shapes and numbers that it has not met yet are checked beforehand."""
     if code.trusted:
         return call(*places, **named)
@@ -449,7 +452,7 @@ def _within_limits(code: Code, call: Any, places: list[Any], named: dict[str, An
     return made
 
 
-def _form(values: Sequence[Any]) -> Any:
+def _form(values: Sequence[object]) -> object:
     """What decides how much an operator makes."""
     return tuple(
         (value.shape, value.dtype, value.device)

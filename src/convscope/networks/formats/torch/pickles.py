@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 
 from convscope import limits
 from convscope.errors import ModelError, one_line
 from convscope.networks.formats import archives, pickles
-from convscope.networks.formats.pickles import Made
+from convscope.networks.formats.pickles import Made, Value
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what files from before the zip archives begin with
 
@@ -126,10 +126,10 @@ def table(name: str) -> Made | None:
     return None
 
 
-_NONE: Any = object()
+_NONE: Value = object()
 
 
-def _storage_dtype(name: str) -> Any:
+def _storage_dtype(name: str) -> Value:
     home, _, kind = name.rpartition(".")
     return _STORAGES.get(kind, _NONE) if home in ("torch", "torch.storage", "torch.cuda") else _NONE
 
@@ -140,23 +140,23 @@ def _dtype_named(name: str) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def _ordered(pairs: Any = ()) -> dict:
+def _ordered(pairs: Iterable[Value] = ()) -> dict:
     return dict(_pair(pair) for pair in pairs)
 
 
-def _pair(pair: Any) -> tuple[str, Any]:
+def _pair(pair: Value) -> tuple[str, object]:
     key, value = pair
     pickles.check_key(key)
     return key, value
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Declared:
+def _tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> Declared:
     if not isinstance(storage, Storage) or storage.dtype is None:
         raise TypeError("a tensor without a storage")
     return _declared(storage, (offset, shape, strides), storage.dtype)
 
 
-def _tensor_of_type(storage: Any, *arguments: Any) -> Declared:
+def _tensor_of_type(storage: object, *arguments: object) -> Declared:
     offset, shape, strides, _, _, dtype, *_ = arguments
     found = _dtype_named(dtype.name) if isinstance(dtype, pickles.Named) else None
     if not isinstance(storage, Storage) or found is None:
@@ -164,7 +164,9 @@ def _tensor_of_type(storage: Any, *arguments: Any) -> Declared:
     return _declared(storage, (offset, shape, strides), found)
 
 
-def _quantized(storage: Any, offset: Any, shape: Any, strides: Any, quantizer: Any, *_: Any) -> Declared:
+def _quantized(
+    storage: object, offset: object, shape: object, strides: object, quantizer: object, *_: object
+) -> Declared:
     made = _tensor(storage, offset, shape, strides)
     if not isinstance(quantizer, tuple) or len(quantizer) not in (3, 4):
         raise TypeError("a quantized tensor without a scale")
@@ -173,7 +175,7 @@ def _quantized(storage: Any, offset: Any, shape: Any, strides: Any, quantizer: A
     return replace(made, quantizer=quantizer)
 
 
-def _declared(storage: Storage, place: tuple[Any, Any, Any], dtype: torch.dtype) -> Declared:
+def _declared(storage: Storage, place: tuple[Value, Value, Value], dtype: torch.dtype) -> Declared:
     offset, shape, strides = place
     numbers = (offset, *shape, *strides)
     if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or len(shape) != len(strides):
@@ -195,20 +197,20 @@ def _declared(storage: Storage, place: tuple[Any, Any, Any], dtype: torch.dtype)
     return made
 
 
-def _parameter(tensor: Any, *_: Any) -> Declared:
+def _parameter(tensor: object, *_: object) -> Declared:
     if not isinstance(tensor, Declared):
         raise TypeError("a parameter that is no tensor")
     return replace(tensor, is_parameter=True)
 
 
-def _of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+def _of_type(function: object, _: object, arguments: Iterable[object], *__: object) -> object:
     if not isinstance(function, pickles.Named) or function.name not in _REBUILDERS or function.name == _OF_TYPE:
         raise TypeError("a tensor that is made by what makes no tensors")
     return _REBUILDERS[function.name](*arguments)
 
 
 _OF_TYPE = "torch._tensor._rebuild_from_type_v2"
-_REBUILDERS: Mapping[str, Callable[..., Any]] = {
+_REBUILDERS: Mapping[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_type,
@@ -219,7 +221,7 @@ _REBUILDERS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def stored(told: Any) -> Storage:
+def stored(told: object) -> Storage:
     """What a pickle says of a storage: ("storage", type, key, location, count).
 
     Raises:
@@ -246,10 +248,10 @@ def stored(told: Any) -> Storage:
 class Checkpoint:
     """A checkpoint that is open: its value, with a `Declared` for each tensor, and where the bytes are."""
 
-    value: Any
+    value: Value
     bytes_of: Callable[[Storage], bytearray]
 
-    def tensor(self, declared: Declared, held: dict[Any, bytearray]) -> torch.Tensor:
+    def tensor(self, declared: Declared, held: dict[object, bytearray]) -> torch.Tensor:
         """A tensor of the file; `held` keeps the storages that others share."""
         storage = declared.storage
         if storage not in held:
@@ -353,7 +355,7 @@ def _of_pickles(file: IO[bytes]) -> Checkpoint:
         raise ValueError("it was written on a machine of another byte order")
     asked: dict[str, Storage] = {}
 
-    def persistent(told: Any) -> Storage:
+    def persistent(told: object) -> Storage:
         storage = stored(told)
         asked[storage.key] = storage
         if len(asked) > limits.current().entries:

@@ -26,6 +26,7 @@ from torch._export.serde import schema
 from convscope import limits
 from convscope.errors import ModelError, option
 from convscope.networks.formats.torch import operators as torch_operators
+from convscope.schema import Json
 
 
 class Odd(Exception):
@@ -42,7 +43,10 @@ class Odd(Exception):
         self.where, self.found, self.code = where, found, code
 
 
-def parsed(data: bytes, name: str) -> Any:
+Hint = Any  # a type as the schema of PyTorch writes it
+
+
+def parsed(data: bytes, name: str) -> Json:
     """JSON in a member of the archive.
 
     Raises:
@@ -59,14 +63,14 @@ def parsed(data: bytes, name: str) -> Any:
     return found
 
 
-def _once(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(name: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise Odd(name, "a key that is there twice")
     return found
 
 
-def _check_size(value: Any, name: str) -> None:
+def _check_size(value: object, name: str) -> None:
     """Level by level: how deep it is, and how many values it has."""
     level, count = [value], 0
     for _ in range(limits.current().depth):
@@ -79,7 +83,7 @@ def _check_size(value: Any, name: str) -> None:
     raise Odd(name, f"values nested too deeply ({limits.how_to_raise('depth')})")
 
 
-def _inner(value: Any) -> Iterator[Any]:
+def _inner(value: object) -> Iterator[object]:
     if isinstance(value, dict):
         return iter(value.values())
     return iter(value if isinstance(value, list) else ())
@@ -88,7 +92,7 @@ def _inner(value: Any) -> Iterator[Any]:
 # -- the walk along the schema ---------------------------------------------------------------------------
 
 
-def cleaned(kind: Any, data: Any, where: str = "", field: tuple[str, str] = ("", "")) -> Any:
+def cleaned(kind: object, data: object, where: str = "", field: tuple[str, str] = ("", "")) -> Json:
     """Data as a class of the schema, with nothing in it that is not known to be harmless.
 
     Args:
@@ -121,7 +125,7 @@ def cleaned(kind: Any, data: Any, where: str = "", field: tuple[str, str] = ("",
     return _scalar(kind, data, where, field)
 
 
-def _resolved(kind: Any) -> Any:
+def _resolved(kind: Hint) -> Hint:
     if isinstance(kind, typing.ForwardRef):
         kind = kind.__forward_arg__
     if isinstance(kind, str):
@@ -130,18 +134,18 @@ def _resolved(kind: Any) -> Any:
 
 
 @functools.cache
-def _fields(kind: type) -> Mapping[str, Any]:
+def _fields(kind: type) -> Mapping[str, Hint]:
     hints = typing.get_type_hints(kind, globalns=vars(schema))
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _a(kind: type, data: Any, where: str) -> Any:
+def _a(kind: type, data: object, where: str) -> Json:
     if not isinstance(data, kind):
         raise Odd(where, f"a {type(data).__name__} where a {kind.__name__} has to be")
     return data
 
 
-def _of_class(kind: type, data: Any, where: str) -> dict[str, Any]:
+def _of_class(kind: type, data: Json, where: str) -> dict[str, Json]:
     fields = _fields(kind)
     unknown = next((key for key in _a(dict, data, where) if key not in fields), None)
     if unknown is not None:
@@ -156,7 +160,7 @@ def _of_class(kind: type, data: Any, where: str) -> dict[str, Any]:
     return found
 
 
-def _of_union(kind: type, data: Any, where: str) -> dict[str, Any]:
+def _of_union(kind: type, data: Json, where: str) -> dict[str, Json]:
     if len(_a(dict, data, where)) != 1:
         raise Odd(where, f"{len(data)} kinds of value at once")
     ((tag, value),) = data.items()
@@ -167,7 +171,7 @@ def _of_union(kind: type, data: Any, where: str) -> dict[str, Any]:
     return {tag: cleaned(_fields(kind)[tag], value, f"{where}.{tag}", (kind.__name__, tag))}
 
 
-def _scalar(kind: Any, data: Any, where: str, field: tuple[str, str]) -> Any:
+def _scalar(kind: object, data: object, where: str, field: tuple[str, str]) -> Json:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         if type(data) is not int or data not in {member.value for member in kind}:
             raise Odd(where, f"{ascii(data)[:60]}, which is no {kind.__name__}")
@@ -360,7 +364,7 @@ def _is_spec(text: str) -> bool:
     return known and all(_is_name(key) for key in _names_of_arguments(node))
 
 
-def _names_of_arguments(node: Any) -> list[Any]:
+def _names_of_arguments(node: Json) -> list[Json]:
     """The keys of the second part of (positions, keywords): torch writes them into Python as names of arguments."""
     parts = node["children_spec"]
     if len(parts) != 2 or parts[1]["type"] != "builtins.dict":
@@ -368,7 +372,7 @@ def _names_of_arguments(node: Any) -> list[Any]:
     return list(map(str, json.loads(parts[1]["context"])))
 
 
-def _is_node(node: Any, depth: int) -> bool:
+def _is_node(node: object, depth: int) -> bool:
     """A leaf, or a tuple, list or dict of nodes. For other kinds torch imports the class that the text names."""
     if depth < 0 or not isinstance(node, dict) or set(node) != {"type", "context", "children_spec"}:
         return False
@@ -385,7 +389,7 @@ def _is_node(node: Any, depth: int) -> bool:
 _is_key = _matching(r"[\w ./:@-]{0,200}")
 
 
-def _is_keys(context: Any, count: int) -> bool:
+def _is_keys(context: Json, count: int) -> bool:
     try:
         keys = json.loads(context)
     except (ValueError, TypeError, RecursionError):
@@ -405,7 +409,7 @@ _REFUSED: Mapping[tuple[str, str], str] = {
 }
 
 # Nothing of it is needed to run a graph: it is not passed on.
-_LEFT_OUT: Mapping[tuple[str, str], Any] = {
+_LEFT_OUT: Mapping[tuple[str, str], Json] = {
     ("ExportedProgram", "guards_code"): [],
     ("ExportedProgram", "torch_version"): "",
     ("GraphModule", "metadata"): {},
@@ -456,12 +460,12 @@ _KEYS: Mapping[tuple[str, str], Callable[[str], bool]] = {
 }
 
 
-def _no_pickle(payload: dict[str, Any], where: str) -> None:
+def _no_pickle(payload: dict[str, object], where: str) -> None:
     if payload.get("use_pickle") or payload.get("tensor_meta") is None:
         raise Odd(where, "a pickled object", code=True)
 
 
-def _small_power(node: dict[str, Any], where: str) -> None:
+def _small_power(node: dict[str, Json], where: str) -> None:
     """Python computes a power of whole numbers in full, and can't be interrupted at it."""
     if node.get("target") != "_operator.pow":
         return
@@ -470,13 +474,13 @@ def _small_power(node: dict[str, Any], where: str) -> None:
         raise Odd(where, "a power whose exponent is no small number", code=True)
 
 
-_TOGETHER: Mapping[str, Callable[[dict[str, Any], str], None]] = {"PayloadMeta": _no_pickle, "Node": _small_power}
+_TOGETHER: Mapping[str, Callable[[dict[str, Json], str], None]] = {"PayloadMeta": _no_pickle, "Node": _small_power}
 
 # What an export notes of each operation; the first alone is of use here.
 _NOTES = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "custom", "from_node")
 
 
-def program(data: Any) -> dict[str, Any]:
+def program(data: object) -> dict[str, Json]:
     """The description of an exported program, cleaned.
 
     Raises:
@@ -488,7 +492,7 @@ def program(data: Any) -> dict[str, Any]:
     return found
 
 
-def _without_notes(data: Any) -> None:
+def _without_notes(data: Json) -> None:
     """Leave out of each operation what torch would keep and nobody reads: traces, functions by name, notes."""
     waiting = [data]
     while waiting:
@@ -502,7 +506,7 @@ def _without_notes(data: Any) -> None:
             part["metadata"] = {key: text for key, text in notes.items() if key == "nn_module_stack"}
 
 
-def nbytes(meta: Mapping[str, Any]) -> tuple[int, int, int]:
+def nbytes(meta: Mapping[str, Json]) -> tuple[int, int, int]:
     """Of a tensor's description: how many bytes it spans, how many its values take, and those of one value.
 
     Raises:
@@ -519,7 +523,7 @@ def nbytes(meta: Mapping[str, Any]) -> tuple[int, int, int]:
     return span * item, count * item, item
 
 
-def _plain(told: Mapping[str, Any]) -> int:
+def _plain(told: Mapping[str, Json]) -> int:
     number = told.get("as_int")
     if number is None or number < 0:
         raise Odd("tensor_meta", "a weight whose sizes are no plain numbers")

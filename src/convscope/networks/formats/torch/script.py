@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,7 +36,7 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
     """
     path = file.path
     unit = torch._C.CompilationUnit()  # as torch.jit.load does, which does not return the functions of the file
-    source: Any = str(path) if trust else _compilable(path)
+    source: object = str(path) if trust else _compilable(path)
     load = torch._C.import_ir_module if trust else torch._C.import_ir_module_from_buffer
     scripted = _loaded(unit, load, source, path)
     code = Code(unit, trust)
@@ -46,7 +45,7 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
     return OpenedModule(Scripted(scripted, code, {}), origin)
 
 
-def _loaded(unit: Any, load: Callable[..., Any], source: Any, path: Path) -> Any:
+def _loaded(unit: object, load: Callable[..., object], source: object, path: Path) -> torch.jit.ScriptModule:
     try:
         loaded = load(unit, source, torch.device("cpu"), {}, False)
         return torch.jit._recursive.wrap_cpp_module(loaded).eval()
@@ -159,7 +158,7 @@ def _check_pickle(archive: archives.Archive, name: str, data: bytes) -> None:
 
     read = 0
 
-    def storage(told: Any) -> torch_pickles.Storage:
+    def storage(told: object) -> torch_pickles.Storage:
         """PyTorch reads a storage again at each place that names it."""
         nonlocal read
         found = torch_pickles.in_archive(archive, folder, torch_pickles.stored(told))
@@ -195,7 +194,7 @@ def _of_tensors(name: str) -> pickles.Made | None:
     return torch_pickles.table(name) if known or name.endswith("Storage") else None
 
 
-def _typed(value: Any, name: Any) -> Any:
+def _typed(value: object, name: object) -> object:
     """A list or dictionary with its type as text, which torch parses."""
     if not isinstance(name, str) or len(name) > 4096 or name.count("[") > 40:
         raise ValueError("a type that no file has")
@@ -204,7 +203,7 @@ def _typed(value: Any, name: Any) -> Any:
     return value
 
 
-_LISTS: Mapping[str, Callable[..., Any]] = {
+_LISTS: Mapping[str, Callable[..., object]] = {
     "torch.jit._pickle.restore_type_tag": _typed,
     **{f"torch.jit._pickle.build_{kind}list": lambda value: value for kind in ("int", "tensor", "double", "bool")},
 }

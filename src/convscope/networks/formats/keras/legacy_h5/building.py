@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from convscope.errors import ModelError
+from convscope.networks.foreign import KerasModel
 from convscope.networks.formats.keras import config as keras_config
 from convscope.networks.formats.keras.legacy_h5.migrations.arguments import hard_sigmoid_of_keras_2
 from convscope.networks.formats.keras.legacy_h5.nodes import MODELS, Node, config_of, layers_of
@@ -82,7 +81,7 @@ def is_builtin(name: str) -> bool:
     return name in MODELS or (isinstance(found, type) and issubclass(found, keras.layers.Layer))
 
 
-def registered_key(name: Any) -> str | None:
+def registered_key(name: object) -> str | None:
     """The key of a registered object: "Mine" also finds "package>Mine", as old files leave it out."""
     from keras import saving
 
@@ -92,7 +91,7 @@ def registered_key(name: Any) -> str | None:
     return next((key for key in known if key == name or key.endswith(f">{name}")), None)
 
 
-def model_of(stored: Stored, trust: bool) -> Any:
+def model_of(stored: Stored, trust: bool) -> KerasModel:
     """The model with fresh weights.
 
     Raises:

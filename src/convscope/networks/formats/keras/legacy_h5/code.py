@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from convscope.errors import ModelError, option
 from convscope.networks.formats.keras.legacy_h5.stored import Stored
@@ -30,7 +29,7 @@ def refuse_code(stored: Stored, trust: bool) -> None:
         raise ModelError(f"{head}. If you trust the file, give {option('trust=True')} to run it.", code="needs-trust")
 
 
-def code_layers(item: Any, layer: str) -> Iterator[tuple[str, str, bool]]:
+def code_layers(item: object, layer: str) -> Iterator[tuple[str, str, bool]]:
     """Class and name of the layers that hold code, and whether it is bytecode as Keras 1 and 2 wrote it."""
     if isinstance(item, dict):
         config, class_name = item.get("config"), item.get("class_name")
@@ -45,7 +44,7 @@ def code_layers(item: Any, layer: str) -> Iterator[tuple[str, str, bool]]:
             yield from code_layers(child, layer)
 
 
-def _is_bytecode(config: Any) -> bool:
+def _is_bytecode(config: object) -> bool:
     """True if an argument is the list `[code, defaults, closure]` that Keras 1 and 2 made of a lambda."""
     if not isinstance(config, dict):
         return False

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convscope.errors import ModelError
+from convscope.networks.foreign import KerasModel
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.files import KINDS, ModelFile
 from convscope.networks.formats.hdf5 import Contents
@@ -47,7 +47,7 @@ class Opened:
             where the file could be taken as it is.
     """
 
-    model: Any
+    model: KerasModel
     version: str
     translated: tuple[str, ...]
 
@@ -77,7 +77,7 @@ def read(file: ModelFile, trust: bool = False) -> Opened:
     return Opened(model, stored.version, tuple(said))
 
 
-def build(path: Path, version: str, config: Node, size: int, trust: bool) -> tuple[Any, list[str]]:
+def build(path: Path, version: str, config: Node, size: int, trust: bool) -> tuple[KerasModel, list[str]]:
     """A model with fresh weights from a config of Keras 2 that came from elsewhere, and what was translated.
 
     Args:
@@ -103,7 +103,7 @@ def holds_layers(contents: Contents) -> bool:
     return bool(listed(contents, "", "layer_names")) or "model_weights" in contents.groups
 
 
-def fill(model: Any, path: Path, contents: Contents) -> list[str]:
+def fill(model: KerasModel, path: Path, contents: Contents) -> list[str]:
     """Give a model that code has made the weights in a file of Keras 1 or 2, by names of layers and weights.
 
     Where layers differ from the file's in their automatic numbers alone (conv2d_1, conv2d_5), their order within the

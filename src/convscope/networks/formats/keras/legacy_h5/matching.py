@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from convscope.networks.foreign import KerasLayer, KerasVariable
 from convscope.networks.formats.keras.legacy_h5.nodes import Scope
 from convscope.networks.formats.keras.legacy_h5.stored import Weight
 
@@ -24,8 +24,8 @@ class Slot:
     """A variable of the model and the way to it: the layers around it, outermost first."""
 
     scope: Scope
-    owner: Any
-    variable: Any
+    owner: KerasLayer
+    variable: KerasVariable
 
     @property
     def path(self) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-Node = dict[str, Any]  # a serialised object: {"class_name": ..., "config": ...}
+from convscope.schema import Json
+
+Node = dict[str, Json]  # a serialised object: {"class_name": ..., "config": ...}
 Scope = tuple[str, ...]  # names of layers from the outside to the inside
 
 
@@ -14,7 +15,7 @@ INNER = ("layers", "layer", "forward_layer", "backward_layer", "cell", "cells", 
 MODELS = {"Sequential", "Functional", "Model"}
 
 
-def is_node(item: Any) -> bool:
+def is_node(item: object) -> bool:
     """True for a serialised object with a class and a config."""
     return (
         isinstance(item, dict)
@@ -50,7 +51,7 @@ def is_graph(layer: Node) -> bool:
     return "output_layers" in config and all(isinstance(node, list) for node in nodes)
 
 
-def references(item: Any) -> Iterator[list[Any]]:
+def references(item: object) -> Iterator[list[Json]]:
     """The references `["layer", node, tensor, ...]` in inbound nodes and in lists of inputs and outputs."""
     if not isinstance(item, (list, dict)):
         return
@@ -61,7 +62,7 @@ def references(item: Any) -> Iterator[list[Any]]:
         yield from references(child)
 
 
-def set_value(config: Node, key: str, value: Any) -> bool:
+def set_value(config: Node, key: str, value: object) -> bool:
     """Set a value; True if it was another one."""
     changed = key not in config or config[key] != value
     config[key] = value

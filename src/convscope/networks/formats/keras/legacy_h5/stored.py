@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from convscope.errors import ModelError, option
 from convscope.networks.formats.hdf5 import Contents, Dataset
@@ -158,7 +157,7 @@ def weights_of(contents: Contents, old_names: bool, top: str) -> dict[str, list[
     }
 
 
-def _owner(path: str, layers: Mapping[str, Any]) -> str:
+def _owner(path: str, layers: Mapping[str, object]) -> str:
     """The layer that a path belongs to. Names may contain "/": of "conv1" and "conv1/bn" the longer one is it."""
     parts = path.split("/")
     starts = ("/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from convscope.errors import ModelError
+from convscope.networks.foreign import KerasLayer, KerasModel
 from convscope.networks.formats.keras.legacy_h5.matching import Slot, match
 from convscope.networks.formats.keras.legacy_h5.nodes import Scope
 from convscope.networks.formats.keras.legacy_h5.stored import TOP, Stored, Weight
@@ -62,7 +62,7 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-def fill_model(model: Any, stored: Stored) -> list[str]:
+def fill_model(model: KerasModel, stored: Stored) -> list[str]:
     """Give each variable its dataset; what had to be said.
 
     Raises:
@@ -87,7 +87,7 @@ def fill_model(model: Any, stored: Stored) -> list[str]:
     return said + [layout.said for layout in used]
 
 
-def _places(model: Any) -> Iterator[tuple[str, list[Slot]]]:
+def _places(model: KerasModel) -> Iterator[tuple[str, list[Slot]]]:
     """For each group of weights its name and the variables, in the order of the file format."""
     inside: set[int] = set()
     for layer in model.layers:
@@ -97,13 +97,13 @@ def _places(model: Any) -> Iterator[tuple[str, list[Slot]]]:
     yield TOP, [Slot((), model, variable) for variable in model.weights if id(variable) not in inside]
 
 
-def _slots(layer: Any, scope: Scope) -> list[Slot]:
+def _slots(layer: KerasLayer, scope: Scope) -> list[Slot]:
     """The variables in and below a layer, the trainable ones first: so the file format orders them."""
     found = {id(slot.variable): slot for slot in _walk(layer, scope)}
     return [found[id(variable)] for variable in [*layer.trainable_weights, *layer.non_trainable_weights]]
 
 
-def _walk(layer: Any, scope: Scope) -> Iterator[Slot]:
+def _walk(layer: KerasLayer, scope: Scope) -> Iterator[Slot]:
     children = layer._flatten_layers(include_self=False, recursive=False)
     below = [slot for child in children for slot in _walk(child, (*scope, child.name))]
     taken = {id(slot.variable) for slot in below}
@@ -111,7 +111,7 @@ def _walk(layer: Any, scope: Scope) -> Iterator[Slot]:
     yield from below
 
 
-def _strays(model: Any, stored: Stored) -> list[str]:
+def _strays(model: KerasModel, stored: Stored) -> list[str]:
     """Datasets in groups of layers that the model does not have."""
     known = {layer.name for layer in model.layers} | {TOP}
     strays = {name: weights for name, weights in stored.weights.items() if name not in known}
@@ -147,7 +147,7 @@ def _assign(pairs: Sequence[tuple[Weight, Slot]], stored: Stored) -> None:
         slot.variable.assign(np.array(value))  # a copy: torch takes no negative strides
 
 
-def _finalize(model: Any) -> None:
+def _finalize(model: KerasModel) -> None:
     """Normalization computes what it uses from its weights when told that they are there."""
     for layer in model._flatten_layers():
         if hasattr(layer, "finalize_state"):

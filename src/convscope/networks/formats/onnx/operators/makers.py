@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from convscope.errors import ModelError
+from convscope.networks.foreign import Structure
 from convscope.networks.formats.onnx.operators.node import Node, enter, ints, operator
 from convscope.networks.formats.onnx.operators.shapes import TYPES
 
@@ -53,7 +53,7 @@ def _eye_like(n: Node, x: Tensor) -> Tensor:
 
 
 @operator("dropout", "Dropout")
-def _dropout(n: Node, x: Tensor, ratio: Any = None, training: Any = None) -> Any:
+def _dropout(n: Node, x: Tensor, ratio: Structure = None, training: object = None) -> object:
     if training is not None and bool(training) and float(0.5 if ratio is None else ratio) > 0:
         raise ModelError(f"the node {n.name} drops values (training_mode); export the model in eval mode.")
     if n.outputs == 1:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
+
+from convscope.networks.foreign import Attribute, Structure
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Batch:
     declared: int | None = None
     actual: int = 1
     held: int = 0
-    met: set[Any] = field(default_factory=set)
+    met: set[object] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,16 @@ class Node:
     name: str
     operator: str
     opset: int
-    attributes: dict[str, Any]
+    attributes: dict[str, Attribute]
     outputs: int = 1
     batch: Batch = field(default_factory=Batch)
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: Attribute = None) -> Attribute:
         """An attribute."""
         return self.attributes.get(key, default)
 
 
-Operator = Callable[..., Any]
+Operator = Callable[..., Structure]
 OPERATORS: dict[str, tuple[str, Operator]] = {}
 
 
@@ -55,7 +56,7 @@ def operator(kind: str, *names: str) -> Callable[[Operator], Operator]:
     return entered
 
 
-def enter(kind: str, **functions: Callable[..., Any]) -> None:
+def enter(kind: str, **functions: Callable[..., object]) -> None:
     """Enter functions that need nothing of the node as operators of their names, layers of `kind`."""
     for name, function in functions.items():
         OPERATORS[name] = (kind, lambda n, *inputs, _of=function: _of(*inputs))
@@ -72,7 +73,7 @@ READS_NUMBERS = frozenset(
 )
 
 
-def ints(x: Any) -> list[int]:
+def ints(x: Structure) -> list[int]:
     """The values of a tensor or a list as Python numbers."""
     return [int(value) for value in (x.reshape(-1).tolist() if isinstance(x, Tensor) else x)]
 

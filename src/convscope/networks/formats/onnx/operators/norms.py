@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from convscope.errors import ModelError
+from convscope.networks.foreign import Structure
 from convscope.networks.formats.onnx.operators.node import Node, enter, operator
 
 
@@ -53,7 +52,7 @@ def _group_norm(n: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @operator("norm", "LayerNormalization")
-def _layer_norm(n: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+def _layer_norm(n: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Structure:
     axis = n.get("axis", -1) % x.dim()
     over = tuple(range(axis, x.dim()))
     mean = x.mean(dim=over, keepdim=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from convscope.errors import ModelError
+from convscope.networks.foreign import Structure
 from convscope.networks.formats.onnx.operators.node import Node, enter, ints, of_batch, operator
 
 
@@ -62,7 +62,7 @@ def _concat(n: Node, *inputs: Tensor) -> Tensor:
 
 
 @operator("reshape", "Split")
-def _split(n: Node, x: Tensor, sizes: Tensor | None = None) -> Any:
+def _split(n: Node, x: Tensor, sizes: Tensor | None = None) -> Structure:
     axis = n.get("axis", 0)
     given = n.get("split") if sizes is None else ints(sizes)
     if given is None:
@@ -154,7 +154,8 @@ enter("other", NonZero=lambda x: torch.nonzero(x).t())
 
 @operator("resize", "GridSample")
 def _grid_sample(n: Node, x: Tensor, grid: Tensor) -> Tensor:
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(n.get("mode", "linear"), n.get("mode", "linear"))
+    name: str = n.get("mode", "linear")
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(name, name)
     return F.grid_sample(x, grid, mode, n.get("padding_mode", "zeros"), bool(n.get("align_corners", 0)))
 
 
@@ -162,7 +163,7 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate",
 
 
 @operator("padding", "Pad")
-def _pad(n: Node, x: Tensor, pads: Tensor | None = None, value: Any = None, axes: Tensor | None = None) -> Tensor:
+def _pad(n: Node, x: Tensor, pads: Tensor | None = None, value: Structure = None, axes: Tensor | None = None) -> Tensor:
     given = list(n.get("pads", n.get("paddings", []))) if pads is None else ints(pads)
     over = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in ints(axes)]
     constant = float(n.get("value", 0.0) if value is None else value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import onnx.defs
 
 from convscope.errors import ModelError
+from convscope.networks.foreign import Attribute, Structure
 from convscope.networks.formats.onnx.operators.node import OPERATORS
 
 _KINDS: dict[str, tuple[type, ...]] = {"FLOAT": (int, float), "INT": (int,), "STRING": (str,), "TENSOR": (np.ndarray,)}
@@ -65,9 +65,9 @@ _MOST = 2**31 - 1
 
 def check_node(
     operator: str,
-    inputs: Sequence[Any],
+    inputs: Sequence[Structure],
     outputs: Sequence[str],
-    attributes: dict[str, Any],
+    attributes: dict[str, object],
     refused: Callable[[str], ModelError],
 ) -> None:
     """Make sure that a node follows the ONNX definition; attributes that ONNX does not name are dropped.
@@ -96,11 +96,11 @@ def check_node(
             raise refused(f"its attribute {name!r} is {attributes[name]!r:.80}")
 
 
-def _listed(value: Any) -> Sequence[Any]:
+def _listed(value: object) -> Sequence[Attribute]:
     return value if isinstance(value, list) else [value]
 
 
-def _fits(value: Any, kinds: set[str]) -> bool:
+def _fits(value: object, kinds: set[str]) -> bool:
     if not isinstance(value, list):
         return any(isinstance(value, _KINDS.get(kind, ())) for kind in kinds)
     items = [_KINDS.get(kind.removesuffix("S"), ()) for kind in kinds if kind.endswith("S")]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from typing import Any
 
+from convscope.networks.foreign import Tensor
 from convscope.networks.formats.keras.legacy_h5.nodes import MODELS, Node, config_of, is_node, references, set_value
 from convscope.networks.formats.keras.legacy_h5.stored import Stored
+from convscope.schema import Json
 
 
 def axis_list(layer: Node, stored: Stored) -> bool:
@@ -24,7 +25,7 @@ def axis_list(layer: Node, stored: Stored) -> bool:
 
 def dtype_policy(layer: Node, stored: Stored) -> bool:
     """tf.keras 2.1 to 2.15: a mixed-precision `Policy` is today's `DTypePolicy`."""
-    policy: Any = config_of(layer).get("dtype")
+    policy: Json = config_of(layer).get("dtype")
     if not is_node(policy) or policy["class_name"] not in ("Policy", "PolicyV1"):
         return False
     name = config_of(policy).get("name")
@@ -128,7 +129,7 @@ def activation_name(layer: Node, stored: Stored) -> bool:
     return bool(old)
 
 
-def hard_sigmoid_of_keras_2(x: Any) -> Any:
+def hard_sigmoid_of_keras_2(x: Tensor) -> Tensor:
     """Keras 1 and 2: 0.2 x + 0.5 between 0 and 1."""
     from keras import ops
 
@@ -162,7 +163,7 @@ def tensorflow_operation(layer: Node, stored: Stored) -> bool:
     return True
 
 
-def _as_layer(function: Any, nodes: list[Any]) -> tuple[str, Node] | None:
+def _as_layer(function: object, nodes: list[object]) -> tuple[str, Node] | None:
     """The layer that does what the TensorFlow function does in all its calls, or None where there is none."""
     calls = [_only_reference(node)[3:] for node in nodes]
     options = [{key: value for key, value in call[0].items() if value is not None} for call in calls if call]
@@ -177,7 +178,7 @@ def _as_layer(function: Any, nodes: list[Any]) -> tuple[str, Node] | None:
     return None
 
 
-def _only_reference(node: Any) -> list[Any]:
+def _only_reference(node: object) -> list[Json]:
     """The one reference of a node that has one, else an empty list."""
     found = list(references(node))
     return found[0] if len(found) == 1 else []

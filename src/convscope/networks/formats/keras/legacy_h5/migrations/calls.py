@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from convscope.networks.formats.keras.legacy_h5.nodes import (
     MODELS,
     Node,
@@ -77,13 +75,13 @@ def keyword_tensor(layer: Node, stored: Stored) -> bool:
     return changed
 
 
-def _tensor(reference: list[Any]) -> Node:
+def _tensor(reference: list[object]) -> Node:
     # Keras 3 uses the history alone.
     config = {"shape": [], "dtype": "float32", "keras_history": reference[:3]}
     return {"class_name": "__keras_tensor__", "config": config}
 
 
-def _with_tensors(item: Any) -> Any:
+def _with_tensors(item: object) -> object:
     if isinstance(item, dict):
         return {key: _with_tensors(child) for key, child in item.items()}
     if isinstance(item, list) and next(references(item), None) is item:

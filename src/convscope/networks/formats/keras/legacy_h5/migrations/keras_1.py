@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from convscope.networks.formats.keras.legacy_h5.building import is_builtin
 from convscope.networks.formats.keras.legacy_h5.nodes import MODELS, Node, config_of, set_value
 from convscope.networks.formats.keras.legacy_h5.stored import Stored
+from convscope.schema import Json
 
 KERAS_1_CLASSES = {
     "Convolution1D": "Conv1D",
@@ -108,7 +107,7 @@ def keras_1_arguments(layer: Node, stored: Stored) -> bool:
     return config != before
 
 
-def _keras_1_value(key: str, value: Any) -> Any:
+def _keras_1_value(key: str, value: Json) -> object:
     if key == "unit_forget_bias":
         return value == "one"
     if key == "data_format" and isinstance(value, str):
@@ -147,7 +146,7 @@ def keras_1_layout(layer: Node, stored: Stored) -> bool:
 
 def keras_1_padding(layer: Node, stored: Stored) -> bool:
     """Keras 1: ZeroPadding2D takes four numbers in a row, or a dict of them."""
-    padding: Any = config_of(layer).get("padding")
+    padding: Json = config_of(layer).get("padding")
     if layer["class_name"] != "ZeroPadding2D" or stored.major >= 2:
         return False
     if isinstance(padding, dict):
