@@ -33,7 +33,7 @@ SQUEEZENET = "tests/torch_models.py:squeezenet"
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does.
+    """The job of one process.
 
     Attributes:
         tool: "plain", "tf-keras-vis", "lucent", or "convscope:RECIPE".
@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
         pictures: `(n, h, w, c)`, as shares of the range from black to white.
@@ -385,14 +385,14 @@ TOOLS["one pass"] = one_pass
 
 
 def _memory(name: str) -> int:
-    """Bytes that this process holds ("VmRSS") or held at the most ("VmHWM"); 0 where the system does not tell."""
+    """Bytes that this process holds ("VmRSS") or held at the most ("VmHWM"); 0 where the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
 
 
 def main(request: str, answer: str) -> None:
-    """Do the job of a file and write what came of it."""
+    """Do the job of a file and write its result."""
     job = Job(**json.loads(Path(request).read_text()))
     climb, version, steps = TOOLS[job.tool.split(":")[0]](replace(job, channels=tuple(job.channels)))
     if Path("/proc/self/clear_refs").exists():

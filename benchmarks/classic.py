@@ -54,7 +54,7 @@ def plain(model: keras.Model, begin: np.ndarray, steps: int) -> tuple[np.ndarray
 
 
 def main() -> None:
-    """Run both sides and print what was measured."""
+    """Run both sides and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--filters", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)

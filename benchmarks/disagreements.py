@@ -1,10 +1,10 @@
 """Where other tools' heatmaps differ from the papers: the smallest example of each.
 
-Each is computed by the tool's own code, or by the formula in it where that is said.
+Each is computed by the tool's own code, or by the formula in it where that is stated.
 
     python -m benchmarks.disagreements [--out docs/heatmaps-disagreements.md]
 
-What is not installed (`pip install 'convscope[peers]'`) is said to be not measured.
+A tool that is not installed (`pip install 'convscope[peers]'`) is marked as not measured.
 """
 
 from __future__ import annotations

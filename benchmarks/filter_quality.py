@@ -3,7 +3,7 @@
     python -m benchmarks.filter_quality [--channels 32] [--steps 48] [--out docs/filters-quality.md]
 
 Each tool makes images of the same channels in a process of its own; all are then measured in one way, in float32, by
-convscope's own passes. "natural" is the best activation among photographs of many classes, so a ratio of 1 is an image
+convscope's own passes. "natural" is the best activation of natural images of many classes, so a ratio of 1 is an image
 that shows as much as the best natural image.
 """
 
@@ -90,7 +90,7 @@ def table(name: str, layer: str, channels: tuple[int, ...], steps: int) -> Itera
 
 
 def views(tool: str) -> int:
-    """How many views of an image the network sees in each step."""
+    """The number of views of an image in each step."""
     name, _, recipe = tool.partition(":")
     return recipe_named(recipe).views if name == "convscope" else 1
 

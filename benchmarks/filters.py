@@ -1,4 +1,4 @@
-"""How long gradient ascent takes: convscope, the classic procedure and other tools, a process each, alternating.
+"""Speed of gradient ascent: convscope, the classic procedure and other tools, a process each, alternating.
 
     python -m benchmarks.filters [--filters 64] [--repeats 2] [--out docs/filters-speed.md]
 
@@ -219,7 +219,7 @@ def flops(job: Job) -> float:
 
 
 def machine() -> str:
-    """The processor, its matrix rates, and how many cores."""
+    """The processor, its matrix rates, and the number of cores."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.heatmap_speed [--out docs/heatmaps-speed.md]
 
-The network is ResNet-50 in PyTorch with random weights: how long it takes does not depend on them. Tools take turns;
+The network is ResNet-50 in PyTorch with random weights: the time does not depend on them. Tools take turns;
 the median of each is compared. Methods that replay the network are measured on one image.
 """
 
@@ -71,7 +71,7 @@ Times = dict[str, list[float] | str]
 
 
 def _turns(makers: dict[str, Callable[[], Any]], repeats: int) -> Times:
-    """Seconds of each, taking turns, after one turn that is not counted; of what fails the reason."""
+    """Seconds of each, taking turns, after one turn that is not counted; of a failure the reason."""
     times: Times = {name: [] for name in makers}
     for turn in range(repeats + 1):
         for name, make in makers.items():
@@ -176,7 +176,7 @@ def replayed(network: Any, cases: list[Case]) -> Iterator[str]:
 
 
 def budgets() -> Iterator[str]:
-    """How alike the maps of a tenth of the channels are to those of all, on trained networks and images."""
+    """Similarity of the maps of a tenth of the channels to those of all, on trained networks and natural images."""
     yield "| network, layer | channels passed | rank correlation with the whole: median | least of 8 images |"
     yield "| --- | --- | --- | --- |"
     for name, layer in (
@@ -198,7 +198,7 @@ def budgets() -> Iterator[str]:
 
 
 def memory(network: Any, cases: list[Case]) -> Iterator[str]:
-    """What a process holds after many calls, and at the most during Score-CAM."""
+    """The memory of a process after many calls, and at most during Score-CAM."""
     call = _ours(network, cases, "grad-cam")
     call()
     held = [_memory("VmRSS")]

@@ -1,6 +1,6 @@
 """Heatmaps by other tools, called as in their documentation: scaled as the tool scales them, at the image's size.
 
-Each maker takes an opened network and cases, and gives a map for each; what is not installed raises when it is called.
+Each maker takes an opened network and cases, and returns a map for each; a missing tool raises when it is called.
 """
 
 from __future__ import annotations

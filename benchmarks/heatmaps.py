@@ -1,4 +1,4 @@
-"""Do heatmaps lie on what they explain? convscope's methods and other tools', where the truth is known.
+"""Do heatmaps find known regions? convscope's methods and those of other tools.
 
     python -m benchmarks.heatmaps [--cases 20] [--few 4] [--out docs/heatmaps-truth.md]
 
@@ -105,7 +105,7 @@ def in_short(lines: Sequence[str]) -> Iterator[str]:
 
 
 def settings(count: int) -> list[Callable[[], Setting]]:
-    """What is measured, made when its turn comes."""
+    """The cases to measure, made when they are needed."""
 
     def of(name: str, kind: str, make: Callable) -> Callable[[], Setting]:
         def made() -> Setting:
@@ -226,7 +226,7 @@ CHEAP = {"score-cam": 32, "rise": 128, "smoothgrad": 16, "integrated-gradients":
 
 
 def control_badge(setting: Setting, name: str) -> str:
-    """The same of a map that knows nothing of the network."""
+    """The same for a map that does not depend on the network."""
     found, random = [], np.random.default_rng(5)
     makers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "random": lambda x: random.random((7, 7)),
@@ -239,7 +239,7 @@ def control_badge(setting: Setting, name: str) -> str:
 
 
 def verdicts(found: Sequence[tuple[str, float, float]]) -> str:
-    """ "pass 3, doubtful 1 (0.31; 0.92)": how many, mean likeness to scrambled maps, mean stability."""
+    """ "pass 3, doubtful 1 (0.31; 0.92)": numbers of verdicts, mean likeness to scrambled maps, mean stability."""
     names = [name for name, _, _ in found]
     told = ", ".join(f"{name} {names.count(name)}" for name in ("pass", "doubtful", "fail") if name in names)
     scrambled, steady = (float(np.mean([one[place] for one in found])) for place in (1, 2))

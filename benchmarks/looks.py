@@ -21,7 +21,7 @@ PHOTOS = 120  # natural images
 
 
 class Judge:
-    """What a layer's channels answer.
+    """The activations of a layer's channels.
 
     Args:
         network: a key of `ascents.NETWORKS`.
@@ -76,7 +76,7 @@ def photographs() -> list:
 
 
 def spectrum(shares: np.ndarray) -> np.ndarray:
-    """Log mean power of brightness over rings of frequency `(n, rings)`, less its mean: how rough images are."""
+    """Log mean power of brightness over rings of frequency `(n, rings)`, less its mean: the roughness of images."""
     light = np.clip(shares, 0, 1).mean(axis=-1)
     light = light - light.mean(axis=(1, 2), keepdims=True)
     window = np.outer(np.hanning(light.shape[1]), np.hanning(light.shape[2]))

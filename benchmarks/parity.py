@@ -1,10 +1,10 @@
-"""How far the runtimes are from each other, and convscope from the tools that people compare it with.
+"""Differences of the runtimes from each other, and of convscope from other tools.
 
     python -m benchmarks.parity [--out docs/parity.md]
 
 One small network with the same weights on Keras (TensorFlow, JAX, torch), PyTorch and ONNX, a process each; then
 pytorch-grad-cam, captum and Keras' own sub-models beside convscope in one process (`pip install 'convscope[peers]'`).
-What is not installed is said to be not measured. A difference is the largest one, in units of the largest value.
+A tool that is not installed is marked as not measured. A difference is the largest one, in units of the largest value.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _compared(tool: str, theirs: Callable | None, ours: np.ndarray, given: tuple
 
 
 def _pytorch_grad_cam() -> dict[str, Callable | None]:
-    """Raw maps `(n, h, w)` of each method: what it computes before it scales."""
+    """Raw maps `(n, h, w)` of each method, before it scales them."""
     classes = {"grad-cam": "GradCAM", "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgrad-cam": "XGradCAM"}
     try:
         _let_torchvision_import()

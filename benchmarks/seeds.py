@@ -1,4 +1,4 @@
-"""What a seed promises, shown on the demo's network: filters alone, in a batch, and in chunks of other sizes.
+"""The promises of a seed, shown on the demo's network: filters alone, in a batch, and in chunks of other sizes.
 
 python -m benchmarks.seeds [--recipe fast] [--precision float32]
 """
@@ -24,7 +24,7 @@ WATCHED = 5  # one of them
 
 
 def main() -> None:
-    """Print each promise and what was found."""
+    """Print each promise and the measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--precision", default="float32")

@@ -24,7 +24,7 @@ SHAPE = (224, 224, 3)
 
 
 def write(folder: Path, count: int, megapixels: float) -> None:
-    """JPEG files of different smooth noise, with the aspect of photographs."""
+    """JPEG files of different smooth noise, with the aspect ratio of photographs."""
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
     random = np.random.default_rng(0)
     for number in range(count):

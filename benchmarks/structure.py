@@ -28,7 +28,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Place:
-    """Something found at a line of a file; `text` says what."""
+    """A finding at a line of a file; `text` describes it."""
 
     file: str
     line: int
@@ -77,7 +77,7 @@ def functions(tree: ast.Module) -> Iterator[Function]:
 
 
 def parameters(function: Function) -> int:
-    """How many parameters a function has, `self` and `cls` aside."""
+    """The number of parameters of a function, without `self` and `cls`."""
     given = function.args
     names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
     return sum(name not in ("self", "cls") for name in names) + (given.vararg is not None) + (given.kwarg is not None)

@@ -85,7 +85,7 @@ def _memory(runs: dict[str, Callable], looked: Callable) -> None:
 
 
 def _peak(run: Callable) -> int:
-    """Bytes above what the process held before."""
+    """Bytes above the memory of the process before."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew

@@ -69,7 +69,7 @@ def demo_mosaics(count: int) -> list[Case]:
     """Mosaics of held-out images of the shipped demo's four classes, one of the four explained in turn.
 
     Raises:
-        NotMeasured: what made the demo's images is not installed.
+        NotMeasured: the package with the demo's images is not installed.
     """
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
     try:

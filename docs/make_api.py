@@ -133,7 +133,7 @@ def _members(value: type) -> list[tuple[str, Any]]:
 
 
 def _signature(value: Any) -> str:
-    """Names and defaults of the parameters; types and what they mean are in the docstring."""
+    """Names and defaults of the parameters; their types and meaning are in the docstring."""
     if isinstance(value, property):
         return ""
     if is_dataclass(value):

@@ -1,4 +1,4 @@
-"""What can be told from colours alone: rules that see six numbers of a patch, and no texture.
+"""Classification from colours alone: rules that use six numbers of a patch, and no texture.
 
 The numbers are the mean and the standard deviation of each colour channel.
 """

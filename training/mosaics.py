@@ -1,4 +1,4 @@
-"""Does the heatmap lie on the right thing? 100 mosaics of four known contents answer it.
+"""Does the heatmap find the right region? Measured on 100 mosaics of four known contents.
 
     python training/mosaics.py
 
@@ -56,7 +56,7 @@ def grad_cam(network: keras.Model, pictures: np.ndarray, classes: np.ndarray) ->
 def explain(network: keras.Model, pictures: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """The heatmaps that are measured, `(n, h, w)`: convscope's own, as its users get them.
 
-    They are held against `grad_cam`, the same thing written out.
+    They are compared with `grad_cam`, the same formula written out.
     """
     opened = convscope.open_model(network, size=pictures.shape[1:3])
     maps = convscope.heatmap(opened, list(pictures.astype(np.uint8)), [int(label) for label in classes]).maps
@@ -145,7 +145,7 @@ def measure(network: keras.Model) -> dict:
 
 
 def judged(maps: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """How the map of each tile's class does, `(n, 4)`: its share of the mass, most mass, highest point."""
+    """Measures of the map of each tile's class, `(n, 4)`: its share of the mass, most mass, highest point."""
     mass = np.stack([shares(m) for m in maps], axis=1)
     hits = np.stack([pointed(m) for m in maps], axis=1)
     own = np.einsum("nii->ni", mass)

@@ -2,7 +2,7 @@
 
 The images are those that scikit-image carries in its wheel (`skimage/data`), so nothing is downloaded.
 Of each image a band (30 % of its length, on the side named in `SOURCES`) is held out, and a gap of 8 pixels
-beside it is used by nobody: no training patch shares a pixel with a held-out patch.
+beside it is not used: no training patch shares a pixel with a held-out patch.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 def cut(
     region: np.ndarray, rng: np.random.Generator, least: int = PATCH, most: int = PATCH, size: int = PATCH
 ) -> np.ndarray:
-    """A random square of `least` to `most` pixels with something to see in it, resized to `size`, uint8."""
+    """A random square of `least` to `most` pixels with some contrast, resized to `size`, uint8."""
     height, width = region.shape[:2]
     for _ in range(1000):
         side = int(np.exp(rng.uniform(np.log(least), np.log(min(most, height, width) + 1e-6))))

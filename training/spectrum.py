@@ -1,11 +1,11 @@
-"""Measure the mean magnitude spectrum of photographs, which the canvas `Phases` (recipe `maco`) gives to its images.
+"""Measure the mean magnitude spectrum of natural images, which `Phases` (recipe `maco`) gives to its images.
 
     python training/spectrum.py
 
-The photographs are those of `PHOTOS` below, from scikit-image's wheel; `pictures.py` names sources and licences. Of
+The natural images are those of `PHOTOS` below, from scikit-image's wheel; `pictures.py` names sources and licences. Of
 each, patches of 128 pixels are cut half a patch apart; their values are taken to the canvas' space (logits, with
 decorrelated colours), windowed, and transformed. The magnitudes are averaged over patches, over the four quadrants
-(photographs have no preferred hand), and over photographs.
+(natural images have no preferred direction), and over images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Write the spectrum and say how it falls off."""
+    """Write the spectrum and print its slope."""
     each = {name: magnitudes(colour_logits(patches(picture(SOURCES[CLASSES.index(name)])) / 255.0)) for name in PHOTOS}
     light = np.mean([each[name][..., 0] for name in PHOTOS], axis=0)
     colour = np.mean([each[name][..., 1:] for name in COLOURED], axis=0)

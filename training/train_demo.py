@@ -74,7 +74,7 @@ def fold(trained: keras.Model) -> keras.Model:
     """Put each batch normalisation of `trained` into its convolution, and centre the logits.
 
     A softmax leaves open what all logits have in common. Here it is taken out (their mean is 0), so that
-    a logit says how much more a class is meant than the others are. No probability changes.
+    a logit shows how much more probable a class is than the others. No probability changes.
     """
     network = plain()
     for block in range(1, len(WIDTHS) + 1):
@@ -108,7 +108,7 @@ def jitter(batch: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -
 
 
 def training_batch(areas: list[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`BATCH` patches and what they hold, `(n, classes)`: as many of each class, and half of them mixed.
+    """`BATCH` patches and their labels, `(n, classes)`: as many of each class, and half of them mixed.
 
     They have other sizes, are flipped, compressed, seen in other light, and half of them are grey.
     """
@@ -164,7 +164,7 @@ def train(areas: list[np.ndarray]) -> keras.Model:
 
 
 def right(network: keras.Model, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether each patch was told right, `(n,)` bool."""
+    """Whether each patch was classified correctly, `(n,)` bool."""
     return network.predict(batch.astype(np.float32), verbose=0).argmax(axis=1) == labels
 
 
@@ -201,7 +201,7 @@ def table(figures: dict) -> str:
 
 
 def story(network: keras.Model, figures: dict) -> dict:
-    """What `model.json` holds: the classes, the task, the figures and what made them."""
+    """The content of `model.json`: the classes, the task, the figures and their versions."""
     return {
         "name": network.name,
         "classes": list(CLASSES),

@@ -1,4 +1,4 @@
-"""TorchScript modules that do what no network does: scripted once, with stand-ins for the paths of a try."""
+"""TorchScript modules with operations that no network has: scripted once, with stand-ins for the paths of a try."""
 
 from pathlib import Path
 from typing import Tuple  # noqa: UP035  (TorchScript's compiler wants it)

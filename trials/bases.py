@@ -63,7 +63,7 @@ def _make(maker: str, folder: Path) -> None:
 
 
 def _key() -> str:
-    """What the files depend on: how they are made, and the libraries that make them."""
+    """The dependencies of the files: the code and the libraries that make them."""
     here = Path(__file__).parent
     sources = [path.read_bytes() for path in sorted(here.glob("*_bases.py"))] + [(here / "attacks.py").read_bytes()]
     versions = []

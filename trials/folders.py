@@ -94,7 +94,7 @@ def _array(path: Path, place: Place) -> str:
 
 
 def npy(data: bytes, what: str, place: Place) -> bytes:
-    """A `.npy` file with something changed."""
+    """A `.npy` file with a random change."""
     import io
 
     rng, out = place.rng, io.BytesIO()

@@ -23,7 +23,7 @@ Variant = tuple[str, str, dict[str, Any]]
 
 
 def may_take(path: Path) -> int:
-    """Bytes that reading this image may take: asked only after more than the constant was taken."""
+    """Bytes that reading this image may take: computed only after more than the constant was taken."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             return IMAGE_CONSTANT + IMAGE_TIMES * 3 * min(image.width * image.height, 178_000_000)
@@ -547,7 +547,7 @@ def _gif_screen(data: bytes, place: Place) -> bytes:
 
 
 def _box(data: bytes, place: Place) -> bytes:
-    """A size field of RIFF or of an ISO container set to something odd."""
+    """A size field of RIFF or of an ISO container set to an invalid value."""
     rng, out = place.rng, bytearray(data)
     names = (
         b"VP8 ",
@@ -683,7 +683,7 @@ def generate_ppm(place: Place) -> Case:
 
 
 def generate_posing(place: Place) -> Case:
-    """Something else under an image's name."""
+    """A file of another kind under an image's name."""
     rng = place.rng
     data = rng.choice(
         (

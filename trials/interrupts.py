@@ -39,7 +39,7 @@ RUNTIMES = ("torch", "keras-tensorflow", "keras-torch", "keras-jax")
 
 @dataclass
 class Counts:
-    """What became of the tries.
+    """The outcomes of the tries.
 
     Attributes:
         tried: calls during which a signal was sent; interrupted: those that ended in KeyboardInterrupt.
@@ -229,7 +229,7 @@ def _of_process() -> dict[str, Any]:
 
 
 def calls_on(model: Any) -> dict[str, Callable[[], Any]]:
-    """What is interrupted: each technique on an opened network, and the opening."""
+    """The interrupted calls: each technique on an opened network, and the opening."""
     import convscope
 
     size = None if hasattr(model, "get_layer") else 10
@@ -258,18 +258,18 @@ def calls_on(model: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
-# What compiles takes a hundred times as long.
+# Calls that compile take a hundred times as long.
 _OFTEN = {"forward": 60, "scrambled": 40, "heatmap": 20, "activations": 20}
 _OFTEN |= {"filters": 10, "concepts": 10, "open": 15, "compile": 5}
 
 
 class Interrupted(BaseException):
-    """What the handler of some tries raises, in place of KeyboardInterrupt."""
+    """The exception of the handler of some tries, instead of KeyboardInterrupt."""
 
 
 @dataclass
 class _Try:
-    """One call and one signal: when it is sent, and what came of it."""
+    """One call and one signal: its time and its outcome."""
 
     name: str
     call: Callable[[], Any]
@@ -283,7 +283,7 @@ class _Try:
         raise KeyboardInterrupt if number == signal.SIGINT else Interrupted
 
     def run(self, by_step: bool, steps: int) -> tuple[str, BaseException | None]:
-        """How the call ended: "done", "interrupted" or "other"."""
+        """The outcome of the call: "done", "interrupted" or "other"."""
         number = self.random.choice([signal.SIGINT] * 4 + [signal.SIGTERM])
         when = self.random.randrange(steps) if by_step else self._moment()
         send = AtStep(when, number) if by_step else _Timer(when, number)

@@ -24,7 +24,7 @@ def attempt(place: Place, runtime: str) -> Answer:
 
 
 def answered(found: Any) -> Answer:
-    """What `interrupts.run` counted, in the columns of the table: an interrupted call stands under refused clearly."""
+    """The counts of `interrupts.run`, in the columns of the table: an interrupted call stands under refused clearly."""
     bad = Counter(other=found.other + found.lost, changed=found.changed)
     fine = Counter(refused=found.interrupted, accepted=max(found.tried - found.interrupted - bad.total(), 0))
     said = [("changed", text) for text in found.changes] + [("other", text) for text in found.others]

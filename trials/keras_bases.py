@@ -68,7 +68,7 @@ def _nested() -> keras.Model:
     return keras.Model(inputs, keras.layers.Activation("sigmoid")(_sequential()(inputs)))
 
 
-# -- what old versions wrote, by hand --------------------------------------------------------------------
+# -- files as old versions wrote them, by hand -----------------------------------------------------------
 
 
 def _layer(class_name: str, name: str, **config: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def _bytecode(place: Place) -> str:
 
 
 def hostile_config(config: Any, place: Place) -> Any:
-    """A config with something in it that names code."""
+    """A config with an entry that names code."""
     rng = place.rng
     found = _dicts(config)
     item = rng.choice(found)

@@ -68,7 +68,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class _Ended:
-    """How a child ended; `overdue` if it had to be ended because it took too long."""
+    """The exit of a child; `overdue` if it had to be ended because it took too long."""
 
     status: int
     seconds: float
@@ -268,7 +268,7 @@ def _hashes(out: Path) -> dict[str, str]:
 
 
 def _without_times(path: Path) -> bytes:
-    """A file without what differs from run to run by its nature: how long something took."""
+    """A file without the values that differ from run to run by nature: the times."""
     data = path.read_bytes()
     return re.sub(rb"\d+(\.\d+)? (s|seconds)\b", b"", data) if path.suffix in (".html", ".json") else data
 

@@ -10,7 +10,7 @@ from typing import Any
 
 # The groups' weights in the time: in an hour of two jobs some 20,000 interrupts fit, and the others many times.
 GROUPS = {"images": 6, "models": 18, "interrupts": 22, "kills": 8, "loops": 6, "folders": 2}
-# What has to be installed for a worker's runtime.
+# Packages that a worker's runtime needs.
 NEEDS = {
     "plain": (),
     "torch": ("torch",),
@@ -29,7 +29,7 @@ class Kind:
     Attributes:
         name: as --repeat and --only take it.
         group: one of GROUPS.
-        runtime: what the worker imports.
+        runtime: the runtime that the worker imports.
         function: "module:function" in trials, from a `Place` to a `Case` or an `Answer`.
         share: of its group's minutes.
         seconds: after which a try is a hang.
@@ -55,7 +55,7 @@ class Kind:
         return self.group in ("images", "models", "folders")
 
     def missing(self) -> list[str]:
-        """What is not installed of what it needs."""
+        """The packages that it needs and that are not installed."""
         own = f"trials.{self.function.partition(':')[0]}"
         return [name for name in (own, *NEEDS[self.runtime], *self.needs) if not _found(name)]
 

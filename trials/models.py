@@ -1,4 +1,4 @@
-"""What the generators of model files share: writing one, and the three levels of damage."""
+"""Common functions of the generators of model files: writing one, and the three levels of damage."""
 
 from __future__ import annotations
 

@@ -389,7 +389,7 @@ def _padding(start: int, align: int) -> bytes:
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """What an archive holds, in order."""
+    """The members of an archive, in order."""
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
@@ -605,7 +605,7 @@ def _messages(message: Any, most: int = 5000) -> list[Any]:
 
 
 def repeated(field: Any) -> bool:
-    """True for a repeated field; newer versions of protobuf say it in another way."""
+    """True for a repeated field; newer versions of protobuf have another attribute for it."""
     known = getattr(field, "is_repeated", None)
     return bool(field.label == field.LABEL_REPEATED if known is None else known() if callable(known) else known)
 

@@ -18,7 +18,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE = 16
-# Whole numbers at the edges of what code expects.
+# Integers at the limits of the expected ranges.
 EDGES = (0, 1, -1, 2, 3, 5, 7, 255, 2**15, 2**31 - 1, -(2**31), 2**31, 2**32, 2**35, 2**40, 2**62, 2**63 - 1, -(2**63))
 TEXTS = (
     "",
@@ -371,7 +371,7 @@ def _changed_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def _beside(rng: random.Random, model: Any, path: Path) -> None:
-    """Weights in a file of their own, and what they are said to be is wrong."""
+    """Weights in a file of their own, with a wrong declaration."""
     onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
     model = onnx.load(path, load_external_data=False)
     data = path.parent / "net.data"

@@ -1,4 +1,4 @@
-"""What a try is given, what it can end in, and what it may take."""
+"""The inputs, the outcomes and the limits of a try."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ READER_SECONDS, HANG_SECONDS = 10, 40
 
 
 class NotTried(Exception):
-    """The trial could not do what it wanted to, such as on a machine that has other work: convscope was not tried."""
+    """The trial itself failed, such as on a machine that has other work: convscope was not tried."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one call of a worker: tries by column, and a text for each finding."""
+    """The outcome of one call of a worker: tries by column, and a text for each finding."""
 
     counts: Counter[str]
     findings: tuple[tuple[str, str], ...] = ()

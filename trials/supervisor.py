@@ -28,7 +28,7 @@ _TOO_MUCH = 6000 * MIB  # a worker that takes this is ended at once
 
 @dataclass
 class Row:
-    """What came of one kind."""
+    """The outcome of one kind."""
 
     kind: Kind
     tried: int = 0
@@ -154,7 +154,7 @@ def set_environment(scratch: Path) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is asked for."""
+    """The options of a run."""
 
     kinds: Sequence[Kind]
     seconds: float
@@ -165,7 +165,7 @@ class Plan:
 
 
 class Run:
-    """Shares the time among the kinds by weight, and gathers what comes of it."""
+    """Shares the time among the kinds by weight, and gathers the outcomes."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

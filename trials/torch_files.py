@@ -301,7 +301,7 @@ def _specs(program: Any, place: Place) -> None:
 
 
 def _targets(program: Any, place: Place) -> None:
-    """Operators that are none, or that do what a network does not."""
+    """Operators that don't exist, or that no network uses."""
     node = place.rng.choice(program["graph_module"]["graph"]["nodes"])
     node["target"] = place.rng.choice(
         (
@@ -419,7 +419,7 @@ def _large(program: Any, place: Place) -> None:
 
 
 def _sample(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
-    """What is pickled in the archive: its examples, its constants."""
+    """The pickles in the archive: its examples, its constants."""
     import io
     import zipfile
 
@@ -436,7 +436,7 @@ def _sample(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
 
 
 def _configs(contents: dict[str, bytes], place: Place) -> dict[str, bytes]:
-    """Where the weights are said to be, and how they are stored."""
+    """The declared place of the weights, and their storage."""
     rng = place.rng
     name = rng.choice([name for name in contents if name.endswith("_config.json")])
     config = json.loads(contents[name])

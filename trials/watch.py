@@ -1,4 +1,4 @@
-"""Seeing that code ran: what Python's audit hook tells, and what touches the watched folder, also from C++."""
+"""Detecting that code ran: events of Python's audit hook, and access to the watched folder, also from C++."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Folder:
             while data:
                 _, mask, _, length = struct.unpack("iIII", data[:16])
                 name = data[16 : 16 + length].rstrip(b"\0").decode(errors="replace")
-                if not mask & 0x40000000 or mask & 0x300:  # looking through the folder itself is no harm
+                if not mask & 0x40000000 or mask & 0x300:  # listing the folder itself is harmless
                     seen[name] = None
                 data = data[16 + length :]
         return list(seen)

@@ -1,4 +1,4 @@
-"""A worker: tries one thing after another in a process of its own, and says what came of each.
+"""A worker: makes one try after another in a process of its own, and reports the outcome of each.
 
 Reads lines `{"kind": ..., "seed": ..., "number": ...}`, answers with a line each. Run as
 `python -m trials.worker RUNTIME SCRATCH BASES`.

@@ -1,4 +1,4 @@
-"""What convscope needs from TensorFlow, JAX and torch: compile, differentiate, cross the border to NumPy.
+"""The functions that convscope needs from TensorFlow, JAX and torch: compile, differentiate, convert to NumPy.
 
 One small class each, for Keras' backends and for native PyTorch. Nothing is imported on a guess: the class is chosen by
 the name of the backend that Keras already runs on, and imports its framework then.
@@ -41,7 +41,7 @@ class Backend(Protocol):
         """
 
     def positive_gradient(self, x: Tensor) -> Tensor:
-        """`x`, through which only what is positive of a gradient comes back."""
+        """`x`, through which only the positive part of a gradient passes back."""
 
     def keep_state(self, undo: ExitStack) -> None:
         """Leave the framework's modes of this thread as they are until `undo` is run."""
@@ -57,7 +57,7 @@ class Backend(Protocol):
 
 
 def processor_has_bfloat16() -> bool:
-    """True if the processor multiplies in bfloat16 (as far as the system tells)."""
+    """True if the processor multiplies in bfloat16 (as far as the system reports it)."""
     try:
         flags = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""What the user says about a model, as every subclass of `Network` takes it."""
+"""The user's options for a model, as every subclass of `Network` takes them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from convscope.networks.preprocessing import Preprocessing
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """What the user says about a model; None where convscope has to find it out.
+    """The user's options for a model; None where convscope detects the value.
 
     Attributes:
         input: name of the input that gets the image, where there are several.
         output: name of the output that is explained, where there are several.
         size: `(h, w)` to bring images to, for a model of free size; needed for a Keras model that was never built.
         feed: values for the other inputs, by name: `(1, ...)` arrays.
-        preprocess: how images are scaled for the model.
+        preprocess: the preprocessing of images.
         class_names: one for each class.
-        head: what the outputs are.
+        head: the kind of the outputs.
     """
 
     input: str | None = None

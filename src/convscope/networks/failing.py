@@ -27,7 +27,7 @@ def failing_layer(error: BaseException, paths: Mapping[int, str], own: Collectio
 
 
 def failure(error: Exception, name: str, path: str | None) -> ModelError | None:
-    """What is said where a layer raised an exception that is not convscope's; None where none did."""
+    """The message where a layer raised an exception that is not convscope's; None where none did."""
     if path is None or isinstance(error, ConvscopeError):
         return None
     return ModelError(

@@ -1,7 +1,7 @@
-"""What one watched pass through a model shows, whichever framework ran it: calls, and the flow of data between them.
+"""The record of one watched pass through a model of any framework: calls, and the flow of data between them.
 
-A framework's file writes down `Call`s; everything that follows from who made which tensor is here: the layers, the
-head, the non-linearity after a convolution, what the image passes first.
+A framework's file writes down `Call`s; everything that follows from the origin of tensors is here: the layers, the
+head, the non-linearity after a convolution, the first operations on the image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Fact = Any  # what a format tells of a layer beside the rest: numbers, or which 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the watched pass: what tells it from others, and its shape, the batch first."""
+    """A tensor of the watched pass: its identity, and its shape, the batch first."""
 
     key: Hashable
     shape: tuple[int, ...]
@@ -32,13 +32,13 @@ class Call:
     Attributes:
         path: of the operation.
         kind: one of `layers.KINDS`; class_name: the framework's own.
-        operation: what a tap is placed at.
-        nth: which of its calls.
+        operation: the operation, at which taps are placed.
+        nth: the number of this call of it.
         inputs: the tensors that it took.
-        outputs: what it returned, each with the mark that tells it from the others ("" for a single one).
+        outputs: the returned tensors, each with the mark that distinguishes it ("" for a single one).
         activation: the name of the non-linearity that it ends in, None if it has none.
         parameters: number of its weights.
-        channels_first: whether its maps are `(n, c, h, w)`; None until `mark_layouts` has said it.
+        channels_first: whether its maps are `(n, c, h, w)`; None until `mark_layouts` has set it.
     """
 
     path: str
@@ -55,7 +55,7 @@ class Call:
 
 
 def flat_outputs(structure: object) -> list[tuple[str, Tensor]]:
-    """Tensors of a layer's output with the text that tells them apart ("" for a single one)."""
+    """Tensors of a layer's output with the text that distinguishes each ("" for a single one)."""
     if is_dataclass(structure) and not isinstance(structure, type):
         structure = {item.name: getattr(structure, item.name) for item in fields(structure)}
     if isinstance(structure, Mapping):
@@ -67,7 +67,7 @@ def flat_outputs(structure: object) -> list[tuple[str, Tensor]]:
 
 
 def mark_layouts(calls: Sequence[Call], given: bool) -> None:
-    """Say of each call whether its maps have the channels first: as it says itself, else as its input does."""
+    """Mark for each call whether its maps have the channels first: as it declares itself, else like its input."""
     layout: dict[Hashable, bool] = {}
     for call in calls:
         if call.channels_first is None:
@@ -80,7 +80,7 @@ class Flow:
     """Who made a tensor, and who took it: the flow of data between the calls of leaf operations."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        # A call that hands its input on (Dropout, when nothing is trained) neither makes nor takes anything.
+        # A call that returns its input (Dropout outside training) neither makes nor takes a tensor.
         self._leaves = [call for call in calls if call.kind != "model" and not _hands_on(call)]
         self._maker: dict[Hashable, Call] = {}
         self._takers: dict[Hashable, list[Call]] = {}
@@ -99,7 +99,7 @@ class Flow:
         return next((made for made in map(self.maker, call.inputs) if made is not None), None)
 
     def only_taker(self, call: Call) -> Call | None:
-        """The one call that takes what `call` made, None if there are more or none."""
+        """The one call that takes the output of `call`, None if there are more or none."""
         takers = [taker for _, value in call.outputs for taker in self._takers.get(value.key, [])]
         return takers[0] if len(takers) == 1 else None
 
@@ -107,7 +107,7 @@ class Flow:
         """Ids of the calls through which `picture` reaches `output`; None where some step between calls is not seen.
 
         Args:
-            given: what the model was called with; `picture` is one of them.
+            given: the tensors that the model was called with; `picture` is one of them.
             picture, output: the ends of the way.
         """
         known = set(self._maker) | {value.key for value in given}
@@ -204,7 +204,7 @@ _HANDING_ON = ("pool", "dropout", "identity", "padding", "reshape", "resize")
 
 
 def _keeps_channels(call: Call) -> bool:
-    """True for what may stand between a convolution and its non-linearity: a norm, a bias that is a step of its own."""
+    """True for a step that may stand between a convolution and its non-linearity: a norm, a separate bias."""
     return call.kind in PASSING | {"norm"} or (call.kind == "merge" and len({value.key for value in call.inputs}) == 1)
 
 

@@ -12,7 +12,7 @@ from convscope.networks.ops import Operations
 from convscope.schema import Json
 
 HeadActivation = Literal["softmax", "sigmoid"]
-HeadChoice = Literal["softmax", "sigmoid", "linear"]  # as a user says it
+HeadChoice = Literal["softmax", "sigmoid", "linear"]  # as the user's options name it
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Head:
 
     Attributes:
         units: number of output units.
-        activation: what makes probabilities of logits; None where the outputs are values and no probabilities.
+        activation: makes probabilities of logits; None where the outputs are values and no probabilities.
         undone: path of the layer whose activation is left out of a pass, so that logits are explained; None where there
             is nothing to leave out.
         returns_logits: the network itself does not apply the activation.
         spatial: the output is a value for each place, so there are no class scores.
-        guess: only the values that the network returns tell of the activation, or nothing does.
+        guess: the activation is inferred from the returned values alone, or not at all.
 
     Example:
         >>> Head(10, "softmax", undone="predictions").score
@@ -115,7 +115,7 @@ class Head:
         return self.activation if self.undone is not None else f"{self.activation}_output"
 
     def logits(self, ops: Operations, outputs: Tensor) -> Tensor:
-        """Scores `(n, classes)` to explain, from what the network returned with its head undone `(n, units)`."""
+        """Scores `(n, classes)` to explain, from the network's output with its head undone `(n, units)`."""
         if self.log_probabilities and self.independent:
             clipped = ops.clip(outputs, 1e-7, 1 - 1e-7)
             outputs = ops.log(clipped) - ops.log(1 - clipped)

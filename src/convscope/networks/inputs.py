@@ -1,4 +1,4 @@
-"""The inputs of a network: the image, and what the others are fed."""
+"""The inputs of a network: the image, and the values of the others."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Inputs:
     """The image that a network takes.
 
     Attributes:
-        name: of the input that gets the image.
+        name: name of the input that gets the image.
         size: `(h, w)` in pixels that images are brought to.
         free: True if the network would take other sizes too.
         channels: 1 for grey, 3 for RGB.
-        others: names of further inputs, and what they are fed.
-        note: what to say about the size, where it is a guess.
+        others: names of further inputs, and their values.
+        note: a remark on the size, where it is a guess.
 
     Example:
         >>> network.inputs.size, network.inputs.channels, network.inputs.free

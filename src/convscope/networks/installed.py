@@ -44,7 +44,7 @@ def name_backend_for_code(requested: str | None) -> None:
 
 
 def choose_backend(requested: str | None) -> str:
-    """Make sure that Keras runs on the backend that is asked for; import nothing else.
+    """Make sure that Keras runs on the requested backend; import nothing else.
 
     Raises:
         BackendError: it is unknown or not installed, or Keras already runs on another one in this process.

@@ -1,4 +1,4 @@
-"""The layers of a network, and how a user names them: a path, a kind, a pattern, a place."""
+"""The layers of a network, and the user's names for them: a path, a kind, a pattern, a place."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ class Layer:
 
     @property
     def container(self) -> bool:
-        """True if it is a model that holds other layers."""
+        """True if it is a model that contains other layers."""
         return self.kind == "model"
 
     @property
     def structural(self) -> bool:
-        """True if it only holds or rearranges what other layers computed."""
+        """True if it only contains layers or rearranges their outputs."""
         return self.kind in ("model", "reshape")
 
     @property
     def passing(self) -> bool:
-        """True if it returns what it is given when nothing is being trained."""
+        """True if it returns its input outside training."""
         return self.kind in PASSING
 
     @property
@@ -80,7 +80,7 @@ class Layer:
 
     @property
     def pads(self) -> bool:
-        """True if it only puts a border around what it is given."""
+        """True if it only puts a border around its input."""
         return self.kind == "padding"
 
     @property
@@ -113,7 +113,7 @@ def find_layer(layers: Sequence[Layer], path: str) -> Layer:
     """The one layer at `path`; a last part that is unique will do ("conv3_block4_out" in a nested model, "1.conv2").
 
     Raises:
-        UsageError: no layer, or more than one, answers to `path`; the nearest names are said.
+        UsageError: no layer, or more than one, matches `path`; the message has the nearest names.
     """
     for candidates in (
         [layer for layer in layers if layer.path == path],
@@ -200,7 +200,7 @@ def _by_names(layers: Sequence[Layer], spec: str) -> list[Layer]:
 def _answers(layer: Layer, name: str) -> bool:
     if name == layer.kind or name in ("*", "all"):
         return True
-    # A path holds brackets where a layer has several outputs; a glob would take them as a set of letters.
+    # A path has brackets where a layer has several outputs; a glob would take them as a set of letters.
     pattern = name.replace("[", "[[]")
     return any(
         fnmatch.fnmatchcase(path, start + pattern)
@@ -210,7 +210,7 @@ def _answers(layer: Layer, name: str) -> bool:
 
 
 def check_channel(number: int, count: int, where: str) -> None:
-    """A channel that `where` has, whose `count` channels are numbered from 0; every technique asks here.
+    """Check that a channel is one of the `count` channels of `where`, numbered from 0; all techniques use this.
 
     Raises:
         UsageError: with code "channel-out-of-range", `channel`, `count` and `layer`.

@@ -41,7 +41,7 @@ class Source:
     Attributes:
         name: without folders.
         file: its path; sha256: of its content.
-        notes: what had to be done to open it.
+        notes: the steps that were needed to open it.
         beside_sha256: of the other files that hold its weights (`formats.files.sha256_of_several`), if there are any.
 
     Example:
@@ -58,7 +58,7 @@ class Source:
 
 @dataclass(eq=False)
 class _InForce:
-    """A block of `Network.replaced` with its weights, or of `unchanging` with what was found out in it."""
+    """A block of `Network.replaced` with its weights, or of `unchanging` with its cached values."""
 
     thread: int
     weights: list[Tensor] | None = None
@@ -67,18 +67,18 @@ class _InForce:
 
 
 class Network(ABC):
-    """One opened model with its preprocessing: the thing that every technique takes.
+    """One opened model with its preprocessing: the argument of every technique.
 
     Attributes:
         name: for titles and file names.
         source: where it came from.
         framework: "keras 3.15.1" and the like; `backend`: "tensorflow 2.21.0" and the like.
-        inputs: what image it takes.
+        inputs: the image that it takes.
         output: the output that is explained; `outputs`: the names of all.
         layers: every node in the order of execution.
-        head: how its outputs relate to classes.
-        preprocessing: what is done to pixels before they enter.
-        spec: what it was opened with; None where a subclass was made by hand.
+        head: the relation of its outputs to classes.
+        preprocessing: the scaling of pixels before they enter.
+        spec: the arguments that it was opened with; None where a subclass was made by hand.
         ops: the framework's array operations under NumPy's names, for objectives and targets: see `Operations`.
 
     Example:
@@ -137,7 +137,7 @@ class Network(ABC):
 
     @abstractmethod
     def positive_gradient(self, x: Tensor) -> Tensor:
-        """`x`, through which only what is positive of a gradient comes back; for use inside `compile`."""
+        """`x`, through which only the positive part of a gradient passes back; for use inside `compile`."""
 
     @abstractmethod
     def tensor(self, array: np.ndarray) -> Tensor:
@@ -157,11 +157,11 @@ class Network(ABC):
 
     @abstractmethod
     def _as_replacing(self, weights: Sequence[np.ndarray]) -> list[Tensor]:
-        """`weights`, in the order of `weights()`, as what a pass can take in the place of the network's own."""
+        """`weights`, in the order of `weights()`, as tensors that a pass can take instead of the network's own."""
 
     @abstractmethod
     def nonlinearities(self, path: str) -> tuple[str, ...]:
-        """The non-linearities that what is recorded at `path` went through, to be left out (`Pass.preactivations`).
+        """The non-linearities of the output at `path`, which can be left out (`Pass.preactivations`).
 
         Its own; or those of what it concatenates, pools or passes on. Empty where there is none, where one is made from
         another, or where one can't be left out.
@@ -179,7 +179,7 @@ class Network(ABC):
     # -- the same for all ------------------------------------------------------------------------------
 
     def out_of_memory(self, error: BaseException) -> bool:
-        """True if an exception says that the memory did not suffice, in the words of any framework."""
+        """True if an exception of any framework means that the memory did not suffice."""
         names = {kind.__name__ for kind in type(error).__mro__}
         said = ("RESOURCE_EXHAUSTED", "not enough memory", "out of memory")
         return bool(names & {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}) or any(
@@ -187,7 +187,7 @@ class Network(ABC):
         )
 
     def explained(self, error: Exception) -> ModelError | None:
-        """What is said where a pass ended in an error of another library's or of the user's; None where it is left."""
+        """The message for a pass that ended in a foreign error; None to keep the error."""
         if isinstance(error, ConvscopeError):
             return None
         if self.out_of_memory(error):
@@ -202,7 +202,7 @@ class Network(ABC):
         """The path of the layer that raised an error, see `failing.failing_layer`."""
 
     def shapes_clash(self, error: BaseException) -> bool:
-        """True if an exception may say that the shapes of tensors do not go together, as any framework says it."""
+        """True if an exception of any framework may mean that the shapes of tensors do not fit together."""
         if self.out_of_memory(error):
             return False
         kinds = {type(error).__name__, type(error.__cause__).__name__}
@@ -221,7 +221,7 @@ class Network(ABC):
         """The layer at `path`.
 
         Raises:
-            UsageError: no layer, or more than one, answers to `path`; the nearest names are said.
+            UsageError: no layer, or more than one, matches `path`; the message has the nearest names.
         """
         return find_layer(self.layers, path)
 
@@ -230,7 +230,7 @@ class Network(ABC):
         return select_layers(self.layers, spec)
 
     def last_spatial_layer(self, before: int | None = None) -> Layer:
-        """The last layer that makes something of its own and whose map has h * w > 1; of the first `before` layers.
+        """The last layer with an output of its own and a map with h * w > 1; of the first `before` layers.
 
         Raises:
             UsageError: the network has none.
@@ -368,7 +368,7 @@ class Network(ABC):
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Json]:
-        """What is needed to know which network this was, for provenance: plain JSON values."""
+        """The identification of the network, for provenance: plain JSON values."""
         (height, width), class_names = self.inputs.size, self.class_names
         return {
             "name": self.name,
@@ -397,7 +397,7 @@ class Network(ABC):
         """The weights in the order of execution, a stage for each kernel with the norms and biases that follow it.
 
         Args:
-            before: paths of layers; only what leads to them, to the output where there are none.
+            before: paths of layers; only weights on the way to them, or to the output where there are none.
 
         Returns:
             for each kernel the numbers, in the order of `weights()`, of its own and the following arrays.
@@ -441,7 +441,7 @@ class Network(ABC):
     def unchanging(self) -> Block:
         """For the length of a block nobody changes the weights, so that they need not be read or hashed again.
 
-        It holds for the passes of this thread. Blocks may overlap: each ends by itself, in any order.
+        It applies to the passes of this thread. Blocks may overlap: each ends by itself, in any order.
         """
         return self._block(_InForce(threading.get_ident()))
 
@@ -453,7 +453,7 @@ class Network(ABC):
         return Block(begin)
 
     def _replacing(self) -> list[Tensor] | None:
-        """What the passes of this thread compute with in place of the network's own weights."""
+        """The weights that the passes of this thread use instead of the network's own."""
         return next((block.weights for block in self._of_this_thread() if block.weights is not None), None)
 
     def _unchanging(self) -> _InForce | None:
@@ -497,7 +497,7 @@ class Network(ABC):
 
 
 _PROGRAMS_KEPT = 32
-# By their own names: a class of the user's that is derived from one of these says something else.
+# By their own names: a class of the user's that is derived from one of these has another meaning.
 _SHAPE_ERRORS = {"ValueError", "TypeError", "RuntimeError", "IndexError", "AssertionError", "InvalidArgumentError"}
 
 

@@ -1,4 +1,4 @@
-"""From what a user names to a network, one step after another, each a value that the next one takes.
+"""From the user's argument to a network, in steps; each returns a value that the next one takes.
 
 `Named` (sniffed once, `named`) -> its reader, from a declared table -> `OpenedModel` or `OpenedModule` -> the network,
 which traces the model once and finds its inputs, graph, layers, head and preprocessing.
@@ -42,7 +42,7 @@ class Reader:
         module: below `convscope.networks`.
         function: in it, that gives an `OpenedModel` or an `OpenedModule`.
         framework: "keras" or "torch".
-        extra: of this package, that brings what is needed.
+        extra: the extra of this package that installs the dependencies.
     """
 
     module: str
@@ -76,7 +76,7 @@ _FILL = {
 
 @dataclass(frozen=True)
 class Named:
-    """What a user names: a file, code, or a network of a collection. A file is sniffed once, when first asked for."""
+    """A user's name for a model: a file, code, or a network of a collection. A file is sniffed once, at first use."""
 
     name: str
 
@@ -107,7 +107,7 @@ class Named:
 
 
 def origin_of(name: str) -> str:
-    """ "file", "code" or "collection": what opening makes of a name."""
+    """ "file", "code" or "collection": the interpretation of a name."""
     if name.partition(":")[0] in _COLLECTIONS:
         return "collection"
     return "code" if code.is_code(name) else "file"
@@ -123,8 +123,8 @@ def opened(spec: ModelSpec, trust: bool, named: Named | None = None) -> Network:
 
     Args:
         spec: of a file, of code or of a collection's network.
-        trust: run code that the file holds.
-        named: what is known of the name already.
+        trust: run code in the file.
+        named: the name, if it was interpreted already.
 
     Raises:
         ModelError, BackendError, UsageError: see `open_model`.
@@ -149,7 +149,7 @@ def opened(spec: ModelSpec, trust: bool, named: Named | None = None) -> Network:
 
 
 def of_memory(model: object, spec: ModelSpec) -> Network:
-    """The network of a model that the user holds."""
+    """The network of a model in memory."""
     _check_no_weights(spec, "a model in memory")
     network = _of_object(model, Source(spec.source), spec, in_memory=True)
     if network is None:
@@ -213,7 +213,7 @@ def _of_collection(named: Named, spec: ModelSpec, trust: bool) -> Network:
 
 
 def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
-    """What a function of the user's returns, with the weights of a file."""
+    """The model that a function of the user's returns, with the weights of a file."""
     weights = _weights_of(spec)
     if weights is not None:
         files.check_file(weights)
@@ -264,7 +264,7 @@ def _of_object(model: object, source: Source, spec: ModelSpec, in_memory: bool) 
 
 
 def _network(made: Opened, spec: ModelSpec) -> Network:
-    """The network of what a reader made."""
+    """The network of a reader's result."""
     choices = spec.options.choices()
     if not isinstance(made, OpenedModule):
         return made.network(choices)
@@ -317,7 +317,7 @@ def _check_no_weights(spec: ModelSpec, name: str) -> None:
 
 
 def _weights_of(spec: ModelSpec) -> Path | None:
-    """The file of weights, which has to be the one that it was."""
+    """The file of weights, checked to be unchanged."""
     if spec.weights is None:
         return None
     path = Path(spec.located(spec.weights))

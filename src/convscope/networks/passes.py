@@ -1,4 +1,4 @@
-"""What one run of a network is asked for (`Pass`), and what it leaves behind (`Record`)."""
+"""The request for one run of a network (`Pass`), and its result (`Record`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bfloat16")
 class Pass:
     """One request for one run of the network. It is hashable, so it is part of the key of a compiled program.
 
-    Every runtime does what each field asks for, or refuses it with a `UsageError`.
+    Every runtime follows each field, or refuses it with a `UsageError`.
 
     Attributes:
         record: paths of the layers whose output is recorded.
@@ -28,7 +28,7 @@ class Pass:
             comes before it; see `Network.nonlinearities`.
         logits: the softmax or sigmoid of the head is left out.
         stop: the run ends when all that is recorded and replaced has been computed; there are no logits then.
-        precision: "bfloat16" for what computes in float32; with "float32" the network computes as it was opened.
+        precision: "bfloat16" for operations in float32; with "float32" the network computes as it was opened.
             Recorded and returned is float32 in either case.
         folded: batch norms of fixed statistics are one multiplication and addition, exact up to rounding; only where
             `Network.folds_norms`.
@@ -58,7 +58,7 @@ class Pass:
         return self.taps | frozenset((*self.replace_preactivations, *self.preactivations))
 
     def check(self, rules: Iterable[str], reductions: Iterable[str], known: Mapping[str, object]) -> None:
-        """Make sure that the request fits what is given beside it, and the network.
+        """Make sure that the request fits its rules and reductions, and the network.
 
         Args:
             rules, reductions: the paths that they are given for.
@@ -97,11 +97,11 @@ PLAIN = Pass()
 
 @dataclass(frozen=True)
 class Record:
-    """What one run of the network left behind, as tensors of its framework.
+    """The result of one run of the network, as tensors of its framework.
 
     Attributes:
         logits: `(n, classes)`, see `Head.logits`; None if the run stopped before the output.
-        activations: for each recorded path `(n, h, w, c)` or `(n, c)`, float32, or what its reduction made of that.
+        activations: for each recorded path `(n, h, w, c)` or `(n, c)`, float32, or the reduction of it.
 
     Example:
         >>> def kept(network, request):
@@ -137,11 +137,11 @@ class Run(Protocol):
 
         Args:
             x: images `(n, h, w, c)` after preprocessing.
-            request: what is asked for.
+            request: the request.
             rules: for each path in `replace` or `replace_preactivations` from an activation, channels last and
                 float32, to what takes its place.
             reductions: for some of the recorded paths from an activation to what is recorded instead of it.
 
         Raises:
-            UsageError: this runtime can't do what is asked for; ModelError: a layer did not run.
+            UsageError: this runtime can't follow the request; ModelError: a layer did not run.
         """

@@ -1,4 +1,4 @@
-"""What is done to pixels before they enter a network, and how sure convscope is of it.
+"""The scaling of pixels before they enter a network, and its certainty.
 
 Every preprocessing here is affine for each channel: `x = (pixel - mean) / std` on pixels 0..255, in RGB or BGR
 order. So one small class applies it, undoes it and knows the range that the network sees.
@@ -31,7 +31,7 @@ class Preprocessing:
         name: "none", "0..1", "-1..1", "caffe", "torch" or "mean,std".
         mean, std: one value, or one for each channel, in pixel units 0..255 and in the network's order.
         bgr: True if the network takes blue first.
-        certainty: "found" (the model says so), "guess" or "set" (by the user).
+        certainty: "found" (in the model), "guess" or "set" (by the user).
         reason: why this one, for people.
     """
 
@@ -152,8 +152,8 @@ def family_of(name: str) -> Family | None:
 def range_before_scaling(factor: float) -> str:
     """ "none" or "0..1": the pixels that a layer inside the model expects, which multiplies them by `factor`.
 
-    Networks see values that spread over about 1 to 5 units (0..1, -1..1, ImageNet's deviations), so the factor tells
-    whether 0..255 or 0..1 goes in.
+    Networks see values that spread over about 1 to 5 units (0..1, -1..1, ImageNet's deviations), so the factor shows
+    whether 0..255 or 0..1 is expected.
     """
     return "none" if abs(np.log(255 * abs(factor) / 2)) < abs(np.log(abs(factor) / 2)) else "0..1"
 
@@ -190,7 +190,7 @@ def seen_by_batch_norm(
     if untrained or not summing.any():
         return None
     level = float((sums * (mean - bias))[summing].sum() / np.square(sums[summing]).sum())
-    # A kernel that also finds edges varies more than its sum tells: the least of them is nearest the truth.
+    # A kernel that also finds edges varies more than its sum suggests: the least of them is nearest the truth.
     return level, float((np.sqrt(variance[summing]) / np.abs(sums[summing])).min())
 
 

@@ -40,11 +40,11 @@ _SIGNALS.sort(key=lambda number: number != signal.SIGINT)  # taken first and giv
 def restored(
     switch: Callable[[ExitStack], Made], body: Callable[[Made], Result], lock: threading.RLock | None = None
 ) -> Result:
-    """What `body` returns, between a change to something of the user's and its undoing.
+    """The result of `body`, run between a change to the user's model and its undoing.
 
     Args:
-        switch: makes the change, quickly; what undoes a step is pushed on the stack before the step is taken.
-        body: runs the model; it is given what `switch` returns.
+        switch: makes the change, quickly; the undoing of a step is pushed on the stack before the step is taken.
+        body: runs the model; its argument is the return value of `switch`.
         lock: held for the whole of it; signals are handled while it is waited for.
     """
     gate = _gate()
@@ -106,7 +106,7 @@ def checkpoint() -> None:
 def stoppable(stop: Callable[[], None]) -> Iterator[None]:
     """For the length of a block `stop` is called wherever a signal would be handled, and may raise there.
 
-    It holds for the passes of this thread, which must not be the main one.
+    It applies to the passes of this thread, which must not be the main one.
     """
     before, _ELSEWHERE.stop = _ELSEWHERE.stop, stop
     try:
@@ -121,7 +121,7 @@ def _acquire(lock: threading.RLock, gate: _Gate | _Elsewhere, undo: ExitStack) -
     undo.callback(lock.release)
 
 
-# The frames in which the gate is not yet, or no longer, what it seems.
+# The frames in which the gate is not yet, or no longer, in force.
 _SWITCHING = {Block.__enter__.__code__, Block.__exit__.__code__, Block._end.__code__}
 
 

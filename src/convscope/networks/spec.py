@@ -1,9 +1,9 @@
-"""What `open_model` is given, as a value that can be sent: `ModelSpec`, and `open_model` itself.
+"""The arguments of `open_model` as a value that can be sent, `ModelSpec`; and `open_model` itself.
 
 A spec is frozen, hashable and picklable, and `spec.open()` gives the same network in another process. `describe()`
 makes plain JSON values of it, which every result keeps, and `ModelSpec.from_json` reads them back.
 
-What a spec never does by itself: it never trusts a file (`spec.open(trust=True)` is said each time), and one that was
+A spec never trusts a file by itself (`spec.open(trust=True)` is needed each time), and one that was
 read from JSON, which may come from anybody, runs no code that it names and raises no limit.
 """
 
@@ -71,7 +71,7 @@ class Fed:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about the model: see `open_model`.
+    """The user's options for the model: see `open_model`.
 
     Attributes:
         input, output, size, preprocess, head: as there; a size is `(height, width)`.
@@ -118,7 +118,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What computes: the backend of Keras; the device and the precision of PyTorch."""
+    """The runtime: the backend of Keras; the device and the precision of PyTorch."""
 
     backend: str | None = None
     device: str | None = None
@@ -127,7 +127,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a spec comes from, and what its files were.
+    """The origin of a spec, and the hashes of its files.
 
     Attributes:
         kind: "file", "code", "collection" or "memory".
@@ -151,15 +151,15 @@ class Origin:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What `open_model` was given.
+    """The arguments of `open_model`.
 
     Attributes:
         source: a file, code or the name of a collection's network, as it was given; a description of a model in memory.
         weights: a file of weights for a model that code makes.
-        options: what the user says about the model.
-        runtime: what computes.
+        options: the user's options for the model.
+        runtime: the backend, device and precision.
         limits: those that were in force.
-        origin: where it comes from, and what its files were.
+        origin: its origin, and the hashes of its files.
 
     Example:
         >>> spec = open_model("model.keras").spec
@@ -178,7 +178,7 @@ class ModelSpec:
         """The network that was opened, also in another process or folder.
 
         Args:
-            trust: run code that the file holds; see `open_model`. A spec never brings it along.
+            trust: run code in the file; see `open_model`. A spec never includes it.
 
         Raises:
             ModelError: a file has changed since, or can't be opened; UsageError: the model was one in memory, or the
@@ -228,7 +228,7 @@ class ModelSpec:
             folder: that relative names start from; the working folder where None.
 
         Returns:
-            a spec without trust and with the limits in force here, whatever `data` says.
+            a spec without trust and with the limits in force here, independent of `data`.
 
         Raises:
             ModelError: it is no spec; UsageError: it needs arrays for further inputs, which JSON does not keep.
@@ -264,7 +264,7 @@ class ModelSpec:
             data.get("head"),
             file,
         )
-        # What a JSON calls a file may be code by its name: what counts is what opening will make of it.
+        # A JSON's file may be code by its name: the interpretation at opening counts.
         kind = "memory" if data["kind"] == "memory" else opening.origin_of(source)
         origin = Origin(
             kind,
@@ -328,21 +328,22 @@ def open_model(
             `"file.py:function"` or `"package.module:function"`, that returns a model; `"keras:ResNet50V2"`,
             `"torchvision:resnet50"` or `"timm:convnext_tiny"`, with arguments as a query
             (`"keras:VGG16?weights=none&classes=10"`); a `ModelSpec`, which is
-            opened again; or a `Network`, which comes back as it is.
+            opened again; or a `Network`, which is returned unchanged.
         weights: a file of weights for a model that code makes.
-        backend: of Keras: "tensorflow", "jax" or "torch"; else `KERAS_BACKEND`, else what is imported, else installed.
+        backend: that of Keras: "tensorflow", "jax" or "torch"; by default `KERAS_BACKEND`, else the imported one, else
+            an installed one.
         device: for PyTorch: "cpu", "cuda", "cuda:1", "mps"; a module in memory stays where it is.
         precision: for PyTorch: "float32", or "bfloat16" or "float16" for autocast.
         preprocess: "none", "0..1", "-1..1", "caffe", "torch" or "MEAN,STD"; found out or guessed where None.
-        classes: names in the order of the outputs, or a file that holds them (a line each, or JSON).
+        classes: names in the order of the outputs, or a file of them (a line each, or JSON).
         input, output: names, where the model has several; the first that fits where None.
         size: pixels `(height, width)` to bring images to, where the model takes any size.
         feed: arrays `(1, ...)` for the inputs that don't get the image; zeros where nothing is given.
-        head: "linear", "softmax" or "sigmoid", where what convscope finds out about the outputs is wrong.
-        trust: run code that the file holds (Lambda layers, pickled modules).
+        head: "linear", "softmax" or "sigmoid", where convscope's detection of the outputs is wrong.
+        trust: run code in the file (Lambda layers, pickled modules).
 
     Raises:
-        ModelError: the file is missing, damaged, of another kind, or holds code; BackendError: the backend is not
+        ModelError: the file is missing, damaged, of another kind, or has code; BackendError: the backend is not
         installed or not the one in use; UsageError: an option does not fit the model.
 
     Example:

@@ -1,4 +1,4 @@
-"""What networks of Keras and PyTorch have in common: they are watched once, and their layers are tapped after that."""
+"""The common part of networks of Keras and PyTorch: they are watched once, and their layers are tapped after that."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Enough(BaseException):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What one watched run showed.
+    """The record of one watched run.
 
     Attributes:
         calls: of the operations, in the order of execution.
-        flow: which call made which tensor.
-        given: what the model was called with; `image` is one of them.
-        outputs: what it returned, by name; empty where it did not come to its end.
+        flow: the call that made each tensor.
+        given: the tensors that the model was called with; `image` is one of them.
+        outputs: the returned tensors, by name; empty where it did not come to its end.
     """
 
     calls: list[Call]
@@ -41,7 +41,7 @@ class Trace:
     outputs: dict[str, Value]
 
     def output_named(self, asked: str) -> str:
-        """The output that was asked for, else the first that ends in softmax or sigmoid, else the first.
+        """The requested output, else the first that ends in softmax or sigmoid, else the first.
 
         Raises:
             UsageError: no such output.
@@ -56,14 +56,14 @@ class Trace:
         return [*heads, *self.outputs][0]
 
     def reached(self, output: str) -> set[int] | None:
-        """Ids of the calls through which the image reaches `output`; None where that can't be said."""
+        """Ids of the calls through which the image reaches `output`; None where that is unknown."""
         value = self.outputs.get(output)
         return None if value is None else self.flow.between(self.given, self.image, value)
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """What is kept of a trace: the calls that taps are placed at, and the layers."""
+    """The kept part of a trace: the calls that taps are placed at, and the layers."""
 
     calls: dict[str, tuple[Call, int]]
     layers: tuple[Layer, ...]
@@ -135,7 +135,7 @@ class TracedNetwork(Network):
         return trace
 
     def _check_output(self, shape: Sequence[int | None], images: int | None) -> None:
-        """Refuse an output that is not a row of values for each image: it says nothing of one image.
+        """Refuse an output that is not a row of values for each image: it has no value for one image.
 
         Args:
             shape: of the output in this run; None for what is not known while a program is traced.
@@ -195,7 +195,7 @@ class TracedNetwork(Network):
 
 
 class Taps:
-    """What a run on `images` is asked to record and replace, and what of it has been done; a framework places it."""
+    """The taps of a run on `images` and their progress; a framework places them."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""Model files: what each kind holds, read with our own readers before a framework sees it."""
+"""Model files: the content of each kind, read with our own readers before a framework gets it."""

@@ -1,4 +1,4 @@
-"""Zip archives of models, read with limits: what a member declares is checked before it is unpacked."""
+"""Zip archives of models, read with limits: the declared size of a member is checked before it is unpacked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Archive:
     Attributes:
         path: of the file.
         root: the folder that all members lie in, with its slash; "" where they lie in none.
-        members: what the directory says of each, by its name below the root.
+        members: the directory's entry of each, by its name below the root.
     """
 
     path: Path
@@ -86,7 +86,7 @@ def _fill(member: IO[bytes], into: memoryview) -> int:
 
 
 def damaged(path: Path, error: Exception) -> ModelError:
-    """What is said of an archive that can't be read."""
+    """The error of an archive that can't be read."""
     return ModelError(
         f"the archive {path} can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
     )
@@ -209,7 +209,7 @@ def _root(names: list[str]) -> str:
 
 
 def packed(members: Iterable[tuple[str, bytes | bytearray]]) -> io.BytesIO:
-    """A new archive in memory: what another library then reads is what was checked here, and nothing else."""
+    """A new archive in memory: another library then reads the checked content, and nothing else."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members:

@@ -33,7 +33,7 @@ def is_code(name: str) -> bool:
 
 
 def build(name: str) -> Made:
-    """What the function that `name` names returns; or the object itself, if it can't be called or is a model.
+    """The return value of the function `name`; or the object itself, if it can't be called or is a model.
 
     Raises:
         UsageError: no such file, module or function, arguments that it does not take, or an error in the user's code.
@@ -100,7 +100,7 @@ def _module(home: str) -> ModuleType:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """What lies beside the user's file can be imported while it is being run."""
+    """Modules beside the user's file can be imported while it is being run."""
     sys.path.insert(0, str(folder.resolve()))
     try:
         yield
@@ -123,7 +123,7 @@ def _member(module: object, name: str, home: str) -> Made:
 
 
 def _is_maker(found: object) -> bool:
-    """Functions and classes are called; a model is callable too, and is what is wanted."""
+    """Functions and classes are called; a model is callable too, and is returned itself."""
     if inspect.isclass(found) or inspect.isroutine(found):
         return True
     is_model = any(cls.__module__.startswith(("torch.nn.", "keras.")) for cls in type(found).__mro__)
@@ -148,7 +148,7 @@ def _check_arguments(function: Callable, name: str, arguments: dict[str, object]
 
 @contextmanager
 def _guarded(name: str) -> Iterator[None]:
-    """An error in the user's code is said in one line, with the place in their file."""
+    """An error in the user's code becomes one line, with the place in their file."""
     try:
         yield
     except UsageError:

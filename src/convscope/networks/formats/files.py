@@ -1,4 +1,4 @@
-"""What a model file is, by its content: the name only helps where the content does not tell."""
+"""The kind of a model file, by its content: the name only helps where the content does not decide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convscope.networks.formats import archives
 from convscope.networks.formats.hdf5 import is_hdf5
 from convscope.networks.network import Source
 
-# What each kind is to people.
+# The names of the kinds for people.
 KINDS = {
     "keras": "a .keras archive",
     "hdf5": "an HDF5 file",
@@ -32,7 +32,7 @@ EXPECTED = "a .keras, .h5, .onnx, .pt, .pth, .pt2 or .safetensors file, or a Sav
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file whose kind was found out, once, by its content: what every reader takes.
+    """A model file with its kind, found once by its content: the argument of every reader.
 
     Attributes:
         path: of the file, or of the folder of a SavedModel.
@@ -51,7 +51,7 @@ class ModelFile:
         """Where a network came from that the file holds.
 
         Args:
-            notes: what had to be done to open it.
+            notes: the steps that were needed to open it.
             beside: names of the other files that its weights were read from, relative to the folder that the file is
                 in, or that it is.
         """
@@ -60,7 +60,7 @@ class ModelFile:
 
 
 def sniff(path: Path) -> ModelFile:
-    """Find out what a file is, before any framework is imported.
+    """Find the kind of a file, before any framework is imported.
 
     Raises:
         ModelError: it is missing, empty, can't be read, or is no model.
@@ -70,10 +70,10 @@ def sniff(path: Path) -> ModelFile:
 
 
 def check_file(path: Path) -> None:
-    """Say what is wrong with a model file before any framework is imported.
+    """Report a fault of a model file before any framework is imported.
 
     Raises:
-        ModelError: it is missing, a folder of something else, empty, or can't be read.
+        ModelError: it is missing, a folder of another kind, empty, or can't be read.
     """
     if path.is_dir():
         if (path / SAVED_MODEL_GRAPH).exists():

@@ -1,9 +1,9 @@
 """HDF5 files as plain values: read in the reader process, with limits, and never by libhdf5 in the user's process.
 
-What a file says is untrusted: B-trees that lead back to themselves make libhdf5 loop in C, data sets can lie in other
+A file is untrusted: B-trees that lead back to themselves make libhdf5 loop in C, data sets can lie in other
 files (external storage, virtual data sets, links), and a few bytes can declare terabytes. So `read` lets the reader
-walk the file, and what comes back is `Contents`: groups with the attributes that Keras writes, and arrays.
-`write` makes a clean file of them, for a loader that wants a file.
+walk the file, and gets `Contents` back: groups with the attributes that Keras writes, and arrays.
+`write` makes a clean file of them, for a loader that needs a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LAST_USER_BLOCK = 1 << 20  # HDF5 may begin after a block of the user's own, of
 
 
 def is_hdf5(path: Path | str) -> bool:
-    """True if the file at `path` holds HDF5, whatever its name says."""
+    """True if the file at `path` is HDF5, whatever its name."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -54,7 +54,7 @@ class Dataset:
     Attributes:
         shape: as the file declares it.
         dtype: as NumPy calls it; in words where it is none of numbers.
-        values: None where nobody asked for them, or where they are no numbers.
+        values: None where they were not requested, or where they are no numbers.
         bfloat16: the two bytes of each value are those of a bfloat16.
     """
 
@@ -81,7 +81,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Contents:
-    """What an HDF5 file holds: attributes by the path of their group ("" is the root), and data sets by path.
+    """The content of an HDF5 file: attributes by the path of their group ("" is the root), and data sets by path.
 
     Links to elsewhere are not in it, whatever they lead to. Paths are in the order of their names.
     """
@@ -90,7 +90,7 @@ class Contents:
     datasets: Mapping[str, Dataset]
 
     def children(self, group: str) -> list[str]:
-        """Names of what lies directly in a group."""
+        """Names of the direct members of a group."""
         inside = group + "/" if group else ""
         paths = [path.removeprefix(inside) for path in (*self.groups, *self.datasets) if path.startswith(inside)]
         return sorted({path for path in paths if path and "/" not in path})
@@ -102,11 +102,11 @@ class Contents:
 
 
 def read(path: Path, but: str = "") -> Contents:
-    """What the file at `path` holds.
+    """The content of the file at `path`.
 
     Args:
         path: the file.
-        but: a regular expression for the paths of data sets whose values nobody needs.
+        but: a regular expression for the paths of data sets whose values are not needed.
 
     Raises:
         ModelError: it is damaged, refers to other files, or is larger than the limits; BackendError: no h5py.
@@ -134,7 +134,7 @@ def memory_for(size: int) -> int:
 
 
 def in_reader(path: Path, function: str, *arguments: object, memory: int) -> Sent:
-    """Call a function in the reader; what goes wrong there is the file's fault.
+    """Call a function in the reader; a failure there is a fault of the file.
 
     Raises:
         ModelError: it took too long or too much memory, or the file made the library crash or fail.
@@ -157,7 +157,7 @@ def _broken(path: Path, error: isolation.ReaderError) -> str:
 
 
 def unpacked(found: dict[str, Json]) -> Contents:
-    """`Contents` of what `contents_of_file` returns."""
+    """`Contents` of the return value of `contents_of_file`."""
     datasets = {
         path: Dataset(tuple(item["shape"]), item["dtype"], item["values"], item["bfloat16"])
         for path, item in found["datasets"].items()

@@ -1,4 +1,4 @@
-"""Pickles read without being run: a stack machine that knows data, and calls what it is given a table of.
+"""Pickles read without being run: a stack machine that makes data, and calls only functions of a given table.
 
 Python's own unpickler imports and calls whatever a file names. This one does the operations of `_OPERATIONS` alone,
 looks names up in the table of its caller alone, and calls nothing but what it found there.
@@ -21,7 +21,7 @@ DAMAGE = (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeEr
 
 
 class ForeignName(Exception):
-    """The pickle asks for something that the table does not have.
+    """The pickle names something that the table does not have.
 
     Attributes:
         name: "module.name" of it.
@@ -95,7 +95,7 @@ def load(
         persistent: what to make of what the pickle stores elsewhere.
 
     Raises:
-        ForeignName: it asks for a name that the table does not have.
+        ForeignName: it names something that the table does not have.
         UnknownOperation: it uses an operation of another protocol.
         ValueError, IndexError, KeyError, TypeError: it is damaged.
         ModelError: it is larger than the limits.
@@ -229,7 +229,7 @@ def _nothing_stored(_: object) -> object:
     raise ValueError("it refers to something that is stored outside of it")
 
 
-# -- what the operations do ------------------------------------------------------------------------------
+# -- the operations --------------------------------------------------------------------------------------
 
 _Operation = Callable[[_Machine, Value], None]
 

@@ -1,4 +1,4 @@
-"""What makes a pass cheaper and leaves its numbers as they are, but for rounding.
+"""Rewrites that make a pass cheaper and keep its numbers, except for rounding.
 
 Frozen batch norms are taken into the convolution before them, or done in one step; a first convolution that strides
 runs over blocks of pixels.
@@ -20,7 +20,7 @@ from convscope.networks.keras.graph import CHANNELS_FIRST, patch
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """A convolution without an activation, and the frozen batch norm that alone takes what it made."""
+    """A convolution without an activation, and the frozen batch norm that alone takes its output."""
 
     conv: Call
     norm: Call
@@ -141,7 +141,7 @@ def norms_folded(
     multiplication and addition.
 
     Keras' own norm goes to float32, and does it in more steps: on a processor that computes in bfloat16 that is a
-    quarter of a ResNet50V2's time. What the scope holds for the kernels is changed as each convolution is called, so
+    quarter of a ResNet50V2's time. The scope's values of the kernels are changed as each convolution is called, so
     that layers which do not run cost nothing.
     """
     folded = {id(fold.norm.operation) for fold in folds}
@@ -158,7 +158,7 @@ def _handing_on(x: Tensor, training: bool | None = None, mask: object = None) ->
 
 
 def _scale_and_shift(norm: KerasLayer) -> tuple[Tensor, Tensor]:
-    """What a frozen norm multiplies by and adds, `(c,)` each, float32."""
+    """The factors and offsets of a frozen norm, `(c,)` each, float32."""
     ops = keras.ops
     scale = ops.rsqrt(ops.cast(norm.moving_variance, "float32") + norm.epsilon)
     if norm.scale:

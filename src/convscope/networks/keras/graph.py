@@ -1,6 +1,6 @@
-"""What a Keras model consists of, and what one watched pass through it shows.
+"""The parts of a Keras model, and the record of one watched pass through it.
 
-Nothing here computes: the operations by path, what kind of thing each is, and the calls of a pass for `graph.py`.
+Nothing here computes: the operations by path, the kind of each, and the calls of a pass for `graph.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _without(target: object, name: str) -> None:
     vars(target).pop(name, None)
 
 
-# -- what the model consists of --------------------------------------------------------------------------
+# -- the parts of the model ------------------------------------------------------------------------------
 
 
 def _children(operation: KerasLayer) -> list[KerasLayer]:
@@ -177,7 +177,7 @@ def activation_name(operation: KerasLayer) -> str | None:
     return None if name in _LINEAR else name.lower()
 
 
-# -- what one pass shows ---------------------------------------------------------------------------------
+# -- the record of one pass ------------------------------------------------------------------------------
 
 
 def call_method(operation: KerasLayer) -> str:
@@ -238,7 +238,7 @@ class Observer:
         )
 
     def value(self, tensor: Tensor) -> Value:
-        """What stands for a tensor of this pass; it is kept alive, so that no other takes its id."""
+        """The identity of a tensor of this pass; it is kept alive, so that no other takes its id."""
         self._alive.append(tensor)
         return Value(id(tensor), tuple(int(side) if side is not None else 0 for side in tensor.shape))
 

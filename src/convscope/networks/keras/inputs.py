@@ -1,4 +1,4 @@
-"""The way into a Keras model: which input gets the image, in what shape, and what the others are fed."""
+"""The inputs of a Keras model: the image's input, its shape, and the values of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of, named_operat
 
 
 class Entry:
-    """The model's inputs: which one gets the image, in what shape, and what the others are fed."""
+    """The model's inputs: the image's input, its shape, and the values of the others."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Entry:
         self.inputs = Inputs(name, chosen, not fixed, channels, others)
 
     def feed(self, x: Tensor) -> Structure:
-        """What to call the model with for images `x` `(n, h, w, c)`."""
+        """The arguments of the model for images `x` `(n, h, w, c)`."""
         if self.channels_first:
             x = keras.ops.transpose(x, (0, 3, 1, 2))
         if self._rank == 3:
@@ -89,7 +89,7 @@ class Entry:
 
 
 def _said(fed: np.ndarray | None) -> str:
-    """What an input other than the image is fed, for people and for provenance."""
+    """The values of an input other than the image, for people and for provenance."""
     if fed is None:
         return "zeros"
     return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"

@@ -67,8 +67,8 @@ class KerasNetwork(TracedNetwork):
     Args:
         model: any `keras.Model`; it stays as it is.
         source: where it came from.
-        choices: what the user says about it.
-        family: what is known of where the model came from (`keras:NAME`).
+        choices: the user's options for it.
+        family: the collection that the model came from (`keras:NAME`), if known.
 
     Raises:
         ModelError: the model takes no images or can't be run; UsageError: no such input, output or size.
@@ -141,7 +141,7 @@ class KerasNetwork(TracedNetwork):
         return failing_layer(error, paths, OWN_CODE)
 
     def _switch(self, undo: ExitStack) -> None:
-        """What Keras and the backend remember of calls is put back, also where one is left in the middle."""
+        """Restore the state of calls in Keras and the backend, also where a call is left in the middle."""
         keep_state(undo)
         self._backend.keep_state(undo)
 
@@ -192,7 +192,7 @@ class KerasNetwork(TracedNetwork):
         }
 
     def _values(self) -> list[Tensor]:
-        """What a pass computes with. Reading the weights takes a tenth of a small network's step."""
+        """The weights of a pass. Reading them takes a tenth of a small network's step."""
         replacing, block = self._replacing(), self._unchanging()
         if replacing is not None:
             return replacing
@@ -242,7 +242,7 @@ class KerasNetwork(TracedNetwork):
         return Record(logits, taps.recorded)
 
     def _unless_enough(self, x: Tensor) -> Structure:
-        """What the model returns, None where every tap fired before its end."""
+        """The model's output, None where every tap fired before its end."""
         try:
             return self.model(self._entry.feed(x), training=False)
         except Enough:
@@ -323,7 +323,7 @@ class KerasNetwork(TracedNetwork):
         return super()._remember(size, trace)
 
     def _find_head(self, seen: Trace, asked: HeadChoice | None) -> Head:
-        """What the graph tells of the output, else what its values do; as the user says, where they say."""
+        """The head from the user's options, else from the graph, else from the output's values."""
         output = seen.outputs[self.output]
         units = int(np.prod(output.shape[1:]))
         if int(np.prod(output.shape[1:-1])) != 1:
@@ -378,7 +378,7 @@ class KerasNetwork(TracedNetwork):
         return "bfloat16" if self._policies() <= {"float32"} and self._backend.bfloat16_pays(depthwise) else "float32"
 
     def _activation_by_values(self, units: int) -> HeadActivation | None:
-        """Whether outputs that no known layer made are probabilities, from what noise, black and white give."""
+        """Whether outputs that no known layer made are probabilities, from the outputs for noise, black and white."""
         shape = (*self.inputs.size, self.inputs.channels)
         noise = np.random.default_rng(0).uniform(0, 255, (4, *shape))
         pixels = np.concatenate([noise, np.zeros((1, *shape)), np.full((1, *shape), 255)])
@@ -391,7 +391,7 @@ class KerasNetwork(TracedNetwork):
         return "softmax" if sums_to_one else "sigmoid"
 
     def _find_preprocessing(self, seen: Trace) -> pp.Preprocessing:
-        """What the model tells of the pixels it was trained on, else a guess that says it is one."""
+        """The preprocessing that the model indicates, else a guess that is marked as one."""
         inside = scaling_inside([step.operation for step in seen.flow.first_steps(seen.image)])
         if inside is not None:
             return inside
@@ -411,7 +411,7 @@ class KerasNetwork(TracedNetwork):
 
 
 def _own_operations() -> dict[str, object]:
-    """What is not NumPy's in `keras.ops` on one of its backends."""
+    """The differences of `keras.ops` from NumPy on one of its backends."""
     kept = {name: _kept(getattr(keras.ops, name)) for name in ("sum", "max", "min", "prod")}
     return {**kept, "count_nonzero": _count_nonzero}
 
@@ -432,7 +432,7 @@ def _count_nonzero(x: Tensor, axis: Axes = None) -> Tensor:
 
 
 def _named_outputs(model: KerasModel, returned: Structure) -> dict[str, Tensor]:
-    """What the model returned, by the names that a user would choose from."""
+    """The model's outputs, by the names that a user can choose from."""
     if isinstance(returned, Mapping):
         return dict(returned)
     tensors = [tensor for _, tensor in flat_outputs(returned)]

@@ -1,4 +1,4 @@
-"""What a Keras model tells of the pixels that it takes: scaling of its own, or the statistics of its first norm."""
+"""Evidence on a Keras model's preprocessing: scaling of its own, or the statistics of its first norm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ARITHMETIC = ("TrueDivide", "Divide", "Multiply", "Subtract", "Add")
 
 
 def scaling_inside(steps: list[KerasLayer]) -> pp.Preprocessing | None:
-    """What the first operations tell of the pixels that they take: 0..255, or 0..1; None if they scale nothing."""
+    """The pixels that the first operations expect: 0..255, or 0..1; None if they scale nothing."""
     known = [step for step in steps if type(step).__name__ in ("Rescaling", "Normalization")]
     other = [step for step in steps if type(step).__name__ in _ARITHMETIC]
     if known and not other:
@@ -26,7 +26,7 @@ def scaling_inside(steps: list[KerasLayer]) -> pp.Preprocessing | None:
 
 
 def _factor(step: KerasLayer) -> float:
-    """What a `Rescaling` or `Normalization` layer multiplies its input by, the mean over channels."""
+    """The factor of a `Rescaling` or `Normalization` layer, the mean over channels."""
     if hasattr(step, "scale"):
         return float(np.mean(step.scale))
     deviation = np.sqrt(keras.ops.convert_to_numpy(step.variance))
@@ -34,7 +34,7 @@ def _factor(step: KerasLayer) -> float:
 
 
 def told_by_statistics(conv: KerasLayer, norm: KerasLayer) -> pp.Preprocessing | None:
-    """What the running statistics of a batch norm right after the first convolution tell."""
+    """The preprocessing from the running statistics of a batch norm right after the first convolution."""
     kernel, mean, variance = map(keras.ops.convert_to_numpy, (conv.kernel, norm.moving_mean, norm.moving_variance))
     bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)
     seen = pp.seen_by_batch_norm(kernel, bias, mean, variance)

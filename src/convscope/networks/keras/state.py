@@ -1,4 +1,4 @@
-"""What Keras remembers of the call that is going on, for each thread: put back where a call is left in the middle."""
+"""Keras' state of the present call, for each thread: restored where a call is left in the middle."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def has_activation(operation: KerasLayer) -> bool:
 
 
 def without_nonlinearity(operation: KerasLayer) -> tuple[KerasLayer, str, object]:
-    """What to patch so that an operation has no non-linearity: its activation, or its whole call."""
+    """The patches that remove an operation's non-linearity: its activation, or its whole call."""
     if callable(getattr(operation, "activation", None)):
         return operation, "activation", keras.activations.linear
     return operation, call_method(operation), lambda x, *_, **__: x

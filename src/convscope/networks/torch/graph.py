@@ -1,4 +1,4 @@
-"""What a PyTorch module consists of, and what one watched pass through it shows.
+"""The parts of a PyTorch module, and the record of one watched pass through it.
 
 Modules are seen by forward hooks; operations that are no modules (`F.relu`, `x + y`, `torch.flatten`) by a
 `TorchFunctionMode`. Inside a leaf, a module of `torch.nn` without children, nothing more is watched.
@@ -20,7 +20,7 @@ from convscope.networks.graph import Call, Value, flat_outputs
 from convscope.networks.restoring import checkpoint
 from convscope.networks.torch.modules import Described
 
-# -- what the module consists of -------------------------------------------------------------------------
+# -- the parts of the module -----------------------------------------------------------------------------
 
 _MODULES = (
     ("conv", r"(Lazy)?Conv(Transpose)?[123]d|DeformConv2d"),
@@ -58,7 +58,7 @@ _FUNCTIONS = (
         r"|silu|sigmoid|soft(plus|shrink|sign)|tanh(shrink)?|threshold",
     ),
 )
-# A call of one of these takes and gives maps (n, c, h, w); what follows keeps the layout that it is given.
+# A call of one of these takes and returns maps (n, c, h, w); later calls keep the layout of their input.
 _CHANNELS_FIRST = ("conv", "pool", "resize")
 
 
@@ -67,7 +67,7 @@ def _kind(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def described(module: nn.Module) -> Described | None:
-    """What a module stands for, where its own class does not tell."""
+    """The original class of a module, where its own class does not show it."""
     found = vars(module).get("described")
     return found if isinstance(found, Described) else None
 
@@ -122,7 +122,7 @@ def function_name(function: Callable) -> str:
 
 
 def function_kind(name: str, result: object) -> str:
-    """The kind of an operation that is no module, from its name and, for means over maps, from what it returned."""
+    """The kind of an operation that is no module, from its name and, for means over maps, from its output."""
     if name in ("mean", "amax", "max", "sum") and isinstance(result, torch.Tensor):
         pooled = result.dim() == 2 or (result.dim() == 4 and result.shape[2] * result.shape[3] == 1)
         return "global_pool" if pooled else "other"
@@ -137,7 +137,7 @@ def activation_of(kind: str, name: str) -> str | None:
     return "softmax" if re.fullmatch(r"(log_?)?softmax(2d)?", plain) else plain
 
 
-# -- what one pass shows ---------------------------------------------------------------------------------
+# -- the record of one pass ------------------------------------------------------------------------------
 
 
 def tensors_of(structure: Structure) -> list[torch.Tensor]:
@@ -169,7 +169,7 @@ class Places:
 
     @property
     def in_leaf(self) -> bool:
-        """True while a leaf is running: what it calls is its own affair."""
+        """True while a leaf is running: its inner calls are not watched."""
         return any(module in self._leaves for module in self._stack)
 
     def path_of(self, name: str) -> str:
@@ -192,7 +192,7 @@ class Places:
 class FunctionMode(TorchFunctionMode):
     """Hands every operation that is no module, and lies in no leaf, to `seen(path, name, args, kwargs, result)`.
 
-    What `seen` returns takes the result's place.
+    The return value of `seen` replaces the result.
     """
 
     def __init__(self, places: Places, seen: Callable[..., object]) -> None:
@@ -208,7 +208,7 @@ class FunctionMode(TorchFunctionMode):
         return self._seen(self._places.path_of(name), name, args, kwargs, lambda: func(*args, **kwargs))
 
 
-# Properties, and what asks about a tensor without making one.
+# Properties, and functions that inspect a tensor without making one.
 _UNSEEN = frozenset({"get", "set", "size", "dim", "numel", "is_floating_point", "requires_grad", "shape", "data_ptr"})
 
 
@@ -246,7 +246,7 @@ class Watch:
         self._alive.clear()
 
     def value(self, tensor: torch.Tensor) -> Value:
-        """What stands for a tensor at this moment: a change in place makes another value of it."""
+        """The identity of a tensor at this moment: a change in place makes another value of it."""
         self._alive.append(tensor)
         return Value((id(tensor), tensor._version), tuple(tensor.shape))
 
@@ -267,7 +267,7 @@ class Watch:
     def _after(self, module: nn.Module, args: object, kwargs: object, result: object) -> None:
         nth, inputs = self._nth(module), self._given[module].pop()
         if not inputs:
-            return  # what makes weights of weights, as parametrisations do
+            return  # modules that compute weights from weights, as parametrisations do
         name = class_name(module)
         kind = _pooling(module_kind(module), "Adaptive" in name, result)
         parameters = 0 if kind == "model" else sum(parameter.numel() for parameter in module.parameters())
@@ -328,7 +328,7 @@ def _pooling(kind: str, adaptive: bool, result: object) -> str:
 
 
 def _layout(kind: str, module: nn.Module | None, result: object) -> bool | None:
-    """Whether a call says by itself that its maps have the channels first."""
+    """Whether a call declares that its maps have the channels first."""
     rank = result.dim() if isinstance(result, torch.Tensor) else 0
     if rank != 4:
         return None

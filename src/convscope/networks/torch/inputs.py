@@ -1,4 +1,4 @@
-"""What a PyTorch module takes: a module does not say, so its inputs are found out by trying."""
+"""The inputs of a PyTorch module: a module does not declare them, so they are found by trying."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What is known and wanted of a module's inputs.
+    """The known and requested properties of a module's inputs.
 
     Attributes:
-        declared: `(n, c, h, w)` as a file declares it, None for what is free.
-        name: which input gets the image.
-        size: `(h, w)` that the user wants.
+        declared: `(n, c, h, w)` as a file declares it, None for free sides.
+        name: name of the input that gets the image.
+        size: the user's `(h, w)`.
         advised: `(h, w)` that a data config recommends.
         feed: arrays for the other inputs, by name.
         channels_last: the module itself takes `(n, h, w, c)`.
@@ -53,12 +53,12 @@ class Asked:
 
 
 class Entry:
-    """Turns images `(n, h, w, c)` into what the module is called with.
+    """Turns images `(n, h, w, c)` into the arguments of the module.
 
     Args:
         module: to be called, in evaluation mode and without gradients, by `attempt`.
         attempt: runs the module on its arguments.
-        asked: what is known and wanted of its inputs.
+        asked: the known and requested properties of its inputs.
         dtype, device: of the module's weights.
     """
 
@@ -87,7 +87,7 @@ class Entry:
         self.inputs = Inputs(name, size, free, channels, others, note)
 
     def arguments(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What to call the module with, for images `(n, h, w, c)`."""
+        """The arguments of the module for images `(n, h, w, c)`."""
         x = x.to(self._dtype)
         if not self._channels_last:
             # As channels_last these are the same bytes, and convolutions run faster; but a `view` of maps may not.
@@ -105,7 +105,7 @@ class Entry:
         asked: tuple[int, int] | None,
         advised: tuple[int, int] | None,
     ) -> tuple[int, tuple[int, int], bool, str]:
-        """Channels, size, whether other sizes would do, and what to say about it."""
+        """Channels, size, whether other sizes are possible, and a remark."""
         channels, height, width = _of(declared, self._channels_last)
         if declared is not None and height and width:
             if asked not in (None, (height, width)):
@@ -259,7 +259,7 @@ def _of(declared: Sequence[int | None] | None, channels_last: bool) -> tuple[int
 
 
 def _likely_channels(module: nn.Module) -> list[int]:
-    """How many channels the image may have, the likeliest first: what the first convolution takes, then RGB, grey."""
+    """Possible numbers of channels, the likeliest first: those of the first convolution, then RGB, grey."""
     weights = [(child, getattr(child, "weight", None)) for child in named_modules(module)]
     first = [
         int(getattr(child, "in_channels", weight.shape[1]))
@@ -271,7 +271,7 @@ def _likely_channels(module: nn.Module) -> list[int]:
 
 
 def _said(fed: np.ndarray) -> str:
-    """What an input other than the image is fed, for people and for provenance."""
+    """The values of an input other than the image, for people and for provenance."""
     if not fed.any():
         return "zeros"
     return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"

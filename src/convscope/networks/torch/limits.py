@@ -1,8 +1,8 @@
-"""What an operation would take, known before it is computed: for graphs that come from files.
+"""The cost of an operation, known before it is computed: for graphs that come from files.
 
-A few bytes of a file can ask for a tensor of 32 GiB, or for a convolution that takes a week. Each operation of torch is
-computed on shapes alone first (on the "meta" device, where tensors have no values), and is refused if what it makes,
-or how much it computes, goes beyond what it is allowed.
+A few bytes of a file can request a tensor of 32 GiB, or for a convolution that takes a week. Each operation of torch is
+computed on shapes alone first (on the "meta" device, where tensors have no values), and is refused if its output
+or its computation exceeds the limits.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ SPEED = 2e10  # operations a second of a slow processor: what `limits.seconds` i
 
 
 class BeyondLimits(ModelError):
-    """An operation would take more than it is allowed; who knows which one it is says so."""
+    """An operation would exceed its limits; the caller that knows it adds its name."""
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one operation may take.
+    """The limits of one operation.
 
     Attributes:
-        size: bytes of what it makes; work: multiplications and comparisons.
+        size: bytes of its output; work: multiplications and comparisons.
     """
 
     size: float
@@ -59,7 +59,7 @@ class Allowance:
 
 
 def allowance(count: int, held: int = 0) -> Allowance:
-    """What an operation may take for `count` images, where the file itself holds `held` bytes."""
+    """The limits of an operation for `count` images, where the file itself has `held` bytes."""
     limit, count = limits.current(), max(1, count)
     return Allowance(count * limit.values + 8 * held, count * limit.seconds * SPEED)
 
@@ -100,14 +100,14 @@ class _Checked(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Taken:
-    """What an operation takes: bytes that it makes, and multiplications or comparisons."""
+    """The cost of an operation: bytes of its output, and multiplications or comparisons."""
 
     size: float
     work: float = 0.0
 
 
 def _taken(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> _Taken | None:
-    """What an operation will take; None where only the values tell, as where non-zeros are counted.
+    """The cost of an operation; None where it depends on the values, as where non-zeros are counted.
 
     Torch's own computation on shapes knows every operation, and imports seconds' worth of torch for some: those of
     usual networks have a rule here.
@@ -116,14 +116,14 @@ def _taken(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> _Taken | N
     if torch.Tag.pointwise in func.tags or name in _AS_LARGE or (func.is_view and name not in _SPREADING):
         return _Taken(_spread(args))
     for rule in (_RULES.get(name), lambda *_: _by_shapes(func, args, kwargs)):
-        with suppress(Exception):  # the operation itself will say what is wrong
+        with suppress(Exception):  # the operation itself will raise the error
             if rule is not None:
                 return rule(*args)
     return None
 
 
 def _by_shapes(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> _Taken:
-    """What an operation takes, computed on the device for tensors without values."""
+    """The cost of an operation, computed on the device for tensors without values."""
     given = {**kwargs, "device": torch.device("meta")} if "device" in kwargs else kwargs
     made = func(*tree_map(_without_values, args), **tree_map(_without_values, given))
     counted = flop_registry.get(func._overloadpacket)
@@ -167,7 +167,7 @@ _AS_LARGE = frozenset(
 _SPREADING = ("expand", "as_strided", "unfold")
 
 
-# -- rules: what an operation takes, from its arguments ----------------------------------------------------
+# -- rules: the cost of an operation, from its arguments ---------------------------------------------------
 
 Setting = Any  # an argument of an operator: a number, a truth value or a list of numbers
 
@@ -223,7 +223,7 @@ def _pool(
 
 @dataclass(frozen=True)
 class _Windows:
-    """Where the windows of an operation lie, as PyTorch says it; a list of one value stands for all axes."""
+    """Positions of the windows of an operation, in PyTorch's terms; a list of one value stands for all axes."""
 
     strides: Sequence[int]
     paddings: Sequence[int]

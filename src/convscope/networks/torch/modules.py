@@ -1,4 +1,4 @@
-"""Between a file and `network.py`: a PyTorch module with what is known of where it came from."""
+"""Between a file and `network.py`: a PyTorch module and its origin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from convscope.networks.network import Source
 
 @dataclass(frozen=True)
 class Described:
-    """What a module stands for, where its own class does not tell: a node of ONNX, a scripted or exported module.
+    """The original class of a module, if its own class does not show it: a node of ONNX, a scripted or exported module.
 
     Found as the attribute `described` of a `torch.nn.Module`.
 
@@ -28,18 +28,18 @@ class Described:
 
 @dataclass(frozen=True)
 class OpenedModule:
-    """A module and what is known of it.
+    """A module and its known properties.
 
     Attributes:
         module: a `torch.nn.Module` that takes `(n, c, h, w)`.
         source: where it came from.
-        input_shape: `(n, c, h, w)` as the format declares it, None for what it leaves free; None if it declares none.
+        input_shape: `(n, c, h, w)` as the format declares it, None for free sides; None if it declares none.
         input: the name of the input that gets the image, where the user names none; the first where None.
-        preprocessing: where a data config tells of it.
+        preprocessing: the preprocessing of a data config, if there is one.
         size: `(h, w)` that a data config recommends.
         class_names: where they are known.
         in_memory: True if it is the user's own object, which has to stay as it is.
-        name: of the network, where the class of the module does not tell it.
+        name: name of the network, where the class of the module does not show it.
         channels_last_input: the module itself takes `(n, h, w, c)`.
     """
 

@@ -97,8 +97,8 @@ class TorchNetwork(TracedNetwork):
     """A `torch.nn.Module`, opened; it stays as it is, with its mode, its hooks and its parameters.
 
     Args:
-        opened: the module, which takes images `(n, c, h, w)`, and what is known of it.
-        choices: what the user says about it.
+        opened: the module, which takes images `(n, c, h, w)`, and its known properties.
+        choices: the user's options for it.
         precision: "float32", or "bfloat16" and "float16" for autocast.
 
     Raises:
@@ -263,7 +263,7 @@ class TorchNetwork(TracedNetwork):
         return {*request.preactivations, *([self._undo] if head and self._undo else [])}
 
     def _unless_enough(self, *arguments: Tensor, precision: str) -> Structure:
-        """What the module returns, None where every tap fired before its end."""
+        """The module's output, None where every tap fired before its end."""
         try:
             return self._called(*arguments, precision=precision)
         except Enough:
@@ -425,7 +425,7 @@ class TorchNetwork(TracedNetwork):
         return Trace(watch.calls, Flow(watch.calls), given, given[self._entry.position], outputs)
 
     def _find_head(self, seen: Trace, asked: HeadChoice | None) -> Head:
-        """What the graph tells of the output: a softmax or sigmoid to undo, else logits, as is usual in PyTorch."""
+        """The head from the graph: a softmax or sigmoid to undo, else logits, as is usual in PyTorch."""
         output = seen.outputs[self.output]
         units = int(np.prod(output.shape[1:]))
         if int(np.prod(output.shape[2:])) != 1 and len(output.shape) > 1 and output.shape[-1] != units:
@@ -442,7 +442,7 @@ class TorchNetwork(TracedNetwork):
         return Head(units, "softmax", returns_logits=True, guess=True)
 
     def _guess_preprocessing(self, seen: Trace) -> pp.Preprocessing:
-        """What the module tells of the pixels it was trained on, else a guess that says it is one."""
+        """The preprocessing that the module indicates, else a guess that is marked as one."""
         inside = scaling_inside(seen.flow.first_steps(seen.image))
         if inside is not None:
             return inside
@@ -514,7 +514,7 @@ def _eagerly() -> AbstractContextManager[object]:
 
 
 def _named_outputs(module: nn.Module, returned: object) -> dict[str, Tensor]:
-    """What the module returned, by the names that a user would choose from."""
+    """The module's outputs, by the names that a user can choose from."""
     flat = flat_outputs(returned)
     names = list(getattr(module, "output_names", None) or [])
     if len(names) != len(flat):

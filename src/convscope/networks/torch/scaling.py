@@ -1,4 +1,4 @@
-"""What a PyTorch module tells of the pixels that it takes: scaling of its own, or the statistics of its first norm."""
+"""Evidence on a PyTorch module's preprocessing: scaling of its own, or the statistics of its first norm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from convscope.networks.graph import Call
 
 
 def scaling_inside(steps: Sequence[Call]) -> pp.Preprocessing | None:
-    """What the first operations tell of the pixels that they take, where they divide or multiply by constants."""
+    """The pixels that the first operations expect, where they divide or multiply by constants."""
     for step in steps:
         name = step.class_name.lower()
         numbers = [abs(number) for number in step.facts.get("scalars", ()) if number]
@@ -23,7 +23,7 @@ def scaling_inside(steps: Sequence[Call]) -> pp.Preprocessing | None:
 
 
 def told_by_statistics(pair: tuple[Call, Call] | None) -> pp.Preprocessing | None:
-    """What the running statistics of a batch norm right after the first convolution tell."""
+    """The preprocessing from the running statistics of a batch norm right after the first convolution."""
     if pair is None:
         return None
     conv, norm = (call.operation for call in pair)

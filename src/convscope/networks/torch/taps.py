@@ -61,7 +61,7 @@ class TorchTaps(Taps):
         undone = {self._at[path][0].operation for path in self._left_out}
 
         def seen(path: str, name: str, args: object, kwargs: object, run: Callable) -> Structure:
-            if path in undone:  # it may work in place, and what it is given is wanted
+            if path in undone:  # it may work in place, and its input is needed
                 given = [tensor.clone() for tensor in tensors_of((args, kwargs))[:1]]
                 result = run()
                 args, kwargs = (*given,), {}
@@ -109,7 +109,7 @@ class TorchTaps(Taps):
 
 
 def _not_in_place(module: nn.Module, undo: ExitStack) -> None:
-    """What a module is given is wanted afterwards, so it must not write over it."""
+    """A module's input is needed afterwards, so it must not overwrite it."""
     if getattr(module, "inplace", False):
         undo.callback(setattr, module, "inplace", True)
         module.inplace = False  # type: ignore[assignment]

@@ -25,17 +25,17 @@ from convscope.schema import Json
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
-# What a layer keeps beside its weights: word lists. A name is a path of plain names.
+# The files of a layer beside its weights: word lists. A name is a path of plain names.
 _ASSET = re.compile(r"assets(/[\w-][\w.-]*)+")
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive holds.
+    """The content of an archive.
 
     Attributes:
         config: the architecture, as parsed JSON.
-        version: of the Keras that wrote it, "of unknown version" where it does not say.
+        version: of the Keras that wrote it, "of unknown version" where it is not recorded.
         weights: None where there are none.
         assets: files of layers, by name.
     """
@@ -47,7 +47,7 @@ class Archive:
 
 
 def read(path: Path) -> Archive:
-    """What the archive at `path` holds.
+    """The content of the archive at `path`.
 
     Raises:
         ModelError: it is damaged, holds no architecture, or is larger than the limits; BackendError: no h5py.
@@ -132,7 +132,7 @@ def _text(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None) -> str:
 
 
 def _bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, limit: str) -> bytes | None:
-    """What a member holds, if it says that it keeps to a limit; zipfile unpacks no more than it says."""
+    """The content of a member, if its declared size is within a limit; zipfile unpacks no more than is declared."""
     if info is None:
         return None
     name, size, limit_of = info.filename, info.file_size, getattr(limits.current(), limit)

@@ -1,9 +1,9 @@
-"""What the architecture in a Keras file may name and declare, checked before Keras builds anything of it.
+"""The names and declarations of the architecture in a Keras file, checked before Keras builds it.
 
 A config is a tree of objects, each with a `class_name` that Keras looks up in its own modules, so that a file chooses
-which of Keras' functions run on what. `checked` lets through what `ALLOWED` lists: layers, operations, initializers
-and the like that only compute, each at its one address. What a file gives as its module is never followed.
-`building` bounds what the layers then allocate by the weights that the file really holds.
+the functions of Keras to run and their arguments. `checked` accepts those in `ALLOWED`: layers, operations,
+initializers and the like that only compute, each at its one address. The module that a file names is never followed.
+`building` bounds what the layers then allocate by the weights that the file really has.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def checked(config: object, registered: Callable[[object], str | None], name: st
         name: of the file, for messages.
 
     Raises:
-        ModelError: it names something else than what `ALLOWED` lists or the user registered.
+        ModelError: it names something that neither `ALLOWED` lists nor the user registered.
     """
     unknown: dict[str, None] = {}
     for node in _nodes(config):
@@ -292,7 +292,7 @@ def _takes_tensor(item: object) -> bool:
     return False
 
 
-# -- what may be allocated -------------------------------------------------------------------------------
+# -- limits of allocation ---------------------------------------------------------------------------------
 
 _BUILDING = threading.RLock()
 _SPARE = 2**24  # numbers that are in no file: states of layers, and a reserve for the message on missing weights
@@ -300,7 +300,7 @@ _SPARE = 2**24  # numbers that are in no file: states of layers, and a reserve f
 
 @contextmanager
 def building(stored: int, name: str) -> Iterator[None]:
-    """Let Keras build a model whose variables together are not much larger than what its file holds.
+    """Let Keras build a model whose variables together are not much larger than those in its file.
 
     Args:
         stored: numbers in the file.
@@ -352,7 +352,7 @@ def building(stored: int, name: str) -> Iterator[None]:
 
 @contextmanager
 def _before(cls: type, check: Callable[..., None]) -> Iterator[None]:
-    """Let `check` see what a class is made with, in this thread, before it is."""
+    """Let `check` inspect the arguments of a class, in this thread, before it is made."""
     plain, own, here = cls.__init__, "__init__" in vars(cls), threading.get_ident()  # type: ignore[misc]
 
     def checked_first(self: object, *args: object, **options: object) -> None:
@@ -403,5 +403,5 @@ def _operations(model: KerasModel) -> Iterator[KerasLayer]:
 def _elements(shape: Json) -> int:
     try:
         return prod(int(size or 1) for size in shape)
-    except (TypeError, ValueError):  # Keras says what is wrong with it
+    except (TypeError, ValueError):  # Keras reports the fault
         return 0

@@ -41,7 +41,7 @@ from convscope.networks.network import Source
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A Keras model with what is known of where it came from; `random` if its weights are drawn, not trained."""
+    """A Keras model with its known origin; `random` if its weights are drawn, not trained."""
 
     model: KerasModel
     source: Source
@@ -367,7 +367,7 @@ def _no_weights(name: str, text: str) -> str:
 
 
 def _models_folder() -> Path:
-    """Where Keras keeps what it has downloaded."""
+    """The folder of Keras' downloads."""
     return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
 
 

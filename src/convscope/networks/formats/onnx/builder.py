@@ -70,7 +70,7 @@ class _Scope:
         self.names: dict[str, Given | None] = {}
 
     def key_of(self, name: str) -> str:
-        """What a tensor is best called beyond this scope."""
+        """The best name of a tensor beyond this scope."""
         return self.wanted.get(name, f"{name}{self.suffix}")
 
     def find(self, name: str) -> Given | None:
@@ -85,7 +85,7 @@ class _Scope:
 
 
 class Builder:
-    """What a graph is turned into.
+    """The result of converting a graph.
 
     Attributes:
         steps: in the order of execution.
@@ -101,7 +101,7 @@ class Builder:
         self._left = allowance(1, file.held).size
 
     def build(self) -> dict[str, Given]:
-        """Turn the graph into steps; what its outputs are."""
+        """Convert the graph into steps; returns its outputs."""
         scope = _Scope(self.file.opset)
         scope.names.update((name, name) for name in self.file.inputs)
         self._add(self.file.graph, scope)
@@ -180,7 +180,7 @@ class Builder:
     def _call(
         self, function: Body, node: FileNode, inputs: list[Given | None], attributes: dict[str, object], scope: _Scope
     ) -> None:
-        """What a function of the file does, in place of the node that calls it."""
+        """Insert the steps of a function of the file in place of the node that calls it."""
         if len(inputs) > len(function.inputs):
             raise self._refused(node)(f"the function takes {len(function.inputs)} inputs, and it has {len(inputs)}")
         self._calls += 1
@@ -256,7 +256,7 @@ class Builder:
                 self._name(scope, name, given)
 
     def _key(self, name: str, scope: _Scope) -> str:
-        """The name under which a tensor is passed on, which no other has; "" for one that nobody asks for."""
+        """The name under which a tensor is passed on, which no other has; "" for one that is not used."""
         if not name:
             return ""
         return _unused(scope.key_of(name), self._keys)

@@ -1,4 +1,4 @@
-"""What an ONNX file says, as plain values: read, checked against `limits` and copied out of protobuf.
+"""The content of an ONNX file, as plain values: read, checked against `limits` and copied out of protobuf.
 
 Nothing of onnx's compiled code sees the file but the parser of protobuf, which runs in the reader process first. What
 leaves this module are texts that are text, arrays whose bytes are there, and functions that end.
@@ -29,7 +29,7 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Input:
-    """What a graph declares of an input: its shape, None where free or not said, and ONNX's number of its type."""
+    """A graph's declaration of an input: its shape, None where free or missing, and ONNX's number of its type."""
 
     shape: Shape | None
     kind: int
@@ -76,7 +76,7 @@ class FileNode:
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A graph, a branch, or what a function does.
+    """A graph, a branch, or the body of a function.
 
     Attributes:
         inputs, outputs: names in order; constants: arrays by name.
@@ -116,7 +116,7 @@ class OnnxFile:
 
 
 def read(path: Path) -> OnnxFile:
-    """What a file says.
+    """The content of a file.
 
     Raises:
         ModelError: it is damaged, lacks its external data, or goes beyond the limits.
@@ -125,7 +125,7 @@ def read(path: Path) -> OnnxFile:
 
 
 def of_model(model: Message, path: Path) -> OnnxFile:
-    """What a `ModelProto` says that was read from `path`.
+    """The content of a `ModelProto` that was read from `path`.
 
     Raises:
         ModelError: it is damaged, lacks its external data, or goes beyond the limits.
@@ -233,7 +233,7 @@ class _Reading:
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
-        """What protobuf raises where it holds something else than it should, as one clear error."""
+        """Turn protobuf's errors on unexpected content into one clear error."""
         try:
             yield
         except UnicodeDecodeError as error:
@@ -278,7 +278,7 @@ class _Reading:
         return Body(*names, {}, nodes, defaults | attributes, self._opsets(item.opset_import).get(""))
 
     def _calls(self, item: Message, name: str) -> tuple[str, str, str]:
-        """What a node or a function is called by: domain, name and, since IR version 10, overload."""
+        """The key of a node or a function: domain, name and, since IR version 10, overload."""
         domain, own, overload = self._texts((item.domain, getattr(item, name), getattr(item, "overload", "")))
         return _domain(domain), own, overload
 
@@ -478,7 +478,7 @@ _LISTS = {"floats": _T.FLOATS, "ints": _T.INTS, "strings": _T.STRINGS}
 
 
 def _kind_of(item: Message) -> int:
-    """The type of an attribute that says none, as the first exporters wrote them."""
+    """The type of an attribute that declares none, as the first exporters wrote them."""
     single = next((kind for name, kind in _FIELDS.items() if item.HasField(name)), 0)
     return single or next((kind for name, kind in _LISTS.items() if len(getattr(item, name))), 0)
 

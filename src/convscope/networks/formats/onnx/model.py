@@ -1,4 +1,4 @@
-"""ONNX files as PyTorch modules that can be differentiated, with what is known of their images and origin."""
+"""ONNX files as PyTorch modules that can be differentiated, with their known image inputs and origin."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from convscope.networks.formats.onnx.operators import OPERATORS, READS_NUMBERS, 
 from convscope.networks.torch.limits import BeyondLimits, allowance, held_to
 from convscope.networks.torch.modules import Described
 
-# What an operator's inputs are called where they are weights: as `torch.nn` calls them.
+# Names of an operator's inputs that are weights: as in `torch.nn`.
 _WEIGHTS = {
     "Conv": ("", "weight", "bias"),
     "ConvTranspose": ("", "weight", "bias"),
@@ -29,9 +29,9 @@ class Step(nn.Module):
     """One node of the graph.
 
     Args:
-        node: what the operator has to know.
+        node: the context of the operator.
         inputs: for each input the name of its tensor, or the constant itself, or None where it is left out.
-        outputs: names of what it makes, "" where nobody asks for it.
+        outputs: names of its outputs, "" where one is not used.
     """
 
     def __init__(self, node: Node, inputs: Sequence[str | torch.Tensor | None], outputs: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ class Step(nn.Module):
         return [getattr(self, held) for held in self._held if held is not None]
 
     def forward(self, *given: torch.Tensor) -> object:
-        """What the operator makes of the tensors that are no constants.
+        """The output of the operator for the tensors that are no constants.
 
         Raises:
             ModelError: they don't fit it, or it would take more than the limits allow.
@@ -96,7 +96,7 @@ class Step(nn.Module):
             raise ModelError(self._cant(error)) from error
 
     def _within_limits(self, values: list[object]) -> object:
-        """What the operator makes. Shapes and numbers that no such node has met yet are checked beforehand."""
+        """The output of the operator. Shapes and numbers that no such node has met yet are checked beforehand."""
         batch = self.node.batch
         form = self._form(values)
         if form is not None and form in batch.met:
@@ -152,5 +152,5 @@ def _together(values: list[object]) -> list[object]:
 
 
 def as_tuple(made: Structure) -> tuple[torch.Tensor, ...]:
-    """What an operator made: one tensor or several."""
+    """The output of an operator: one tensor or several."""
     return tuple(made) if isinstance(made, tuple | list) else (made,)

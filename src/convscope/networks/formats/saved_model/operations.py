@@ -1,4 +1,4 @@
-"""TensorFlow's operations, sorted by what running them can do. What is not listed here is not known to be harmless."""
+"""TensorFlow's operations, sorted by their possible effects. One that is not listed is not known to be harmless."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ def _what_chain(chain: list[str]) -> str | None:
 
 
 def what_operator(space: str, name: str) -> str | None:
-    """What is said of an operator that does more than compute, or None."""
+    """The message on an operator that does more than compute, or None."""
     if torch_operators.computes(space, name):
         return None
     if torch_operators.reads_or_writes_files(space, name):

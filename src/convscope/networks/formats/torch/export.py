@@ -144,7 +144,7 @@ def _members(archive: archives.Archive) -> Iterator[tuple[str, bytes | bytearray
 
 
 def _payload(archive: archives.Archive, folder: str) -> Iterator[tuple[str, bytes | bytearray]]:
-    """The table of a folder's tensors, and the bytes of each: as many as the table says."""
+    """The table of a folder's tensors, and the bytes of each: as many as the table declares."""
     name = folder + _CONFIGS[folder]
     table = torch_schema.cleaned(schema.PayloadConfig, torch_schema.parsed(archive.text(name), name))
     yield name, _json(table)
@@ -249,7 +249,7 @@ def _free_the_batch(program: Exported) -> None:
 
 
 def _describe(module: nn.Module, program: Exported) -> None:
-    """Say of each module which class it was, as the nodes of the graph remember it."""
+    """Mark each module with its original class, which the nodes of the graph record."""
     classes: dict[str, str] = {}
     for node in program.graph.nodes:
         for path, kind in (node.meta.get("nn_module_stack") or {}).values():

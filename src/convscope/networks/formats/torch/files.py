@@ -1,4 +1,4 @@
-"""PyTorch's files: weights into the right places, and nothing in a file is run that was not asked for."""
+"""PyTorch's files: weights into the right places, and no code in a file is run without a request."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights", "generator"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
 )
-# What wrappers of modules put before every name.
+# Prefixes that wrappers of modules put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
 
 
 def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """The weights of a `.safetensors` file or a PyTorch checkpoint by name, and what had to be unwrapped for them.
+    """The weights of a `.safetensors` file or a PyTorch checkpoint by name, and the wrappers removed for them.
 
     Args:
         file: one of these.
@@ -170,7 +170,7 @@ _MARKS = 20  # commas and brackets that describe one tensor: 9 at most with 4 si
 
 
 def _check_count(marks: int) -> None:
-    """JSON takes far more memory as values than as text: what it holds is estimated before it is parsed."""
+    """JSON takes far more memory as values than as text: its size is estimated before it is parsed."""
     if marks > _MARKS * limits.current().entries:
         raise ValueError(f"its header describes too much ({limits.how_to_raise('entries')})")
 
@@ -393,7 +393,7 @@ def _from_torchvision(
     module = _made(lambda: models.get_model(function, weights=chosen, **arguments), name)
     if chosen is None:
         return OpenedModule(module, Source(name, notes=(_DRAWN,)))
-    transforms = chosen.transforms()  # those of detectors tell of neither
+    transforms = chosen.transforms()  # those of detectors have neither
     crop = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)
     known = None
     if hasattr(transforms, "mean"):

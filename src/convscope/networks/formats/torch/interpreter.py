@@ -125,11 +125,11 @@ class Scripted(nn.Module):
             self.register_buffer(key, value.detach())
 
     def forward(self, *arguments: object) -> object:
-        """What the scripted module's `forward` returns."""
+        """The return value of the scripted module's `forward`."""
         return self.call("forward", arguments)
 
     def call(self, name: str, arguments: tuple) -> Value:
-        """What one of its methods returns."""
+        """The return value of one of its methods."""
         if name not in self._programs:
             method = self._scripted._get_method(name)
             self._programs[name] = (_Program(method.graph, self._code), method.schema)
@@ -426,7 +426,7 @@ def _operation(node: Compiled, code: Code) -> Doing:
     def operation(_: dict[str, object], given: list[Value]) -> Value:
         if plain is not None and not any(isinstance(value, torch.Tensor) for value in given):
             return plain(*given)
-        if odd is not None:  # said only where it would run: a branch may never be taken
+        if odd is not None:  # reported only where it would run: a branch may never be taken
             raise ModelError(f"the TorchScript file uses {odd}.")
         assert call is not None
         places = len(given) - len(named)
@@ -436,7 +436,7 @@ def _operation(node: Compiled, code: Code) -> Doing:
 
 
 def _within_limits(code: Code, call: Compiled, places: list[Value], named: dict[str, object]) -> object:
-    """What an operator makes. Shapes and numbers that it has not met yet are checked beforehand."""
+    """The output of an operator. Shapes and numbers that it has not met yet are checked beforehand."""
     if code.trusted:
         return call(*places, **named)
     form = (call, code.steps.images, _form(places), _form(list(named.values())))
@@ -453,7 +453,7 @@ def _within_limits(code: Code, call: Compiled, places: list[Value], named: dict[
 
 
 def _form(values: Sequence[object]) -> object:
-    """What decides how much an operator makes."""
+    """The values that determine the size of an operator's output."""
     return tuple(
         (value.shape, value.dtype, value.device)
         if isinstance(value, torch.Tensor)

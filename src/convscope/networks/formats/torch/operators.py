@@ -88,7 +88,7 @@ def computes(space: str, name: str) -> bool:
 
 
 def reads_or_writes_files(space: str, name: str) -> bool:
-    """True if an operator takes the name of a file; only to say so."""
+    """True if an operator takes the name of a file; for the message only."""
     return any(
         argument.name in ("filename", "path")
         for schema in torch._C._jit_get_schemas_for_operator(f"{space}::{name}")

@@ -1,7 +1,7 @@
-"""PyTorch's checkpoints: what a pickle says of tensors, and the tensors made of the bytes that the file holds.
+"""PyTorch's checkpoints: a pickle's descriptions of tensors, and the tensors made of the file's bytes.
 
 Nothing here unpickles: `pickles.load` walks the pickle, and each name that it may ask for is in the tables below. A
-tensor is a description until it is wanted; sizes, strides and offsets are checked against the bytes of its storage.
+tensor is a description until it is needed; sizes, strides and offsets are checked against the bytes of its storage.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ _REBUILDERS: Mapping[str, Callable[..., object]] = {
 
 
 def stored(told: object) -> Storage:
-    """What a pickle says of a storage: ("storage", type, key, location, count).
+    """A pickle's description of a storage: ("storage", type, key, location, count).
 
     Raises:
         ValueError, TypeError: it is something else.
@@ -335,7 +335,7 @@ def in_archive(archive: archives.Archive, folder: str, storage: Storage) -> Stor
     """A storage that the archive holds, all of it.
 
     Raises:
-        ValueError: it holds another number of bytes than the pickle says, or none.
+        ValueError: it has another number of bytes than the pickle declares, or none.
     """
     entry = archive.members.get(f"{folder}/{storage.key}")
     if storage.offset or entry is None or entry.file_size != storage.nbytes:

@@ -317,7 +317,7 @@ def _is_plain_node(node: ast.AST, may_be_text: bool) -> bool:
     return True
 
 
-# sympy computes with as many digits as it is told.
+# sympy computes with as many digits as requested.
 _SYMBOL_OR_NUMBER = r"[a-zA-Z_]\w{0,100}|-?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,3})?"
 
 
@@ -539,7 +539,7 @@ def _itemsize(kind: int) -> int:
 
 
 def refusal(path: object, odd: Odd) -> ModelError:
-    """What is said of a file that holds something odd."""
+    """The message on a file with unknown content."""
     place = f"{odd.where}: " if odd.where else ""
     if odd.code:
         return ModelError(

@@ -142,7 +142,7 @@ def _check_pickle(archive: archives.Archive, name: str, data: bytes) -> None:
     """Walk one of the archive's pickles as torch's loader will, without making anything.
 
     Raises:
-        ModelError: it is damaged, or asks for what is not known to be harmless.
+        ModelError: it is damaged, or names something that is not known to be harmless.
     """
     folder = name.removesuffix(".pkl")
     instances: list[pickles.Instance] = []

@@ -1,4 +1,4 @@
-"""Whole-model HDF5 files of Keras 1, 2 and 3, opened by what they hold and never by what they are called.
+"""Whole-model HDF5 files of Keras 1, 2 and 3, opened by their content and never by their name.
 
 Four steps: understand the file without trusting it (`stored.py`), migrate its config to what today's Keras deserialises
 (`migrations/`, one for each change of the format), build the model (`building.py`), and put each weight where it
@@ -38,12 +38,12 @@ from convscope.networks.formats.keras.legacy_h5.weights import fill_model
 
 @dataclass(frozen=True)
 class Opened:
-    """What `read` made of a file.
+    """The result of `read` on a file.
 
     Attributes:
         model: the network, with the weights of the file and without its optimizer.
-        version: of the Keras that wrote the file, "2.1.6"; "1" where the file does not say, as the first.
-        translated: what had to be changed for today's Keras, a line each, in the order of the changes; empty
+        version: of the Keras that wrote the file, "2.1.6"; "1" where the file has none, as the first.
+        translated: the changes for today's Keras, a line each, in the order of the changes; empty
             where the file could be taken as it is.
     """
 
@@ -78,13 +78,13 @@ def read(file: ModelFile, trust: bool = False) -> Opened:
 
 
 def build(path: Path, version: str, config: Node, size: int, trust: bool) -> tuple[KerasModel, list[str]]:
-    """A model with fresh weights from a config of Keras 2 that came from elsewhere, and what was translated.
+    """A model with fresh weights from a config of Keras 2 that came from elsewhere, and its changes.
 
     Args:
         path: of the file.
         version: of the Keras that wrote it.
         config: the architecture.
-        size: how many numbers its weights are.
+        size: the number of values of its weights.
         trust: run Python code that it carries.
 
     Raises:
@@ -128,7 +128,7 @@ def _renumbered(weights: dict[str, list[Weight]], layers: list[str]) -> tuple[di
         return full, []
     in_file, in_model = _by_stem(full), _by_stem(layers)
     if {stem: len(names) for stem, names in in_file.items()} != {stem: len(names) for stem, names in in_model.items()}:
-        return full, []  # what is missing and what is left over is said by name
+        return full, []  # missing and left-over weights are reported by name
     places = {old: new for stem, names in in_file.items() for old, new in zip(names, in_model[stem], strict=True)}
     moved = ", ".join(f"{old} to {new}" for old, new in list(places.items())[:4] if old != new)
     said = f"layers are numbered otherwise in the file, so their order decided ({moved}, …)"

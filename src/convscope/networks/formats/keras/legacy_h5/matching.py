@@ -35,7 +35,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Matched:
-    """Which dataset goes where in one group, what is left over on either side, and what to say about it."""
+    """The match of datasets in one group, those left over on either side, and the notes."""
 
     pairs: list[tuple[Weight, Slot]]
     weights: list[Weight]

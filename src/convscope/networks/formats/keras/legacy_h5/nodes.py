@@ -1,4 +1,4 @@
-"""The layers in a serialised config: how they are told, found and referred to."""
+"""The layers in a serialised config: how they are recognized, found and referred to."""
 
 from __future__ import annotations
 

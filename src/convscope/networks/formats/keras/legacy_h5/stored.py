@@ -1,4 +1,4 @@
-"""What an old Keras file says: its version, its config and its weights by layer, made sense of."""
+"""The content of an old Keras file: its version, its config and its weights by layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file says about its model."""
+    """The facts that a file states about its model."""
 
     path: Path
     version: str
@@ -63,7 +63,7 @@ BESIDE = r"(?!model_weights(/|$))"
 
 
 def stored_of(contents: Contents, path: Path) -> Stored:
-    """What a whole-model file says.
+    """The facts that a whole-model file states.
 
     Raises:
         ModelError: it holds no whole model, or its config is no JSON of a model.
@@ -83,7 +83,7 @@ def attribute(contents: Contents, name: str) -> str:
 
 
 def version_of(contents: Contents) -> str:
-    """The version of the Keras that wrote the file; "1" where the file does not say, as the first."""
+    """The version of the Keras that wrote the file; "1" where the file has none, as the first."""
     version = attribute(contents, "keras_version")
     return version if re.match(r"\d+(\.|$)", version) else "1"
 
@@ -101,7 +101,7 @@ def _parsed(text: str, path: Path) -> Node:
 
 
 def _not_a_model(path: Path, contents: Contents, has_config: bool) -> str:
-    """Why the file is no whole model, and what to do."""
+    """The reason why the file is no whole model, and the remedy."""
     if has_config:
         return f"{path.name}: expected weights, found the architecture alone. Save the model by model.save()."
     layers = listed(contents, "", "layer_names") or _modern_layers(contents)

@@ -20,9 +20,9 @@ class Layout:
     """One way in which old files laid out the values of a weight.
 
     Attributes:
-        said: what `Opened.translated` says.
-        applies: given the variable and what the file says.
-        change: the values of the file as today's Keras wants them.
+        said: the line in `Opened.translated`.
+        applies: given the variable and the facts of the file.
+        change: the values of the file as today's Keras needs them.
     """
 
     said: str
@@ -63,7 +63,7 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def fill_model(model: KerasModel, stored: Stored) -> list[str]:
-    """Give each variable its dataset; what had to be said.
+    """Assign each variable its dataset; returns the notes.
 
     Raises:
         ModelError: a dataset without a variable, a variable without a dataset, or other shapes.

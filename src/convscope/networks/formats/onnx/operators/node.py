@@ -12,7 +12,7 @@ from convscope.networks.foreign import Attribute, Structure
 
 @dataclass
 class Batch:
-    """What the nodes of a graph share.
+    """The state that the nodes of a graph share.
 
     Attributes:
         declared: the batch that the graph declares; actual: the one that it is run with.
@@ -28,7 +28,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Node:
-    """What an operator has to know beside its inputs."""
+    """The context of an operator besides its inputs."""
 
     name: str
     operator: str

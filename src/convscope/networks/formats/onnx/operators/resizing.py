@@ -54,7 +54,7 @@ def _resize(n: Node, x: Tensor, *inputs: Tensor | None) -> Tensor:
 
 
 def _kept_ratio(n: Node, x: Tensor, sizes: list[int], axes: list[int]) -> list[tuple[int, float]]:
-    """Side and factor of each axis, as `keep_aspect_ratio_policy` wants them."""
+    """Side and factor of each axis, as `keep_aspect_ratio_policy` defines them."""
     factors = [size / x.shape[axis] for size, axis in zip(sizes, axes, strict=True)]
     policy = n.get("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
@@ -85,7 +85,7 @@ class _Sampling:
 
 
 def _resized(x: Tensor, factors: list[float], wanted: list[int] | None, how: _Sampling) -> Tensor:
-    """Each axis by itself: a product with a matrix that says how much of each old place goes into a new one."""
+    """Each axis by itself: a product with a matrix of the weights of each old place in a new one."""
     for axis, factor in enumerate(factors):
         side = x.shape[axis]
         new = wanted[axis] if wanted else math.floor(side * factor)

@@ -1,1 +1,1 @@
-"""What changed in the format of Keras files, and how old configs are brought up to date."""
+"""Changes in the format of Keras files, and migrations of old configs."""

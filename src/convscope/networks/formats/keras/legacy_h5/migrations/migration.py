@@ -14,8 +14,8 @@ class Migration:
     """One change of the format.
 
     Attributes:
-        said: what `Opened.translated` says when the migration changed something.
-        change: given a layer of the config and what the file says; True if it changed the layer.
+        said: the line in `Opened.translated` when the migration changed something.
+        change: given a layer of the config and the facts of the file; True if it changed the layer.
     """
 
     said: str

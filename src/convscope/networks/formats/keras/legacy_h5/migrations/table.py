@@ -74,12 +74,12 @@ MIGRATIONS: tuple[Migration, ...] = (
 )  # fmt: skip
 
 
-# What a migration runs into in a config that no Keras wrote.
+# The errors of a migration in a config that no Keras wrote.
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError, RecursionError)
 
 
 def migrate(stored: Stored) -> list[str]:
-    """Change the config in place; what was changed.
+    """Change the config in place; returns the changes.
 
     Raises:
         ModelError: the config is so malformed that a migration can't read it.
