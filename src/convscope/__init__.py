@@ -71,7 +71,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'convscope' has no attribute {name!r}")
     if name in _GIVE_RESULTS:
-        importlib.import_module("convscope.render")  # it says how results are displayed in a notebook
+        importlib.import_module("convscope.render")  # it sets the display of results in a notebook
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

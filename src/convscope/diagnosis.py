@@ -34,7 +34,7 @@ class Trial:
         ok: whether it worked; found: its result, or the reason for the failure.
         doubt: a remark on an unusual result, or "".
         seconds: of wall-clock time, the first call with all that has to be compiled for it.
-        peak_bytes: the most memory that the process has held so far; None where the system does not tell.
+        peak_bytes: the most memory that the process has held so far; None where the system does not report it.
     """
 
     name: str
@@ -126,7 +126,7 @@ def _trial(name: str, run: Callable[[], str | tuple[str, str]]) -> Trial:
 
 
 def _peak_bytes() -> int | None:
-    """The most memory that this process has held, in bytes; None on systems that don't tell."""
+    """The most memory that this process has held, in bytes; None on systems that don't report it."""
     try:
         import resource
     except ImportError:  # Windows

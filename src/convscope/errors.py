@@ -54,10 +54,10 @@ class ConvscopeError(Exception):
     A name from a file can be as long as the file, so each line of the message is cut to `LONGEST_LINE` characters.
 
     Args:
-        message: expected, found, what to do; parameters as `option` writes them.
-        code: what went wrong, for programs: words joined by "-", such as "channel-out-of-range"; it stays when the
+        message: the expected value, the found value, the remedy; parameters as `option` writes them.
+        code: kind of the error, for programs: words joined by "-", such as "channel-out-of-range"; it stays when the
             message is worded better. The class's own where it is left out.
-        data: what the message is about, as plain values, such as `channel=70, count=64`.
+        data: the subject of the message, as plain values, such as `channel=70, count=64`.
 
     Example:
         >>> error = ConvscopeError("no channel 70.", code="channel-out-of-range", channel=70, count=64)
@@ -85,7 +85,7 @@ class ConvscopeError(Exception):
 
 
 class UsageError(ConvscopeError):
-    """What was asked for does not exist or does not fit: a layer, a channel, a class, an option (exit code 2).
+    """A requested value does not exist or does not fit: a layer, a channel, a class, an option (exit code 2).
 
     Example:
         >>> network.layer("block9")

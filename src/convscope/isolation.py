@@ -2,7 +2,7 @@
 
 `call("convscope.reading:json_of", path)` runs a function in a child, the reader, with a limit on time and memory. The
 child is started once, does one call after another, and is killed when a call takes too long or the caller is
-interrupted; the next call starts another. What it returns comes over a pipe as JSON and raw arrays, never as a pickle.
+interrupted; the next call starts another. Its return value comes over a pipe as JSON and raw arrays, never as a pickle.
 
 Limits by system: time is limited everywhere. Memory is limited on Linux alone (macOS does not enforce such limits and
 Windows has none), so the sizes that a file declares are checked before anything is allocated, everywhere.

@@ -296,7 +296,7 @@ class Handle(Future[Result]):
 
         Raises:
             TimeoutError: it took longer; RequestCancelled; UsageError: this is the session's own thread, which can't
-                wait for itself; or what the technique raised.
+                wait for itself; or the technique's own error.
         """
         if not self.done() and self._worker.is_here():
             raise UsageError("a callback of a session can't wait for a request to it: submit it, and add a callback.")
@@ -402,7 +402,7 @@ class Session:
             request, kind, progress: see `submit`.
 
         Raises:
-            RequestCancelled: see `Handle`; or what the technique raised.
+            RequestCancelled: see `Handle`; or the technique's own error.
 
         >>> import convscope
         >>> from convscope.demo import MODEL, PHOTOS

@@ -52,7 +52,7 @@ _UNSEEN = frozenset(
 
 
 def safe_json(text: str) -> str:
-    """A JSON text, as `json.dumps` makes it, with what is not harmless as JSON's own escapes: the same value."""
+    """A JSON text, as `json.dumps` makes it, with unsafe characters as JSON's own escapes: the same value."""
     return re.sub(r"[^\n -~]", _json_escape, text)
 
 

@@ -58,7 +58,7 @@ def _diagnosis(shell: Shell, found: Diagnosis) -> None:
 
 
 def _diagnosed(found: Diagnosis) -> dict[str, str]:
-    """What is known of the file and the network, by name."""
+    """The known properties of the file and the network, by name."""
     facts = {}
     if found.file:
         facts["file"] = f"{found.file['path']}, {found.file['bytes']:,} bytes, {found.file['kind']}"

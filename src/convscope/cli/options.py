@@ -53,7 +53,7 @@ def common(command: Callable) -> Callable:
 
 
 def _start_reader(options: dict[str, object]) -> None:
-    """Start the process that reads files while this one imports what it needs."""
+    """Start the process that reads files while this one imports its modules."""
     from convscope import isolation
 
     images = any(options.get(name) for name in ("images", "image", "photos", "photo", "like"))
@@ -195,7 +195,7 @@ def _fed(pairs: tuple[str, ...]) -> dict[str, object]:
 
 @contextmanager
 def _notices_held_back() -> Iterator[None]:
-    """Keep what a framework's C++ prints on stderr while it is imported; show it only if the import fails."""
+    """Keep the C++ output of a framework on stderr while it is imported; show it only if the import fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it counts every new program as a mistake
     sys.stderr.flush()
@@ -214,7 +214,7 @@ def _notices_held_back() -> Iterator[None]:
 
 
 def say_notes(shell: Shell, images: Iterable[InputImage]) -> None:
-    """Tell people what is noteworthy about each image."""
+    """Print the notes on each image for people."""
     for image in images:
         for note in image.notes:
             shell.say(f"  {image.name}: {note}")

@@ -25,7 +25,7 @@ class Shell:
     """Where a command prints: results on stdout, everything for people on stderr.
 
     Args:
-        quiet: print errors only, and what the command is for (JSON, the table of layers).
+        quiet: print errors only, and the command's essential output (JSON, the table of layers).
         as_json: results are one JSON document on stdout.
     """
 
@@ -35,7 +35,7 @@ class Shell:
 
     @contextmanager
     def others(self) -> Iterator[None]:
-        """What other code prints (Keras while it downloads) can't mix with results, nor steer the terminal."""
+        """Output of other code (Keras while it downloads) can't mix with results, nor control the terminal."""
         stderr = terminal.Guarded(self._stderr)
         with redirect_stdout(io.StringIO() if self.quiet else stderr), redirect_stderr(stderr):
             yield
@@ -94,7 +94,7 @@ class Shell:
         )
         with Bar(*columns, console=self._console(), transient=True) as bar:
             task = bar.add_task("", total=None)
-            # The bar prints above itself what other code prints.
+            # The bar prints the output of other code above itself.
             with redirect_stderr(terminal.Guarded(sys.stderr)), redirect_stdout(terminal.Guarded(sys.stdout)):
                 yield lambda event: bar.update(
                     task, completed=event.done, total=event.total, description=terminal.safe(event.label)

@@ -51,7 +51,7 @@ def run(
         progress: called with each event (`convscope.events`).
 
     Returns:
-        the report's numbers, `figures` (the network's accuracy on what it never saw), `provenance`, and `files`, named
+        the report's numbers, `figures` (the network's accuracy on held-out patches), `provenance`, and `files`, named
         from `out`.
 
     Raises:

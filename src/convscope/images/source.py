@@ -410,7 +410,7 @@ class ImageStream:
                 reader.close()
             self._thread.join(0.05)
         self._thread = None
-        with suppress(queue.Full):  # a thread that waits for a batch is told
+        with suppress(queue.Full):  # a thread that waits for a batch is woken
             self._ready.put_nowait(_End())
 
     def _begin(self) -> None:

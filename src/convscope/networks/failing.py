@@ -14,7 +14,7 @@ def failing_layer(error: BaseException, paths: Mapping[int, str], own: Collectio
     Args:
         error: with its traceback.
         paths: of layers by their `id`, the whole model's being "".
-        own: functions of convscope that layers call, for taps: what they raise is no layer's fault.
+        own: functions of convscope that layers call, for taps: their exceptions are no layer's fault.
     """
     found, step = None, error.__traceback__
     while step is not None:

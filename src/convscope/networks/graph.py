@@ -209,7 +209,7 @@ def _keeps_channels(call: Call) -> bool:
 
 
 def _concatenates(call: Call) -> bool:
-    """True for a join that changes nothing; a sum or a product of what non-linearities made is not one of them."""
+    """True for a join that changes nothing; a sum or a product of non-linearities' outputs is not one of them."""
     return call.kind == "merge" and call.class_name.lower().startswith(("concat", "cat", "depthconcat"))
 
 

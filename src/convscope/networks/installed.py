@@ -16,7 +16,7 @@ BACKENDS = {"tensorflow": "tensorflow", "torch": "keras-torch", "jax": "jax"}
 
 
 def check_installed(module: str, extra: str, what: str) -> None:
-    """Say so where a framework is missing.
+    """Raise an error where a framework is missing.
 
     Args:
         module: its name.

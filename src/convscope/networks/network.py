@@ -119,7 +119,7 @@ class Network(ABC):
         self._programs_lock = threading.Lock()
         self._in_force: list[_InForce] = []
 
-    # -- what a framework provides ---------------------------------------------------------------------
+    # -- provided by each framework -------------------------------------------------------------------
 
     @abstractmethod
     def compile(self, function: Callable) -> Callable:
@@ -468,7 +468,7 @@ class Network(ABC):
     def program(self, make: Callable[..., Callable], *arguments: object) -> Callable:
         """The program of `make(network, *arguments)`, compiled once: a loop over images must not compile again.
 
-        `make` and `arguments` are the key, with what is set on the network after it was opened. So `make` has to be a
+        `make` and `arguments` are the key, with the settings of the network after opening. So `make` has to be a
         function of a module, which has nothing else to bake in. The least recently used programs go first.
 
         Args:

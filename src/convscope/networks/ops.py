@@ -99,7 +99,7 @@ class Operations(Protocol):
         """Where it is zero or false: bool."""
 
     def stop_gradient(self, x: Tensor, /) -> Tensor:
-        """`x` as a constant to what is differentiated."""
+        """`x` as a constant for differentiation."""
 
     # of two: broadcast against each other -----------------------------------------------------------
 

@@ -23,9 +23,9 @@ class Pass:
     Attributes:
         record: paths of the layers whose output is recorded.
         replace: paths of the layers whose output a rule replaces; the rules are given beside the request.
-        replace_preactivations: paths of the layers whose own non-linearity is given what a rule makes of its argument.
-        preactivations: paths whose non-linearity is left out, so that what is recorded and passed on there is what
-            comes before it; see `Network.nonlinearities`.
+        replace_preactivations: paths of the layers where a rule changes the argument of the layer's own non-linearity.
+        preactivations: paths whose non-linearity is left out, so that its argument is recorded and passed on
+            instead of its output; see `Network.nonlinearities`.
         logits: the softmax or sigmoid of the head is left out.
         stop: the run ends when all that is recorded and replaced has been computed; there are no logits then.
         precision: "bfloat16" for operations in float32; with "float32" the network computes as it was opened.
@@ -139,8 +139,8 @@ class Run(Protocol):
             x: images `(n, h, w, c)` after preprocessing.
             request: the request.
             rules: for each path in `replace` or `replace_preactivations` from an activation, channels last and
-                float32, to what takes its place.
-            reductions: for some of the recorded paths from an activation to what is recorded instead of it.
+                float32, to its replacement.
+            reductions: for some of the recorded paths from an activation to the recorded reduction of it.
 
         Raises:
             UsageError: this runtime can't follow the request; ModelError: a layer did not run.

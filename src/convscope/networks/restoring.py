@@ -2,7 +2,7 @@
 
 A handler of a signal (Ctrl-C, a test's time limit) runs between any two steps of the main thread, and may raise there:
 also between a change and the `try` that would undo it, and inside of `__exit__`. So while something of the user's is
-changed the handlers are a gate's. It decides by what is going on:
+changed the handlers are a gate's. It decides by the present state:
 
 - *held*: a change is being made or undone. The signal waits.
 - *soft*: the model runs. The signal waits for the next `checkpoint`, where an exception is as harmless as one of the
@@ -185,7 +185,7 @@ class _Gate:
                 if callable(handler) and handler is not self._handler:
                     taken[number] = handler
                     _signal.signal(number, self._handler)
-        except BaseException:  # what another signal's own handler raised
+        except BaseException:  # the exception of another signal's own handler
             self._end()
             raise
 
@@ -245,7 +245,7 @@ class _Gate:
                 delivered.release()
                 try:
                     self._call(number, sys._getframe())
-                finally:  # what one raises does not hide the others
+                finally:  # an exception of one does not hide the others
                     self._deliver()
 
     def _call(self, number: int, frame: FrameType | None) -> None:

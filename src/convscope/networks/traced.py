@@ -138,7 +138,7 @@ class TracedNetwork(Network):
         """Refuse an output that is not a row of values for each image: it has no value for one image.
 
         Args:
-            shape: of the output in this run; None for what is not known while a program is traced.
+            shape: of the output in this run; None for sides that are unknown while a program is traced.
             images: of this run.
 
         Raises:

@@ -68,7 +68,7 @@ def _drawn(
     if channel is None:
         return folder.image(f"{name}.png", views.sheet(result, layer.path, index, shared))
     if not layer.spatial or channel >= layer.channels:
-        return None  # said by the command that asked
+        return None  # reported by the command
     return folder.image(f"{name}.channel-{channel}.png", views.channel_map(result, layer.path, channel, index))
 
 

@@ -37,7 +37,7 @@ def folds_of(calls: Sequence[Call], flow: Flow, returned: Sequence[Value]) -> li
     """The norms of a pass that can be taken into the convolution before them, exactly but for rounding.
 
     Args:
-        calls, flow: of the pass; returned: what the model gives back, which must stay as it is.
+        calls, flow: those of the pass; returned: the model's outputs, which must stay as they are.
     """
     times = Counter(id(call.operation) for call in calls)
     kept = {value.key for value in returned}
@@ -57,7 +57,7 @@ def _is_over_filters(conv: KerasLayer, norm: KerasLayer) -> bool:
 
 
 def _is_plain(call: Call) -> bool:
-    """True for a convolution whose kernel is what it computes with, and that ends in no activation."""
+    """True for a convolution that uses its kernel unchanged and ends in no activation."""
     operation = call.operation
     known = type(operation) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D) and len(call.outputs) == 1
     special = getattr(operation, "lora_enabled", False) or getattr(operation, "quantization_mode", None)

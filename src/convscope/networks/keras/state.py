@@ -13,7 +13,7 @@ _OF_A_CALL = (
 )
 
 
-Slot = Any  # what Keras remembers under a name
+Slot = Any  # Keras' state under a name
 
 
 def keep_state(undo: ExitStack) -> None:

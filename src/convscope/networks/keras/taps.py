@@ -100,7 +100,7 @@ def without_nonlinearity(operation: KerasLayer) -> tuple[KerasLayer, str, object
 
 
 def early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[KerasLayer, str, object]:
-    """What to patch so that an operation's activation is given what its rule makes of its argument; it fires once."""
+    """The patches that apply a rule to the argument of an operation's activation; the rule fires once."""
     original, first = call.operation.activation, bool(call.channels_first)
 
     def activation(x: Tensor) -> Tensor:

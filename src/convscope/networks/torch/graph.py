@@ -94,7 +94,7 @@ def module_kind(module: nn.Module) -> str:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside `DataParallel`, `DistributedDataParallel` and what `torch.compile` returns."""
+    """The module inside `DataParallel`, `DistributedDataParallel` and the result of `torch.compile`."""
     while type(module).__name__ in ("DataParallel", "DistributedDataParallel", "OptimizedModule"):
         module = getattr(module, "_orig_mod", None) or getattr(module, "module")  # noqa: B009
     return module

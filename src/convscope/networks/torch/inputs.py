@@ -163,7 +163,7 @@ class Entry:
             return False
 
     def _empty(self) -> nn.Module:
-        """A copy of the module with weights that have no values: what it remembers of a pass is not the user's.
+        """A copy of the module with weights that have no values: its memory of a pass is not the user's.
 
         One that is known to remember nothing is copied once.
         """

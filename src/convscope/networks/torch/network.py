@@ -209,7 +209,7 @@ class TorchNetwork(TracedNetwork):
     def _hashed(self) -> str:
         """Made anew where a tensor lies elsewhere, was written to, or has another checksum.
 
-        What is written through `.data` shows in the checksum alone, which costs a fifth of the hash.
+        A change through `.data` shows in the checksum alone, which costs a fifth of the hash.
         """
         with _ONE_AT_A_TIME:
             tensors, arrays = self._tensors(), self.weights()
@@ -227,7 +227,7 @@ class TorchNetwork(TracedNetwork):
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def precision_for_ascent(self) -> str:
-        """See `Network.precision_for_ascent`. What the network was opened with, or has weights in, it keeps."""
+        """See `Network.precision_for_ascent`. A precision chosen at opening, or that of the weights, is kept."""
         plain = self._precision == "float32" and self._dtype == torch.float32
         pays = plain and self.device.type in ("cpu", "cuda") and self._backend.bfloat16_pays()
         return "bfloat16" if pays else "float32"
@@ -236,7 +236,7 @@ class TorchNetwork(TracedNetwork):
         return [*self.module.parameters(), *self.module.buffers()]
 
     def _can_compute_in(self, precision: str) -> bool:
-        """See `TracedNetwork`. What the network was opened with stays."""
+        """See `TracedNetwork`. A precision chosen at opening is kept."""
         return self._precision in ("float32", precision)
 
     def _run(
@@ -270,7 +270,7 @@ class TorchNetwork(TracedNetwork):
             return None
 
     def _called(self, *arguments: Tensor, precision: str = "float32") -> Structure:
-        own = self._precision != "float32"  # what the network was opened with stays
+        own = self._precision != "float32"  # a precision chosen at opening is kept
         kind = PRECISIONS[self._precision if own else precision]
         if kind is None:
             checkpoint()
@@ -509,7 +509,7 @@ def _recording(undo: ExitStack) -> None:
 
 
 def _eagerly() -> AbstractContextManager[object]:
-    """Hooks don't fire inside what `torch.compile` made: run the original."""
+    """Hooks don't fire inside the result of `torch.compile`: run the original."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 

@@ -296,7 +296,7 @@ def take_along_axis(x: Tensor, indices: Operand, axis: int) -> Tensor:
 
 
 def stop_gradient(x: Tensor, /) -> Tensor:
-    """`x` as a constant to what is differentiated."""
+    """`x` as a constant for differentiation."""
     return x.detach()
 
 

@@ -79,7 +79,7 @@ class TorchTaps(Taps):
     def _touched(self, operation: object, at: list[tuple[str, Call, int]], given: object, result: object) -> object:
         checkpoint()
         nth = self._count[operation] = self._count.get(operation, -1) + 1
-        self._busy = True  # what a rule computes is no part of the network
+        self._busy = True  # operations of a rule are no part of the network
         for path, call, index in at:
             if call.nth == nth:
                 result = self._touch(path, call, index, given, result)

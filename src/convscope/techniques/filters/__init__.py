@@ -96,7 +96,7 @@ def filters(
         network: an opened network, or what `open_model` takes.
         layer: path of any layer with channels; of the output layer, the logits are raised.
         channels: numbers, or text such as "0-63,70"; all where None (the first 64 for recipe "classic").
-        objectives: what to raise instead of the channels of `layer`: objectives (see `convscope.objectives`), their
+        objectives: raised instead of the channels of `layer`: objectives (see `convscope.objectives`), their
             text, or objects of your own with a `score` (see `convscope.measures.Target`).
         recipe: one of `RECIPES`, or a `Recipe`.
         steps, size: instead of the recipe's; `size` in pixels, a side or `(h, w)`, for layers that take it.
@@ -360,7 +360,7 @@ def _collected(stream: FilterStream, options: FilterOptions) -> Filters:
         images[item.index] = item.image
         if alpha is not None:
             alpha[item.index] = _alpha(item.heat)
-        # What the result keeps is in its own arrays.
+        # The result has copies of its own.
         items[item.index] = replace(item, image=NOTHING, heat=NOTHING)
     done = sorted(items)
     if stream.interrupted and not done:

@@ -1,4 +1,4 @@
-"""Gradient ascent on images: what is compiled (`Plan`), and the loop that keeps its batch slots full (`ascend`)."""
+"""Gradient ascent on images: the compiled programs (`Plan`), and the loop that fills the batch slots (`ascend`)."""
 
 from __future__ import annotations
 

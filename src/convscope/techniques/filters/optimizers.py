@@ -83,7 +83,7 @@ class Adam:
 
     Attributes:
         rate: of the step; first, second: decay of the gradient's mean and of its square's.
-        nesterov: look ahead by the mean that the next step will have (Dozat 2016, Incorporating Nesterov Momentum into
+        nesterov: use the mean of the next step in advance (Dozat 2016, Incorporating Nesterov Momentum into
             Adam).
 
     Example:

@@ -101,7 +101,7 @@ class Evidence:
 
     @property
     def target(self) -> Target:
-        """What is explained."""
+        """The target."""
         return self.spec.target
 
     @cached_property
@@ -313,7 +313,7 @@ class ImageView:
 
     @property
     def target(self) -> Target:
-        """What is explained."""
+        """The target."""
         return self.spec.target
 
     @property

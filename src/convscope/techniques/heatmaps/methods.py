@@ -300,7 +300,7 @@ MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
 def formula(name: str, paper: str, *, at_image: bool = False, warning: str = "") -> Callable[[Function], Function]:
-    """Register a pure function of maps and gradients as a method, see `Formula`; the function stays what it is.
+    """Register a pure function of maps and gradients as a method, see `Formula`; the function is returned unchanged.
 
     Example:
         >>> @formula("mean-map", "an example")

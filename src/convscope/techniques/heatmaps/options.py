@@ -26,7 +26,7 @@ KINDS = (bool, int, float, str)
 TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-Given = Any  # what a user gives for an option, before it is checked
+Given = Any  # a user's value of an option, before it is checked
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ Given = Any  # a class by name or number, a channel, an objective or its text, o
 
 
 def as_targets(target: Given) -> list[int | str]:
-    """One class or several as a list; NumPy's integers count as numbers, and what is no class as its text.
+    """One class or several as a list; NumPy's integers count as numbers, and other values as their text.
 
     Example:
         >>> as_targets("cat"), as_targets(["cat", 3])
