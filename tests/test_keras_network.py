@@ -470,7 +470,7 @@ def test_grey_pictures_without_a_channel_axis():
 
 
 def test_a_model_that_takes_no_picture_is_refused():
-    with pytest.raises(ModelError, match="expected a picture"):
+    with pytest.raises(ModelError, match="expected an image"):
         open_model(keras.Sequential([layers.Input((7,)), layers.Dense(2)]))
 
 

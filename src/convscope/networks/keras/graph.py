@@ -240,7 +240,10 @@ class Observer:
     def value(self, tensor: Tensor) -> Value:
         """The identity of a tensor of this pass; it is kept alive, so that no other takes its id."""
         self._alive.append(tensor)
-        return Value(id(tensor), tuple(int(side) if side is not None else 0 for side in tensor.shape))
+        sides = [0 if side is None else int(side) for side in tensor.shape]
+        if sides and tensor.shape[0] is None:
+            sides[0] = 1  # the program of a SavedModel does not say how many rows it gives; a trace runs on one image
+        return Value(id(tensor), tuple(sides))
 
     def forget(self) -> None:
         """Let go of the tensors: they belong to a trace that is over."""

@@ -139,7 +139,7 @@ class Similarity:
     Arguments: these activations `(n, c)`.
 
     Example:
-        >>> Likeness("average", "like another", np.ones(96, np.float32)).record
+        >>> Similarity("average", "like another", np.ones(96, np.float32)).record
         ('average',)
     """
 
