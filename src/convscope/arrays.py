@@ -54,8 +54,7 @@ def batched(size: int, *arrays: np.ndarray) -> Iterator[Batch]:
 
 def padded(array: np.ndarray, size: int) -> np.ndarray:
     """A new array with `size` rows: the array's own, repeated in their order as often as needed."""
-    # A copy in any case: some convolutions round differently with the alignment of their input in memory, and a row of
-    # a batch lies at another place than the same row alone.
+    # A new array in any case: an axis of one row may have any stride, and PyTorch rounds differently for another stride.
     return np.resize(array, (size, *array.shape[1:]))
 
 

@@ -231,12 +231,12 @@ class TorchBackend:
         return variable.value.detach()
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """A copy: NumPy's memory may be read-only."""
+        """A copy, since NumPy's memory may be read-only; in C order, since torch refuses an axis that is reversed."""
         if self._device is None:
             from keras.src.backend.torch.core import get_device
 
             self._device = get_device()
-        return self._torch.tensor(np.asarray(array), device=self._device)
+        return self._torch.tensor(np.asarray(array, order="C"), device=self._device)
 
     def numpy(self, tensor: Tensor) -> np.ndarray:
         """See `Backend.numpy`."""
