@@ -54,7 +54,7 @@ def batched(size: int, *arrays: np.ndarray) -> Iterator[Batch]:
 
 def padded(array: np.ndarray, size: int) -> np.ndarray:
     """A new array with `size` rows: the array's own, repeated in their order as often as needed."""
-    # A new array in any case: an axis of one row may have any stride, and PyTorch rounds differently for another stride.
+    # A new array in any case: an axis of one row may have any stride, and PyTorch rounds differently with another one.
     return np.resize(array, (size, *array.shape[1:]))
 
 
