@@ -927,11 +927,11 @@ def test_heatmaps_by_several_methods(desk, tmp_path):
     )
     assert few.code == 0
     assert "ablation-cam" in few.out
-    options = ("--method", "rise,occlusion,grad-cam", "--option", "masks=9", "--option", "patch=3", "--json")
+    options = ("--method", "rise,occlusion,grad-cam", "--option", "masks=9", "--option", "patch=12", "--json")
     chosen = run("heatmap", desk / "free.keras", desk / "cat.png", *options, "--out", tmp_path / "chosen")
     methods = chosen.json["provenance"]["parameters"]["methods"]
     assert [one["name"] for one in methods] == ["rise", "occlusion", "grad-cam"]
-    assert (methods[0]["options"]["masks"], methods[1]["options"]) == (9, {"patch": 3, "stride": None})
+    assert (methods[0]["options"]["masks"], methods[1]["options"]) == (9, {"patch": 12, "stride": None})
     wrong = run("heatmap", desk / "free.keras", desk / "cat.png", "--method", "grad-cma", "--out", tmp_path / "wrong")
     assert (wrong.code, "grad-cam" in wrong.err) == (2, True)
 
