@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import types
 import weakref
 
 import numpy as np
@@ -210,6 +211,23 @@ def test_an_error_of_a_source_is_raised_where_it_is_used():
         with pytest.raises(ZeroDivisionError, match="my own"):
             next(batches)
         assert list(batches) == []
+
+
+@pytest.mark.parametrize("images", [lambda shape=None: 1 / 0, lambda: iter(()), lambda shape=None: None])
+def test_a_source_that_does_not_begin_ends_the_stream(images):
+    found = []
+
+    def take():
+        with stream(types.SimpleNamespace(images=images), 2) as batches:
+            try:
+                next(batches)
+            except (ZeroDivisionError, TypeError) as error:
+                found.append(error)
+
+    taking = threading.Thread(target=take, daemon=True)
+    taking.start()
+    taking.join(20)
+    assert len(found) == 1
 
 
 def test_the_callers_limits_hold_in_the_thread(tmp_path):

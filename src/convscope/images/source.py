@@ -422,15 +422,16 @@ class ImageStream:
 
     def _produce(self) -> None:
         end = _End()
-        images = self.source.images(self.shape)
         try:
-            self._fill(images)
+            images = self.source.images(self.shape)
+            try:
+                self._fill(images)
+            finally:
+                with suppress(AttributeError):  # an iterator that is no generator has nothing to close
+                    images.close()  # type: ignore[attr-defined]
         except BaseException as error:  # the caller's thread raises it
             end = _End(error)
-        finally:
-            with suppress(AttributeError):  # an iterator that is no generator has nothing to close
-                images.close()  # type: ignore[attr-defined]
-            self._put(end)
+        self._put(end)
 
     def _fill(self, images: Iterator[InputImage | Failure]) -> None:
         some: list[InputImage] = []
