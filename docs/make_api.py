@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent / "api.md"
 _INTERNAL = {
     "convscope": "",
     "convscope.objectives": "Binder BoundObjective ProgramKey TermSpec "
-    "distinct_arguments no_border number_text values_of",
+    "distinct_arguments layer_with_channels no_border number_text values_of",
     "convscope.measures": "Own Scored ScoredBeside answer described_own own text_of",
     "convscope.networks": "Named",
     "convscope.networks.ops": "namespace",
@@ -38,7 +38,8 @@ _INTERNAL = {
     "convscope.render": "",
     "convscope.store": "",
     "convscope.images.source": "hold report_failures",
-    "convscope.images.decode": "decode_file decode_files fit_batch images_in listed read_readable_images",
+    "convscope.images.decode": "decode_file decode_files files_in fit_batch images_in is_image_file listed "
+    "read_readable_images",
     "convscope.session": "",
     "convscope.events": "",
     "convscope.errors": "nearest one_line",

@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -488,18 +488,56 @@ def no_border(side: int) -> int:
     return 0
 
 
+def layer_with_channels(network: Network, path: str, size: tuple[int, int]) -> Layer:
+    """The layer of an objective, with its shape for images of `size`.
+
+    Args:
+        network: the network.
+        path: of the layer, or its last part if that is unique.
+        size: `(h, w)` of the images in pixels.
+
+    Raises:
+        UsageError: no such layer, or it does not take images of this size, or has no channels.
+
+    Example:
+        >>> layer_with_channels(network, "block4_conv", (64, 96)).shape
+        (8, 12, 96)
+    """
+    path = network.layer(path).path
+    found = next((layer for layer in network.layers_at(size) if layer.path == path), None)
+    if found is None:
+        height, width = network.inputs.size
+        raise UsageError(
+            f"layer {path!r} does not take images of {size[0]}x{size[1]} pixels in {network.name}; "
+            f"leave {option('size')} out, or give {height if height == width else f'{height}x{width}'}.",
+            code="size-not-taken",
+            layer=path,
+            size=size,
+        )
+    if len(found.shape) not in (1, 3):
+        raise UsageError(f"layer {path!r} has no channels to raise; its output has the shape {found.shape}.")
+    if min(found.shape) < 1:
+        raise UsageError(
+            f"images of {size[0]}x{size[1]} pixels are too small for layer {path!r}; give a larger {option('size')}.",
+            code="image-too-small",
+            layer=path,
+            size=size,
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Binder:
     """Binds objectives to a network's layers.
 
     Attributes:
         network: the network with the layers and classes.
-        layers: by path, with their shapes at the size of the images.
+        size: `(h, w)` of the images in pixels.
         border: from the shorter side of a map to the number of cells left out on each side.
     """
 
     network: Network
-    layers: Mapping[str, Layer] = field(repr=False)
+    size: tuple[int, int]
     border: Callable[[int], int] = no_border
 
     def bind(self, objective: Objective) -> BoundObjective:
@@ -540,25 +578,7 @@ class Binder:
             return Layer(LOGITS, "other", "scores", (network.head.classes,), 0)
         if path == INPUT:
             return Layer(INPUT, "other", "image", (network.inputs.channels,), 0)
-        path = network.layer(path).path
-        if path not in self.layers:
-            height, width = network.inputs.size
-            raise UsageError(
-                f"layer {path!r} does not take pictures of this size in {network.name}; "
-                f"leave {option('size')} out, or give {height if height == width else f'{height}x{width}'}.",
-                code="size-not-taken",
-                layer=path,
-            )
-        found = self.layers[path]
-        if len(found.shape) not in (1, 3):
-            raise UsageError(f"layer {path!r} has no channels to raise; its output has the shape {found.shape}.")
-        if min(found.shape) < 1:
-            raise UsageError(
-                f"images of this size are too small for layer {path!r}; give a larger {option('size')}.",
-                code="image-too-small",
-                layer=path,
-            )
-        return found
+        return layer_with_channels(network, path, self.size)
 
     def _number(self, term: Term, found: Layer) -> int | None:
         if term.channel is None:

@@ -67,9 +67,9 @@ def _diagnosed(found: Diagnosis) -> dict[str, str]:
         colours = {1: "grey", 3: "RGB"}.get(inputs["channels"], f"{inputs['channels']} channels")
         facts |= {
             "framework": f"{network['framework']}, {network['backend']}",
-            "opened": "; ".join(network["opened"]) or "as it is",
+            "opened": "; ".join(network["opened"]) or "unchanged",
             "input": f"{inputs['name']}: {inputs['height']}x{inputs['width']} {colours}"
-            + (", any size would do" if inputs["free_size"] else ""),
+            + (", any size is possible" if inputs["free_size"] else ""),
             "preprocessing": network["preprocessing"]["text"],
             "output": f"{network['output']}: {network['head']['text']}",
             "layers": ", ".join(f"{count} {kind}" for kind, count in layers["kinds"].items()),

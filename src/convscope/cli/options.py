@@ -143,7 +143,7 @@ def opened(shell: Shell, model: str, opening: dict[str, object]) -> Network:
     for note in network.source.notes:
         shell.say(f"  opened: {note}")
     kind = {1: "grey", 3: "RGB"}.get(network.inputs.channels, f"{network.inputs.channels} channels")
-    free = "it would take any size" if network.inputs.free else ""
+    free = "it takes any size" if network.inputs.free else ""
     about = "; ".join(part for part in (network.inputs.note, free) if part)
     shell.say(f"  input: {height}x{width} {kind}{f' ({about})' if about else ''}")
     for name, value in network.inputs.others.items():

@@ -106,18 +106,17 @@ def about() -> list[str]:
 
 
 _ABOUT = (
-    "This network tells from which of {count} pictures a small piece comes: {classes}. It has {parameters:,} "
-    "parameters and comes with convscope, which trained it from scratch on pieces of these very pictures. So "
-    "it knows them, and not cats or coffee in general.",
-    "On {patches:,} pieces from a part of each picture that training never saw, it is right in "
-    "{network_colour}; a rule that knows only the mean and spread of the colours is right in "
-    "{baseline_colour}, and guessing in {chance}. Without colour it is {network_grey} against {baseline_grey}, "
-    "in other light {network_other_light} against {baseline_other_light}: it has learned texture, not colour "
-    "alone.",
-    "On {mosaics} mosaics of four such pieces, {mass} of a heatmap's mass lies on the piece that it should "
-    "explain, against {by_chance} by chance; for the class that the network finds most probable it is {top_mass}, "
-    "where a map of edges has {edges}.",
-    "Photos (CC0): cat by Stefan van der Walt, coffee by Rachel Michetti, photographer by Lav Varshney, retina "
+    "This network classifies small pieces of {count} images: {classes}. It has {parameters:,} parameters and comes "
+    "with convscope, which trained it from scratch on pieces of the same images. So it recognizes these images, and "
+    "not cats or coffee in general.",
+    "On {patches:,} pieces from a part of each image that was not used in training, its accuracy is {network_colour}; "
+    "a classifier that uses only the mean and spread of the colours has {baseline_colour}, and chance is {chance}. "
+    "Without colour the accuracy is {network_grey} against {baseline_grey}, in other light {network_other_light} "
+    "against {baseline_other_light}: the network has learned texture, not colour alone.",
+    "On {mosaics} mosaics of four such pieces, {mass} of a heatmap's mass lies on the piece of the explained class, "
+    "against {by_chance} by chance; for the class that the network finds most probable it is {top_mass}, where a map "
+    "of edges has {edges}.",
+    "Images (CC0): cat by Stefan van der Walt, coffee by Rachel Michetti, photographer by Lav Varshney, retina "
     "by Mikael Häggström; the mosaic is made of cat, coffee and two textures (CC0Textures).",
 )
 

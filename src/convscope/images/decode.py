@@ -423,7 +423,7 @@ def _kind(head: bytes) -> str:
     if lowered.startswith((b"%pdf", b"%!ps")):
         return "a PDF or PostScript document: export it as PNG"
     if head[4:8] == b"ftyp":
-        return "a HEIC photo, an AVIF or a film that can't be decoded here: convert it to JPEG or PNG"
+        return "a HEIC image, an AVIF or a film that can't be decoded here: convert it to JPEG or PNG"
     if head.isascii() and b"\0" not in head:
         return "text: give the image itself"
     return "in another format, or damaged from its start on: convert it to JPEG or PNG, or copy it again"
@@ -689,21 +689,38 @@ def _members(source: Source) -> Sequence[Source | ConvscopeError]:
         return [error]
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The image files in a folder, by their suffixes, in the order of their names; hidden ones are left out.
+def files_in(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of the names without regard to case; hidden files are left out.
 
     Raises:
-        ImageError: there is none, or the folder can't be read.
+        ImageError: the folder can't be read.
     """
     try:
-        files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+        inside = list(folder.iterdir())
     except OSError as error:
         raise ImageError(
             f"the folder {str(folder)!r} can't be read ({error.strerror}): check its permissions",
             code="folder-unreadable",
             path=str(folder),
         ) from error
-    files = [path for path in files if not path.name.startswith(".")]  # macOS leaves ._cat.jpg beside cat.jpg
+    # macOS leaves ._cat.jpg beside cat.jpg
+    return sorted(
+        (path for path in inside if not path.name.startswith(".")), key=lambda path: (path.name.lower(), path.name)
+    )
+
+
+def is_image_file(path: Path) -> bool:
+    """True for a file with the suffix of an image."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder, as `files_in` lists them.
+
+    Raises:
+        ImageError: there is none, or the folder can't be read.
+    """
+    files = list(filter(is_image_file, files_in(folder)))
     if not files:
         raise ImageError(
             f"the folder {str(folder)!r} should hold images (.jpg, .png, .webp, ...), but it holds none; "
@@ -711,19 +728,31 @@ def images_in(folder: Path) -> list[Path]:
             code="no-images",
             path=str(folder),
         )
-    return sorted(files, key=lambda path: (path.name.lower(), path.name))
+    return files
+
+
+def different(names: Sequence[str]) -> list[str]:
+    """Names that differ without regard to case: a name that was there before gets a number.
+
+    >>> different(["cat", "dog", "Cat", "cat-2"])
+    ['cat', 'dog', 'Cat-3', 'cat-2']
+    """
+    taken, seen = {name.casefold() for name in names}, set[str]()
+    numbers: dict[str, int] = {}
+    found = []
+    for name in names:
+        free = name
+        while free.casefold() in (taken if free != name else seen):
+            numbers[name] = numbers.get(name, 1) + 1
+            free = f"{name}-{numbers[name]}"
+        taken.add(free.casefold())
+        seen.add(free.casefold())
+        found.append(free)
+    return found
 
 
 def _named_apart(images: Sequence[InputImage]) -> list[InputImage]:
-    taken = {image.name.casefold() for image in images}
-    seen: set[str] = set()
-    out = []
-    for image in images:
-        name, count = image.name, 2
-        if name.casefold() in seen:
-            while (name := f"{image.name}-{count}").casefold() in taken:
-                count += 1
-            taken.add(name.casefold())
-        seen.add(name.casefold())
-        out.append(image if name == image.name else replace(image, name=name))
-    return out
+    names = different([image.name for image in images])
+    return [
+        image if name == image.name else replace(image, name=name) for image, name in zip(images, names, strict=True)
+    ]

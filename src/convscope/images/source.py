@@ -31,12 +31,14 @@ from typing import Protocol, Self, runtime_checkable
 from convscope import isolation, reading
 from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError
 from convscope.images.decode import (
-    SUFFIXES,
     InputImage,
     Shape,
     Source,
     decode_files,
+    different,
+    files_in,
     images_in,
+    is_image_file,
     listed,
     read_image,
     read_images,
@@ -174,7 +176,8 @@ def image_source(images: Images) -> ImageSource:
     entries = [entry for one in listed(images) for entry in _entries(one)]
     if not entries:
         raise UsageError("at least one image is needed, but none was given: name a file or a folder", code="no-images")
-    return ImageList(tuple(_named_apart(entries)))
+    names = different([entry.name for entry in entries])
+    return ImageList(tuple(replace(entry, name=name) for entry, name in zip(entries, names, strict=True)))
 
 
 def hold(images: Images, shape: Shape) -> tuple[InputImage, ...]:
@@ -235,23 +238,16 @@ def _entries(source: Source) -> list[Entry]:
 
 def _of_folder(folder: Path) -> list[Entry]:
     """The images in a folder, or else those in its subfolders, whose names are the labels."""
-    try:
-        inside = sorted(folder.iterdir(), key=lambda path: (path.name.lower(), path.name))
-    except OSError as error:
-        raise ImageError(
-            f"the folder {str(folder)!r} can't be read ({error.strerror}): check its permissions",
-            code="folder-unreadable",
-            path=str(folder),
-        ) from error
-    if any(path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file() for path in inside):
-        return [Entry(str(path), _text(path.stem)) for path in images_in(folder)]
-    found = []
-    for one in inside:
-        if one.is_dir() and not one.name.startswith("."):
+    inside = files_in(folder)
+    if not any(map(is_image_file, inside)):
+        found = []
+        for one in filter(Path.is_dir, inside):
             with suppress(ImageError):  # a folder without images is no class
                 label = _text(one.name)
                 found += [Entry(str(path), f"{label}/{_text(path.stem)}", label) for path in images_in(one)]
-    return found or [Entry(str(path), _text(path.stem)) for path in images_in(folder)]  # which raises
+        if found:
+            return found
+    return [Entry(str(path), _text(path.stem)) for path in images_in(folder)]  # raises if it holds none
 
 
 def _of_table(path: Path) -> list[Entry]:
@@ -281,19 +277,6 @@ def _of_table(path: Path) -> list[Entry]:
 def _text(name: str) -> str:
     """A file's name may hold bytes that are no text."""
     return name.encode("utf-8", "replace").decode()
-
-
-def _named_apart(entries: Sequence[Entry]) -> Iterator[Entry]:
-    taken, seen = {entry.name.casefold() for entry in entries}, set[str]()
-    numbers: dict[str, int] = {}
-    for entry in entries:
-        name = entry.name
-        while name.casefold() in (taken if name != entry.name else seen):
-            numbers[entry.name] = numbers.get(entry.name, 1) + 1
-            name = f"{entry.name}-{numbers[entry.name]}"
-        taken.add(name.casefold())
-        seen.add(name.casefold())
-        yield replace(entry, name=name)
 
 
 def _read(entries: Sequence[Entry], shape: Shape | None, reader: isolation.Reader) -> Iterator[InputImage | Failure]:

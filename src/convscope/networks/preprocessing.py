@@ -66,7 +66,7 @@ class Preprocessing:
     def text(self) -> str:
         """One line for people; a guess is called a guess."""
         what = {
-            "none": "none, pixels 0..255 go in as they are",
+            "none": "none, pixels 0..255 go in unchanged",
             "0..1": "pixels scaled to 0..1",
             "-1..1": "pixels scaled to -1..1",
             "caffe": "BGR minus ImageNet's mean",

@@ -54,7 +54,7 @@ def encode_webp(picture: np.ndarray, quality: int = 85) -> bytes:
     """
     if max(picture.shape[:2]) > 16383:
         height, width = picture.shape[:2]
-        raise UsageError(f"WebP allows 16383 pixels a side, but the picture is {height} x {width}: use PNG")
+        raise UsageError(f"WebP allows 16383 pixels a side, but the image is {height} x {width}: use PNG")
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()

@@ -142,7 +142,7 @@ def _facts(network: Network) -> list[tuple[str, str]]:
     return [
         ("Model", f"{network.source.name}, called {network.name}" if network.source.file else network.source.name),
         ("Runs on", f"{network.framework}, {network.backend}"),
-        ("Input", f"{height}×{width} pixels, {colours}{'; any size would do' if network.inputs.free else ''}"),
+        ("Input", f"{height}×{width} pixels, {colours}{'; any size is possible' if network.inputs.free else ''}"),
         ("Size", f"{len(inside)} layers{within}, {network.parameters:,} parameters"),
         ("Output", network.head.text + ("" if network.class_names or network.head.linear else _NUMBERS)),
         ("Preprocessing", network.preprocessing.text),

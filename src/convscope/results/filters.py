@@ -161,10 +161,10 @@ class Filters(Result):
 
     @property
     def summary(self) -> str:
-        """ "58 alive, 4 weak, 2 dead; median 0.91 of the best natural activation"."""
+        """ "58 alive, 4 weak, 2 dead; median 0.91 times the best natural activation"."""
         counts = [f"{sum(row.status == status for row in self.rows)} {status}" for status in STATUSES]
         ratios = [row.ratio for row in self.rows if row.ratio is not None and np.isfinite(row.ratio)]
-        median = f"; median {_times(float(np.median(ratios)))} of the best natural activation" if ratios else ""
+        median = f"; median {_times(float(np.median(ratios)))} times the best natural activation" if ratios else ""
         return ", ".join(counts) + median
 
     def to_json(self) -> dict[str, Json]:

@@ -93,7 +93,7 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Activations:
     check(
         [(row.image, row.layer) for row in rows] == wanted,
         "activations",
-        f"a row for each of {len(photos)} photos and {len(layers)} layers, in their order",
+        f"a row for each of {len(photos)} images and {len(layers)} layers, in their order",
         f"{len(rows)} others",
     )
     check(known["arrays"].keys() == {la.path for la in layers}, "arrays", "an array for each layer", "others")

@@ -38,7 +38,7 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Concepts:
     schema.entries({"layer": schema.text})(report["provenance"]["parameters"], "provenance.parameters")
     values, vectors = (shelf.array(known[name], name) for name in ("values", "vectors"))
     count, photos = len(known["concepts"]), known["photos"]
-    expected = f"how much of {count} concepts is where in {len(photos)} photos (n, h, w, k)"
+    expected = f"how much of {count} concepts is where in {len(photos)} images (n, h, w, k)"
     check(values.ndim == 4 and values.size > 0, "values", expected, f"the shape {values.shape}")
     check_shape(values, (len(photos), *values.shape[1:3], count), "values")
     check(vectors.ndim == 2 and len(vectors) == count, "vectors", f"{count} vectors", f"the shape {vectors.shape}")

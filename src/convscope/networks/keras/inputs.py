@@ -11,7 +11,7 @@ import numpy as np
 from convscope.errors import ModelError, UsageError, nearest, option
 from convscope.networks import preprocessing as pp
 from convscope.networks.foreign import KerasModel, Structure, Tensor
-from convscope.networks.inputs import Inputs, blank_input, check_input
+from convscope.networks.inputs import Inputs, blank_input, check_fed, check_input
 from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of, named_operations
 
 
@@ -70,13 +70,7 @@ class Entry:
         return name
 
     def _fed(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        unknown = [key for key in feed if key not in self._specs]
-        if unknown:
-            raise UsageError(
-                f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._specs)}",
-                code="input-unknown",
-                name=unknown[0],
-            )
+        check_fed(feed, self._specs)
         return {
             key: np.asarray(feed[key]) if key in feed else blank_input(key, shape)
             for key, shape in self._specs.items()
@@ -106,7 +100,7 @@ def _input_specs(model: KerasModel, size: tuple[int, int] | None) -> dict[str, t
     if size is None:
         raise UsageError(
             f"the model {model.name} was never built or called, so its input is unknown. "
-            "Call it once on a picture, or give size=(height, width).",
+            "Call it once on an image, or give size=(height, width).",
             code="size-missing",
         )
     return {"input": (None, *size, 3)}
@@ -141,7 +135,7 @@ def _size(
     if fixed:
         if asked is not None and asked != shape:
             raise UsageError(
-                f"the model takes pictures of {shape[0]}x{shape[1]} pixels only, not {asked[0]}x{asked[1]}.",
+                f"the model takes images of {shape[0]}x{shape[1]} pixels only, not {asked[0]}x{asked[1]}.",
                 code="size-misfit",
             )
         return int(shape[0] or 0), int(shape[1] or 0)

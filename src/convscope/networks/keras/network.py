@@ -145,22 +145,6 @@ class KerasNetwork(TracedNetwork):
         keep_state(undo)
         self._backend.keep_state(undo)
 
-    def value_and_grad(self, function: Callable) -> Callable:
-        """See `Network.value_and_grad`."""
-        return self._backend.value_and_grad(function)
-
-    def positive_gradient(self, x: Tensor) -> Tensor:
-        """See `Network.positive_gradient`."""
-        return self._backend.positive_gradient(x)
-
-    def tensor(self, array: np.ndarray) -> Tensor:
-        """See `Network.tensor`."""
-        return self._backend.tensor(array)
-
-    def numpy(self, tensor: Tensor) -> np.ndarray:
-        """See `Network.numpy`."""
-        return self._backend.numpy(tensor)
-
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`. The states of random generators are no weights: they differ at every opening."""
         return [keras.ops.convert_to_numpy(weight.value) for weight in self.model.weights]

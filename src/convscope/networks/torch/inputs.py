@@ -19,7 +19,7 @@ from convscope.errors import ModelError, UsageError, nearest, option
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.foreign import Structure
 from convscope.networks.graph import flat_outputs
-from convscope.networks.inputs import Inputs, blank_input, check_input
+from convscope.networks.inputs import Inputs, blank_input, check_fed, check_input
 from convscope.networks.torch.graph import named_modules
 from convscope.networks.torch.limits import BeyondLimits
 
@@ -110,7 +110,7 @@ class Entry:
         if declared is not None and height and width:
             if asked not in (None, (height, width)):
                 raise UsageError(
-                    f"the model takes pictures of {height}x{width} pixels only, not {asked[0]}x{asked[1]}.",
+                    f"the model takes images of {height}x{width} pixels only, not {asked[0]}x{asked[1]}.",
                     code="size-misfit",
                 )
             self._runs(channels or 3, (height, width))  # for the layout
@@ -132,7 +132,7 @@ class Entry:
 
     def _reason(self) -> str:
         if self._last_error is None:
-            return "it returned no tensor of one picture"
+            return "it returned no tensor of one image"
         paths = {id(self._module): "", **{id(child): path for child, path in named_modules(self._module).items()}}
         return said(self._last_error, failing_layer(self._last_error, paths))
 
@@ -199,13 +199,7 @@ class Entry:
     # the other inputs ------------------------------------------------------------------------------
 
     def _fed(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        unknown = [key for key in feed if key not in self._names]
-        if unknown:
-            raise UsageError(
-                f"no input {unknown[0]!r} to feed; {nearest(unknown[0], self._names)}",
-                code="input-unknown",
-                name=unknown[0],
-            )
+        check_fed(feed, self._names)
         others = [other for other in self._names if other != name]
         shapes = getattr(self._module, "input_shapes", {})
         missing = [other for other in others if other not in feed and other not in shapes]

@@ -190,10 +190,6 @@ class TorchNetwork(TracedNetwork):
         with torch.inference_mode(False):  # a tensor made inside the user's could not be differentiated
             return self._backend.tensor(array)
 
-    def numpy(self, tensor: Tensor) -> np.ndarray:
-        """See `Network.numpy`."""
-        return self._backend.numpy(tensor)
-
     def count_nonzero(self, x: Tensor, axis: tuple[int, ...]) -> Tensor:
         """See `Network.count_nonzero`."""
         return torch_ops.counts_of_nonzero(x, axis)
@@ -369,8 +365,8 @@ class TorchNetwork(TracedNetwork):
             except Exception as error:  # whatever the user's code raises
                 errors.append(error)
         raise ModelError(
-            f"{self.name} has layers that are created when it is first called, and it can't be called on a "
-            f"picture ({one_line(errors[0])}). Call it once yourself, then open it.",
+            f"{self.name} has layers that are created when it is first called, and it can't be called on an "
+            f"image ({one_line(errors[0])}). Call it once yourself, then open it.",
             code="model-lazy",
         ) from errors[0]
 

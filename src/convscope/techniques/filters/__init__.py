@@ -14,7 +14,7 @@ from convscope.images.decode import InputImage, Source
 from convscope.images.source import Images
 from convscope.measures import LOGITS, Scored, described_own
 from convscope.networks import Network, open_model
-from convscope.objectives import BoundObjective, Objective, ProgramKey, channel
+from convscope.objectives import BoundObjective, Objective, ProgramKey, channel, layer_with_channels
 from convscope.results import FilterParameters, FilterRow, Filters, RecipeParameters, array_sha256, origin
 from convscope.schema import Json
 from convscope.techniques.filters.ascent import (
@@ -39,7 +39,6 @@ from convscope.techniques.filters.requests import (
     FilterOptions,
     adapted,
     batch_of,
-    check_layer,
     parse_channels,
     precision_of,
     read_references,
@@ -192,7 +191,7 @@ def first_with_gradient(
     """
     chosen = replace(recipe_named(recipe), steps=1, octaves=((1.0, 1.0),))
     size = size_of(network, chosen, None, None)
-    target = check_layer(network, layer, size)
+    target = layer_with_channels(network, layer, size)
     plan = Plan(network, chosen, size, seed, batch=batch)
     with_one: list[int] = []
     without: list[int] = []
@@ -267,7 +266,7 @@ class FilterStream:
         self.photo = start_image(recipe, options.photo)
         size = size_of(network, recipe, options.size, self.photo)
         if layer is not None and not options.objectives:
-            check_layer(network, layer, size)
+            layer_with_channels(network, layer, size)
         prepared = None if self.photo is None else network.prepare([self.photo], size)[0]
         wanted = wanted_objectives(network, layer, channels, options, recipe, prepared)
         several = with_variants(wanted, options.variants)
@@ -323,7 +322,9 @@ class FilterStream:
         if given is None:
             return measure_baselines(self.plan, bounds, references)
         if references:
-            raise UsageError("the baselines have natural images of their own; give photos only when they are made.")
+            raise UsageError(
+                "the baselines have natural images of their own; give natural images only when the baselines are made."
+            )
         given.check(self.plan, bounds)
         return given
 
@@ -379,7 +380,7 @@ def _collected(stream: FilterStream, options: FilterOptions) -> Filters:
         rows=rows,
         preprocessing=plan.network.preprocessing,
         crop=plan.recipe.crop_for(min(plan.size)),
-        style=plan.recipe.look,
+        style=plan.recipe.style,
         alpha=alpha,
         frames=frames,
     )

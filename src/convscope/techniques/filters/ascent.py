@@ -55,8 +55,7 @@ class Plan:
 
     def bind(self, objective: Objective) -> BoundObjective:
         """The objective bound to the layers at `size`."""
-        layers = {layer.path: layer for layer in self.network.layers_at(self.size)}
-        return Binder(self.network, layers, self.recipe.border_for).bind(objective)
+        return Binder(self.network, self.size, self.recipe.border_for).bind(objective)
 
     def with_steps(self, steps: int) -> Plan:
         """The same with another number of steps."""
@@ -300,6 +299,7 @@ class Trace:
         frames: intermediate images.
         tries: number of starts that were tried.
         note: a remark on the start that was needed.
+        from_image: the start that was needed is a natural image.
         lifted: where it has no gradient, the first and last value of its pre-activation, which it raises.
     """
 
@@ -310,6 +310,7 @@ class Trace:
     frames: list[np.ndarray] = field(default_factory=list)
     tries: int = 1
     note: str = ""
+    from_image: bool = False
     lifted: tuple[float, float] | None = None
 
     @property
@@ -331,10 +332,11 @@ class Trace:
         """Reset the trace for another start."""
         self.activations, self.gradients, self.frames = [], [], []
 
-    def take(self, other: Trace, note: str) -> None:
-        """Take over all values of another trace of the same objective."""
+    def take(self, other: Trace, note: str, from_image: bool = False) -> None:
+        """Take over all values of another trace of the same objective, and the description of its start."""
         self.activations, self.gradients, self.frames = other.activations, other.gradients, other.frames
-        self.image, self.heat, self.note = other.image, other.heat, note
+        self.image, self.heat = other.image, other.heat
+        self.note, self.from_image = note, from_image
 
 
 def ascend(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> Iterator[int]:

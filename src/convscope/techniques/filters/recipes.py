@@ -24,7 +24,7 @@ class Recipe:
             image before each step.
         border: cells of the layer's map left out on each side of the objective.
         crop: pixels left out on each side of the final image, at `size`.
-        look: the style of rendering: "classic" (contrast brought to 0.15 around grey), "plain" (the image as it is) or
+        style: of the rendering: "classic" (contrast brought to 0.15 around grey), "plain" (the image as it is) or
             "clipped" (stretched to the full range, but for 1 % of the values at each end).
         octaves: (fraction of the final size, share of the steps) of the sizes that are optimized one after another.
         grow: the step to the next size: "resize", or "mirror", which keeps its scale and adds a margin.
@@ -53,7 +53,7 @@ class Recipe:
     transforms: Transforms | None = None
     border: int = 0
     crop: int = 0
-    look: str = "plain"
+    style: str = "plain"
     octaves: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     grow: str = "resize"
     settle: float = 0.0
@@ -87,7 +87,7 @@ CLASSIC = Recipe(
     optimizer=Normalised(length=10.0),
     border=2,
     crop=25,
-    look="classic",
+    style="classic",
     first_channels=64,  # as many as the sheet of the classic procedure shows
 )
 
@@ -124,13 +124,13 @@ MACO = Recipe(
     parameterization=Phases(),
     optimizer=Adam(rate=0.3, nesterov=True),
     transforms=Crops(first=0.9, last=0.9, views=4, noise_std=0.02, brightness=0.01),
-    look="clipped",
+    style="clipped",
     transparent=True,
 )
 
 ACCENTUATION = Recipe(
     name="accentuation",
-    source="Hamblin et al. 2024, Feature Accentuation, 2402.10039: from a photo, near it halfway to the layer",
+    source="Hamblin et al. 2024, Feature Accentuation, 2402.10039: from an image, near it halfway to the layer",
     steps=100,
     size=224,
     parameterization=Fourier(deviation=0.01),
@@ -144,7 +144,7 @@ ACCENTUATION = Recipe(
 
 DEEPDREAM = Recipe(
     name="deepdream",
-    source="Mordvintsev et al. 2015, Inceptionism: a photo at growing sizes, with its details given back at each",
+    source="Mordvintsev et al. 2015, Inceptionism: an image at growing sizes, with its details given back at each",
     steps=40,
     size=320,
     parameterization=Pixels(amplitude=0.25, clamp=True),

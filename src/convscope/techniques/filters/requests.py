@@ -12,7 +12,7 @@ from convscope.events import Progress
 from convscope.images.decode import InputImage, Source, read_images
 from convscope.images.source import Images, hold
 from convscope.measures import LOGITS, is_target
-from convscope.networks import Layer, Network
+from convscope.networks import Network
 from convscope.networks.layers import check_channel
 from convscope.objectives import Objective, as_objective, channel, diversity, dot_cosine, likeness
 from convscope.objectives import layer as whole_layer
@@ -126,31 +126,6 @@ def size_of(
     # The image keeps its proportions, its shorter side brought to the recipe's.
     scale = recipe.size / min(photo.pixels.shape[:2])
     return round(photo.pixels.shape[0] * scale), round(photo.pixels.shape[1] * scale)
-
-
-def check_layer(network: Network, path: str, size: tuple[int, int]) -> Layer:
-    """The layer, with its shape for images of `size`."""
-    wanted = network.layer(path).path
-    target = next((layer for layer in network.layers_at(size) if layer.path == wanted), None)
-    if target is None:
-        height, width = network.inputs.size
-        raise UsageError(
-            f"layer {wanted!r} does not take images of {size[0]}x{size[1]} pixels in {network.name}; "
-            f"leave {option('size')} out, or give {height if height == width else f'{height}x{width}'}.",
-            code="size-not-taken",
-            layer=wanted,
-            size=size,
-        )
-    if len(target.shape) not in (1, 3):
-        raise UsageError(f"layer {wanted!r} has no channels to raise; its output has the shape {target.shape}.")
-    if min(target.shape) < 1:
-        raise UsageError(
-            f"images of {size[0]}x{size[1]} pixels are too small for layer {wanted!r}; give a larger {option('size')}.",
-            code="image-too-small",
-            layer=wanted,
-            size=size,
-        )
-    return target
 
 
 @dataclass(frozen=True)

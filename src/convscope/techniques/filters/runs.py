@@ -10,7 +10,6 @@ import numpy as np
 from convscope.techniques.filters.ascent import Job, Plan, Trace, ascend, before_nonlinearity, resized
 from convscope.techniques.filters.recipes import Recipe
 
-FROM_IMAGE = "from an image"
 TRIES = 3  # starts of a filter that has no gradient
 LIFTED_STEPS = 16  # before its own non-linearity, as lucid lets gradients through for 16 steps
 LEAST_CELLS = 4  # of a map's side, for a smaller size to be worth a step
@@ -182,7 +181,7 @@ def _retry(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:
     left = [index for index, trace in enumerate(traces) if trace.has_no_gradient and jobs[index].hint is not None]
     if left:
         hinted = [replace(job, start=job.hint()) for job in (jobs[index] for index in left) if job.hint is not None]
-        _again(plan, hinted, [traces[index] for index in left], len(attempts) + 2, FROM_IMAGE)
+        _again(plan, hinted, [traces[index] for index in left], len(attempts) + 2, "from an image", from_image=True)
     left = [index for index, trace in enumerate(traces) if trace.has_no_gradient]
     if left and preactivations:
         _raise_preactivation(plan, [jobs[index] for index in left], [traces[index] for index in left], preactivations)
@@ -193,12 +192,14 @@ def _of_another_seed(job: Job, attempt: int) -> Job:
     return replace(job, start=job.image, key=(*job.key, attempt) if attempt else job.key)
 
 
-def _again(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace], tries: int, note: str) -> None:
+def _again(
+    plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace], tries: int, note: str, from_image: bool = False
+) -> None:
     """Ascend once more; a trace is replaced only where the new one has a gradient."""
     found = dict(_ascended(plan, jobs))
     for index, trace in enumerate(traces):
         if not found[index].has_no_gradient:
-            trace.take(found[index], note)
+            trace.take(found[index], note, from_image)
         trace.tries = tries
 
 

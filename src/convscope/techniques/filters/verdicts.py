@@ -13,7 +13,6 @@ from convscope.objectives import BoundObjective
 from convscope.results import FilterRow
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Job, Moved, Plan, Trace, measured
 from convscope.techniques.filters.baselines import PERCENTILE, Baselines
-from convscope.techniques.filters.runs import FROM_IMAGE
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +105,13 @@ def _row(baselines: Baselines, job: Job, trace: Trace, activation: float, transf
         variant=job.variant,
         tries=trace.tries,
         steps=len(trace.activations),
-        started_from=name if trace.note == FROM_IMAGE else "",
+        started_from=name if trace.from_image else "",
     )
 
 
 def _verdict(final: float, threshold: float, trace: Trace, natural: np.ndarray) -> tuple[str, str]:
-    beyond = f"the {PERCENTILE}th percentile of noise{' and of the photos' if len(natural) else ''} ({threshold:.3g})"
+    images = " and of the photos" if len(natural) else ""
+    beyond = f"the {PERCENTILE}th percentile of noise{images} ({threshold:.3g})"
     if trace.overflowed or not np.isfinite(final):
         return "weak", f"stopped at step {len(trace.gradients)}: the activation left the range of finite numbers"
     if trace.has_no_gradient:
@@ -128,7 +128,7 @@ def _without_gradient(trace: Trace, natural: np.ndarray) -> tuple[str, str]:
     excited = len(natural) > 0 and natural.max() > 0
     if trace.lifted is not None:
         first, last = trace.lifted
-        does = "the picture raises" if last > first else "nothing raises"
+        does = "the image raises" if last > first else "nothing raises"
         reason += f"; {does} what is before its non-linearity, from {first:.3g} to {last:.3g}"
     if excited:
         return "weak", f"{reason}; yet the photos reach {natural.max():.3g}"
@@ -149,8 +149,8 @@ def cut_off(plan: Plan, bound: BoundObjective) -> str:
     if not all(edges):
         return ""
     return (
-        f"a unit of {layer.path} sees all {plan.size[0]}x{plan.size[1]} pixels or more: what it looks for may be cut "
-        "off; a larger size shows the whole of it."
+        f"a unit of {layer.path} sees all {plan.size[0]}x{plan.size[1]} pixels or more: the pattern that excites it "
+        "may be cut off; a larger size shows all of it."
     )
 
 

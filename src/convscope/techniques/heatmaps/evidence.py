@@ -68,8 +68,29 @@ class TraceSpec:
         return None if self.layer is None else self.layer.path
 
 
+class _OfSpec:
+    """The network, layer and target of a `TraceSpec`."""
+
+    spec: TraceSpec
+
+    @property
+    def network(self) -> Network:
+        """The network."""
+        return self.spec.network
+
+    @property
+    def layer(self) -> Layer | None:
+        """The layer; None where no method uses one."""
+        return self.spec.layer
+
+    @property
+    def target(self) -> Target:
+        """The target."""
+        return self.spec.target
+
+
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class Evidence(_OfSpec):
     """The evidence about at most a batch of images, at one layer, for one target.
 
     Attributes:
@@ -88,21 +109,6 @@ class Evidence:
     logits: np.ndarray | None
     maps: np.ndarray
     gradients: np.ndarray
-
-    @property
-    def network(self) -> Network:
-        """The network."""
-        return self.spec.network
-
-    @property
-    def layer(self) -> Layer | None:
-        """The layer; None where no method uses one."""
-        return self.spec.layer
-
-    @property
-    def target(self) -> Target:
-        """The target."""
-        return self.spec.target
 
     @cached_property
     def input_gradients(self) -> np.ndarray:
@@ -284,7 +290,7 @@ def _at_pixels(network: Network, target: Target, gates: Sequence[str]) -> Callab
 
 
 @dataclass(frozen=True, eq=False)
-class ImageView:
+class ImageView(_OfSpec):
     """One image at one layer, and the score that is explained: for many passes on one image.
 
     Attributes:
@@ -300,21 +306,6 @@ class ImageView:
     maps: np.ndarray
     arguments: tuple[np.ndarray, ...]
     score: float
-
-    @property
-    def network(self) -> Network:
-        """The network."""
-        return self.spec.network
-
-    @property
-    def layer(self) -> Layer | None:
-        """The layer; None where no method uses one."""
-        return self.spec.layer
-
-    @property
-    def target(self) -> Target:
-        """The target."""
-        return self.spec.target
 
     @property
     def seed(self) -> int:

@@ -371,7 +371,7 @@ def _names_a_class(network: Network, text: str) -> bool:
 
 def _combined(network: Network, objective: Objective, count: int) -> Goal:
     """An objective with the same arguments for each image."""
-    bound = Binder(network, {layer.path: layer for layer in network.layers}).bind(objective)
+    bound = Binder(network, network.inputs.size).bind(objective)
     pairs = zip(bound.arguments, bound.vectors, strict=True)
     arguments = tuple(np.repeat(array[None], count, axis=0) for pair in pairs for array in pair)
     return Goal(Combined(bound.key, objective.label, bound.objective), arguments, np.arange(count))
@@ -440,7 +440,7 @@ def _embedding(network: Network) -> Layer:
         if layer.on_path and len(layer.shape) in (1, 3) and not layer.structural and layer.channels != units
     ]
     if not candidates:
-        raise UsageError(f"{network.name} has no layer before its scores to compare photos in; name one.")
+        raise UsageError(f"{network.name} has no layer before its scores to compare images in; name one.")
     return candidates[-1]
 
 

@@ -112,7 +112,7 @@ def load_weights(model: KerasModel, path: Path, name: str | None = None) -> tupl
     name = name or path.name
     if not model.built:
         raise UsageError(
-            "the model that the code makes is not built; give it an Input, or call it on a picture there.",
+            "the model that the code makes is not built; give it an Input, or call it on an image there.",
             code="not-built",
         )
     kind = kind_of_file(path)

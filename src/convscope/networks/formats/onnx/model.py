@@ -40,7 +40,7 @@ def read(file: ModelFile, picture: str | None = None) -> OpenedModule:
 def _notes(file: OnnxFile, module: OnnxModule, last: bool) -> tuple[str, ...]:
     notes = [f"ONNX, operator set {file.opset}, IR version {file.ir_version}"]
     notes += [f"made by {file.made_by}"] if file.made_by else []
-    notes += ["takes pictures (n, h, w, c)"] if last else []
+    notes += ["takes images (n, h, w, c)"] if last else []
     notes += ["of half precision, computed with in float32"] if module.widened else []
     if any(step.node.operator == "QuantizeLinear" for step in module.steps):
         notes.append("quantised; computed with in float, values rounded as in the file, gradients as if they were not")
@@ -57,7 +57,7 @@ def _picture(file: OnnxFile, asked: str | None) -> str:
             if fits(item.shape):
                 return name
     found = "; ".join(f"{name} {item.text}" for name, item in inputs.items()) or "none"
-    raise ModelError(f"{file.path} has no input for a picture (n, c, h, w); its inputs: {found}.", code="input-shape")
+    raise ModelError(f"{file.path} has no input for an image (n, c, h, w); its inputs: {found}.", code="input-shape")
 
 
 def _asked(file: OnnxFile, name: str) -> str:
@@ -66,7 +66,7 @@ def _asked(file: OnnxFile, name: str) -> str:
     item = file.inputs[name]
     if item.shape is not None and len(item.shape) != 4:
         raise UsageError(
-            f"the input {name!r} takes no picture (n, c, h, w): it is {item.text}.", code="input-shape", name=name
+            f"the input {name!r} takes no image (n, c, h, w): it is {item.text}.", code="input-shape", name=name
         )
     return name
 
