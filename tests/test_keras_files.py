@@ -338,7 +338,7 @@ def test_a_saved_model_can_not_hide_what_it_would_do(tmp_path):
 def test_a_saved_model_without_pictures(tmp_path):
     model = keras.Sequential([layers.Input((12,)), layers.Dense(2)])
     model.export(tmp_path / "saved", verbose=False)
-    with pytest.raises(ModelError, match="no signature that takes one picture"):
+    with pytest.raises(ModelError, match="no signature that takes one image"):
         convscope.open_model(tmp_path / "saved")
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"\xff\xff damaged")
     with pytest.raises(ModelError, match="Copy it again"):

@@ -444,7 +444,7 @@ def simple(operator, domain="", **attributes):
         (lambda: simple("If", then_branch=residual().graph, else_branch=residual().graph), ["control flow", "If (1)"]),
         (lambda: simple("DynamicQuantizeLinear"), ["int8-quantised", "DynamicQuantizeLinear (1)", "float model"]),
         (lambda: simple("QLinearConv"), ["int8-quantised", "QLinearConv"]),
-        (lambda: graph_of([node("Relu", ["picture"], ["out"])], {}, (1, 12)), ["no input for a picture", "(1, 12)"]),
+        (lambda: graph_of([node("Relu", ["picture"], ["out"])], {}, (1, 12)), ["no input for an image", "(1, 12)"]),
     ],
 )
 def test_what_can_not_be_converted_is_named(tmp_path, make, words):
@@ -573,7 +573,7 @@ def test_the_input_of_the_picture_can_be_chosen(tmp_path):
     assert (chosen.inputs.name, chosen.inputs.size, chosen.inputs.others) == ("second", (12, 12), {"picture": "zeros"})
     with pytest.raises(UsageError, match="no input 'third'"):
         opened(model, tmp_path, input="third")
-    with pytest.raises(UsageError, match=r"takes no picture.*\(1, 4\)"):
+    with pytest.raises(UsageError, match=r"takes no image.*\(1, 4\)"):
         opened(with_input("second", (1, 4)), tmp_path, input="second")
 
 

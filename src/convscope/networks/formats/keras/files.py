@@ -298,7 +298,7 @@ def _endpoint(folder: Path, loaded: KerasModel) -> tuple[str, tuple[int | None, 
     if not taking:
         found = ", ".join(loaded.signatures) or "none"
         raise ModelError(
-            f"the SavedModel {folder} has no signature that takes one picture (n, h, w, c); its signatures: {found}.",
+            f"the SavedModel {folder} has no signature that takes one image (n, h, w, c); its signatures: {found}.",
             code="input-unknown",
         )
     name = "serving_default" if "serving_default" in taking else next(iter(taking))

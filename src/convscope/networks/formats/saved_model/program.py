@@ -265,7 +265,7 @@ def _signature(folder: Path, meta: Message) -> tuple[str, Message]:
     if not taking:
         found = _shown([name for name in meta.signature_def if not name.startswith("__")]) or "none"
         raise ModelError(
-            f"the SavedModel {folder} has no signature that takes one picture (n, h, w, c); its signatures: {found}."
+            f"the SavedModel {folder} has no signature that takes one image (n, h, w, c); its signatures: {found}."
         )
     name = "serving_default" if "serving_default" in taking else next(iter(taking))
     return name, taking[name]
