@@ -41,6 +41,8 @@ NETWORK_FLOORS = (
     ("ops", "preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
     ("head", "passes"),
     ("graph", "choices"),
+    ("trace",),
+    ("heads",),
     ("network",),
     ("traced",),
     ("keras", "torch"),

@@ -4,69 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from convscope.errors import ModelError, UsageError, nearest, option
+from convscope.errors import ModelError, UsageError, option
 from convscope.networks.backends import Backend
 from convscope.networks.foreign import Structure, Tensor
-from convscope.networks.graph import Call, Flow, Value, layers_of, nonlinearities_at, paths_of, undoable_head
+from convscope.networks.graph import nonlinearities_at
 from convscope.networks.layers import Layer
 from convscope.networks.network import Network
 from convscope.networks.passes import Pass, Reduction, Rule
-
-Calls = Mapping[str, tuple[Call, int]]
+from convscope.networks.trace import Calls, Graph, Trace, graph_of
 
 
 class Enough(BaseException):
     """All taps have fired: the rest of the network need not run. Not an Exception, so that no layer catches it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """The record of one watched run.
-
-    Attributes:
-        calls: of the operations, in the order of execution.
-        flow: the call that made each tensor.
-        given: the tensors that the model was called with; `image` is one of them.
-        outputs: the returned tensors, by name; empty where it did not come to its end.
-    """
-
-    calls: list[Call]
-    flow: Flow
-    given: list[Value]
-    image: Value
-    outputs: dict[str, Value]
-
-    def output_named(self, asked: str) -> str:
-        """The requested output, else the first that ends in softmax or sigmoid, else the first.
-
-        Raises:
-            UsageError: no such output.
-        """
-        if asked:
-            if asked not in self.outputs:
-                raise UsageError(
-                    f"no output {asked!r}; {nearest(asked, self.outputs)}", code="output-unknown", name=asked
-                )
-            return asked
-        heads = [name for name, output in self.outputs.items() if undoable_head(self.flow, output)]
-        return [*heads, *self.outputs][0]
-
-    def reached(self, output: str) -> set[int] | None:
-        """Ids of the calls through which the image reaches `output`; None where that is unknown."""
-        value = self.outputs.get(output)
-        return None if value is None else self.flow.between(self.given, self.image, value)
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """The kept part of a trace: the calls that taps are placed at, and the layers."""
-
-    calls: dict[str, tuple[Call, int]]
-    layers: tuple[Layer, ...]
 
 
 class TracedNetwork(Network):
@@ -77,7 +29,7 @@ class TracedNetwork(Network):
     def __init__(self) -> None:
         super().__init__()
         self._output_shape: Sequence[int | None] = (1, 1)
-        self._places: dict[tuple[int, int], Places] = {}
+        self._graphs: dict[tuple[int, int], Graph] = {}
 
     @abstractmethod
     def _trace(self, size: tuple[int, int]) -> Trace:
@@ -101,9 +53,7 @@ class TracedNetwork(Network):
 
     def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
         """See `Network.layers_at`."""
-        if size not in self._places:
-            self._remember(size, self._trace(size))
-        return self._places[size].layers
+        return self._graph_at(size).layers
 
     def nonlinearities(self, path: str) -> tuple[str, ...]:
         """See `Network.nonlinearities`."""
@@ -116,23 +66,27 @@ class TracedNetwork(Network):
         call = calls[path][0]
         return call.activation is not None or call.kind == "activation"
 
-    def _calls_at(self, size: tuple[int, int]) -> dict[str, tuple[Call, int]]:
-        self.layers_at(size)
-        return self._places[size].calls
+    def _calls_at(self, size: tuple[int, int]) -> Calls:
+        return self._graph_at(size).calls
 
-    def _remember(self, size: tuple[int, int], trace: Trace) -> tuple[Layer, ...]:
-        """Keep the layers of a run and the calls that taps are placed at."""
-        calls = paths_of(trace.calls)
-        self._places[size] = Places(calls, layers_of(calls, trace.flow, trace.reached(self.output)))
-        return self._places[size].layers
+    def _graph_at(self, size: tuple[int, int]) -> Graph:
+        if size not in self._graphs:
+            self._remember(size, self._trace(size))
+        return self._graphs[size]
 
-    def _take(self, trace: Trace) -> Trace:
+    def _remember(self, size: tuple[int, int], trace: Trace) -> Graph:
+        """Keep the graph of a run."""
+        self._graphs[size] = graph_of(trace, self.output)
+        return self._graphs[size]
+
+    def _take(self, trace: Trace) -> Graph:
         """Set the outputs and the layers from the first trace."""
         self.outputs = tuple(trace.outputs)
         self.output = trace.output_named(self.output)
-        self.layers = self._remember(self.inputs.size, trace)
-        self._output_shape = trace.outputs[self.output].shape
-        return trace
+        graph = self._remember(self.inputs.size, trace)
+        self.layers = graph.layers
+        self._output_shape = graph.value.shape
+        return graph
 
     def _check_output(self, shape: Sequence[int | None], images: int | None) -> None:
         """Refuse an output that is not a row of values for each image: it has no value for one image.

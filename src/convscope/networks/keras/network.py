@@ -23,14 +23,14 @@ from convscope.networks.backends import backend_named
 from convscope.networks.choices import Choices
 from convscope.networks.failing import failing_layer, said
 from convscope.networks.foreign import KerasLayer, KerasModel, Structure, Tensor
-from convscope.networks.graph import Call, Flow, Value, flat_outputs, linear_by_graph, mark_layouts, undoable_head
+from convscope.networks.graph import Flow, Value, flat_outputs, mark_layouts
 from convscope.networks.head import Head, HeadActivation, HeadChoice
+from convscope.networks.heads import Habits, activation_by_values, head_of
 from convscope.networks.inputs import Inputs
 from convscope.networks.keras.folds import Fold, first_in_blocks, folds_of, norms_folded
 from convscope.networks.keras.graph import (
     Observer,
     call_method,
-    first_norm,
     is_wrapped,
     kind_of,
     named_operations,
@@ -38,7 +38,7 @@ from convscope.networks.keras.graph import (
     python_call,
 )
 from convscope.networks.keras.inputs import Entry
-from convscope.networks.keras.scaling import scaling_inside, told_by_statistics
+from convscope.networks.keras.scaling import Kinship, preprocessing_of
 from convscope.networks.keras.state import keep_state
 from convscope.networks.keras.taps import (
     OWN_CODE,
@@ -49,16 +49,17 @@ from convscope.networks.keras.taps import (
     in_bfloat16,
     without_nonlinearity,
 )
-from convscope.networks.layers import Layer
 from convscope.networks.network import Source
 from convscope.networks.ops import Axes, namespace
 from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.restoring import restored
-from convscope.networks.traced import Calls, Enough, Trace, TracedNetwork
+from convscope.networks.trace import Calls, Graph, Trace
+from convscope.networks.traced import Enough, TracedNetwork
 
 # Tracing patches layers, and two models may share a layer: one pass at a time in the whole process.
 TRACING = threading.RLock()
 _NO_CHOICES = Choices()
+HABITS = Habits(channels_first=False, returns_logits=False, leaves_out_calls=False)
 
 
 class KerasNetwork(TracedNetwork):
@@ -93,8 +94,8 @@ class KerasNetwork(TracedNetwork):
         self._operations = named_operations(model)
         with TRACING:  # another network that shares layers may be patching them
             self._wrapped = [op for op in [model, *(op for _, op in self._operations)] if is_wrapped(op)]
-        known: tuple[pp.Family | None, str] = (family, model.name) if family else self._family_by_name()
-        self.family, self.family_name = known
+        kinship = Kinship(family, model.name, source.name.startswith("keras:")) if family else self._by_name()
+        self.family = None if kinship is None else kinship.family
         self._entry = Entry(model, choices.input, choices.size, choices.feed, self.family)
         self.inputs = self._entry.inputs
         self._head_patch: tuple[KerasLayer, str, object] | None = None
@@ -102,7 +103,7 @@ class KerasNetwork(TracedNetwork):
         self._hash: tuple[list[weakref.ref], str] | None = None
         self._folds: dict[tuple[int, int], list[Fold]] = {}
         first = self._take(self._trace(self.inputs.size))
-        self.preprocessing = choices.preprocess or self._find_preprocessing(first)
+        self.preprocessing = choices.preprocess or preprocessing_of(first, kinship)
         self.head = self._find_head(first, choices.head)
         self.class_names = None if choices.class_names is None else self.checked_names(choices.class_names)
 
@@ -301,33 +302,20 @@ class KerasNetwork(TracedNetwork):
         mark_layouts(observer.calls, self._entry.channels_first)
         return Trace(observer.calls, Flow(observer.calls), given, given[self._entry.position], outputs)
 
-    def _remember(self, size: tuple[int, int], trace: Trace) -> tuple[Layer, ...]:
+    def _remember(self, size: tuple[int, int], trace: Trace) -> Graph:
         """See `TracedNetwork._remember`; the norms that can be folded are kept too."""
         self._folds[size] = folds_of(trace.calls, trace.flow, list(trace.outputs.values()))
         return super()._remember(size, trace)
 
-    def _find_head(self, seen: Trace, asked: HeadChoice | None) -> Head:
+    def _find_head(self, graph: Graph, asked: HeadChoice | None) -> Head:
         """The head from the user's options, else from the graph, else from the output's values."""
-        output = seen.outputs[self.output]
-        units = int(np.prod(output.shape[1:]))
-        if int(np.prod(output.shape[1:-1])) != 1:
-            return Head(units, spatial=True)
-        found = self._undoable_head(seen, output)
-        if found is not None and asked != "linear":
-            activation, call = found
-            self._head_patch = without_nonlinearity(call.operation)
-            return Head(units, activation, undone=call.path)
-        if asked is not None:
-            return Head(units, None if asked == "linear" else asked)
-        if linear_by_graph(seen.flow, output):
-            return Head(units)
-        return Head(units, self._activation_by_values(units), guess=True)
-
-    def _undoable_head(self, seen: Trace, output: Value) -> tuple[HeadActivation, Call] | None:
-        """The head that can be undone: patching an operation reaches all of its calls, so it must have only one."""
-        found = undoable_head(seen.flow, output)
-        once = found is not None and sum(call.operation is found[1].operation for call in seen.calls) == 1
-        return found if once else None
+        head = head_of(graph, asked, HABITS)
+        if head is None:
+            units = int(np.prod(graph.value.shape[1:]))
+            head = Head(units, self._activation_by_values(units), guess=True)
+        if head.undone is not None:
+            self._head_patch = without_nonlinearity(graph.calls[head.undone][0].operation)
+        return head
 
     def _can_leave_out(self, calls: Calls, path: str) -> bool:
         """See `TracedNetwork`. Patching an operation reaches all of its calls, so it must have only one."""
@@ -369,29 +357,13 @@ class KerasNetwork(TracedNetwork):
         self.head = Head(units)
         values = self.forward(self.preprocessing.apply(pixels.astype(np.float32)))[0]
         self._programs.clear()  # that program knew no head
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-            return None
-        sums_to_one = units > 1 and np.abs(values.sum(axis=-1) - 1).max() < 1e-3
-        return "softmax" if sums_to_one else "sigmoid"
+        return activation_by_values(values)
 
-    def _find_preprocessing(self, seen: Trace) -> pp.Preprocessing:
-        """The preprocessing that the model indicates, else a guess that is marked as one."""
-        inside = scaling_inside([step.operation for step in seen.flow.first_steps(seen.image)])
-        if inside is not None:
-            return inside
-        if self.family is not None and self.source.name.startswith("keras:"):
-            return pp.PRESETS[self.family.preset].because(pp.FOUND, "as keras.applications does for this model")
-        if self.family is not None:
-            reason = f"as keras.applications does for {self.family_name!r}, which this model has by its name"
-            return pp.PRESETS[self.family.preset].because(pp.GUESS, reason)
-        reason = "most networks trained from scratch take 0..1; give the preprocessing if yours differs"
-        norm = first_norm(seen.calls, seen.flow)
-        told = told_by_statistics(*norm) if norm else None
-        return told or pp.PRESETS["0..1"].because(pp.GUESS, reason)
-
-    def _family_by_name(self) -> tuple[pp.Family | None, str]:
+    def _by_name(self) -> Kinship | None:
         names = [self.model.name] + [op.name for _, op in self._operations if kind_of(op) == "model"]
-        return next(((pp.family_of(name), name) for name in names if pp.family_of(name)), (None, ""))
+        certain = self.source.name.startswith("keras:")
+        found = [(pp.family_of(name), name) for name in names]
+        return next((Kinship(family, name, certain) for family, name in found if family), None)
 
 
 def _own_operations() -> dict[str, object]:

@@ -1,17 +1,57 @@
-"""Evidence on a Keras model's preprocessing: scaling of its own, or the statistics of its first norm."""
+"""Evidence on a Keras model's preprocessing: scaling of its own, its family, or the statistics of its first norm."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import keras
 import numpy as np
 
 from convscope.networks import preprocessing as pp
 from convscope.networks.foreign import KerasLayer
+from convscope.networks.keras.graph import first_norm
+from convscope.networks.trace import Graph
 
 _ARITHMETIC = ("TrueDivide", "Divide", "Multiply", "Subtract", "Add")
 
 
-def scaling_inside(steps: list[KerasLayer]) -> pp.Preprocessing | None:
+@dataclass(frozen=True)
+class Kinship:
+    """The family of `keras.applications` that a model belongs to.
+
+    Attributes:
+        family: the family.
+        name: the name of the model, or of a model in it, by which it belongs to it.
+        certain: `keras.applications` made the model.
+    """
+
+    family: pp.Family
+    name: str
+    certain: bool
+
+
+def preprocessing_of(graph: Graph, kinship: Kinship | None) -> pp.Preprocessing:
+    """The preprocessing that a model indicates, else a guess that is marked as one: the first evidence decides."""
+    inside = _scaling_inside([step.operation for step in graph.trace.flow.first_steps(graph.trace.image)])
+    if inside is not None:
+        return inside
+    if kinship is not None:
+        return _of_family(kinship)
+    norm = first_norm(graph.trace.calls, graph.trace.flow)
+    told = _told_by_statistics(*norm) if norm else None
+    reason = "most networks trained from scratch take 0..1; give the preprocessing if yours differs"
+    return told or pp.PRESETS["0..1"].because(pp.GUESS, reason)
+
+
+def _of_family(kinship: Kinship) -> pp.Preprocessing:
+    preset = pp.PRESETS[kinship.family.preset]
+    if kinship.certain:
+        return preset.because(pp.FOUND, "as keras.applications does for this model")
+    reason = f"as keras.applications does for {kinship.name!r}, which this model has by its name"
+    return preset.because(pp.GUESS, reason)
+
+
+def _scaling_inside(steps: list[KerasLayer]) -> pp.Preprocessing | None:
     """The pixels that the first operations expect: 0..255, or 0..1; None if they scale nothing."""
     known = [step for step in steps if type(step).__name__ in ("Rescaling", "Normalization")]
     other = [step for step in steps if type(step).__name__ in _ARITHMETIC]
@@ -33,7 +73,7 @@ def _factor(step: KerasLayer) -> float:
     return float(np.mean(deviation if step.invert else 1 / np.maximum(deviation, 1e-12)))
 
 
-def told_by_statistics(conv: KerasLayer, norm: KerasLayer) -> pp.Preprocessing | None:
+def _told_by_statistics(conv: KerasLayer, norm: KerasLayer) -> pp.Preprocessing | None:
     """The preprocessing from the running statistics of a batch norm right after the first convolution."""
     kernel, mean, variance = map(keras.ops.convert_to_numpy, (conv.kernel, norm.moving_mean, norm.moving_variance))
     bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)

@@ -12,7 +12,8 @@ from convscope.networks.graph import Call, flat_outputs
 from convscope.networks.keras.graph import Observer, call_method, patch, python_call
 from convscope.networks.passes import Pass, Reduction, Rule
 from convscope.networks.restoring import checkpoint
-from convscope.networks.traced import Calls, Enough, Taps
+from convscope.networks.trace import Calls
+from convscope.networks.traced import Enough, Taps
 
 
 class KerasTaps(Taps):

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from convscope.errors import BackendError, ModelError, UsageError, one_line, option
-from convscope.networks import preprocessing as pp
 from convscope.networks.backends import TorchBackend
 from convscope.networks.choices import Choices
 from convscope.networks.failing import failing_layer, said
@@ -28,15 +27,12 @@ from convscope.networks.foreign import Structure
 from convscope.networks.graph import (
     Flow,
     Value,
-    first_norm,
     flat_outputs,
     layers_of,
-    linear_by_graph,
     mark_layouts,
     paths_of,
-    undoable_head,
 )
-from convscope.networks.head import Head, HeadChoice
+from convscope.networks.heads import Habits, head_of
 from convscope.networks.layers import Layer
 from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.restoring import checkpoint, restored
@@ -44,13 +40,15 @@ from convscope.networks.torch import ops as torch_ops
 from convscope.networks.torch.graph import Watch, class_name, named_modules, unwrapped
 from convscope.networks.torch.inputs import Asked, Entry
 from convscope.networks.torch.modules import OpenedModule
-from convscope.networks.torch.scaling import scaling_inside, told_by_statistics
+from convscope.networks.torch.scaling import preprocessing_of
 from convscope.networks.torch.taps import OWN_CODE, TorchTaps
-from convscope.networks.traced import Enough, Trace, TracedNetwork
+from convscope.networks.trace import Graph, Trace
+from convscope.networks.traced import Enough, TracedNetwork
 
 Tensor = torch.Tensor
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NO_CHOICES = Choices()
+HABITS = Habits(channels_first=True, returns_logits=True, leaves_out_calls=True)
 
 
 def network_of(
@@ -137,12 +135,13 @@ class TorchNetwork(TracedNetwork):
         )
         self._entry = self._as_it_was(lambda: Entry(self.module, self._called, asked, self._dtype, self.device))
         self.inputs = self._entry.inputs
-        self._undo: str | None = None
         self._hash: tuple[object, str] | None = None
-        seen = self._look(guess_size=choices.size is None and opened.size is None)
+        graph = self._look(guess_size=choices.size is None and opened.size is None)
         self._opening = False
-        self.head = self._find_head(seen, choices.head)
-        self.preprocessing = choices.preprocess or opened.preprocessing or self._guess_preprocessing(seen)
+        head = head_of(graph, choices.head, HABITS)
+        assert head is not None
+        self.head = head
+        self.preprocessing = choices.preprocess or opened.preprocessing or preprocessing_of(graph, self.inputs.channels)
         self.class_names = None if choices.class_names is None else self.checked_names(choices.class_names)
 
     # taps ------------------------------------------------------------------------------------------
@@ -164,14 +163,6 @@ class TorchNetwork(TracedNetwork):
     def _failing_layer(self, error: BaseException) -> str | None:
         paths = {id(self.module): "", **{id(module): path for module, path in self._paths.items()}}
         return failing_layer(error, paths, OWN_CODE)
-
-    def value_and_grad(self, function: Callable) -> Callable:
-        """See `Network.value_and_grad`."""
-        return self._backend.value_and_grad(function)
-
-    def positive_gradient(self, x: Tensor) -> Tensor:
-        """See `Network.positive_gradient`."""
-        return self._backend.positive_gradient(x)
 
     def _weight_places(self) -> dict[str, list[int]]:
         """See `Network._weight_places`."""
@@ -255,8 +246,9 @@ class TorchNetwork(TracedNetwork):
 
     def _left_out(self, request: Pass) -> set[str]:
         """Paths whose non-linearity is left out: the head's too, unless the run stops before it."""
-        head = self._undo is not None and request.logits and (not request.stop or self._undo in request.taps)
-        return {*request.preactivations, *([self._undo] if head and self._undo else [])}
+        undone = self.head.undone
+        left_out = undone is not None and request.logits and (not request.stop or undone in request.taps)
+        return {*request.preactivations, *([undone] if undone and left_out else [])}
 
     def _unless_enough(self, *arguments: Tensor, precision: str) -> Structure:
         """The module's output, None where every tap fired before its end."""
@@ -378,7 +370,7 @@ class TorchNetwork(TracedNetwork):
                 code="inference-tensors",
             )
 
-    def _look(self, guess_size: bool) -> Trace:
+    def _look(self, guess_size: bool) -> Graph:
         """Watch the module once: its outputs and its layers."""
         trace = self._trace(self.inputs.size)
         if guess_size and self.inputs.free:
@@ -419,37 +411,6 @@ class TorchNetwork(TracedNetwork):
             )
         mark_layouts(watch.calls, True)
         return Trace(watch.calls, Flow(watch.calls), given, given[self._entry.position], outputs)
-
-    def _find_head(self, seen: Trace, asked: HeadChoice | None) -> Head:
-        """The head from the graph: a softmax or sigmoid to undo, else logits, as is usual in PyTorch."""
-        output = seen.outputs[self.output]
-        units = int(np.prod(output.shape[1:]))
-        if int(np.prod(output.shape[2:])) != 1 and len(output.shape) > 1 and output.shape[-1] != units:
-            return Head(units, spatial=True)
-        found = undoable_head(seen.flow, output)
-        if found is not None and asked != "linear":
-            activation, call = found
-            self._undo = next(path for path, (other, _) in self._calls_at(self.inputs.size).items() if other is call)
-            return Head(units, activation, undone=self._undo)
-        if asked is not None:
-            return Head(units) if asked == "linear" else Head(units, asked, returns_logits=True)
-        if units == 1 or not linear_by_graph(seen.flow, output):
-            return Head(units, guess=True)
-        return Head(units, "softmax", returns_logits=True, guess=True)
-
-    def _guess_preprocessing(self, seen: Trace) -> pp.Preprocessing:
-        """The preprocessing that the module indicates, else a guess that is marked as one."""
-        inside = scaling_inside(seen.flow.first_steps(seen.image))
-        if inside is not None:
-            return inside
-        told = told_by_statistics(first_norm(seen.calls, seen.flow))
-        if told is not None:
-            return told
-        if self.inputs.channels != 3:
-            reason = "most networks for such images take 0..1; give the preprocessing if yours differs"
-            return pp.PRESETS["0..1"].because(pp.GUESS, reason)
-        reason = "most networks made with PyTorch take it; give the preprocessing if yours differs"
-        return pp.PRESETS["torch"].because(pp.GUESS, reason)
 
 
 def _version(tensor: Tensor) -> int:

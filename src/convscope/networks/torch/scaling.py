@@ -7,10 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from convscope.networks import preprocessing as pp
-from convscope.networks.graph import Call
+from convscope.networks.graph import Call, first_norm
+from convscope.networks.trace import Graph
 
 
-def scaling_inside(steps: Sequence[Call]) -> pp.Preprocessing | None:
+def preprocessing_of(graph: Graph, channels: int) -> pp.Preprocessing:
+    """The preprocessing that a module indicates, else a guess that is marked as one: the first evidence decides."""
+    inside = _scaling_inside(graph.trace.flow.first_steps(graph.trace.image))
+    if inside is not None:
+        return inside
+    told = _told_by_statistics(first_norm(graph.trace.calls, graph.trace.flow))
+    if told is not None:
+        return told
+    if channels != 3:
+        reason = "most networks for such images take 0..1; give the preprocessing if yours differs"
+        return pp.PRESETS["0..1"].because(pp.GUESS, reason)
+    reason = "most networks made with PyTorch take it; give the preprocessing if yours differs"
+    return pp.PRESETS["torch"].because(pp.GUESS, reason)
+
+
+def _scaling_inside(steps: Sequence[Call]) -> pp.Preprocessing | None:
     """The pixels that the first operations expect, where they divide or multiply by constants."""
     for step in steps:
         name = step.class_name.lower()
@@ -22,7 +38,7 @@ def scaling_inside(steps: Sequence[Call]) -> pp.Preprocessing | None:
     return None
 
 
-def told_by_statistics(pair: tuple[Call, Call] | None) -> pp.Preprocessing | None:
+def _told_by_statistics(pair: tuple[Call, Call] | None) -> pp.Preprocessing | None:
     """The preprocessing from the running statistics of a batch norm right after the first convolution."""
     if pair is None:
         return None

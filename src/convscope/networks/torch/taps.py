@@ -14,7 +14,8 @@ from convscope.networks.graph import Call, flat_outputs
 from convscope.networks.passes import Pass, Reduction, Rule
 from convscope.networks.restoring import checkpoint
 from convscope.networks.torch.graph import FunctionMode, Places, Watch, tensors_of
-from convscope.networks.traced import Calls, Enough, Taps
+from convscope.networks.trace import Calls
+from convscope.networks.traced import Enough, Taps
 
 
 class TorchTaps(Taps):

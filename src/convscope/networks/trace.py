@@ -1,0 +1,82 @@
+"""The record of a watched run, and the graph that is read from it: head, preprocessing and network are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from convscope.errors import UsageError, nearest
+from convscope.networks.graph import Call, Flow, Value, layers_of, paths_of, undoable_head
+from convscope.networks.layers import Layer
+
+Calls = Mapping[str, tuple[Call, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The record of one watched run.
+
+    Attributes:
+        calls: of the operations, in the order of execution.
+        flow: the call that made each tensor.
+        given: the tensors that the model was called with; `image` is one of them.
+        outputs: the returned tensors, by name; empty where it did not come to its end.
+    """
+
+    calls: list[Call]
+    flow: Flow
+    given: list[Value]
+    image: Value
+    outputs: dict[str, Value]
+
+    def output_named(self, asked: str | None) -> str:
+        """The requested output, else the first that ends in softmax or sigmoid, else the first.
+
+        Raises:
+            UsageError: no such output.
+        """
+        if asked:
+            if asked not in self.outputs:
+                raise UsageError(
+                    f"no output {asked!r}; {nearest(asked, self.outputs)}", code="output-unknown", name=asked
+                )
+            return asked
+        heads = [name for name, output in self.outputs.items() if undoable_head(self.flow, output)]
+        return [*heads, *self.outputs][0]
+
+    def reached(self, output: str) -> set[int] | None:
+        """Ids of the calls through which the image reaches `output`; None where that is unknown."""
+        value = self.outputs.get(output)
+        return None if value is None else self.flow.between(self.given, self.image, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A model's graph for one size of image, as seen from the output that is explained.
+
+    Attributes:
+        trace: the run that it was read from.
+        output: the name of the output that is explained.
+        calls: for each path the call, and which of its outputs: taps are placed there.
+        layers: every node in the order of execution.
+    """
+
+    trace: Trace
+    output: str
+    calls: Calls
+    layers: tuple[Layer, ...]
+
+    @property
+    def value(self) -> Value:
+        """The tensor that is explained."""
+        return self.trace.outputs[self.output]
+
+    def calls_of(self, operation: object) -> int:
+        """How often an operation is called."""
+        return sum(call.operation is operation for call in self.trace.calls)
+
+
+def graph_of(trace: Trace, output: str) -> Graph:
+    """The graph of a watched run; `output` is the name of the output that is explained."""
+    calls = paths_of(trace.calls)
+    return Graph(trace, output, calls, layers_of(calls, trace.flow, trace.reached(output)))
