@@ -44,6 +44,7 @@ NETWORK_FLOORS = (
     ("trace",),
     ("heads",),
     ("network",),
+    ("inspection",),
     ("traced",),
     ("keras", "torch"),
     ("formats.code", "formats.archives", "formats.hdf5", "formats.pickles"),

@@ -428,24 +428,24 @@ def test_a_declared_input_of_torch_is_checked_before_it_is_made(shape):
     torch = pytest.importorskip("torch")
     from convscope.networks.network import Source
     from convscope.networks.torch.modules import OpenedModule
-    from convscope.networks.torch.network import TorchNetwork
+    from convscope.networks.torch.network import network_of
 
     module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     height, width, channels = shape
     with pytest.raises(ModelError, match=r"the input 'input' .*(limit|positive)"):
-        TorchNetwork(OpenedModule(module, Source("declared"), input_shape=(1, channels, height, width)))
+        network_of(OpenedModule(module, Source("declared"), input_shape=(1, channels, height, width)))
 
 
 def test_an_input_that_is_fed_zeros_is_checked_before_they_are_made():
     torch = pytest.importorskip("torch")
     from convscope.networks.network import Source
     from convscope.networks.torch.modules import OpenedModule
-    from convscope.networks.torch.network import TorchNetwork
+    from convscope.networks.torch.network import network_of
 
     module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     module.input_names, module.input_shapes = ["picture", "more"], {"more": (1, 10**6, 10**6, 10**3)}
     with pytest.raises(ModelError, match=r"the input 'more' .*limit"):
-        TorchNetwork(OpenedModule(module, Source("declared"), input_shape=(1, 3, 8, 8)))
+        network_of(OpenedModule(module, Source("declared"), input_shape=(1, 3, 8, 8)))
 
 
 @pytest.mark.parametrize("shape", HUGE)

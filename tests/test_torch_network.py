@@ -17,7 +17,7 @@ from convscope.networks import Pass  # noqa: E402
 from convscope.networks.network import Source  # noqa: E402
 from convscope.networks.torch.graph import function_name  # noqa: E402
 from convscope.networks.torch.modules import OpenedModule  # noqa: E402
-from convscope.networks.torch.network import TorchNetwork  # noqa: E402
+from convscope.networks.torch.network import TorchNetwork, network_of  # noqa: E402
 
 pytestmark = pytest.mark.without_keras
 
@@ -1029,7 +1029,7 @@ class Rowless(nn.Module):
 def declared(module):
     """The network of a module, of a file that declares its size: it is not asked whether others would do."""
     source = Source("rowless", None, None, ())
-    return TorchNetwork(OpenedModule(module.eval(), source, input_shape=(1, 3, 16, 16)))
+    return network_of(OpenedModule(module.eval(), source, input_shape=(1, 3, 16, 16)))
 
 
 SIDES = {

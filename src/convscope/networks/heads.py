@@ -36,7 +36,7 @@ def head_of(graph: Graph, asked: HeadChoice | None, habits: Habits) -> Head | No
         habits: of the framework.
     """
     shape = graph.value.shape
-    units = int(np.prod(shape[1:]))
+    units = graph.units
     if _is_map(shape, units, habits.channels_first):
         return Head(units, spatial=True)
     found = _undoable(graph, habits)

@@ -290,22 +290,6 @@ class Network(ABC):
         probability = None if probabilities is None else float(probabilities[0, index])
         return Prediction(index, self.class_name(index), float(logits[index]), probability)
 
-    def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Class names as a tuple.
-
-        Raises:
-            UsageError: there are not as many as classes.
-        """
-        if len(names) != self.head.classes:
-            raise UsageError(
-                f"expected {self.head.classes} class names for {self.name}, found {len(names)}. "
-                "Give one name for each class, in the order of the network's outputs.",
-                code="class-names-misfit",
-                expected=self.head.classes,
-                found=len(names),
-            )
-        return tuple(names)
-
     def class_name(self, index: int) -> str:
         """The name of class `index`, or its number as text where there are no names ("output 0" of a regression)."""
         if self.class_names:
@@ -494,6 +478,23 @@ class Network(ABC):
             while len(self._programs) > _PROGRAMS_KEPT:
                 self._programs.pop(next(iter(self._programs)))
             return made
+
+
+def checked_names(names: Sequence[str], head: Head, name: str) -> tuple[str, ...]:
+    """Class names as a tuple; `name` is the network's.
+
+    Raises:
+        UsageError: there are not as many as classes.
+    """
+    if len(names) != head.classes:
+        raise UsageError(
+            f"expected {head.classes} class names for {name}, found {len(names)}. "
+            "Give one name for each class, in the order of the network's outputs.",
+            code="class-names-misfit",
+            expected=head.classes,
+            found=len(names),
+        )
+    return tuple(names)
 
 
 _PROGRAMS_KEPT = 32

@@ -1,7 +1,7 @@
-"""From the user's argument to a network, in steps; each returns a value that the next one takes.
+"""From the user's argument to a model, in steps; each returns a value that the next one takes.
 
 `Named` (sniffed once, `named`) -> its reader, from a declared table -> `OpenedModel` or `OpenedModule` -> the network,
-which traces the model once and finds its inputs, graph, layers, head and preprocessing.
+by `network_of` of its framework; `inspection` has the steps from there on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from convscope.errors import ModelError, UsageError, option
 from convscope.networks import installed
 from convscope.networks.foreign import KerasModel
 from convscope.networks.formats import code, files
+from convscope.networks.keras.models import OpenedModel
 from convscope.networks.network import Network, Source
 from convscope.networks.torch.modules import OpenedModule
 
@@ -31,7 +32,7 @@ ORIGINS = ("file", "code", "collection", "memory")
 _COLLECTIONS = ("keras", "torchvision", "timm")
 
 
-Opened = Any  # what a format or a framework gives: an object that has `network(choices)`, or what is asked of a file
+Opened = Any  # what a reader gives: an `OpenedModel`, an `OpenedModule`, or the notes of weights that were filled in
 
 
 @dataclass(frozen=True)
@@ -256,18 +257,18 @@ def _of_object(model: object, source: Source, spec: ModelSpec, in_memory: bool) 
     if _is_keras(model):
         _check_runtime("keras", spec)
         installed.choose_backend(spec.runtime.backend)
-        return _module("keras.network").KerasNetwork(model, source, spec.options.choices())
+        return _network(OpenedModel(model, source, imagenet=False), spec)
     if _is_torch(model):
         _check_runtime("torch", spec)
         return _network(OpenedModule(model, source, in_memory=in_memory), spec)
     return None
 
 
-def _network(made: Opened, spec: ModelSpec) -> Network:
+def _network(made: OpenedModel | OpenedModule, spec: ModelSpec) -> Network:
     """The network of a reader's result."""
     choices = spec.options.choices()
-    if not isinstance(made, OpenedModule):
-        return made.network(choices)
+    if isinstance(made, OpenedModel):
+        return _module("keras.network").network_of(made, choices)
     device, precision = spec.runtime.device, spec.runtime.precision or "float32"
     return _module("torch.network").network_of(made, choices, device, precision)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from convscope.errors import UsageError, nearest
 from convscope.networks.graph import Call, Flow, Value, layers_of, paths_of, undoable_head
@@ -70,6 +71,11 @@ class Graph:
     def value(self) -> Value:
         """The tensor that is explained."""
         return self.trace.outputs[self.output]
+
+    @property
+    def units(self) -> int:
+        """Number of values of the output that is explained, for one image."""
+        return prod(self.value.shape[1:])
 
     def calls_of(self, operation: object) -> int:
         """How often an operation is called."""

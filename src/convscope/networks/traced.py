@@ -11,10 +11,11 @@ from convscope.errors import ModelError, UsageError, option
 from convscope.networks.backends import Backend
 from convscope.networks.foreign import Structure, Tensor
 from convscope.networks.graph import nonlinearities_at
+from convscope.networks.inspection import Inspection, Watched
 from convscope.networks.layers import Layer
 from convscope.networks.network import Network
 from convscope.networks.passes import Pass, Reduction, Rule
-from convscope.networks.trace import Calls, Graph, Trace, graph_of
+from convscope.networks.trace import Calls, Graph, graph_of
 
 
 class Enough(BaseException):
@@ -22,18 +23,24 @@ class Enough(BaseException):
 
 
 class TracedNetwork(Network):
-    """A network whose layers are known from a watched run, for each size of image from one of that size."""
+    """A network whose layers are known from a watched run, for each size of image from one of that size.
+
+    Args:
+        watched: the model.
+        found: what `inspection` found of it.
+    """
 
     _backend: Backend
 
-    def __init__(self) -> None:
+    def __init__(self, watched: Watched, found: Inspection) -> None:
         super().__init__()
-        self._output_shape: Sequence[int | None] = (1, 1)
-        self._graphs: dict[tuple[int, int], Graph] = {}
-
-    @abstractmethod
-    def _trace(self, size: tuple[int, int]) -> Trace:
-        """The trace of a run on an image of `size` `(h, w)`."""
+        self._watched = watched
+        self.name, self.source, self.inputs = watched.name, watched.source, found.inputs
+        self.preprocessing, self.head, self.class_names = found.preprocessing, found.head, found.class_names
+        graph = found.graph
+        self.output, self.outputs, self.layers = graph.output, tuple(graph.trace.outputs), graph.layers
+        self._output_shape: Sequence[int | None] = graph.value.shape
+        self._graphs = {found.inputs.size: graph}
 
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Network.value_and_grad`."""
@@ -71,22 +78,8 @@ class TracedNetwork(Network):
 
     def _graph_at(self, size: tuple[int, int]) -> Graph:
         if size not in self._graphs:
-            self._remember(size, self._trace(size))
+            self._graphs[size] = graph_of(self._watched.trace(size), self.output)
         return self._graphs[size]
-
-    def _remember(self, size: tuple[int, int], trace: Trace) -> Graph:
-        """Keep the graph of a run."""
-        self._graphs[size] = graph_of(trace, self.output)
-        return self._graphs[size]
-
-    def _take(self, trace: Trace) -> Graph:
-        """Set the outputs and the layers from the first trace."""
-        self.outputs = tuple(trace.outputs)
-        self.output = trace.output_named(self.output)
-        graph = self._remember(self.inputs.size, trace)
-        self.layers = graph.layers
-        self._output_shape = graph.value.shape
-        return graph
 
     def _check_output(self, shape: Sequence[int | None], images: int | None) -> None:
         """Refuse an output that is not a row of values for each image: it has no value for one image.

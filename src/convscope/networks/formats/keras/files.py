@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import random
 import re
 import sys
@@ -12,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -21,7 +20,6 @@ import numpy as np
 
 from convscope.errors import BackendError, ConvscopeError, ModelError, UsageError, nearest, one_line, option
 from convscope.networks import preprocessing as pp
-from convscope.networks.choices import Choices
 from convscope.networks.foreign import KerasModel, Structure, Tensor
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.code import literal
@@ -35,26 +33,9 @@ from convscope.networks.formats.keras.legacy_h5.building import registered_key
 from convscope.networks.formats.keras.legacy_h5.code import code_layers
 from convscope.networks.formats.saved_model import program as saved_model
 from convscope.networks.formats.saved_model.program import Program
-from convscope.networks.keras.network import KerasNetwork
+from convscope.networks.keras.imagenet import models_folder
+from convscope.networks.keras.models import OpenedModel
 from convscope.networks.network import Source
-
-
-@dataclass(frozen=True)
-class OpenedModel:
-    """A Keras model with its known origin; `random` if its weights are drawn, not trained."""
-
-    model: KerasModel
-    source: Source
-    family: pp.Family | None = None
-    random: bool = False
-
-    def network(self, choices: Choices) -> KerasNetwork:
-        """The model as a `Network`."""
-        network = KerasNetwork(self.model, self.source, choices, self.family)
-        imagenet = network.head.classes == 1000 and network.family is not None and not self.random
-        if network.class_names is None and imagenet:
-            network.class_names = imagenet_names(download=self.source.name.startswith("keras:"))
-        return network
 
 
 def read(file: ModelFile, trust: bool = False) -> OpenedModel:
@@ -329,7 +310,7 @@ def open_application(name: str) -> OpenedModel:
         model = _build(function, function_name, arguments)
     drawn = arguments["weights"] is None
     note = "random weights, drawn with seed 0" if drawn else f"weights={arguments['weights']}"
-    return OpenedModel(model, Source(name, notes=(note,)), pp.family_of(function_name), drawn)
+    return OpenedModel(model, Source(name, notes=(note,)), pp.family_of(function_name), imagenet=not drawn)
 
 
 def _application_function(name: str) -> Callable:
@@ -360,15 +341,10 @@ def _build(function: Callable, name: str, arguments: dict[str, object]) -> objec
 def _no_weights(name: str, text: str) -> str:
     url = text.partition("URL fetch failure on ")[2].split(": ")[0]
     return (
-        f"the ImageNet weights of {name} can't be downloaded{f' from {url}' if url else ''}, and {_models_folder()} "
+        f"the ImageNet weights of {name} can't be downloaded{f' from {url}' if url else ''}, and {models_folder()} "
         "does not hold them. Expected a network connection or the downloaded file: try again online, put the file in "
         f"that folder, or use 'keras:{name}?weights=FILE' or 'keras:{name}?weights=none' (random weights)."
     )
-
-
-def _models_folder() -> Path:
-    """The folder of Keras' downloads."""
-    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
 
 
 @contextmanager
@@ -388,14 +364,3 @@ def _seeded() -> Iterator[None]:
         np.random.set_state(numpy_state)
         if torch is not None:
             torch.set_rng_state(torch_state)
-
-
-def imagenet_names(download: bool) -> tuple[str, ...] | None:
-    """ImageNet's class names as Keras decodes them; None where its list is neither at hand nor to be had."""
-    if not (_models_folder() / "imagenet_class_index.json").exists() and not download:
-        return None
-    try:
-        decoded = keras.applications.imagenet_utils.decode_predictions(np.eye(1000, dtype=np.float32), top=1)
-    except Exception:  # offline: Keras raises a bare Exception; numbers will do
-        return None
-    return tuple(name for ((_, name, _),) in decoded)

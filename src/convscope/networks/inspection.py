@@ -1,0 +1,108 @@
+"""From a model that can be watched to its network, in steps: each is a value that the next one takes.
+
+`Watched` (the model and its inputs) -> `Trace` -> `Graph` -> preprocessing -> head -> class names -> the network.
+The order stands here, for every framework; what a framework does in a step of its own way is its `Steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from convscope.networks.choices import Choices
+from convscope.networks.head import Head
+from convscope.networks.heads import Habits, activation_by_values, head_of
+from convscope.networks.inputs import Inputs
+from convscope.networks.network import Network, Source, checked_names
+from convscope.networks.preprocessing import Preprocessing
+from convscope.networks.trace import Graph, Trace, graph_of
+
+
+class Watched(Protocol):
+    """A model whose inputs are known, ready to be run and watched."""
+
+    @property
+    def name(self) -> str:
+        """Its name, for titles and messages."""
+
+    @property
+    def source(self) -> Source:
+        """Where it came from."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """The image that it takes."""
+
+    def trace(self, size: tuple[int, int]) -> Trace:
+        """The record of a run on a blank image of `size` `(h, w)`.
+
+        Raises:
+            ModelError: it can't be run on an image of its own size.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """All that is found of a model before it is a network.
+
+    Attributes:
+        inputs: the image that it takes.
+        graph: of an image of the size of `inputs`.
+        preprocessing: the scaling of pixels.
+        head: the relation of its outputs to classes.
+        class_names: one for each class; None where they are not known.
+    """
+
+    inputs: Inputs
+    graph: Graph
+    preprocessing: Preprocessing
+    head: Head
+    class_names: tuple[str, ...] | None = None
+
+
+Made = TypeVar("Made", bound=Network)
+
+
+@dataclass(frozen=True)
+class Steps(Generic[Made]):
+    """The steps that a framework does in its own way.
+
+    Attributes:
+        preprocessing: the preprocessing that a graph indicates.
+        habits: what is usual for a model's outputs.
+        class_names: known without the user, for a head; None where they are not.
+        network: the network that is made of finished values.
+    """
+
+    preprocessing: Callable[[Graph], Preprocessing]
+    habits: Habits
+    class_names: Callable[[Head], tuple[str, ...] | None]
+    network: Callable[[Inspection], Made]
+
+
+def inspected(watched: Watched, trace: Trace, choices: Choices, steps: Steps[Made]) -> Made:
+    """The network of a model that was watched once; the user's choices come before what is found.
+
+    Raises:
+        UsageError: no such output, or not as many names as classes.
+    """
+    graph = graph_of(trace, trace.output_named(choices.output))
+    preprocessing = choices.preprocess or steps.preprocessing(graph)
+    found = Inspection(watched.inputs, graph, preprocessing, Head(graph.units))
+    head = head_of(graph, choices.head, steps.habits) or _head_by_values(steps.network(found))
+    if choices.class_names is None:
+        names = steps.class_names(head)
+    else:
+        names = checked_names(choices.class_names, head, watched.name)
+    return steps.network(replace(found, head=head, class_names=names))
+
+
+def _head_by_values(draft: Network) -> Head:
+    """The head from the outputs for noise, black and white; `draft` takes its outputs as they are."""
+    noise = np.random.default_rng(0).uniform(0, 255, (4, *draft.image_shape))
+    pixels = np.concatenate([noise, np.zeros((1, *draft.image_shape)), np.full((1, *draft.image_shape), 255)])
+    values = draft.predict(draft.preprocessing.apply(pixels.astype(np.float32)))
+    return Head(draft.head.units, activation_by_values(values), guess=True)
