@@ -207,7 +207,7 @@ def _filters(network: Network, path: str | None) -> tuple[str, str]:
 def _heatmap(network: Network, photo: Source) -> str:
     row = heatmap(network, [photo]).rows[0]
     how = f" (blank: {row.reason})" if row.status == "blank" else ""
-    return f"{row.method} of {row.class_name} at {row.layer}{how}"
+    return f"{row.method} of {row.explained} at {row.layer}{how}"
 
 
 def _doubts(network: Network) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ Activations = Mapping[str, Tensor]
 Arguments = tuple[Any, ...]
 
 LOGITS = "class"  # in the place of a layer's path: the class scores, before their softmax or sigmoid
+LOGIT = "logit"  # the same, of a term: a class's own logit, also where two classes share one softmax
 INPUT = "input"  # in the place of a layer's path: the image itself, for regularizers
 TINY = 1e-12  # guards squared lengths
 LEAST_COSINE = 0.1  # as in lucid: an image whose cosine is lower still has a gradient

@@ -2,7 +2,8 @@
 
     channel("conv3", 17) + 0.5 * channel("conv2", 9)        # "conv3:17 + 0.5*conv2:9"
     unit("conv3", 17, row=4, column=5)                      # "conv3:17@4,5"
-    logit("tabby") - logit("tiger cat")                     # "class:tabby - class:tiger cat", or "tabby - tiger cat"
+    class_score("tabby") - class_score("tiger cat")         # "class:tabby - class:tiger cat", or "tabby - tiger cat"
+    logit("cat")                                            # "logit:cat", also where two classes share one softmax
     layer("conv3")                                          # "conv3:*", DeepDream's
     direction("conv3", [0.5, -1.0])                         # "conv3:[0.5,-1]"
     dot_cosine("conv3", activations)                        # a caricature
@@ -26,6 +27,7 @@ from convscope.errors import UsageError, option
 from convscope.measures import (
     INPUT,
     L2,
+    LOGIT,
     LOGITS,
     NAMED,
     Diversity,
@@ -47,8 +49,8 @@ from convscope.networks.foreign import Tensor
 from convscope.networks.layers import check_channel
 
 EXPECTED = (
-    "expected LAYER:CHANNEL, LAYER:CHANNEL@ROW,COLUMN, LAYER:*, LAYER:[NUMBERS], a class (NAME, NUMBER or class:NAME) "
-    f"or a regularizer, {', '.join(f'{name}(LAYER)' for name in NAMED)}"
+    "expected LAYER:CHANNEL, LAYER:CHANNEL@ROW,COLUMN, LAYER:*, LAYER:[NUMBERS], a class (NAME, NUMBER, class:NAME or "
+    f"logit:NAME) or a regularizer, {', '.join(f'{name}(LAYER)' for name in NAMED)}"
 )
 LINEAR, ENERGY = Linear(), Energy()
 
@@ -58,8 +60,8 @@ class Term:
     """A weight times a measure of one layer's activations.
 
     Attributes:
-        layer: its path, `LOGITS` for the class scores, or `INPUT` for the image (of regularizers); empty of a user's
-            own object.
+        layer: its path, `LOGITS` for the score of a class, `LOGIT` for its logit alone, or `INPUT` for the image (of
+            regularizers); empty of a user's own object.
         weight: weight of the term in the sum.
         channel: number of the channel, or a class; None for a direction, or for the layer as a whole.
         place: `(row, column)` in the map; the mean over the map where None.
@@ -87,6 +89,11 @@ class Term:
             raise UsageError(f"expected a finite number as the weight of a term, found {self.weight}.")
 
     @property
+    def of_class(self) -> bool:
+        """True for the score or the logit of a class."""
+        return self.layer in (LOGITS, LOGIT) and self.channel is not None and self.own is None
+
+    @property
     def regularizer(self) -> bool:
         """True if it is raised relative to the other terms, and is no part of the value that is reported."""
         return self.measure.regularizer if self.own is None else bool(getattr(self.own, "regularizer", False))
@@ -108,8 +115,8 @@ class Term:
             return text_of(self.own)
         if self.measure.name:
             return f"{self.measure.name}({self.layer})"
-        if self.layer == LOGITS:
-            return f"{LOGITS}:{_class_text(str(self.channel))}"
+        if self.of_class:
+            return f"{self.layer}:{_class_text(str(self.channel))}"
         if self.direction is not None:
             return f"{self.layer}:<direction>"
         place = "" if self.place is None else f"@{self.place[0]},{self.place[1]}"
@@ -141,7 +148,7 @@ class Given:
 class Objective:
     """A weighted sum of terms. Arithmetic gives new objectives and changes no operand.
 
-    >>> str(channel("conv3", 17) - 0.5 * logit("tabby"))
+    >>> str(channel("conv3", 17) - 0.5 * class_score("tabby"))
     'conv3:17 - 0.5*class:tabby'
     """
 
@@ -184,7 +191,7 @@ def as_objective(given: object) -> Objective:
         UsageError: it is none of them.
 
     Example:
-        >>> as_objective("block4_conv:7 - cat") == channel("block4_conv", 7) - logit("cat")
+        >>> as_objective("block4_conv:7 - cat") == channel("block4_conv", 7) - class_score("cat")
         True
     """
     if isinstance(given, Objective):
@@ -220,14 +227,27 @@ def unit(layer: str, number: int, row: int, column: int) -> Objective:
     return Objective((Term(layer, channel=int(number), place=(int(row), int(column))),))
 
 
-def logit(target: int | str) -> Objective:
+def class_score(target: int | str) -> Objective:
     """The score of a class, by number or name, before the softmax or sigmoid.
 
+    Where two classes share one softmax, it is the difference of their logits: only that decides. An objective that
+    names both classes is taken as it is written.
+
     Example:
-        >>> str(logit("cat") - logit(3))
+        >>> str(class_score("cat") - class_score(3))
         'class:cat - class:3'
     """
     return Objective((Term(LOGITS, channel=str(target)),))
+
+
+def logit(target: int | str) -> Objective:
+    """The logit of a class, by number or name: as `class_score`, but also where two classes share one softmax.
+
+    Example:
+        >>> str(logit("cat") - 0.5 * logit(3))
+        'logit:cat - 0.5*logit:3'
+    """
+    return Objective((Term(LOGIT, channel=str(target)),))
 
 
 def layer(path: str) -> Objective:
@@ -332,7 +352,7 @@ def _frozen(activations: np.ndarray) -> np.ndarray:
 _SIGN = re.compile(r"\s*([+-])\s*")
 _FACTOR = re.compile(r"((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*")
 _NAME = r"[^\s\":*()@][^\s\":*]*(?:\s+(?![+-](?:\s|$))[^\s\":*]+)*"
-_CLASS = re.compile(r'class:(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<name>[^\s"].*?)(?=\s+[+-]\s|\s*$))')
+_CLASS = re.compile(r'(?P<score>class|logit):(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<name>[^\s"].*?)(?=\s+[+-]\s|\s*$))')
 _BARE = re.compile(rf"(?P<name>{_NAME})(?=\s+[+-](?:\s|$)|\s*$)")
 _NAMED = re.compile(rf"(?P<measure>{'|'.join(NAMED)})\((?P<layer>[^\s()]+)\)(?=\s|$)")
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -346,8 +366,8 @@ def parse(text: str) -> Objective:
     """An objective from its text.
 
     Terms are "conv3:17", "conv3:17@4,5", "conv3:*", "conv3:[0.5,-1]", classes ("tabby", "281", "class:tabby",
-    'class:"a + b"') and regularizers ("tv(input)"), with factors and signs: "a:3 + 0.5*b:9 - tabby". Signs have spaces
-    around them, since names may contain them. `parse(str(objective)) == objective`.
+    'class:"a + b"', "logit:tabby") and regularizers ("tv(input)"), with factors and signs: "a:3 + 0.5*b:9 - tabby".
+    Signs have spaces around them, since names may contain them. `parse(str(objective)) == objective`.
 
     Raises:
         UsageError: the text is not valid; a caret marks the first invalid place.
@@ -379,7 +399,8 @@ def parse(text: str) -> Objective:
 def _term(found: re.Match[str]) -> Term:
     parts = found.groupdict()
     if "layer" not in parts:
-        return Term(LOGITS, channel=json.loads(parts["quoted"]) if parts.get("quoted") else parts["name"])
+        name = json.loads(parts["quoted"]) if parts.get("quoted") else parts["name"]
+        return Term(parts.get("score") or LOGITS, channel=name)
     if parts.get("measure"):
         return Term(parts["layer"], measure=NAMED[parts["measure"]])
     if parts["all"]:
@@ -480,7 +501,7 @@ class BoundObjective:
         """The number of the channel where the objective is that channel alone."""
         (term, *more) = self.objective.reported.terms
         alone = not more and isinstance(term.channel, int) and term.place is None and term.weight == 1
-        return term.channel if alone and isinstance(term.channel, int) and term.layer != LOGITS else None
+        return term.channel if alone and isinstance(term.channel, int) and not term.of_class else None
 
 
 def no_border(side: int) -> int:
@@ -549,11 +570,11 @@ class Binder:
         """
         if not objective.reported.terms:
             raise UsageError("an objective needs a term that is no regularizer, such as conv3:17.")
-        bound = [self._bound(term) for term in objective.terms]
+        bound = [self._bound(term, objective) for term in objective.terms]
         terms, specs, arguments, vectors = zip(*bound, strict=True)
         return BoundObjective(Objective(terms), ProgramKey(specs), arguments, vectors)
 
-    def _bound(self, term: Term) -> tuple[Term, TermSpec, np.ndarray, np.ndarray]:
+    def _bound(self, term: Term, objective: Objective) -> tuple[Term, TermSpec, np.ndarray, np.ndarray]:
         one = np.full(1, term.weight, np.float32)
         nothing = np.zeros((1, 1), np.float32)
         if term.own is not None:
@@ -564,16 +585,25 @@ class Binder:
         layer = self.layer(term.layer)
         if layer.path == INPUT and not term.measure.of_image:
             raise UsageError("the image itself can only be regularized, by tv(input) and l2(input).")
-        term = replace(term, layer=layer.path, channel=self._number(term, layer))
+        path = term.layer if term.of_class else layer.path
+        term = replace(term, layer=path, channel=self._number(term, layer))
         spec = TermSpec(layer, term.measure)
         if term.given is not None:
             return term, spec, _compared(term, term.given.array, self._mask(term, layer), layer), one
-        return term, spec, self._mask(term, layer), _vector(term, layer)
+        vector = _vector(term, layer)
+        if term.layer == LOGITS and self._stands_for_pair(objective):
+            vector = vector - vector[::-1]
+        return term, spec, self._mask(term, layer), vector
+
+    def _stands_for_pair(self, objective: Objective) -> bool:
+        """True if a class stands for a difference: one of two under one softmax, where the other is not named."""
+        named = {self.network.class_index(term.channel or 0) for term in objective.terms if term.of_class}
+        return self.network.head.paired and len(named) == 1
 
     def layer(self, path: str) -> Layer:
-        """The layer at `path`, which may be `LOGITS` or `INPUT`."""
+        """The layer at `path`, which may be `LOGITS`, `LOGIT` or `INPUT`."""
         network = self.network
-        if path == LOGITS:
+        if path in (LOGITS, LOGIT):
             network.check_scores()
             return Layer(LOGITS, "other", "scores", (network.head.classes,), 0)
         if path == INPUT:
@@ -583,7 +613,7 @@ class Binder:
     def _number(self, term: Term, found: Layer) -> int | None:
         if term.channel is None:
             return None
-        if term.layer == LOGITS:
+        if term.of_class:
             return self.network.class_index(term.channel)
         check_channel(int(term.channel), found.channels, found.path)
         return int(term.channel)

@@ -227,8 +227,20 @@ def _table(shell: Shell, result: Heatmap, out: str, method: str) -> None:
     for text in dict.fromkeys(text for text, row in zip(said, result.rows, strict=True) if row.note):
         shell.print(text)
     parameters = result.parameters
+    if parameters.against_choice == "pair":
+        shell.print(
+            "explained: each class against the other, since of two classes under one softmax only the difference "
+            f'decides; --class "{_one_logit(result)}" explains one logit alone'
+        )
     for name, reason in parameters.left_out.items():
         shell.print(f"without {name}: {reason}")
     if parameters.layer_choice == "best":
         shell.print(f"layer {parameters.layer}: {parameters.layer_rule}")
     shell.print(f"overlays and raw maps in {out}")
+
+
+def _one_logit(result: Heatmap) -> str:
+    """The target of the first row's logit alone."""
+    from convscope.objectives import logit
+
+    return str(logit(result.rows[0].class_index or 0))

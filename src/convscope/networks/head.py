@@ -94,12 +94,14 @@ class Head:
             return f"{self.units} linear output{'' if one else 's'}, explained as {'it is' if one else 'they are'}"
         if self.returns_logits:
             sure = " is a guess; give the head if it is another" if self.guess else ""
-            return f"{self.units} logits, explained as they are (that probabilities are their {self.activation}{sure})"
+            how = "whose difference is explained" if self.paired else "explained as they are"
+            return f"{self.units} logits, {how} (that probabilities are their {self.activation}{sure})"
         what = "one sigmoid unit" if self.binary else f"{self.activation} over {self.units} outputs"
+        explained = f"the difference of the two {self.score}s" if self.paired else self.score
         if self.undone is not None:
-            return f"{what}, undone at {self.undone}: the logit is explained"
+            return f"{what}, undone at {self.undone}: {'' if self.paired else 'the '}{explained} is explained"
         sure = ", a guess by its values" if self.guess else ""
-        return f"{what} that can't be taken away{sure}: {self.score} is explained"
+        return f"{what} that can't be taken away{sure}: {explained} is explained"
 
     def describe(self) -> dict[str, Json]:
         """For provenance: plain JSON values. `kind` names the combination of fields in one word."""

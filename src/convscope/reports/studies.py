@@ -206,10 +206,9 @@ def _heatmaps(
             if one != "top" and network.head.has_scores:
                 network.class_index(one)  # a class that does not exist is still an error
         return {}, {"heatmaps": str(reason)}
-    against = "rival" if network.head.paired else None
 
     def explained(target: object, layer: str, **options: Any) -> Heatmap:
-        return heatmap(network, photos, target, layer, against=against, progress=progress, **options)
+        return heatmap(network, photos, target, layer, progress=progress, **options)
 
     first = explained(choices.target, choices.heatmap_layer, method=METHODS_SHOWN)
     layer = first.parameters.layer  # "best" is searched only once

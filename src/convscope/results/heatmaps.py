@@ -61,7 +61,7 @@ class HeatmapRow:
         status: "ok", or "blank" with the `reason`.
         reason: the reason for a blank map; empty where the status is "ok".
         predictions: the best classes of the image, best first.
-        against: the class whose score was subtracted, or None.
+        against: the class whose score was subtracted, or None; of two classes under one softmax, the other one.
         note: a remark to show beside the map.
         check: how far to trust it, where that was measured.
 

@@ -129,6 +129,7 @@ class MethodParameters:
 
 
 LAYER_CHOICES = ("given", "auto", "best", "none", "")
+AGAINST_CHOICES = ("given", "pair", "none", "")
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class HeatmapParameters(Parameters):
         methods: the same with their options.
         left_out: the methods of "all" that do not fit the network, each with the reason.
         explained: the number that was explained, in words.
+        against_choice: how the class whose score was subtracted was chosen: "given", "pair" (the other of two classes
+            under one softmax, where none was given), "none", or "" where it is not known.
         output: name of the network's output.
         smooth: whether maps of moved and mirrored images were averaged.
         check: whether the faithfulness of the maps was measured.
@@ -172,6 +175,7 @@ class HeatmapParameters(Parameters):
     precision: str = "float32"
     seed: int | None = None
     methods: tuple[MethodParameters, ...] = ()
+    against_choice: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from convscope.results import (
     Origin,
     RecipeParameters,
 )
-from convscope.results.parameters import LAYER_CHOICES
+from convscope.results.parameters import AGAINST_CHOICES, LAYER_CHOICES
 from convscope.schema import Json
 from convscope.store.shelf import IMAGE, PROVENANCE
 
@@ -55,6 +55,7 @@ FILTER_PARAMETERS = schema.record(
 HEATMAP_PARAMETERS = schema.record(
     HeatmapParameters,
     layer_choice=schema.one_of(*LAYER_CHOICES),
+    against_choice=schema.one_of(*AGAINST_CHOICES),
     left_out=schema.mapping(schema.text),
     seed=_SEED,
     methods=schema.sequence(schema.record(MethodParameters, options=schema.mapping(_option))),

@@ -489,5 +489,7 @@ def _objective_text(network: Network, bound: BoundObjective) -> str:
     if spec.layer.path in (LOGITS, network.head.undone):
         head = network.head
         before = f", before its {head.activation}" if head.activation else ""
+        if head.paired and np.count_nonzero(bound.vectors[0]) == 2:
+            return f"the difference of the two {head.score}s{before}"
         return f"the {head.score} of each unit{before}"
     return "mean of the channel without its border" if spec.layer.spatial else "the unit"

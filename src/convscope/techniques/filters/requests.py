@@ -11,7 +11,7 @@ from convscope.errors import UsageError, option
 from convscope.events import Progress
 from convscope.images.decode import InputImage, Source, read_images
 from convscope.images.source import Images, hold
-from convscope.measures import LOGITS, is_target
+from convscope.measures import LOGIT, LOGITS, is_target
 from convscope.networks import Network
 from convscope.networks.layers import check_channel
 from convscope.objectives import Objective, as_objective, channel, diversity, dot_cosine, likeness
@@ -214,7 +214,7 @@ def _objectives(
 
 
 def first_layer(objective: Objective) -> str:
-    """The first layer that an objective reads, by the objective's own name for it, or `LOGITS`."""
+    """The first layer that an objective reads, by the objective's own name for it, or `LOGITS` or `LOGIT`."""
     term = objective.terms[0]
     if term.own is None:
         return term.layer
@@ -225,7 +225,7 @@ def _halfway(network: Network, objective: Objective) -> str:
     """The layer with a map in the middle of the way to the first layer of an objective."""
     before = [layer.path for layer in network.layers if layer.spatial and layer.on_path]
     first = first_layer(objective)
-    path = None if first == LOGITS else network.layer(first).path
+    path = None if first in (LOGITS, LOGIT) else network.layer(first).path
     upto = before.index(path) if path in before else len(before)
     return before[upto // 2]
 

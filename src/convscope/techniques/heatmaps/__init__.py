@@ -103,7 +103,8 @@ def heatmap(
             whose maps are fused: positive parts, each over its highest value, their mean.
         against: a class whose logit is subtracted from the target's, so that the map shows regions that support the one
             and not the other: by number or name, or "rival" for each image's best other class; or one for each image.
-            Of two classes under one softmax only this difference has a meaning.
+            Of two classes under one softmax only this difference has a meaning, so it is explained where None; the
+            target "logit:cat" is the logit of one class alone.
         method: one of `METHODS` by name or as an object with options, such as `SmoothGrad(noise=0.1)`, one of your own
             (see `Method`), several, or "all" for all that work on one pass. With several, each image has a map
             for each method, one after another; of "all", a method that does not fit the network is left out, and

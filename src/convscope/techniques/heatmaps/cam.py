@@ -222,6 +222,8 @@ class FinerCAM(Method):
         """The weights `(classes,)` of one image's scores with the similar classes subtracted."""
         target = int(weights.argmax())
         order = np.argsort(np.abs(logits - logits[target]), kind="stable")
+        if evidence.network.head.paired and weights.min() < 0:
+            return weights  # the only other class is subtracted already
         similar = order[order != target][: self.rivals]
         probabilities = evidence.network.head.probabilities(logits[None])
         shares = np.ones(len(similar)) if probabilities is None else probabilities[0, similar].astype(np.float64)

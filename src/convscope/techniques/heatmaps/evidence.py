@@ -314,10 +314,10 @@ class ImageView(_OfSpec):
 
     @property
     def has_probability(self) -> bool:
-        """True if the target has a probability: a class, or one against the only other one."""
+        """True if the target has a probability: a class, or one against the other of two under one softmax."""
         if not isinstance(self.target, ClassScore) or self.network.head.linear:
             return False
-        return bool(self.arguments[0].min() >= 0) or self.network.head.paired
+        return bool(self.arguments[0].min() < 0) == self.network.head.paired
 
     def scores_of_maps(self, factors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
         """The score `(count,)` of each replay of the layer's map.

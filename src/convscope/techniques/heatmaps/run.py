@@ -102,7 +102,7 @@ class HeatmapRun:
 
     def parameters(self) -> HeatmapParameters:
         """The parameters of the result, once the run is done."""
-        network, target, options = self.specs[0].network, self.goal.target, self.options
+        network, options = self.specs[0].network, self.options
         return HeatmapParameters(
             layer=", ".join(one.path for one in self.places.layers),
             layer_choice=self.places.choice,
@@ -110,7 +110,8 @@ class HeatmapRun:
             method=", ".join(labels(self._used)),
             methods=tuple(MethodParameters(one.name, one.values) for one in self._used),
             left_out=self.left_out or {},
-            explained=network.head.text if isinstance(target, ClassScore) else target.text,
+            explained=_explained(network, self.goal),
+            against_choice=self.goal.against,
             output=network.output,
             smooth=options.smooth,
             check=options.check,
@@ -204,6 +205,14 @@ def begin(
     specs = tuple(replace(spec, layer=one) for one in places.layers) or (spec,)
     skip = isinstance(options.method, str) and options.method == "all"
     return HeatmapRun(read, goal, methods, places, specs, options, {} if skip else None)
+
+
+def _explained(network: Network, goal: Goal) -> str:
+    """The number that is explained, in words."""
+    if not isinstance(goal.target, ClassScore):
+        return goal.target.text
+    alone = network.head.paired and goal.against == "none"
+    return f"the {network.head.score} of one class alone, of two under one softmax" if alone else network.head.text
 
 
 def _precision(network: Network, precision: str) -> str:

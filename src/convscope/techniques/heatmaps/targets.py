@@ -16,6 +16,7 @@ import numpy as np
 from convscope.errors import UsageError, option
 from convscope.images.decode import InputImage, Source, read_images
 from convscope.measures import (
+    LOGIT,
     LOGITS,
     Activations,
     Arguments,
@@ -30,12 +31,13 @@ from convscope.measures import (
 from convscope.networks import Layer, Network, Record
 from convscope.networks.layers import check_channel
 from convscope.networks.ops import Operations
-from convscope.objectives import Binder, Objective, ProgramKey, logit, parse
+from convscope.objectives import Binder, Objective, ProgramKey, class_score, parse
 from convscope.results import array_sha256
 from convscope.schema import Json
 
 TOP = -1  # stands for the class with the highest score of each image
 RIVAL, NONE = -1, -2  # stand for the highest of the other classes, and for no class to set against
+ALONE = object()  # in the place of a class to set against: the logit alone, also of two classes under one softmax
 PLACE = re.compile(r"(?P<layer>[^\s*]+):(?P<channel>\d+)(?:@(?P<row>\d+),(?P<column>\d+))?")
 
 
@@ -244,11 +246,13 @@ class Goal:
         target: the target.
         arguments: arrays whose rows belong to the images.
         photos: for each row the number of its image: several rows may explain one image.
+        against: how the class whose score is subtracted was chosen, one of `AGAINST_CHOICES` of `HeatmapParameters`.
     """
 
     target: Target
     arguments: tuple[np.ndarray, ...]
     photos: np.ndarray
+    against: str = "none"
 
 
 Given = Any  # a class by name or number, a channel, an objective or its text, or an object of the user's own
@@ -283,7 +287,8 @@ def goal_of(network: Network, target: object, against: object, count: int, ranke
         target: a class by number or name, "top", "top3" for the three best, one for each image, the text of a channel
             or a unit ("conv3:17", "conv3:17@4,5"), any other objective or its text ("a:3 - 0.5*tabby"), or a `Target`,
             also one of the user's own.
-        against: a class to set against it, "rival", one for each image, or None.
+        against: a class to set against it, "rival", one for each image, or None: of two classes under one softmax it is
+            then the other one.
         count: number of images.
         ranked: returns each image's classes, best first `(count, classes)`: for "top3".
 
@@ -311,9 +316,12 @@ def goal_of(network: Network, target: object, against: object, count: int, ranke
     else:
         classes, photos = _classes(network, target, count, {"top": TOP}), everyone
     rivals = np.full(len(classes), NONE, np.int32)
-    if against is not None:
-        rivals = _against(network, against, classes, count, photos)
-    return Goal(ClassScore(), (classes, rivals), photos)
+    choice = "none" if against is ALONE else "given"
+    if against is None:
+        choice = "pair" if network.head.paired else "none"
+    if choice != "none":
+        rivals = _against(network, "rival" if choice == "pair" else against, classes, count, photos)
+    return Goal(ClassScore(), (classes, rivals), photos, choice)
 
 
 def _plain(network: Network, target: object, against: Given) -> tuple[Given, Given]:
@@ -322,21 +330,21 @@ def _plain(network: Network, target: object, against: Given) -> tuple[Given, Giv
     Any other objective stays one, less the class that is to be set against it.
     """
     if isinstance(target, str) and not _names_a_class(network, target):
-        plain_place = PLACE.fullmatch(target) and not target.startswith(f"{LOGITS}:")
+        plain_place = PLACE.fullmatch(target) and not target.startswith((f"{LOGITS}:", f"{LOGIT}:"))
         target = target if plain_place else parse(target)
     if not isinstance(target, Objective):
         return target, against
     if target.reported != target:
         raise UsageError("regularizers are for filters; a heatmap explains an objective without them.")
     terms = target.terms
-    if all(term.layer == LOGITS and term.own is None for term in terms):
+    if all(term.of_class for term in terms):
         weights = tuple(term.weight for term in terms)
         if weights == (1.0,):
-            return terms[0].channel, against
+            return terms[0].channel, ALONE if terms[0].layer == LOGIT and against is None else against
         if weights == (1.0, -1.0) and against is None:
             return terms[0].channel, terms[1].channel
         if against is not None and against != "rival":
-            return target - logit(against), None
+            return target - class_score(against), None
     if against is not None:
         raise UsageError(f"only a class can be set against another one; {target.label!r} is none.")
     if len(terms) == 1 and terms[0].own is not None and terms[0].weight == 1:
