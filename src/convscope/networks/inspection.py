@@ -36,6 +36,9 @@ class Watched(Protocol):
     def inputs(self) -> Inputs:
         """The image that it takes."""
 
+    def failing_layer(self, error: BaseException) -> str | None:
+        """The path of the layer that raised an error, see `failing.failing_layer`."""
+
     def trace(self, size: tuple[int, int]) -> Trace:
         """The record of a run on a blank image of `size` `(h, w)`.
 

@@ -42,6 +42,19 @@ class TracedNetwork(Network):
         self._output_shape: Sequence[int | None] = graph.value.shape
         self._graphs = {found.inputs.size: graph}
 
+    def _failing_layer(self, error: BaseException) -> str | None:
+        return self._watched.failing_layer(error)
+
+    def _explaining(self, body: Callable[[], Structure]) -> Structure:
+        """The result of `body`; an error that comes out of a layer is raised as one that names the layer."""
+        try:
+            return body()
+        except Exception as error:
+            problem = self.explained(error)
+            if problem is None:
+                raise
+            raise problem from error
+
     def value_and_grad(self, function: Callable) -> Callable:
         """See `Network.value_and_grad`."""
         return self._backend.value_and_grad(function)
@@ -193,6 +206,14 @@ class Taps:
                 "a model whose path depends on its input can't be tapped there.",
                 code="layer-not-run",
             )
+
+
+def unless_enough(body: Callable[[], Structure]) -> Structure:
+    """The result of `body`, a model's output; None where every tap fired before its end."""
+    try:
+        return body()
+    except Enough:
+        return None
 
 
 def _has_rows(shape: Sequence[int | None], images: int | None, exactly: bool = False) -> bool:

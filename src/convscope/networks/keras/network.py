@@ -41,7 +41,7 @@ from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.preprocessing import Preprocessing, family_of
 from convscope.networks.restoring import restored
 from convscope.networks.trace import Calls, Graph
-from convscope.networks.traced import Enough, TracedNetwork
+from convscope.networks.traced import TracedNetwork, unless_enough
 
 _NO_CHOICES = Choices()
 HABITS = Habits(channels_first=False, returns_logits=False, leaves_out_calls=False)
@@ -120,18 +120,11 @@ class KerasNetwork(TracedNetwork):
 
         def call(*tensors: Tensor) -> Structure:
             # Tracing patches the model; two threads must not do that at once.
-            try:
-                return restored(self._runner.switch, lambda _: compiled(self._values(), *tensors), TRACING)
-            except Exception as error:
-                problem = self.explained(error)
-                if problem is None:
-                    raise
-                raise problem from error
+            return self._explaining(
+                lambda: restored(self._runner.switch, lambda _: compiled(self._values(), *tensors), TRACING)
+            )
 
         return call
-
-    def _failing_layer(self, error: BaseException) -> str | None:
-        return self._runner.failing_layer(error)
 
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`. The states of random generators are no weights: they differ at every opening."""
@@ -204,17 +197,10 @@ class KerasNetwork(TracedNetwork):
                 self._fold(undo, scope, folds, taps)
             taps.place(undo)
 
-        returned = restored(switch, lambda _: self._unless_enough(x))
+        returned = restored(switch, lambda _: unless_enough(lambda: self.model(self._entry.feed(x), training=False)))
         taps.check_fired(list(early))
         logits = None if returned is None else self._logits(returned, x.shape[0])
         return Record(logits, taps.recorded)
-
-    def _unless_enough(self, x: Tensor) -> Structure:
-        """The model's output, None where every tap fired before its end."""
-        try:
-            return self.model(self._entry.feed(x), training=False)
-        except Enough:
-            return None
 
     def _folds_at(self, size: tuple[int, int]) -> list[Fold]:
         """The norms that can be folded for images of a size."""

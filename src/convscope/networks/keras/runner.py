@@ -73,11 +73,6 @@ class Runner:
             patch(undo, operation, method, python_call(operation, method))
         return scope
 
-    def failing_layer(self, error: BaseException) -> str | None:
-        """See `failing.failing_layer`."""
-        paths = {id(self.model): "", **{id(operation): path for path, operation in self.operations}}
-        return failing_layer(error, paths, OWN_CODE)
-
     def named_outputs(self, returned: Structure) -> dict[str, Tensor]:
         """The model's outputs, by the names that a user can choose from."""
         if isinstance(returned, Mapping):
@@ -95,6 +90,11 @@ class WatchedModel:
     def __init__(self, runner: Runner, entry: Entry, source: Source) -> None:
         self.runner, self.entry, self.source = runner, entry, source
         self.name, self.inputs = runner.model.name, entry.inputs
+
+    def failing_layer(self, error: BaseException) -> str | None:
+        """See `inspection.Watched.failing_layer`."""
+        operations = {id(operation): path for path, operation in self.runner.operations}
+        return failing_layer(error, {id(self.runner.model): "", **operations}, OWN_CODE)
 
     def any_size(self, size: tuple[int, int]) -> bool:
         """True if the model checks the size of images, and would refuse `size`."""
@@ -129,7 +129,7 @@ class WatchedModel:
         except Exception as error:
             # At a size that is not the model's own, the layers before a dense one run all the same.
             if size == self.inputs.size or not observer.calls:
-                reason = said(error, runner.failing_layer(error))
+                reason = said(error, self.failing_layer(error))
                 raise ModelError(_cant_run(self.name, size, self.inputs, reason), code="model-not-runnable") from error
         # JAX runs an image that is too small all the same, on maps without a cell.
         observer.forget()

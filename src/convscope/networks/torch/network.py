@@ -34,7 +34,7 @@ from convscope.networks.torch.runner import ONE_AT_A_TIME, PRECISIONS, Runner, W
 from convscope.networks.torch.scaling import preprocessing_of
 from convscope.networks.torch.taps import TorchTaps
 from convscope.networks.trace import Graph, Trace
-from convscope.networks.traced import Enough, TracedNetwork
+from convscope.networks.traced import TracedNetwork, unless_enough
 
 _NO_CHOICES = Choices()
 HABITS = Habits(channels_first=True, returns_logits=True, leaves_out_calls=True)
@@ -155,18 +155,11 @@ class TorchNetwork(TracedNetwork):
         """See `Network.compile`. Eager; the weights are those of the moment of each call."""
 
         def call(*tensors: Tensor) -> Structure:
-            try:
-                return self._runner.as_it_was(lambda: function(self._run, *tensors), self._replacing())
-            except Exception as error:
-                problem = self.explained(error)
-                if problem is None:
-                    raise
-                raise problem from error
+            return self._explaining(
+                lambda: self._runner.as_it_was(lambda: function(self._run, *tensors), self._replacing())
+            )
 
         return call
-
-    def _failing_layer(self, error: BaseException) -> str | None:
-        return self._runner.failing_layer(error)
 
     def _weight_places(self) -> dict[str, list[int]]:
         """See `Network._weight_places`."""
@@ -240,7 +233,10 @@ class TorchNetwork(TracedNetwork):
         self._checked(request, rules, reductions, calls)
         taps = TorchTaps(calls, self._runner.paths, request, (rules, reductions), self._left_out(request), len(x))
         returned = restored(
-            taps.place, lambda _: self._unless_enough(*self._entry.arguments(x), precision=request.precision)
+            taps.place,
+            lambda _: unless_enough(
+                lambda: self._runner.called(*self._entry.arguments(x), precision=request.precision)
+            ),
         )
         taps.check_fired()
         return Record(None if returned is None else self._logits(returned, len(x)), taps.recorded)
@@ -250,13 +246,6 @@ class TorchNetwork(TracedNetwork):
         undone = self.head.undone
         left_out = undone is not None and request.logits and (not request.stop or undone in request.taps)
         return {*request.preactivations, *([undone] if undone and left_out else [])}
-
-    def _unless_enough(self, *arguments: Tensor, precision: str) -> Structure:
-        """The module's output, None where every tap fired before its end."""
-        try:
-            return self._runner.called(*arguments, precision=precision)
-        except Enough:
-            return None
 
     def _as_replacing(self, weights: Sequence[np.ndarray]) -> list[Tensor]:
         """See `Network._as_replacing`."""

@@ -51,11 +51,6 @@ class Runner:
         """The parameters and buffers."""
         return [*self.module.parameters(), *self.module.buffers()]
 
-    def failing_layer(self, error: BaseException) -> str | None:
-        """See `failing.failing_layer`."""
-        paths = {id(self.module): "", **{id(module): path for module, path in self.paths.items()}}
-        return failing_layer(error, paths, OWN_CODE)
-
     def called(self, *arguments: Tensor, precision: str = "float32") -> Structure:
         """The module's output, in another precision where it was opened in float32."""
         own = self.precision != "float32"  # a precision chosen at opening is kept
@@ -147,6 +142,11 @@ class WatchedModule:
         self.runner, self.entry = runner, entry
         self.name, self.source, self.inputs = name, source, inputs
 
+    def failing_layer(self, error: BaseException) -> str | None:
+        """See `inspection.Watched.failing_layer`."""
+        modules = {id(module): path for module, path in self.runner.paths.items()}
+        return failing_layer(error, {id(self.runner.module): "", **modules}, OWN_CODE)
+
     def trace(self, size: tuple[int, int]) -> Trace:
         """See `inspection.Watched.trace`."""
         runner = self.runner
@@ -163,7 +163,7 @@ class WatchedModule:
             except Exception as error:
                 # At a size that is not the module's own, the layers before a dense one run all the same.
                 if size == self.inputs.size or not watch.calls:
-                    reason = said(error, runner.failing_layer(error))
+                    reason = said(error, self.failing_layer(error))
                     raise ModelError(
                         _cant_run(self.name, size, self.inputs.channels, reason), code="model-not-runnable"
                     ) from error
