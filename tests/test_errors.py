@@ -1,6 +1,8 @@
 """Errors carry a code and data; a message names parameters as the shell that shows it spells them."""
 
 import ast
+import importlib
+import importlib.util
 import pickle
 import re
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 import convscope
 from convscope import errors, isolation, limits
 from convscope.errors import ConvscopeError, ImageError, UsageError, option
+
+ROOT = Path(__file__).parents[1]
 
 
 def kinds(base=ConvscopeError):
@@ -53,7 +57,10 @@ def test_an_error_of_the_reader_process_keeps_its_code_data_and_spelling(tmp_pat
     path.write_bytes(b"x" * 100)
     with limits.using(file=10), pytest.raises(ImageError) as caught:
         isolation.call("convscope.images.decode:decode_file", str(path), "image.png")
-    assert (caught.value.code, caught.value.data) == ("input-too-large", {"limit": "file"})
+    assert (caught.value.code, caught.value.data) == (
+        "input-too-large",
+        {"path": "image.png", "limit": "file"},
+    )
     assert "limits.using(file=50)" in str(caught.value)
     assert "LIMITS.USING:FILE=50" in caught.value.text(str.upper)
 
@@ -106,6 +113,69 @@ def test_a_line_is_cut_after_it_was_spelled():
     error = UsageError("x" * 5000 + option("photo"))
     assert error.text(str).endswith("photo")
     assert len(error.text(str)) <= errors.LONGEST_LINE
+
+
+# -- codes -------------------------------------------------------------------------------------------------
+
+
+def list_of_errors():
+    """`docs/make_errors.py`, which finds every place that makes an error."""
+    spec = importlib.util.spec_from_file_location("make_errors", ROOT / "docs" / "make_errors.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_errors = list_of_errors()
+MADE = tuple(make_errors.places(make_errors.trees()))
+
+
+def test_every_error_has_a_code():
+    assert len(MADE) > 400
+    assert [made.where for made in MADE if not made.codes and not made.passed_on] == []
+    codes = {code for made in MADE for code in made.codes}
+    assert {code for code in codes if not re.fullmatch(r"[a-z]+(-[a-z]+)*", code)} == set()
+
+
+def test_an_error_whose_message_shows_values_has_data():
+    assert [made.where for made in MADE if made.shows and not made.data] == []
+
+
+def test_a_code_stands_for_one_kind_of_fault():
+    meanings = make_errors.MEANINGS
+    assert set(meanings) == {code for made in MADE for code in made.codes}
+    assert len(set(meanings.values())) == len(meanings)
+
+
+def test_the_page_lists_every_code():
+    assert make_errors.page() == (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), (
+        "run python docs/make_errors.py"
+    )
+
+
+def test_the_search_for_errors_finds_what_lacks_a_code_or_data():
+    found = make_errors.places({
+        "a.py": ast.parse("""
+class Own(UsageError): ...
+raise Own(f"no layer {path!r}")
+raise errors.ImageError(f"{name} is large ({how_to_raise('pixels')})", code="large" if big else "small", name=name)
+raise ModelError(str(error), code=error.code, **error.data)
+raise click.UsageError("none of ours")
+"""),
+        "errors.py": ast.parse("class UsageError(ConvscopeError): ...\nclass ImageError(ConvscopeError): ...\n"
+                               "class ModelError(ConvscopeError): ..."),
+    })  # fmt: skip
+    assert [(made.kind, made.codes, made.passed_on, made.data, made.shows) for made in found] == [
+        ("Own", (), False, (), True),
+        ("ImageError", ("large", "small"), False, ("name",), True),
+        ("ModelError", (), True, ("",), False),
+    ]
+
+
+def test_every_class_of_errors_is_found():
+    for name in ("session", "techniques.heatmaps", "networks.ops"):
+        importlib.import_module(f"convscope.{name}")
+    assert {kind.__name__ for kind in kinds()} <= make_errors.error_classes(make_errors.trees().values())
 
 
 @pytest.mark.parametrize("kind", sorted(kinds(), key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)

@@ -194,10 +194,15 @@ def _activations(network: Network, photo: Source) -> str:
 
 def _filters(network: Network, path: str | None) -> tuple[str, str]:
     if path is None:
-        raise ConvscopeError("the network has no layer that the image passes.")
+        raise ConvscopeError("the network has no layer that the image passes.", code="no-layer-with-a-filter")
     channels, looked, stuck = first_with_gradient(network, path, CHANNELS, batch=CHANNELS)
     if stuck == looked:
-        raise ConvscopeError(f"none of the {looked} filters of {path} that were tried has a gradient.")
+        raise ConvscopeError(
+            f"none of the {looked} filters of {path} that were tried has a gradient.",
+            code="no-gradient",
+            layer=path,
+            count=looked,
+        )
     result = filters(network, path, channels, steps=STEPS)
     climbed = sum(row.activation > row.activations[0] for row in result.rows)
     doubt = "" if climbed else "no activation rose; try more steps, or check the preprocessing."

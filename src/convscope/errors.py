@@ -56,7 +56,8 @@ class ConvscopeError(Exception):
     Args:
         message: the expected value, the found value, the remedy; parameters as `option` writes them.
         code: kind of the error, for programs: words joined by "-", such as "channel-out-of-range"; it stays when the
-            message is worded better. The class's own where it is left out.
+            message is worded better. `docs/errors.md` lists all. The class's own where it is left out, as a user's own
+            method may.
         data: the subject of the message, as plain values, such as `channel=70, count=64`.
 
     Example:
@@ -136,11 +137,11 @@ class Unreadable(ConvscopeError):
     """A file can't be read; the text is the reason alone, for whoever asked for the file to make a message of.
 
     Its code is "file-missing", "is-folder" or "no-regular-file" where there is no file to read, "input-too-large" where
-    it is beyond a limit (`limit` in the data), and else "unreadable".
+    it is beyond a limit (`limit` in the data), and else what is wrong with its content, such as "not-text".
 
     Example:
-        >>> Unreadable("it is empty").code
-        'unreadable'
+        >>> Unreadable("it is empty", code="file-empty").code
+        'file-empty'
     """
 
     kind = "unreadable"
@@ -150,8 +151,8 @@ class BackendError(ConvscopeError):
     """A framework is missing, or another one is already in use in this process.
 
     Example:
-        >>> BackendError("the backend 'jax' needs jax, which is not installed.").code
-        'backend'
+        >>> BackendError("jax is not installed.", code="backend-missing", name="jax").data
+        {'name': 'jax'}
     """
 
     kind = "backend"

@@ -54,7 +54,11 @@ def write_file(
         _write_aside(goal, data, before or (lambda: None))
     except OSError as error:
         advice = _WRITE_ADVICE.get(error.errno or 0, "choose another place")
-        raise ConvscopeError(f"{os.fspath(path)!r} can't be written ({error.strerror or error}): {advice}") from error
+        raise ConvscopeError(
+            f"{os.fspath(path)!r} can't be written ({error.strerror or error}): {advice}",
+            code="file-not-writable",
+            path=os.fspath(path),
+        ) from error
 
 
 def _write_aside(goal: Path, data: bytes | str | Callable[[BinaryIO], object], before: Callable[[], object]) -> None:

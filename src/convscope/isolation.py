@@ -44,6 +44,11 @@ class ReaderError(Exception):
         super().__init__(text)
         self.kind, self.found = kind, found
 
+    @property
+    def code(self) -> str:
+        """The code of the error that a caller makes of it: the file takes too much, or is so damaged."""
+        return "input-too-large" if self.kind in ("time", "memory") else "file-damaged"
+
 
 def call(function: str, *arguments: object, memory: int | None = None, seconds: float | None = None) -> Sent:
     """The return value of a function, computed in the reader.
@@ -247,7 +252,10 @@ _FEW_THREADS = {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_T
 def _not_startable(reason: str) -> errors.ConvscopeError:
     return errors.ConvscopeError(
         f"files are read in a Python process of their own, but {sys.executable or 'none'!r} can't be started "
-        f"({reason}): run convscope with a whole Python, whose interpreter sys.executable names."
+        f"({reason}): run convscope with a whole Python, whose interpreter sys.executable names.",
+        code="reader-not-startable",
+        name=sys.executable,
+        reason=reason,
     )
 
 
@@ -427,11 +435,17 @@ def _answer(asked: dict[str, Sent]) -> list[Sent]:
         with limits.using(**asked["limits"]):
             return _message({"returned": getattr(importlib.import_module(module), name)(*asked["arguments"])})
     except errors.ConvscopeError as error:
-        data = {key: value for key, value in error.data.items() if isinstance(value, str | int | float | None)}
+        data = {key: value for key, value in error.data.items() if _is_plain(value)}
         return _message({"error": type(error).__name__, "text": error.message, "code": error.code, "data": data})
     except BaseException as error:
         text = errors.one_line(error) if isinstance(error, Exception) else ""
         return _message({"error": type(error).__name__, "text": text})
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | None)
 
 
 @contextlib.contextmanager

@@ -110,6 +110,7 @@ def parse(texts: Iterable[str]) -> dict[str, float]:
             raise UsageError(
                 f"a limit has to be NAME=VALUE, such as weights=32GiB or seconds=300, but this is {text!r}.",
                 code="limit-invalid",
+                found=text,
             )
         found[name] = _checked(name, float(match[1]) * _UNITS[match[2]])
     return found
@@ -125,13 +126,16 @@ def _checked(name: str, value: float) -> float:
         raise UsageError(f"there is no limit {name!r}; {nearest(name, _NAMES)}", code="limit-unknown", name=name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         found = type(value).__name__
-        raise UsageError(f"the limit {name} has to be a number, but it is a {found}.", code="limit-invalid", name=name)
+        raise UsageError(
+            f"the limit {name} has to be a number, but it is a {found}.", code="limit-invalid", name=name, found=found
+        )
     least = 0.001 if name == "seconds" else 1
     if not least <= value < 2**62:
         raise UsageError(
             f"the limit {name} has to be a number from {least} to 2**62, but it is {value:g}.",
             code="limit-invalid",
             name=name,
+            found=value,
         )
     return value if name == "seconds" else int(value)
 

@@ -454,7 +454,12 @@ class Own:
         shape = None if getattr(found, "shape", None) is None else tuple(found.shape)
         if shape is None or len(shape) != 1:
             what = f"the shape {shape}" if shape else type(found).__name__ if shape is None else "a single number"
-            raise UsageError(f"expected a number for each picture (n,) from {self.text}, found {what}.")
+            raise UsageError(
+                f"expected a number for each picture (n,) from {self.text}, found {what}.",
+                code="scores-misfit",
+                name=self.text,
+                found=what,
+            )
         return found
 
     def _named(self, activations: Activations) -> Activations:
@@ -558,9 +563,18 @@ def own(network: Network, target: OwnTarget, with_input: bool = False) -> Own:
     record, scores = getattr(target, "record", ()), getattr(target, "scores", True)
     text = getattr(target, "text", type(target).__name__)
     if not isinstance(text, str) or not isinstance(scores, bool):
-        raise UsageError(f"expected a target with a str as text and a bool as scores, found {text!r} and {scores!r}.")
+        raise UsageError(
+            f"expected a target with a str as text and a bool as scores, found {text!r} and {scores!r}.",
+            code="own-object-invalid",
+            found=repr(text),
+        )
     if not isinstance(record, tuple | list) or not all(isinstance(path, str) for path in record):
-        raise UsageError(f"expected the paths of the layers that {text} reads as a tuple, found {record!r}.")
+        raise UsageError(
+            f"expected the paths of the layers that {text} reads as a tuple, found {record!r}.",
+            code="own-object-invalid",
+            name=text,
+            found=repr(record),
+        )
     names = tuple((path, path if with_input and path == INPUT else network.layer(path).path) for path in record)
     return Own(_key(target), target, names, scores, text)
 

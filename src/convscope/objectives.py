@@ -86,7 +86,11 @@ class Term:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
-            raise UsageError(f"expected a finite number as the weight of a term, found {self.weight}.")
+            raise UsageError(
+                f"expected a finite number as the weight of a term, found {self.weight}.",
+                code="weight-not-finite",
+                found=self.weight,
+            )
 
     @property
     def of_class(self) -> bool:
@@ -201,7 +205,9 @@ def as_objective(given: object) -> Objective:
     if is_target(given):
         return Objective((Term("", own=given),))
     raise UsageError(
-        f"expected an objective, its text, or an object with a score method; found {type(given).__name__}."
+        f"expected an objective, its text, or an object with a score method; found {type(given).__name__}.",
+        code="objective-invalid",
+        found=type(given).__name__,
     )
 
 
@@ -269,7 +275,12 @@ def direction(path: str, vector: Sequence[float]) -> Objective:
     """
     numbers = tuple(map(float, vector))
     if not numbers or not np.isfinite(numbers).all():
-        raise UsageError(f"expected a direction of finite numbers in {path}, found {len(numbers)} numbers.")
+        raise UsageError(
+            f"expected a direction of finite numbers in {path}, found {len(numbers)} numbers.",
+            code="direction-invalid",
+            layer=path,
+            found=len(numbers),
+        )
     return Objective((Term(path, direction=numbers),))
 
 
@@ -342,7 +353,11 @@ def l2(path: str = INPUT) -> Objective:
 def _frozen(activations: np.ndarray) -> np.ndarray:
     array = np.array(activations, np.float32)
     if array.ndim not in (1, 3) or not np.isfinite(array).all():
-        raise UsageError(f"expected finite activations (h, w, c) or (c,), found the shape {array.shape}.")
+        raise UsageError(
+            f"expected finite activations (h, w, c) or (c,), found the shape {array.shape}.",
+            code="activations-invalid",
+            shape=list(array.shape),
+        )
     array.flags.writeable = False
     return array
 
@@ -438,7 +453,13 @@ def _past_spaces(text: str, position: int) -> int:
 def _not_understood(text: str, position: int, expected: str) -> UsageError:
     position = _past_spaces(text, position)
     shown = "".join(" " if character.isspace() else character for character in text)
-    return UsageError(f"the objective is not understood:\n  {shown}\n  {' ' * position}^ {expected}.")
+    return UsageError(
+        f"the objective is not understood:\n  {shown}\n  {' ' * position}^ {expected}.",
+        code="objective-not-understood",
+        text=text,
+        place=position,
+        expected=expected,
+    )
 
 
 # -- objectives on a network -----------------------------------------------------------------------------
@@ -536,7 +557,12 @@ def layer_with_channels(network: Network, path: str, size: tuple[int, int]) -> L
             size=size,
         )
     if len(found.shape) not in (1, 3):
-        raise UsageError(f"layer {path!r} has no channels to raise; its output has the shape {found.shape}.")
+        raise UsageError(
+            f"layer {path!r} has no channels to raise; its output has the shape {found.shape}.",
+            code="layer-without-channels",
+            layer=path,
+            shape=list(found.shape),
+        )
     if min(found.shape) < 1:
         raise UsageError(
             f"images of {size[0]}x{size[1]} pixels are too small for layer {path!r}; give a larger {option('size')}.",
@@ -569,7 +595,9 @@ class Binder:
                 nothing but regularizers.
         """
         if not objective.reported.terms:
-            raise UsageError("an objective needs a term that is no regularizer, such as conv3:17.")
+            raise UsageError(
+                "an objective needs a term that is no regularizer, such as conv3:17.", code="only-regularizers"
+            )
         bound = [self._bound(term, objective) for term in objective.terms]
         terms, specs, arguments, vectors = zip(*bound, strict=True)
         return BoundObjective(Objective(terms), ProgramKey(specs), arguments, vectors)
@@ -584,7 +612,9 @@ class Binder:
             return term, TermSpec(self.layer(path), measure), nothing, one
         layer = self.layer(term.layer)
         if layer.path == INPUT and not term.measure.of_image:
-            raise UsageError("the image itself can only be regularized, by tv(input) and l2(input).")
+            raise UsageError(
+                "the image itself can only be regularized, by tv(input) and l2(input).", code="image-not-regularized"
+            )
         path = term.layer if term.of_class else layer.path
         term = replace(term, layer=path, channel=self._number(term, layer))
         spec = TermSpec(layer, term.measure)
@@ -630,7 +660,13 @@ class Binder:
             return mask
         row, column = term.place
         if not (row < height and column < width):
-            raise UsageError(f"place {row},{column} is outside of {found.path}, whose map is {height}x{width} here.")
+            raise UsageError(
+                f"place {row},{column} is outside of {found.path}, whose map is {height}x{width} here.",
+                code="place-out-of-range",
+                layer=found.path,
+                place=[row, column],
+                size=[height, width],
+            )
         mask[row, column] = 1
         return mask
 
@@ -643,7 +679,11 @@ def _vector(term: Term, found: Layer) -> np.ndarray:
     if len(term.direction) != found.channels:
         raise UsageError(
             f"a direction in {found.path} needs {found.channels} numbers, one for each channel; "
-            f"found {len(term.direction)}."
+            f"found {len(term.direction)}.",
+            code="direction-misfit",
+            layer=found.path,
+            expected=found.channels,
+            found=len(term.direction),
         )
     return (term.weight * np.asarray(term.direction)).astype(np.float32)
 
@@ -654,7 +694,11 @@ def _compared(term: Term, given: np.ndarray, mask: np.ndarray, found: Layer) -> 
     if given.shape not in (shape, shape[-1:]):
         raise UsageError(
             f"{found.path} has activations {shape} here; found {given.shape} to compare them with"
-            f"{'; the size of the images differs' if given.ndim == 3 and given.shape[-1] == shape[-1] else ''}."
+            f"{'; the size of the images differs' if given.ndim == 3 and given.shape[-1] == shape[-1] else ''}.",
+            code="activations-misfit",
+            layer=found.path,
+            expected=list(shape),
+            found=list(given.shape),
         )
     return np.concatenate([np.broadcast_to(given, shape), mask[..., None]], axis=-1).astype(np.float32)
 

@@ -53,7 +53,7 @@ def opened(path: str) -> FileIO:
     except FileNotFoundError:
         raise Unreadable("No such file", code="file-missing") from None
     except (OSError, ValueError) as error:
-        raise Unreadable(str(getattr(error, "strerror", None) or error)) from error
+        raise Unreadable(str(getattr(error, "strerror", None) or error), code="file-unreadable") from error
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
@@ -85,7 +85,7 @@ def bytes_of(path: str, limit: str) -> bytes:
             while 0 < len(data) <= most and (more := file.read(_MIB)):  # it grew, or has no size, as those of /proc
                 data += more
     except OSError as error:
-        raise Unreadable(str(error.strerror or error)) from error
+        raise Unreadable(str(error.strerror or error), code="file-unreadable") from error
     if len(data) > most:
         raise too_large(f"it holds more than {limits.shown(limit, most)}", limit)
     return data
@@ -112,13 +112,13 @@ def decoded(data: bytes) -> str:
         Unreadable: they are no text in UTF-8.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Unreadable("it is UTF-16 text, and not UTF-8")
+        raise Unreadable("it is UTF-16 text, and not UTF-8", code="not-text", found="UTF-16")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Unreadable("it is not UTF-8 text") from None
+        raise Unreadable("it is not UTF-8 text", code="not-text") from None
     if "\0" in text:
-        raise Unreadable("it is not text, for it holds zero bytes")
+        raise Unreadable("it is not text, for it holds zero bytes", code="not-text")
     return text
 
 
@@ -133,7 +133,7 @@ def json_of(text: str) -> object:
     except RecursionError:
         raise too_large("it is JSON of too many levels", "depth") from None
     except ValueError as error:
-        raise Unreadable(f"it is no JSON: {error}") from None
+        raise Unreadable(f"it is no JSON: {error}", code="not-json", reason=str(error)) from None
 
 
 def _no_number(name: str) -> NoReturn:
@@ -176,9 +176,11 @@ def array_of(path: str) -> object:
     try:
         return isolation.call("convscope.reading:_array_here", where, memory=most + 256 * _MIB)
     except isolation.ReaderError as error:
-        raise Unreadable(str(error)) from error
+        raise Unreadable(str(error), code=error.code) from error
     except ConvscopeError as error:
-        raise (error if type(error) is not ConvscopeError else Unreadable(error.message)) from None
+        raise (
+            error if type(error) is not ConvscopeError else Unreadable(error.message, code=error.code, **error.data)
+        ) from None
 
 
 def _array_here(path: str) -> object:
@@ -193,14 +195,17 @@ def _array_here(path: str) -> object:
     except (ConvscopeError, MemoryError):
         raise
     except Exception as error:  # zipfile and NumPy raise errors of many classes for damaged files
-        raise Unreadable(f"it is damaged: {one_line(error)}") from None
+        reason = one_line(error)
+        raise Unreadable(f"it is damaged: {reason}", code="file-damaged", reason=reason) from None
 
 
 def _only_array(file: IO[bytes]) -> object:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len(members) != 1:
-            raise Unreadable(f"it holds {len(members)} arrays where there should be one")
+            raise Unreadable(
+                f"it holds {len(members)} arrays where there should be one", code="not-an-array", count=len(members)
+            )
         with archive.open(members[0]) as member:
             return _array(member, members[0].file_size)
 
@@ -212,11 +217,21 @@ def _array(file: IO[bytes], size: int) -> np.ndarray:
     if header.size > most:
         raise too_large(f"its header declares {limits.shown('file', header.size)}", "file")
     if header.size > size:
-        raise Unreadable(f"it is cut short: its header declares {header.size} bytes, but it holds {size}")
+        raise Unreadable(
+            f"it is cut short: its header declares {header.size} bytes, but it holds {size}",
+            code="file-damaged",
+            expected=header.size,
+            found=size,
+        )
     data = bytearray(header.size)
     got = _filled(file, memoryview(data))
     if got < header.size:
-        raise Unreadable(f"it is cut short: its header declares {header.size} bytes, but {got} follow")
+        raise Unreadable(
+            f"it is cut short: its header declares {header.size} bytes, but {got} follow",
+            code="file-damaged",
+            expected=header.size,
+            found=got,
+        )
     return np.frombuffer(data, header.dtype).reshape(header.shape, order=header.order)
 
 
@@ -270,29 +285,34 @@ def npy_header(file: IO[bytes]) -> Header:
     """
     start = file.read(8)
     if start[:6] != b"\x93NUMPY":
-        raise Unreadable("it is no .npy or .npz file")
+        raise Unreadable("it is no .npy or .npz file", code="not-an-array")
     width, form = (2, "<H") if start[6:7] == b"\x01" else (4, "<I")
     try:
         (length,) = struct.unpack(form, file.read(width))
         if length > _LONGEST_HEADER:
-            raise Unreadable(f"its header has {length} bytes, and those of arrays of numbers have about 100")
+            raise Unreadable(
+                f"its header has {length} bytes, and those of arrays of numbers have about 100",
+                code="not-an-array",
+                found=length,
+            )
         entries = ast.literal_eval(file.read(length).decode("latin-1").strip())
         _check_entries(entries)
         dtype = _numbers(entries["descr"])
     except (struct.error, ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise Unreadable(f"it is damaged: {one_line(error)}") from None
+        reason = one_line(error)
+        raise Unreadable(f"it is damaged: {reason}", code="file-damaged", reason=reason) from None
     return Header(dtype, entries["shape"], "F" if entries["fortran_order"] else "C", 8 + width + length)
 
 
 def _check_entries(entries: object) -> None:
     """The three entries, if they have the forms of an array of numbers."""
     if not isinstance(entries, dict) or set(entries) != set(_HEADER_CHECKS):
-        raise Unreadable("its header is not that of an array")
+        raise Unreadable("its header is not that of an array", code="not-an-array")
     if isinstance(entries["descr"], list):
-        raise Unreadable("it holds a table with named columns, and not numbers")
+        raise Unreadable("it holds a table with named columns, and not numbers", code="not-numbers", found="a table")
     wrong = [name for name, check in _HEADER_CHECKS.items() if not check(entries[name])]
     if wrong:
-        raise Unreadable(f"its header has no {wrong[0]} of an array of numbers")
+        raise Unreadable(f"its header has no {wrong[0]} of an array of numbers", code="not-an-array", name=wrong[0])
 
 
 def _numbers(descr: str) -> np.dtype:
@@ -300,7 +320,9 @@ def _numbers(descr: str) -> np.dtype:
 
     dtype = np.dtype(descr)
     if dtype.hasobject:
-        raise Unreadable("it holds Python objects, which are never loaded: that would run code")
+        raise Unreadable(
+            "it holds Python objects, which are never loaded: that would run code", code="not-numbers", found="objects"
+        )
     if dtype.kind not in "biuf" or dtype.shape or dtype.itemsize > 8:
-        raise Unreadable(f"it holds {dtype} and not real numbers")
+        raise Unreadable(f"it holds {dtype} and not real numbers", code="not-numbers", found=str(dtype))
     return dtype

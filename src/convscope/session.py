@@ -127,14 +127,24 @@ class Request:
         'filters'
         """
         if technique not in TECHNIQUES:
-            raise UsageError(f"no technique {technique!r}; {nearest(technique, TECHNIQUES)}")
+            raise UsageError(
+                f"no technique {technique!r}; {nearest(technique, TECHNIQUES)}",
+                code="technique-unknown",
+                name=technique,
+            )
         given = sorted(_OF_THE_SESSION & set(named))
         if given:
-            raise UsageError(f"{', '.join(given)}: a request has no such argument; the session gives it.")
+            raise UsageError(
+                f"{', '.join(given)}: a request has no such argument; the session gives it.",
+                code="argument-of-session",
+                names=given,
+            )
         try:
             bound = inspect.signature(TECHNIQUES[technique]).bind(None, *positional, **named)
         except TypeError as error:
-            raise UsageError(f"{technique}: {error}.") from error
+            raise UsageError(
+                f"{technique}: {error}.", code="arguments-misfit", name=technique, reason=str(error)
+            ) from error
         bound.apply_defaults()
         kept = {name: value for name, value in bound.arguments.items() if name not in _OF_THE_SESSION}
         return cls(
@@ -299,7 +309,10 @@ class Handle(Future[Result]):
                 wait for itself; or the technique's own error.
         """
         if not self.done() and self._worker.is_here():
-            raise UsageError("a callback of a session can't wait for a request to it: submit it, and add a callback.")
+            raise UsageError(
+                "a callback of a session can't wait for a request to it: submit it, and add a callback.",
+                code="wait-in-callback",
+            )
         return super().result(timeout)
 
     def _check(self) -> None:
@@ -363,7 +376,13 @@ class Session:
         **options: Any,
     ) -> None:
         if cache_bytes < 0:
-            raise UsageError(f"cache_bytes must be at least 0, found {cache_bytes}.")
+            raise UsageError(
+                f"cache_bytes must be at least 0, found {cache_bytes}.",
+                code="argument-too-small",
+                name="cache_bytes",
+                found=cache_bytes,
+                expected=0,
+            )
         self.network: Network = open_model(model, **options)
         stays = isinstance(model, str | os.PathLike) if unchanging is None else unchanging
         self._worker = _Worker(self.network, _Cache(cache_bytes), stays)
@@ -475,7 +494,7 @@ class _Worker:
         place = handle if handle.kind is None else handle.kind
         with self._lock:
             if self.ended:
-                raise UsageError("the session is closed.")
+                raise UsageError("the session is closed.", code="session-closed")
             found = None if self._sha256 is None else self._cache.get((self._sha256, handle.request))
             replaced = self._waiting.get(place)
             if found is not None:
@@ -486,7 +505,9 @@ class _Worker:
                 if settled is not None:
                     settled._settled = True
         if replaced is not None:
-            replaced._end(RequestReplaced("a newer request of the same kind took the place of this one."))
+            replaced._end(
+                RequestReplaced("a newer request of the same kind took the place of this one.", code="request-replaced")
+            )
         if found is not None:
             handle._end(found)
         self._tokens.put(None)
@@ -574,7 +595,7 @@ class _Worker:
 
 
 def _cancelled() -> RequestCancelled:
-    return RequestCancelled("the request was cancelled.")
+    return RequestCancelled("the request was cancelled.", code="request-cancelled")
 
 
 # -- the cache -------------------------------------------------------------------------------------------

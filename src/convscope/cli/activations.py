@@ -75,7 +75,7 @@ def _check_channel(shell: Shell, chosen: Sequence[Layer], channel: int | None) -
     if not most:
         raise UsageError(
             f"none of the chosen layers has a map, so there is no channel to draw; leave {option('channel')} out.",
-            code="no-layer-with-a-map",
+            code="no-map-layer",
         )
     check_channel(channel, most, "the widest chosen layer")
     without = [layer.path for layer in chosen if not layer.spatial or channel >= layer.channels]

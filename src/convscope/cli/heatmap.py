@@ -150,7 +150,9 @@ def heatmap(
     network = opened(shell, model, opening)
     if options.like and options.target != "top":
         raise UsageError(
-            f"{option('target')} and {option('like')} are two things to explain; give one of them.", code="two-targets"
+            f"{option('target')} and {option('like')} are two things to explain; give one of them.",
+            code="two-targets",
+            options=["target", "like"],
         )
     with shell.progress() as progress:
         result = _computed(network, read, methods, options, progress)

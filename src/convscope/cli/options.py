@@ -173,7 +173,11 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
-        raise UsageError(f"--input-size {text!r} is not understood; expected pixels such as 224 or 180x240.")
+        raise UsageError(
+            f"--input-size {text!r} is not understood; expected pixels such as 224 or 180x240.",
+            code="size-not-understood",
+            found=text,
+        )
     return int(parts[0]), int(parts[-1])
 
 
@@ -188,7 +192,10 @@ def _fed(pairs: tuple[str, ...]) -> dict[str, object]:
         except Unreadable as error:
             raise UsageError(
                 f"--feed {pair!r} is not understood ({file!r}: {error.message}); expected NAME=FILE.npy with an array "
-                "(1, ...)."
+                "(1, ...).",
+                code="feed-invalid",
+                found=pair,
+                path=file,
             ) from None
     return fed
 

@@ -56,7 +56,9 @@ class Shell:
             return
         if self._stdout is None:
             if self.as_json or essential:
-                raise ConvscopeError("the result should be printed on stdout, but stdout is closed: open it.")
+                raise ConvscopeError(
+                    "the result should be printed on stdout, but stdout is closed: open it.", code="output-closed"
+                )
             return
         try:
             if self.as_json:
@@ -68,7 +70,9 @@ class Shell:
             sys.exit(FAILED)
         except OSError as error:
             raise ConvscopeError(
-                f"the result can't be printed on stdout ({error.strerror or error}): send it to another place."
+                f"the result can't be printed on stdout ({error.strerror or error}): send it to another place.",
+                code="output-not-writable",
+                reason=error.strerror or str(error),
             ) from error
 
     def _json(self, data: dict[str, object]) -> None:

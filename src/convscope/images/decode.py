@@ -114,6 +114,7 @@ def read_image(source: Source) -> InputImage:
         "an image has to be a path, a NumPy array (h, w, 3) of uint8 or a Pillow image, "
         f"but this is a {type(source).__name__}: turn it into one of them",
         code="image-kind",
+        found=type(source).__name__,
     )
 
 
@@ -182,7 +183,9 @@ def fit(image: InputImage, height: int, width: int, channels: int) -> np.ndarray
         )
     if height < 1 or width < 1:
         raise UsageError(
-            f"an image needs a size of at least 1 x 1, not {height} x {width}: give a larger one", code="size-misfit"
+            f"an image needs a size of at least 1 x 1, not {height} x {width}: give a larger one",
+            code="image-empty",
+            size=[height, width],
         )
     return _fitted(image.pixels, height, width, channels).astype(np.float32).reshape(height, width, channels)
 
@@ -269,8 +272,7 @@ def _not_decoded(path: str, error: isolation.ReaderError) -> ImageError:
         found = "decoding it takes more memory than an image of its size should: save it anew as PNG"
     else:
         found = f"it is damaged so badly that its decoder fails ({error}): copy it again, or save it anew as PNG"
-    code = {"time": "input-too-large", "memory": "input-too-large"}.get(error.kind, "file-damaged")
-    return ImageError(f"{path!r} should be a whole image, but {found}", code=code, path=path)
+    return ImageError(f"{path!r} should be a whole image, but {found}", code=error.code, path=path)
 
 
 # --- in the reader ---------------------------------------------------------------------------------------
@@ -350,6 +352,7 @@ def _bytes(where: str, path: str) -> bytes:
         raise ImageError(
             f"{path!r} can't be read ({error.message}): check the path and its permissions",
             code=error.code,
+            path=path,
             **error.data,
         ) from None
 
@@ -447,6 +450,8 @@ def _one_message(what: str) -> Iterator[None]:
             f"{what} should be a whole image, but it is damaged or cut short (Pillow says: {error}): "
             "copy or download it again, or save it anew as PNG",
             code="file-damaged",
+            path=what.strip("'"),
+            reason=str(error),
         ) from error
 
 
@@ -471,7 +476,11 @@ def _check_size(image: Image.Image, what: str) -> None:
     if width * height > limits.current().pixels:
         raise _too_large(what, f"its header says {width} x {height}")
     if not width * height:
-        raise ImageError(f"{what} should hold pixels, but it is {width} x {height}: make it anew", code="size-misfit")
+        raise ImageError(
+            f"{what} should hold pixels, but it is {width} x {height}: make it anew",
+            code="image-empty",
+            size=[height, width],
+        )
 
 
 def _decode(image: Image.Image, what: str) -> tuple[np.ndarray, tuple[str, ...]]:

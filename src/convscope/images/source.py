@@ -217,7 +217,7 @@ def report_failures(batches: ImageStream) -> None:
             f"none of {len(failures)} images can be read:{shown}{more}", code="images-unreadable", count=len(failures)
         )
     text = f"{len(failures)} of {len(failures) + batches.read} images can't be read and are left out:{shown}{more}"
-    warnings.warn(str(ConvscopeError(text)), stacklevel=3)
+    warnings.warn(str(ConvscopeError(text, code="images-left-out", count=len(failures))), stacklevel=3)
 
 
 # -- the entries of image lists -------------------------------------------------------------------------------
@@ -461,5 +461,11 @@ def stream(source: ImageSource, batch: int, shape: Shape | None = None) -> Image
         [(224, 224, 3), (224, 224, 3)]
     """
     if batch < 1:
-        raise UsageError(f"a batch needs at least 1 image, found {batch}.", code="batch-too-small", found=batch)
+        raise UsageError(
+            f"a batch needs at least 1 image, found {batch}.",
+            code="argument-too-small",
+            name="batch",
+            found=batch,
+            expected=1,
+        )
     return ImageStream(source, batch, shape)

@@ -38,6 +38,7 @@ def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple
             f"the class names at {path} can't be read: {error.message}. "
             "Expected text in UTF-8, a name a line, or JSON.",
             code=error.code,
+            path=path,
             **error.data,
         ) from None
     try:
@@ -51,6 +52,8 @@ def read_class_names(classes: str | os.PathLike | Sequence[str] | None) -> tuple
             f"the class names at {path} are not understood: {reason}. Expected a name a line, or JSON such as "
             '["cat", "dog"], {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}, with every number from 0 on.',
             code="input-too-large" if large else "class-names-invalid",
+            path=path,
+            reason=reason,
         ) from None
 
 
@@ -64,7 +67,9 @@ def _names_given(classes: Json) -> tuple[str, ...]:
         )
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"the class names are not understood: {error}. Expected a list of names.", code="class-names-invalid"
+            f"the class names are not understood: {error}. Expected a list of names.",
+            code="class-names-invalid",
+            reason=str(error),
         ) from None
 
 
@@ -79,7 +84,7 @@ def _names_from_lines(text: str) -> tuple[str, ...]:
     most = limits.current().entries
     names = tuple(islice(filter(None, map(str.strip, io.StringIO(text, newline=None))), most + 1))
     if not names:
-        raise Unreadable("it is empty")
+        raise Unreadable("it is empty", code="file-empty")
     if len(names) > most:
         raise reading.too_large("it holds too many names", "entries")
     return names

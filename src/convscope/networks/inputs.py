@@ -50,7 +50,10 @@ def check_input(name: str, shape: Sequence[int]) -> None:
     sides = [int(side) for side in shape]
     if any(side < 1 for side in sides):
         raise ModelError(
-            f"the input {name!r} has the shape {tuple(sides)}; expected positive numbers.", code="input-shape"
+            f"the input {name!r} has the shape {tuple(sides)}; expected positive numbers.",
+            code="input-shape",
+            name=name,
+            shape=list(sides),
         )
     if len(sides) == 3 and sides[0] * sides[1] > limits.current().pixels:
         raise ModelError(

@@ -193,7 +193,9 @@ class Network(ABC):
         if self.out_of_memory(error):
             return OutOfMemoryError(
                 f"the memory does not suffice to run {self.name} ({one_line(error)[:200]}). "
-                "Give fewer images at a time, or smaller ones."
+                "Give fewer images at a time, or smaller ones.",
+                code="out-of-memory",
+                name=self.name,
             )
         return failure(error, self.name, self._failing_layer(error))
 
@@ -242,6 +244,7 @@ class Network(ABC):
             f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "
             "Look at `convscope layers` for what it has.",
             code="no-map-layer",
+            name=self.name,
         )
 
     def check_scores(self) -> None:
@@ -256,6 +259,8 @@ class Network(ABC):
                 f"Activations and filters work, and heatmaps of {option('target')} NUMBER (a channel of the output) or "
                 f"LAYER:CHANNEL; if another output has classes, choose it with {option('output')}.",
                 code="no-class-scores",
+                name=self.name,
+                found=self.head.text,
             )
 
     @property
@@ -539,6 +544,8 @@ def check_finite(network: Network, logits: np.ndarray) -> None:
         f"{network.name} returned values that are not finite numbers, though its weights are; the image's scaling "
         f"({network.preprocessing.name}) may not be the one it was trained with: try {option('preprocess')}.",
         code="output-not-finite",
+        name=network.name,
+        preprocessing=network.preprocessing.name,
     )
 
 

@@ -154,7 +154,7 @@ def of_memory(model: object, spec: ModelSpec) -> Network:
     _check_no_weights(spec, "a model in memory")
     network = _of_object(model, Source(spec.source), spec, in_memory=True)
     if network is None:
-        raise ModelError(_not_a_model(model), code="not-a-model")
+        raise ModelError(_not_a_model(model), code="not-a-model", found=type(model).__name__)
     network.spec = spec
     return network
 
@@ -227,6 +227,8 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
         raise UsageError(
             f"expected {spec.source} to return a keras.Model or a torch.nn.Module, found {code.describe_type(made)}.",
             code="not-a-model",
+            name=str(spec.source),
+            found=code.describe_type(made),
         )
     if framework == "torch":
         _check_runtime(framework, spec)

@@ -295,7 +295,9 @@ class _Namespace:
     def __getattr__(self, name: str) -> NoReturn:
         raise UnknownOperation(
             f"ops has no operation {name!r}; {nearest(name, NAMES)} It has {', '.join(sorted(NAMES))}. The tensors are "
-            "the framework's own, so its own functions work on them too."
+            "the framework's own, so its own functions work on them too.",
+            code="operation-unknown",
+            name=name,
         )
 
 

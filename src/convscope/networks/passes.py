@@ -83,12 +83,17 @@ class Pass:
         wanted, given = {*self.replace, *self.replace_preactivations}, set(rules)
         if wanted != given:
             raise UsageError(
-                f"expected a rule for each of {sorted(wanted)}, found rules for {sorted(given)}.", code="rules-misfit"
+                f"expected a rule for each of {sorted(wanted)}, found rules for {sorted(given)}.",
+                code="rules-misfit",
+                expected=sorted(wanted),
+                found=sorted(given),
             )
         if not set(reductions) <= set(self.record):
             raise UsageError(
                 f"expected reductions of {sorted(self.record)}, found some of {sorted(reductions)}.",
                 code="rules-misfit",
+                expected=sorted(self.record),
+                found=sorted(reductions),
             )
 
 

@@ -189,6 +189,7 @@ class ModelSpec:
                 f"expected a model that can be opened again, found {self.source}, which is in the memory of one "
                 "process. Save it, and open the file.",
                 code="spec-in-memory",
+                name=self.source,
             )
         if self.origin.from_json:
             return opening.opened(self, trust)
@@ -238,7 +239,8 @@ class ModelSpec:
             raise UsageError(
                 f"expected a spec without arrays, found some for the inputs {names}, of which JSON keeps the hash "
                 "only. Open the model with open_model(..., feed=...).",
-                code="feed-missing",
+                code="feed-not-in-spec",
+                names=names,
             )
         wrong = [name for name in _TEXTS if not isinstance(data.get(name), str | None)]
         if (
@@ -249,7 +251,9 @@ class ModelSpec:
         ):
             odd = ", ".join(wrong) or "source, kind or head"
             raise ModelError(
-                f"expected the spec of a model as convscope writes it, found another {odd}.", code="spec-invalid"
+                f"expected the spec of a model as convscope writes it, found another {odd}.",
+                code="spec-invalid",
+                name=odd,
             )
         home = os.path.abspath(folder or os.getcwd())
         source: str = data["source"]
@@ -286,7 +290,11 @@ def _size(given: Json) -> tuple[int, int] | None:
     if given is None:
         return None
     if not (isinstance(given, list) and len(given) == 2 and all(type(side) is int and side > 0 for side in given)):
-        raise ModelError(f"expected the size in a spec to be two numbers, found {given!r:.60}.", code="spec-invalid")
+        raise ModelError(
+            f"expected the size in a spec to be two numbers, found {given!r:.60}.",
+            code="spec-invalid",
+            found=repr(given)[:60],
+        )
     return given[0], given[1]
 
 

@@ -131,6 +131,7 @@ class TracedNetwork(Network):
             raise UsageError(
                 f"{', '.join(without)}: there is no non-linearity that can be left out or come after.",
                 code="no-nonlinearity",
+                layers=without,
             )
         if request.folded and not self.folds_norms:
             raise UsageError(
@@ -205,6 +206,7 @@ class Taps:
                 "model was called, so there is nothing to show. Expected the calls seen when the model was opened; "
                 "a model whose path depends on its input can't be tapped there.",
                 code="layer-not-run",
+                layers=sorted(left),
             )
 
 

@@ -34,7 +34,12 @@ def sheet(result: Activations, layer: str, image: int = 0, shared: bool = False)
     """All channels of one layer beside the image (the classic style; `shared` for one scale): (h, w, 3) uint8."""
     path = result.layer(layer).path
     if not drawable(result.layer(path)):
-        raise UsageError(f"layer {path!r} has no maps to draw; its output has the shape {result.layer(path).shape}.")
+        raise UsageError(
+            f"layer {path!r} has no maps to draw; its output has the shape {result.layer(path).shape}.",
+            code="layer-without-map",
+            layer=path,
+            shape=list(result.layer(path).shape),
+        )
     row = result.row(path, image)
     return activation_sheet(
         np.asarray(result.arrays[path][image]), result.photos[image].pixels, path, _caption(row), shared

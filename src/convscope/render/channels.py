@@ -81,7 +81,9 @@ def _as_maps(activation: np.ndarray) -> np.ndarray:
     if activation.ndim not in (1, 3) or not activation.size:
         raise UsageError(
             "a sheet needs the activation of one image, (h, w, c) or (c,), "
-            f"but this one is {activation.shape}: pick one image of the batch"
+            f"but this one is {activation.shape}: pick one image of the batch",
+            code="array-misfit",
+            shape=list(activation.shape),
         )
     return activation.reshape(1, 1, -1) if activation.ndim == 1 else activation
 
@@ -111,7 +113,12 @@ def channel_tile(
         UsageError: there is no such colour map, or the channel is no map.
     """
     if channel.ndim != 2 or not channel.size or side < 1:
-        raise UsageError(f"a tile needs a map (h, w) and a side of 1 pixel at least, not {channel.shape} and {side}")
+        raise UsageError(
+            f"a tile needs a map (h, w) and a side of 1 pixel at least, not {channel.shape} and {side}",
+            code="array-misfit",
+            shape=list(channel.shape),
+            size=side,
+        )
     levels = classic_tile(channel) if scale is None else levels_between(channel, *scale)
     return colour(sized(levels, side), colours)
 

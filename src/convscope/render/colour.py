@@ -69,7 +69,12 @@ def filter_tile(picture: np.ndarray, crop: int) -> np.ndarray:
     """
     height, width = picture.shape[:2]
     if not 0 <= 2 * crop < min(height, width):
-        raise UsageError(f"the crop has to leave part of a {height} x {width} image, but it is {crop}")
+        raise UsageError(
+            f"the crop has to leave part of a {height} x {width} image, but it is {crop}",
+            code="crop-misfit",
+            found=crop,
+            size=[height, width],
+        )
     values = np.clip(finite(picture), -1e15, 1e15)  # beyond, the variance of float32 overflows
     values = (values - values.mean()) / (values.std() + 1e-5) * 0.15
     values = values[crop : height - crop, crop : width - crop] + 0.5
@@ -137,7 +142,9 @@ def _lookup_table(name: str) -> np.ndarray:
     from matplotlib import colormaps
 
     if name not in colormaps:
-        raise UsageError(f"there is no colour map {name!r}: {nearest(name, colormaps)}")
+        raise UsageError(
+            f"there is no colour map {name!r}: {nearest(name, colormaps)}", code="colour-map-unknown", name=name
+        )
     return colormaps[name](np.arange(256) / 255, bytes=True)[:, :3]
 
 

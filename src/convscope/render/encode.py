@@ -25,12 +25,17 @@ def animation(frames: Sequence[np.ndarray], kind: str = "webp", seconds: float =
         UsageError: another kind, no frame, or a side that is longer than the formats allow.
     """
     if kind not in ("webp", "gif"):
-        raise UsageError(f"a film is 'webp' or 'gif', not {kind!r}")
+        raise UsageError(f"a film is 'webp' or 'gif', not {kind!r}", code="format-unknown", name=kind)
     if not len(frames):
-        raise UsageError("a film needs one frame at least, but there is none")
+        raise UsageError("a film needs one frame at least, but there is none", code="no-frames")
     height, width = frames[0].shape[:2]
     if max(height, width) > 16383:
-        raise UsageError(f"a film allows 16383 pixels a side, but its frames are {height} x {width}")
+        raise UsageError(
+            f"a film allows 16383 pixels a side, but its frames are {height} x {width}",
+            code="rendering-too-large",
+            size=[height, width],
+            expected=16383,
+        )
     pace = round(1000 * min(0.4, max(0.04, seconds / len(frames))))
     first, *others = map(Image.fromarray, frames)
     times = [pace] * len(others) + [1500]
@@ -54,7 +59,12 @@ def encode_webp(picture: np.ndarray, quality: int = 85) -> bytes:
     """
     if max(picture.shape[:2]) > 16383:
         height, width = picture.shape[:2]
-        raise UsageError(f"WebP allows 16383 pixels a side, but the image is {height} x {width}: use PNG")
+        raise UsageError(
+            f"WebP allows 16383 pixels a side, but the image is {height} x {width}: use PNG",
+            code="rendering-too-large",
+            size=[height, width],
+            expected=16383,
+        )
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()

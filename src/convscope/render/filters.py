@@ -70,7 +70,9 @@ def cutout(result: Filters, index: int) -> np.ndarray:
         UsageError: the recipe finds none.
     """
     if result.alpha is None:
-        raise UsageError("these filters have no transparency; choose a recipe that finds it, such as maco.")
+        raise UsageError(
+            "these filters have no transparency; choose a recipe that finds it, such as maco.", code="no-transparency"
+        )
     clear = plain_tile(255 * _cropped(result, result.alpha[index])[..., None])
     return np.dstack([_canvas_drawn(result, result.values[index]), clear])
 

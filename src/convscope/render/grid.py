@@ -35,7 +35,12 @@ def grid(tiles: Sequence[np.ndarray], columns: int, gap: int, fill: int = 0) -> 
         UsageError: there is no tile, or less than one column.
     """
     if not len(tiles) or columns < 1:
-        raise UsageError(f"a grid needs a tile and a column at least, not {len(tiles)} and {columns}")
+        raise UsageError(
+            f"a grid needs a tile and a column at least, not {len(tiles)} and {columns}",
+            code="grid-empty",
+            count=len(tiles),
+            columns=columns,
+        )
     columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)
     height, width, depth = tiles[0].shape
@@ -119,7 +124,12 @@ def labelled_grid(tiles: Sequence[np.ndarray], labels: Sequence[Label], columns:
         UsageError: there is no tile, or less than one column.
     """
     if not tiles or (columns is not None and columns < 1):
-        raise UsageError(f"a sheet needs a tile and a column at least, not {len(tiles)} and {columns}")
+        raise UsageError(
+            f"a sheet needs a tile and a column at least, not {len(tiles)} and {columns}",
+            code="grid-empty",
+            count=len(tiles),
+            columns=columns,
+        )
     width = max(tiles[0].shape[1], _NARROWEST)
     stacked = any(text_width(f"{label.name}  {label.value}", 12) > width for label in labels)
     captions = [_caption(label, width, stacked) for label in labels]

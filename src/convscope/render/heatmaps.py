@@ -24,7 +24,9 @@ def overlaid(result: Heatmap, index: int = 0, paint: Paint | float = 0.7) -> np.
 def scaled(result: Heatmap, index: int = 0, compat: str = "convscope") -> np.ndarray:
     """A map at the network's input size (h, w) float32, scaled as another tool would: see `scaled_map`."""
     if result.origin.input_size is None:
-        raise UsageError("the size of the network's input is not known, so a map can't be scaled to it.")
+        raise UsageError(
+            "the size of the network's input is not known, so a map can't be scaled to it.", code="size-unknown"
+        )
     return scaled_map(result.maps[index], *result.origin.input_size, compat)
 
 

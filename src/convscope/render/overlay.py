@@ -24,7 +24,7 @@ def scaled_map(raw: np.ndarray, height: int, width: int, compat: str = "convscop
         UsageError: no such tool.
     """
     if compat not in COMPAT:
-        raise UsageError(f"no scaling of {compat!r}; {nearest(compat, COMPAT)}")
+        raise UsageError(f"no scaling of {compat!r}; {nearest(compat, COMPAT)}", code="scaling-unknown", name=compat)
     raw = np.asarray(raw, np.float32)
     if compat == "captum":
         rows, columns = (np.arange(new) * old // new for new, old in zip((height, width), raw.shape, strict=True))
@@ -76,7 +76,11 @@ class Paint:
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
-            raise UsageError(f"an opacity has to be between 0 and 1, but it is {self.opacity}")
+            raise UsageError(
+                f"an opacity has to be between 0 and 1, but it is {self.opacity}",
+                code="opacity-out-of-range",
+                found=self.opacity,
+            )
 
     @property
     def map(self) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from convscope.errors import UsageError
+from convscope.errors import UsageError, option
 from convscope.images.decode import InputImage
 from convscope.networks.layers import Layer, check_channel, find_layer
 from convscope.results.base import Result
@@ -94,7 +94,12 @@ class Activations(Result):
         """
         values = self[layer][picture]
         if values.ndim != 3:
-            raise UsageError(f"layer {layer!r} has no map to show; its output has the shape {values.shape}.")
+            raise UsageError(
+                f"layer {layer!r} has no map to show; its output has the shape {values.shape}.",
+                code="layer-without-map",
+                layer=layer,
+                shape=list(values.shape),
+            )
         check_channel(channel, values.shape[-1], layer)
         return values[..., channel]
 
@@ -120,5 +125,8 @@ class Activations(Result):
             return find_layer(self.layers, path)
         except UsageError as error:
             raise UsageError(
-                f"{error} These are the {len(self.layers)} layers that were looked at; ask for others with layers=."
+                f"{error.message} These are the {len(self.layers)} layers that were looked at; ask for others with "
+                f"{option('layers')}.",
+                code=error.code,
+                **error.data,
             ) from None

@@ -151,7 +151,9 @@ class Filters(Result):
         if by == "given":
             return list(range(len(self.rows)))
         if by not in SORTS:
-            raise UsageError(f"filters can't be sorted by {by!r}; {nearest(by, [*SORTS, 'given'])}")
+            raise UsageError(
+                f"filters can't be sorted by {by!r}; {nearest(by, [*SORTS, 'given'])}", code="order-unknown", name=by
+            )
 
         def key(index: int) -> tuple:
             row = self.rows[index]

@@ -128,7 +128,11 @@ class Heatmap(Result):
         """
         places = [index for index, row in enumerate(self.rows) if row.method == method]
         if not places:
-            raise UsageError(f"no map is by {method!r}; {nearest(method, [row.method for row in self.rows])}")
+            raise UsageError(
+                f"no map is by {method!r}; {nearest(method, [row.method for row in self.rows])}",
+                code="method-not-in-result",
+                name=method,
+            )
         return replace(
             self,
             parameters=replace(self.parameters, method=method),

@@ -129,5 +129,11 @@ def _loaded(file: Path, kind: str | None) -> Result:
     kinds = [one for one in _READERS if one in report]
     check(len(kinds) == 1, "the top", f"one entry of {', '.join(_READERS)}", ", ".join(kinds) or "none of them")
     if kind not in (None, *kinds):
-        raise UsageError(f"{str(file)!r} holds {kinds[0]}, not {kind}: leave kind out, or give another file.")
+        raise UsageError(
+            f"{str(file)!r} holds {kinds[0]}, not {kind}: leave kind out, or give another file.",
+            code="result-of-another-kind",
+            path=str(file),
+            found=kinds[0],
+            expected=kind,
+        )
     return _READERS[kinds[0]](report, Shelf(file.parent))

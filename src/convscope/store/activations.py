@@ -78,6 +78,7 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Activations:
         raise ConvscopeError(
             f"{str(shelf.root)!r} contains images and numbers but no raw arrays; save with {option('raw')}.",
             code="no-raw-arrays",
+            path=str(shelf.root),
         )
     shape = schema.sequence(schema.whole(0), 1, 8)
     known = schema.entries({

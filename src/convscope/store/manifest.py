@@ -31,7 +31,12 @@ def check_schema(manifest: Mapping[str, object], file: Path) -> None:
     version = f"convscope {needs}" if isinstance(needs, str) and re.fullmatch(r"[0-9A-Za-z.+-]{1,40}", needs) else ""
     raise ConvscopeError(
         f"{str(file)!r}: expected a result of schema 1 to {SCHEMA}, found schema {number}: it needs "
-        f"{version or 'a newer version of convscope'}{' or newer' if version else ''}."
+        f"{version or 'a newer version of convscope'}{' or newer' if version else ''}.",
+        code="schema-newer",
+        path=str(file),
+        found=number,
+        expected=SCHEMA,
+        needs=version,
     )
 
 
@@ -47,7 +52,10 @@ def found(folder: str | PathLike, kinds: Iterable[str]) -> list[Path]:
         matches = [match for match in map(named.fullmatch, os.listdir(folder)) if match]
     except OSError as error:
         raise ConvscopeError(
-            f"expected a folder with a saved result at {os.fspath(folder)!r}, but it can't be read ({error.strerror})."
+            f"expected a folder with a saved result at {os.fspath(folder)!r}, but it can't be read ({error.strerror}).",
+            code="folder-unreadable",
+            path=os.fspath(folder),
+            reason=error.strerror,
         ) from None
     matches.sort(key=lambda match: (order[match["kind"]], int(match["number"] or 1)))
     return [Path(folder) / match[0] for match in matches]
@@ -60,7 +68,7 @@ def check_kind(kind: str | None, kinds: Sequence[str]) -> None:
         UsageError: it is not.
     """
     if kind is not None and kind not in kinds:
-        raise UsageError(f"no kind of result {kind!r}; {nearest(kind, kinds)}")
+        raise UsageError(f"no kind of result {kind!r}; {nearest(kind, kinds)}", code="result-kind-unknown", name=kind)
 
 
 def chosen(path: str | PathLike, kinds: Sequence[str], kind: str | None) -> Path:
@@ -83,10 +91,17 @@ def chosen(path: str | PathLike, kinds: Sequence[str], kind: str | None) -> Path
     if len(fitting) == 1:
         return real / fitting[0].name
     if fitting:
-        raise UsageError(_several(fitting, kind))
+        raise UsageError(
+            _several(fitting, kind), code="result-ambiguous", path=str(real), names=[file.name for file in fitting]
+        )
     names = ", ".join(file.name for file in there) or "no result"
     wanted = " or ".join(f"{one}.json" for one in ([kind] if kind else kinds))
-    raise ConvscopeError(f"expected a folder with {wanted}, found {names} in {os.fspath(path)!r}.")
+    raise ConvscopeError(
+        f"expected a folder with {wanted}, found {names} in {os.fspath(path)!r}.",
+        code="no-result",
+        path=os.fspath(path),
+        found=[file.name for file in there],
+    )
 
 
 def _several(fitting: Sequence[Path], kind: str | None) -> str:
@@ -107,6 +122,10 @@ def checked(path: Path, make: Callable[[Path], T]) -> T:
     try:
         return make(path)
     except Misfit as misfit:
-        raise ConvscopeError(f"{str(path)!r}: {misfit}. {ADVICE}") from None
+        raise ConvscopeError(
+            f"{str(path)!r}: {misfit}. {ADVICE}", code="result-invalid", path=str(path), reason=str(misfit)
+        ) from None
     except MemoryError:
-        raise ConvscopeError(f"the memory does not suffice for the result at {str(path)!r}.") from None
+        raise ConvscopeError(
+            f"the memory does not suffice for the result at {str(path)!r}.", code="out-of-memory", path=str(path)
+        ) from None

@@ -40,9 +40,19 @@ def read_json(path: Path) -> dict[str, object]:
         with open_regular(path) as file:
             data = file.read(allowed.text + 1)
     except OSError as error:
-        raise ConvscopeError(f"{str(path)!r} can't be read ({error.strerror}).") from None
+        raise ConvscopeError(
+            f"{str(path)!r} can't be read ({error.strerror}).",
+            code="file-unreadable",
+            path=str(path),
+            reason=error.strerror,
+        ) from None
     except NotAnArray as kind:
-        raise ConvscopeError(f"expected a regular file at {str(path)!r}, found {kind}.") from None
+        raise ConvscopeError(
+            f"expected a regular file at {str(path)!r}, found {kind}.",
+            code="no-regular-file",
+            path=str(path),
+            found=str(kind),
+        ) from None
     _check_size("text", len(data), allowed.text, "bytes", path)
     _check_size("entries", data.count(b"{") + data.count(b"["), allowed.entries, "objects and lists", path)
     _check_size("entries", data.count(b","), VALUES_PER_ENTRY * allowed.entries, "values", path)
@@ -60,7 +70,10 @@ def read_json(path: Path) -> dict[str, object]:
 def _check_size(name: str, size: int, most: int, what: str, path: Path) -> None:
     if size > most:
         raise ConvscopeError(
-            f"{str(path)!r} holds more than {most} {what}, which is more than is read ({limits.how_to_raise(name)})."
+            f"{str(path)!r} holds more than {most} {what}, which is more than is read ({limits.how_to_raise(name)}).",
+            code="input-too-large",
+            path=str(path),
+            limit=name,
         )
 
 
@@ -147,7 +160,10 @@ class Shelf:
             self.left -= self._photos[name].nbytes
             if self.left < 0:
                 raise ConvscopeError(
-                    f"the images in {str(self.root)!r} take too much ({limits.how_to_raise('weights')})"
+                    f"the images in {str(self.root)!r} take too much ({limits.how_to_raise('weights')})",
+                    code="input-too-large",
+                    path=str(self.root),
+                    limit="weights",
                 )
         return self._photos[name]
 

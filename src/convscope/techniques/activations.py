@@ -179,7 +179,11 @@ def memory_bytes(memory: int | str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(memory).lower())
     size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
     if size <= 0:
-        raise UsageError(f'memory {memory!r} is not understood; expected bytes, or text such as "500MB" or "2GiB".')
+        raise UsageError(
+            f'memory {memory!r} is not understood; expected bytes, or text such as "500MB" or "2GiB".',
+            code="memory-not-understood",
+            found=memory,
+        )
     return size
 
 
@@ -292,7 +296,9 @@ def _reserve(path: Path) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ConvscopeError(
                 f"the arrays don't fit on the disk of {str(path.parent)!r} ({error.strerror}): free some space, or "
-                "choose another folder with scratch=, fewer layers, or fewer images."
+                "choose another folder with scratch=, fewer layers, or fewer images.",
+                code="disk-full",
+                path=str(path.parent),
             ) from error
 
 

@@ -47,7 +47,12 @@ class Archive:
             ModelError: it is missing or damaged.
         """
         if name not in self.members:
-            raise ModelError(f"{self.path} lacks its member {name!r}. Copy or download it again.", code="file-damaged")
+            raise ModelError(
+                f"{self.path} lacks its member {name!r}. Copy or download it again.",
+                code="file-damaged",
+                path=str(self.path),
+                name=name,
+            )
         entry = self.members[name]
         held = bytearray(entry.file_size)
         try:
@@ -88,7 +93,10 @@ def _fill(member: IO[bytes], into: memoryview) -> int:
 def damaged(path: Path, error: Exception) -> ModelError:
     """The error of an archive that can't be read."""
     return ModelError(
-        f"the archive {path} can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
+        f"the archive {path} can't be read whole: {one_line(error)}. Copy or download it again.",
+        code="file-damaged",
+        path=str(path),
+        reason=one_line(error),
     )
 
 
@@ -124,6 +132,8 @@ def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Archi
                 raise ModelError(
                     f"the archive {path} holds two members named {name!r}; PyTorch writes one of each.",
                     code="file-invalid",
+                    path=str(path),
+                    name=name,
                 )
             _check_entry(path, entry, size)
             members[name] = entry
@@ -182,6 +192,8 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo, size: int) -> None:
             f"the archive {path} says that {packed} bytes hold its member {entry.filename!r} of {entry.file_size} "
             "bytes, which can't be. Copy or download it again.",
             code="file-damaged",
+            path=str(path),
+            name=entry.filename,
         )
 
 
@@ -199,6 +211,9 @@ def _check_sum(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
             f"{path} unpacks to {limits.shown('weights', total)} from {size} bytes, more than a hundredfold. Expected "
             "an archive as PyTorch writes it, with weights that are not compressed.",
             code="file-invalid",
+            path=str(path),
+            found=total,
+            expected=limits.most_unpacked(size),
         )
 
 

@@ -90,7 +90,9 @@ def check_file(path: Path) -> None:
             path=str(path),
         )
     if path.stat().st_size == 0:
-        raise ModelError(f"the model file {path} is empty (0 bytes); copy or download it again.", code="file-damaged")
+        raise ModelError(
+            f"the model file {path} is empty (0 bytes); copy or download it again.", code="file-empty", path=str(path)
+        )
     try:
         path.open("rb").close()
     except OSError as error:

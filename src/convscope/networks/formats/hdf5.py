@@ -142,9 +142,10 @@ def in_reader(path: Path, function: str, *arguments: object, memory: int) -> Sen
     try:
         return isolation.call(function, *arguments, memory=memory)
     except ModelError as error:
-        raise ModelError(f"{path.name}: {error.message}", code=error.code, **error.data) from error
+        found = {"path": str(path), **error.data}
+        raise ModelError(f"{path.name}: {error.message}", code=error.code, **found) from error
     except isolation.ReaderError as error:
-        raise ModelError(_broken(path, error)) from error
+        raise ModelError(_broken(path, error), code=error.code, path=str(path), reason=str(error)) from error
 
 
 def _broken(path: Path, error: isolation.ReaderError) -> str:
@@ -261,7 +262,7 @@ def _attribute(group: Item, name: str) -> object:
     about = group.attrs.get_id(name)
     if prod(about.shape) > limits.current().entries or prod(about.shape) * about.dtype.itemsize > limits.current().text:
         raise ModelError(
-            f"expected names in the attribute {name}, found one that is too large.", code="input-too-large"
+            f"expected names in the attribute {name}, found one that is too large.", code="input-too-large", name=name
         )
     value = group.attrs[name]
     return [_text(item) for item in np.ravel(value)] if isinstance(value, np.ndarray) else _text(value)
@@ -323,6 +324,8 @@ def _check_total(declared: int, size: int) -> None:
             f"expected weights in HDF5, found arrays of {declared / 2**30:.3g} GiB declared in a file of "
             f"{size / _MIB:.3g} MiB, which can't hold them. Fetch it anew.",
             code="file-damaged",
+            found=declared,
+            expected=size,
         )
 
 

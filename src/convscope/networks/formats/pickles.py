@@ -32,7 +32,7 @@ class ForeignName(Exception):
         self.name = name
 
 
-class UnknownOperation(ValueError):
+class UnknownOpcode(ValueError):
     """The pickle uses an operation that the machine does not do."""
 
 
@@ -96,7 +96,7 @@ def load(
 
     Raises:
         ForeignName: it names something that the table does not have.
-        UnknownOperation: it uses an operation of another protocol.
+        UnknownOpcode: it uses an operation of another protocol.
         ValueError, IndexError, KeyError, TypeError: it is damaged.
         ModelError: it is larger than the limits.
     """
@@ -108,7 +108,7 @@ def load(
             return value
         operation = _OPERATIONS.get(name)
         if operation is None:
-            raise UnknownOperation(f"the operation {name} of pickles is not read here")
+            raise UnknownOpcode(f"the operation {name} of pickles is not read here")
         operation(machine, argument)
     raise ValueError("the pickle does not end")
 
@@ -205,7 +205,9 @@ def _innermost_first(value: object, depth: float = math.inf) -> Iterator[tuple[o
             done.add(id(part))
             yield part, parts
         elif id(part) in begun:
-            raise ModelError("a pickle in the file holds a value that holds itself; no model does.")
+            raise ModelError(
+                "a pickle in the file holds a value that holds itself; no model does.", code="file-invalid"
+            )
         elif id(part) not in done:
             begun.add(id(part))
             if len(begun) > depth + 1:

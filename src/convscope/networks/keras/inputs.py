@@ -102,6 +102,7 @@ def _input_specs(model: KerasModel, size: tuple[int, int] | None) -> dict[str, t
             f"the model {model.name} was never built or called, so its input is unknown. "
             "Call it once on an image, or give size=(height, width).",
             code="size-missing",
+            name=model.name,
         )
     return {"input": (None, *size, 3)}
 
@@ -137,6 +138,8 @@ def _size(
             raise UsageError(
                 f"the model takes images of {shape[0]}x{shape[1]} pixels only, not {asked[0]}x{asked[1]}.",
                 code="size-misfit",
+                expected=list(shape[:2]),
+                found=list(asked),
             )
         return int(shape[0] or 0), int(shape[1] or 0)
     side = family.size if family else 224

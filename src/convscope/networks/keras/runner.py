@@ -130,26 +130,27 @@ class WatchedModel:
             # At a size that is not the model's own, the layers before a dense one run all the same.
             if size == self.inputs.size or not observer.calls:
                 reason = said(error, self.failing_layer(error))
-                raise ModelError(_cant_run(self.name, size, self.inputs, reason), code="model-not-runnable") from error
+                raise _cant_run(self.name, size, self.inputs, reason) from error
         # JAX runs an image that is too small all the same, on maps without a cell.
         observer.forget()
         empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
         if empty and size == self.inputs.size:
-            raise ModelError(
-                _cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}"),
-                code="model-not-runnable",
-            )
+            raise _cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}")
         mark_layouts(observer.calls, entry.channels_first)
         return Trace(observer.calls, Flow(observer.calls), given, given[entry.position], outputs)
 
 
-def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, reason: str) -> str:
+def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, reason: str) -> ModelError:
     channels = "1 channel" if inputs.channels == 1 else f"{inputs.channels} channels"
     reason = shorten(reason, 160, placeholder=" …").rstrip(".")
     advice = (
         f"If that is too small for it, give a larger size with {option('open_model.size')}. " if inputs.free else ""
     )
-    return (
+    return ModelError(
         f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with {channels} ({reason}). "
-        f"{advice}Call it yourself on an array of that shape to see the whole error."
+        f"{advice}Call it yourself on an array of that shape to see the whole error.",
+        code="model-not-runnable",
+        name=name,
+        size=list(size),
+        reason=reason,
     )

@@ -112,6 +112,8 @@ class Entry:
                 raise UsageError(
                     f"the model takes images of {height}x{width} pixels only, not {asked[0]}x{asked[1]}.",
                     code="size-misfit",
+                    expected=[height, width],
+                    found=list(asked),
                 )
             self._runs(channels or 3, (height, width))  # for the layout
             return channels or 3, (height, width), False, ""
@@ -127,7 +129,10 @@ class Entry:
                     note = "a guess: the first size that its layers fit; give the input size if it is another"
                     return count, (side, side), False, note
         raise ModelError(
-            _cant_run(type(self._module).__name__, known, wanted, self._reason()), code="model-not-runnable"
+            _cant_run(type(self._module).__name__, known, wanted, self._reason()),
+            code="model-not-runnable",
+            name=type(self._module).__name__,
+            reason=self._reason(),
         ) from self._last_error
 
     def _reason(self) -> str:

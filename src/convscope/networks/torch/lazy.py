@@ -42,6 +42,8 @@ def _create(module: nn.Module, name: str, size: tuple[int, int] | None) -> None:
         f"{name} has layers that are created when it is first called, and it can't be called on an "
         f"image ({one_line(errors[0])}). Call it once yourself, then open it.",
         code="model-lazy",
+        name=name,
+        reason=one_line(errors[0]),
     ) from errors[0]
 
 

@@ -93,6 +93,7 @@ def _refuse_inference_tensors(module: nn.Module, name: str) -> None:
             f"{name} has weights that were made under torch.inference_mode(), and PyTorch computes no "
             "gradients with those. Make or load the module outside of it.",
             code="inference-tensors",
+            name=name,
         )
 
 

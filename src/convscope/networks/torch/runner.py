@@ -165,7 +165,11 @@ class WatchedModule:
                 if size == self.inputs.size or not watch.calls:
                     reason = said(error, self.failing_layer(error))
                     raise ModelError(
-                        _cant_run(self.name, size, self.inputs.channels, reason), code="model-not-runnable"
+                        _cant_run(self.name, size, self.inputs.channels, reason),
+                        code="model-not-runnable",
+                        name=self.name,
+                        size=list(size),
+                        reason=reason,
                     ) from error
             else:
                 outputs.update({name: watch.value(output) for name, output in returned.items()})
@@ -174,7 +178,9 @@ class WatchedModule:
         runner.as_it_was(lambda: restored(_recording, lambda _: look()))
         if not outputs and size == self.inputs.size:
             raise ModelError(
-                f"{self.name} returned no tensor; expected class scores (n, classes) or maps.", code="no-output"
+                f"{self.name} returned no tensor; expected class scores (n, classes) or maps.",
+                code="no-output",
+                name=self.name,
             )
         mark_layouts(watch.calls, True)
         return Trace(watch.calls, Flow(watch.calls), given, given[self.entry.position], outputs)

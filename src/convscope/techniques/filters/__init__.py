@@ -323,7 +323,8 @@ class FilterStream:
             return measure_baselines(self.plan, bounds, references)
         if references:
             raise UsageError(
-                "the baselines have natural images of their own; give natural images only when the baselines are made."
+                "the baselines have natural images of their own; give natural images only when the baselines are made.",
+                code="baselines-have-images",
             )
         given.check(self.plan, bounds)
         return given

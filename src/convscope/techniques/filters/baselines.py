@@ -91,10 +91,20 @@ class Baselines:
         """
         for what, value in made_for(plan).items():
             if self.made_for[what] != value:
-                raise UsageError(f"the baselines were made for another {what}: {self.made_for[what]}, not {value}.")
+                raise UsageError(
+                    f"the baselines were made for another {what}: {self.made_for[what]}, not {value}.",
+                    code="baselines-misfit",
+                    name=what,
+                    expected=str(value),
+                    found=str(self.made_for[what]),
+                )
         for bound in bounds:
             if bound.key not in self.of or not self.of[bound.key].covers(bound):
-                raise UsageError(f"the baselines do not cover {bound.objective.label}; make them for it too.")
+                raise UsageError(
+                    f"the baselines do not cover {bound.objective.label}; make them for it too.",
+                    code="baselines-lacking",
+                    name=bound.objective.label,
+                )
 
 
 def made_for(plan: Plan) -> dict[str, object]:

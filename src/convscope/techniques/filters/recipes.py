@@ -183,5 +183,5 @@ def recipe_named(name: str) -> Recipe:
         48
     """
     if name not in RECIPES:
-        raise UsageError(f"no recipe {name!r}; {nearest(name, RECIPES)}")
+        raise UsageError(f"no recipe {name!r}; {nearest(name, RECIPES)}", code="recipe-unknown", name=name)
     return RECIPES[name]

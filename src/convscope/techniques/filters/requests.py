@@ -43,7 +43,7 @@ def parse_channels(channels: str | int | Iterable[int] | None, count: int) -> li
     for number in numbers:
         check_channel(number, count, "the layer")
     if not numbers:
-        raise UsageError('no channels given; expected numbers such as "0-63,70", or "all".')
+        raise UsageError('no channels given; expected numbers such as "0-63,70", or "all".', code="channels-missing")
     return numbers
 
 
@@ -53,7 +53,10 @@ def _numbers(text: str) -> list[int]:
         first, dash, last = part.partition("-")
         if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
             raise UsageError(
-                f'channels {text!r} are not understood at {part!r}; expected numbers such as "0-63,70", or "all".'
+                f'channels {text!r} are not understood at {part!r}; expected numbers such as "0-63,70", or "all".',
+                code="channels-not-understood",
+                text=text,
+                found=part,
             )
         low, high = int(first), int(last if dash else first)
         if high < low or high - low > 10**6:
@@ -82,7 +85,13 @@ def adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
     if steps is None:
         return chosen
     if steps < 1:
-        raise UsageError(f"steps must be at least 1, found {steps}.")
+        raise UsageError(
+            f"steps must be at least 1, found {steps}.",
+            code="argument-too-small",
+            name="steps",
+            found=steps,
+            expected=1,
+        )
     return replace(chosen, steps=steps)
 
 
@@ -100,7 +109,11 @@ def start_image(recipe: Recipe, photo: Source | None) -> InputImage | None:
 def precision_of(network: Network, precision: str) -> str:
     """The precision of the ascent."""
     if precision not in ("auto", "float32", "bfloat16"):
-        raise UsageError(f"precision {precision!r} is not known; expected auto, float32 or bfloat16.")
+        raise UsageError(
+            f"precision {precision!r} is not known; expected auto, float32 or bfloat16.",
+            code="precision-unknown",
+            name=precision,
+        )
     return network.precision_for_ascent() if precision == "auto" else precision
 
 
@@ -117,7 +130,13 @@ def size_of(
     if size is not None:
         height, width = (size, size) if isinstance(size, int | np.integer) else size
         if min(height, width) < 1:
-            raise UsageError(f"the size must be at least 1 pixel, found {min(height, width)}.")
+            raise UsageError(
+                f"the size must be at least 1 pixel, found {min(height, width)}.",
+                code="argument-too-small",
+                name="size",
+                found=min(height, width),
+                expected=1,
+            )
         return int(height), int(width)
     if not network.inputs.free:
         return network.inputs.size
@@ -198,10 +217,14 @@ def _objectives(
     if objectives:
         return [(as_objective(objective), (index,)) for index, objective in enumerate(objectives)]
     if layer is None:
-        raise UsageError("nothing to raise: give a layer, or objectives such as conv3:17.")
+        raise UsageError("nothing to raise: give a layer, or objectives such as conv3:17.", code="objective-missing")
     if recipe.raises == "caricature":
         if channels is not None or caricatured is None:
-            raise UsageError(f"recipe {recipe.name!r} raises all channels of a layer; leave the channels out.")
+            raise UsageError(
+                f"recipe {recipe.name!r} raises all channels of a layer; leave the channels out.",
+                code="recipe-of-whole-layers",
+                recipe=recipe.name,
+            )
         path = network.layer(layer).path
         answer = network.forward(caricatured[None], (path,))[1][path][0]
         return [(dot_cosine(path, answer, recipe.power), (0,))]
@@ -237,7 +260,13 @@ def with_variants(wanted: Sequence[Wanted], variants: int) -> list[tuple[Wanted,
         UsageError: less than one variant.
     """
     if variants < 1:
-        raise UsageError(f"variants must be at least 1, found {variants}.")
+        raise UsageError(
+            f"variants must be at least 1, found {variants}.",
+            code="argument-too-small",
+            name="variants",
+            found=variants,
+            expected=1,
+        )
     if variants == 1:
         return [(one, 0) for one in wanted]
     found = []

@@ -60,7 +60,9 @@ def cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
         raise Unfit(
             "method 'cam' needs a network that ends in a global average pooling and one dense layer right after the "
             "layer that is looked at; expected one weight for each channel, found a gradient that differs from place "
-            "to place. Use grad-cam or hirescam, which equal it where it is defined."
+            "to place. Use grad-cam or hirescam, which equal it where it is defined.",
+            code="head-not-pooled",
+            method="cam",
         )
     return grad_cam(maps, gradients) * (maps.shape[1] * maps.shape[2])
 
@@ -141,7 +143,11 @@ def kpca_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     if maps.shape[1] * maps.shape[2] > MOST_PLACES:
         raise Unfit(
             f"method 'kpca-cam' compares all places of a map with each other; expected at most {MOST_PLACES} of them, "
-            f"found {maps.shape[1]}x{maps.shape[2]}. Choose a deeper layer, or eigen-cam."
+            f"found {maps.shape[1]}x{maps.shape[2]}. Choose a deeper layer, or eigen-cam.",
+            code="map-too-large",
+            method="kpca-cam",
+            expected=MOST_PLACES,
+            size=[maps.shape[1], maps.shape[2]],
         )
     return np.stack([_along(_kernel_component(one), one.mean(-1)) for one in maps]).astype(np.float32)
 
@@ -212,7 +218,10 @@ class FinerCAM(Method):
         if not explains_a_class(evidence) or evidence.logits is None or evidence.logits.shape[-1] < 2:
             raise Unfit(
                 "method 'finer-cam' compares a class with those like it; expected a class and at least one more, "
-                f"found {evidence.target.text}. Use grad-cam."
+                f"found {evidence.target.text}. Use grad-cam.",
+                code="no-other-class",
+                method="finer-cam",
+                target=evidence.target.text,
             )
         (weights,) = evidence.arguments
         contrasted = [self._contrasted(evidence, *pair) for pair in zip(evidence.logits, weights, strict=True)]

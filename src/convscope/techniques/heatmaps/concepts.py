@@ -58,7 +58,12 @@ def concepts(
     photos = hold(images, network.image_shape)
     where = network.last_spatial_layer() if layer == "auto" else network.layer(layer)
     if not where.spatial:
-        raise UsageError(f"layer {where.path!r} has no map; its output has the shape {where.shape}.")
+        raise UsageError(
+            f"layer {where.path!r} has no map; its output has the shape {where.shape}.",
+            code="layer-without-map",
+            layer=where.path,
+            shape=list(where.shape),
+        )
     tell(progress, Started(0, len(photos), "maps"))
     parts = []
     for start in range(0, len(photos), batch):
@@ -68,9 +73,19 @@ def concepts(
     maps = np.maximum(np.concatenate(parts).astype(np.float64), 0)
     table = maps.reshape(-1, maps.shape[-1])
     if not 1 <= count <= min(table.shape):
-        raise UsageError(f"expected 1 to {min(table.shape)} concepts of {where.path}, found {count}.")
+        raise UsageError(
+            f"expected 1 to {min(table.shape)} concepts of {where.path}, found {count}.",
+            code="concepts-out-of-range",
+            layer=where.path,
+            expected=min(table.shape),
+            found=count,
+        )
     if not table.any():
-        raise UsageError(f"nothing in {where.path} is positive for these images, so there is nothing to factorise.")
+        raise UsageError(
+            f"nothing in {where.path} is positive for these images, so there is nothing to factorise.",
+            code="nothing-positive",
+            layer=where.path,
+        )
     shares, vectors = factorised(table, count)
     values = shares.reshape(*maps.shape[:3], count).astype(np.float32)
     rows = _rows(network, where, table, shares, vectors)

@@ -253,7 +253,9 @@ def input_gradients(
     gates = _gates(network) if guided else ()
     if guided and not gates:
         raise Unfit(
-            f"guided backpropagation changes how gradients pass a ReLU, and {network.name} has none; use saliency."
+            f"guided backpropagation changes how gradients pass a ReLU, and {network.name} has none; use saliency.",
+            code="no-relu",
+            name=network.name,
         )
     program = network.program(_at_pixels, target, gates)
     for some in batched(batch, x.astype(np.float32), *arguments):

@@ -164,7 +164,10 @@ class Method:
         if unknown is not None:
             raise UsageError(
                 f"method {self.name!r} has no option {unknown!r}; {nearest(unknown, known)}. "
-                f"{listed(self.name, self.options)}"
+                f"{listed(self.name, self.options)}",
+                code="method-option-unknown",
+                method=self.name,
+                name=unknown,
             )
         return self._changed(values)
 
@@ -349,15 +352,23 @@ def as_method(given: str | Method | Explains) -> Method:
         return given
     if isinstance(given, str):
         if given not in METHODS:
-            raise UsageError(f"no heatmap method {given!r}; {nearest(given, METHODS)}")
+            raise UsageError(
+                f"no heatmap method {given!r}; {nearest(given, METHODS)}", code="method-unknown", name=given
+            )
         return METHODS[given]
     if isinstance(given, type) or not callable(getattr(given, "explain", None)):
         hint = f"; give an object of it, {given.__name__}()" if isinstance(given, type) else ""
         raise UsageError(
-            f"expected a method's name or an object with a name and a function explain, found {given!r}{hint}."
+            f"expected a method's name or an object with a name and a function explain, found {given!r}{hint}.",
+            code="method-invalid",
+            found=repr(given),
         )
     if not isinstance(getattr(given, "name", None), str):
-        raise UsageError(f"expected a method with a text as its name, found {type(given).__name__} without one.")
+        raise UsageError(
+            f"expected a method with a text as its name, found {type(given).__name__} without one.",
+            code="method-invalid",
+            found=type(given).__name__,
+        )
     return Own(given)
 
 
@@ -375,7 +386,7 @@ def as_methods(given: Given) -> list[Method]:
         return [one for one in METHODS.values() if one.one_pass]
     several = given if isinstance(given, list | tuple) else [given]
     if not several:
-        raise UsageError(f"expected at least one method, found none; {nearest('', METHODS)}.")
+        raise UsageError(f"expected at least one method, found none; {nearest('', METHODS)}.", code="method-missing")
     return [as_method(one) for one in several]
 
 
@@ -399,7 +410,11 @@ def with_options(methods: Sequence[Method], given: Mapping[str, str]) -> list[Me
             if len(methods) == 1:
                 return [methods[0].with_texts(given)]  # its message lists the options
             lists = " ".join(listed(one.name, one.options) for one in methods if one.options)
-            raise UsageError(f"none of these methods has an option {name!r}. {lists or 'They have no options.'}")
+            raise UsageError(
+                f"none of these methods has an option {name!r}. {lists or 'They have no options.'}",
+                code="method-option-unknown",
+                name=name,
+            )
     return [
         method.with_texts({name: text for name, text in given.items() if name in names})
         for method, names in zip(methods, known, strict=True)
@@ -424,7 +439,11 @@ def results_of(method: Method, evidence: Evidence) -> list[MethodResult]:
     if len(found) != len(evidence.x) or any(len(shape) != 2 for shape in shapes):
         raise UsageError(
             f"expected a map (h, w) for each of {len(evidence.x)} images from method {method.name!r}, found "
-            f"{len(found)} of the shapes {', '.join(map(str, shapes))}."
+            f"{len(found)} of the shapes {', '.join(map(str, shapes))}.",
+            code="maps-misfit",
+            method=method.name,
+            expected=len(evidence.x),
+            found=[list(shape) for shape in shapes],
         )
     return found
 

@@ -244,7 +244,12 @@ def parsed(name: str, options: tuple[Option, ...], given: Mapping[str, str]) -> 
     known, found = {one.name: one for one in options}, {}
     for key, text in given.items():
         if key not in known:
-            raise UsageError(f"method {name!r} has no option {key!r}; {nearest(key, known)}. {listed(name, options)}")
+            raise UsageError(
+                f"method {name!r} has no option {key!r}; {nearest(key, known)}. {listed(name, options)}",
+                code="method-option-unknown",
+                method=name,
+                name=key,
+            )
         try:
             found[key] = known[key].parse(text)
         except ValueError:
@@ -262,5 +267,9 @@ def listed(name: str, options: tuple[Option, ...]) -> str:
 def _refused(name: str, option: Option, value: object) -> UsageError:
     return UsageError(
         f"option {option.name!r} of method {name!r}: expected {option.expected}, found {value!r}; "
-        f"the default is {option.written(option.default)}."
+        f"the default is {option.written(option.default)}.",
+        code="method-option-invalid",
+        method=name,
+        name=option.name,
+        found=value,
     )

@@ -218,7 +218,13 @@ class Occlusion(PerImageMethod):
     def _side(self, side: int) -> int:
         patch = max(1, round(side / PATCHES)) if self.patch is None else self.patch
         if patch > side:
-            raise Unfit(f"expected a patch of at most {side} pixels, the network's input, found {patch}.")
+            raise Unfit(
+                f"expected a patch of at most {side} pixels, the network's input, found {patch}.",
+                code="patch-too-large",
+                method="occlusion",
+                expected=side,
+                found=patch,
+            )
         self._check_stride(patch)
         return patch
 
@@ -226,7 +232,11 @@ class Occlusion(PerImageMethod):
         if self.stride is not None and self.stride > patch:
             raise UsageError(
                 f"option 'stride' of method 'occlusion': expected at most the side of the patch, {patch} pixels, so "
-                f"that every place is covered, found {self.stride}."
+                f"that every place is covered, found {self.stride}.",
+                code="method-option-invalid",
+                method="occlusion",
+                name="stride",
+                found=self.stride,
             )
 
     def _starts(self, side: int, patch: int) -> list[int]:

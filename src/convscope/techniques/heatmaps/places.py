@@ -68,15 +68,15 @@ def _best(goal: Goal, method: Method, images: Sequence[InputImage], spec: TraceS
     rows = np.arange(min(len(goal.photos), TRIED_IMAGES))
     x = network.prepare([images[index] for index in goal.photos[rows]])
     arguments = tuple(argument[rows] for argument in goal.arguments)
-    maps, refused = [], ""
+    maps, refused = [], Unfit("no layer to try", code="no-map-layer")
     for layer in _candidates(network, goal):
         evidence = trace(replace(spec, layer=layer, batch=len(x)), x, arguments)
         try:
             maps.append((layer.path, [one.heat for one in results_of(method, evidence)]))
         except Unfit as error:  # the method may fit another layer
-            refused = str(error)
+            refused = error
     if not maps:
-        raise UsageError(refused)
+        raise UsageError(refused.message, code=refused.code, **refused.data) from refused
     judged = better_layers(list(evidence.views()), maps)
     how = ", ".join(f"{one.layer} {one.value:.3f}" for one in judged)
     rule = f"the best of {len(judged)} by insertion less deletion of the first {len(x)}: {how}"
@@ -100,13 +100,20 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
     names = [one.path for one in network.layers]
     if goal.target.record and names.index(layer.path) > max(map(names.index, goal.target.record)):
         raise UsageError(
-            f"layer {layer.path!r} comes after {goal.target.text}, which is explained; give a layer before it, or auto."
+            f"layer {layer.path!r} comes after {goal.target.text}, which is explained; give a layer before it, or "
+            "auto.",
+            code="layer-after-target",
+            layer=layer.path,
+            target=goal.target.text,
         )
     if not layer.spatial:
         auto = network.last_spatial_layer().path
         raise UsageError(
             f"layer {layer.path!r} has no map (its output has the shape {layer.shape}); a heatmap needs one of "
-            f"(height, width, channels), such as {auto!r}."
+            f"(height, width, channels), such as {auto!r}.",
+            code="layer-without-map",
+            layer=layer.path,
+            shape=list(layer.shape),
         )
     return layer
 
@@ -125,6 +132,8 @@ def _last_before(network: Network, goal: Goal) -> Layer:
     if not any(layer.spatial for layer in network.layers[:end]):
         raise UsageError(
             f"no layer with a map lies before {names[first]}, which is explained; give that layer itself, or a method "
-            "that works at the image, such as saliency or occlusion."
+            "that works at the image, such as saliency or occlusion.",
+            code="no-map-before-target",
+            layer=names[first],
         )
     return network.last_spatial_layer(end)

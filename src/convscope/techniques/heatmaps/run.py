@@ -195,7 +195,13 @@ def begin(
     methods = tuple(as_methods(options.method))
     if options.budget is not None:
         if options.budget < 2:
-            raise UsageError(f"a budget must be at least 2 passes, found {options.budget}.")
+            raise UsageError(
+                f"a budget must be at least 2 passes, found {options.budget}.",
+                code="argument-too-small",
+                name="budget",
+                found=options.budget,
+                expected=2,
+            )
         methods = tuple(one.with_budget(options.budget) for one in methods)
     goal = goal_of(network, target, options.against, len(read), lambda: _ranked(network, read, options.batch))
     batch = max(1, min(options.batch, len(goal.photos)))
@@ -217,7 +223,11 @@ def _explained(network: Network, goal: Goal) -> str:
 
 def _precision(network: Network, precision: str) -> str:
     if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is not known; expected auto, float32 or bfloat16.")
+        raise UsageError(
+            f"precision {precision!r} is not known; expected auto, float32 or bfloat16.",
+            code="precision-unknown",
+            name=precision,
+        )
     return network.precision_for_ascent() if precision == "auto" else precision
 
 
@@ -235,5 +245,8 @@ def _check_rivals(evidence: Evidence, images: Sequence[InputImage]) -> None:
             best = evidence.network.class_name(int(np.argmax(logits[index]))) if logits is not None else ""
             raise UsageError(
                 f"class {best!r} is the best one of {image.name}, so it can't be set against itself; give another "
-                "class to set against it, or rival for the next best."
+                "class to set against it, or rival for the next best.",
+                code="class-against-itself",
+                name=best,
+                image=image.name,
             )

@@ -275,7 +275,9 @@ def as_targets(target: Given) -> list[int | str]:
     except (TypeError, ValueError):
         raise UsageError(
             f"a target is a class by number or name, one for each image, the text of a channel, what channel_target, "
-            f"similarity_target and Custom make, or an object with a score method; found {type(target).__name__}."
+            f"similarity_target and Custom make, or an object with a score method; found {type(target).__name__}.",
+            code="target-invalid",
+            found=type(target).__name__,
         ) from None
 
 
@@ -305,13 +307,19 @@ def goal_of(network: Network, target: object, against: object, count: int, ranke
         found = own(network, target)
     if found is not None:
         if against is not None:
-            raise UsageError(f"only a class can be set against another one; {found.text!r} is none.")
+            raise UsageError(
+                f"only a class can be set against another one; {found.text!r} is none.",
+                code="not-a-class",
+                target=found.text,
+            )
         return Goal(found, _arguments_of(network, found, count), everyone)
     network.check_scores()
     if isinstance(target, str) and (top := re.fullmatch(r"top(\d+)", target)):
         best = min(int(top[1]), network.head.classes)
         if best < 1:
-            raise UsageError("expected top1 or more, found top0.")
+            raise UsageError(
+                "expected top1 or more, found top0.", code="argument-too-small", name="top", found=0, expected=1
+            )
         classes, photos = ranked()[:, :best].reshape(-1).astype(np.int32), np.repeat(everyone, best)
     else:
         classes, photos = _classes(network, target, count, {"top": TOP}), everyone
@@ -335,7 +343,9 @@ def _plain(network: Network, target: object, against: Given) -> tuple[Given, Giv
     if not isinstance(target, Objective):
         return target, against
     if target.reported != target:
-        raise UsageError("regularizers are for filters; a heatmap explains an objective without them.")
+        raise UsageError(
+            "regularizers are for filters; a heatmap explains an objective without them.", code="regularizers-in-target"
+        )
     terms = target.terms
     if all(term.of_class for term in terms):
         weights = tuple(term.weight for term in terms)
@@ -346,7 +356,11 @@ def _plain(network: Network, target: object, against: Given) -> tuple[Given, Giv
         if against is not None and against != "rival":
             return target - class_score(against), None
     if against is not None:
-        raise UsageError(f"only a class can be set against another one; {target.label!r} is none.")
+        raise UsageError(
+            f"only a class can be set against another one; {target.label!r} is none.",
+            code="not-a-class",
+            target=target.label,
+        )
     if len(terms) == 1 and terms[0].own is not None and terms[0].weight == 1:
         return terms[0].own, None
     if len(terms) == 1 and terms[0].weight == 1 and isinstance(terms[0].channel, int):
@@ -406,7 +420,13 @@ def channel_target(
         return Channel(found.path, channel, f"{found.path}:{channel}")
     height, width = found.shape[:2] if found.spatial else (1, 1)
     if not (0 <= place[0] < height and 0 <= place[1] < width):
-        raise UsageError(f"place {place[0]},{place[1]} is outside of {found.path}, whose map is {height}x{width}.")
+        raise UsageError(
+            f"place {place[0]},{place[1]} is outside of {found.path}, whose map is {height}x{width}.",
+            code="place-out-of-range",
+            layer=found.path,
+            place=list(place),
+            size=[height, width],
+        )
     point = np.zeros((height, width), np.float32)
     point[place] = 1
     return Channel(found.path, channel, f"{found.path}:{channel}@{place[0]},{place[1]}", mask=point)
@@ -416,7 +436,12 @@ def _with_channels(network: Network, path: str) -> Layer:
     """The layer at `path`, whose output is a map or a vector."""
     found = network.layer(path)
     if len(found.shape) not in (1, 3):
-        raise UsageError(f"layer {found.path!r} has no channels to explain; its output has the shape {found.shape}.")
+        raise UsageError(
+            f"layer {found.path!r} has no channels to explain; its output has the shape {found.shape}.",
+            code="layer-without-channels",
+            layer=found.path,
+            shape=list(found.shape),
+        )
     return found
 
 
@@ -448,7 +473,11 @@ def _embedding(network: Network) -> Layer:
         if layer.on_path and len(layer.shape) in (1, 3) and not layer.structural and layer.channels != units
     ]
     if not candidates:
-        raise UsageError(f"{network.name} has no layer before its scores to compare images in; name one.")
+        raise UsageError(
+            f"{network.name} has no layer before its scores to compare images in; name one.",
+            code="no-layer-before-scores",
+            name=network.name,
+        )
     return candidates[-1]
 
 
@@ -476,6 +505,7 @@ def _class_of_maps(network: Network, number: int) -> Channel:
             f"the output of {network.name} is no map of classes (height, width, classes) that convscope can tell; "
             f"explain a channel, {option('target')} LAYER:CHANNEL, or a Custom function of the answers.",
             code="no-map-of-classes",
+            name=network.name,
         )
     alike = [la for la in network.layers if la.on_path and la.shape == last.shape and not la.structural]
     scores = next((layer for layer in reversed(alike) if not layer.only_activates), last)
@@ -502,10 +532,15 @@ def _arguments_of(network: Network, target: Target, count: int) -> tuple[np.ndar
 def _shares(mask: np.ndarray, layer: Layer) -> np.ndarray:
     wanted = layer.shape[:2] if layer.spatial else (1, 1)
     if mask.shape != wanted:
-        raise UsageError(f"expected a mask of {wanted} for {layer.path}, found {mask.shape}.")
+        raise UsageError(
+            f"expected a mask of {wanted} for {layer.path}, found {mask.shape}.",
+            code="mask-misfit",
+            layer=layer.path,
+            shape=list(mask.shape),
+        )
     total = float(np.sum(mask))
     if not total > 0:
-        raise UsageError("expected a mask with something in it, found none.")
+        raise UsageError("expected a mask with something in it, found none.", code="mask-empty")
     return (np.asarray(mask, np.float64) / total).astype(np.float32)
 
 
@@ -513,7 +548,12 @@ def _classes(network: Network, target: object, count: int, words: dict[str, int]
     """The class of each image `(n,)` int32, or what stands for one of `words`."""
     given = as_targets(target)
     if len(given) not in (1, count):
-        raise UsageError(f"expected one class, or one for each of the {count} pictures; found {len(given)}.")
+        raise UsageError(
+            f"expected one class, or one for each of the {count} pictures; found {len(given)}.",
+            code="targets-misfit",
+            expected=count,
+            found=len(given),
+        )
     numbers = [words[one] if one in words else network.class_index(one) for one in given]
     return np.asarray(numbers * (count if len(numbers) == 1 else 1), np.int32)
 
@@ -521,9 +561,13 @@ def _classes(network: Network, target: object, count: int, words: dict[str, int]
 def _against(network: Network, against: object, classes: np.ndarray, count: int, photos: np.ndarray) -> np.ndarray:
     """The class to set against that of each row `(n,)`, or `RIVAL`."""
     if network.head.classes < 2:
-        raise UsageError("the network has one output, so there is no other to set against it.")
+        raise UsageError("the network has one output, so there is no other to set against it.", code="no-other-class")
     rivals = _classes(network, against, count, {"rival": RIVAL})[photos]
     same = [int(one) for one, other in zip(classes, rivals, strict=True) if one == other >= 0]
     if same:
-        raise UsageError(f"class {network.class_name(same[0])!r} can't be set against itself; choose another.")
+        raise UsageError(
+            f"class {network.class_name(same[0])!r} can't be set against itself; choose another.",
+            code="class-against-itself",
+            name=network.class_name(same[0]),
+        )
     return rivals

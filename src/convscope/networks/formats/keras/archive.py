@@ -93,13 +93,16 @@ def members(path: str) -> dict[str, Json]:
                 raise ModelError(
                     f"expected a .keras archive, found one without {CONFIG}. Copy or download it again.",
                     code="file-damaged",
+                    name=CONFIG,
                 )
             config, metadata = (_text(archive, found.get(name)) for name in (CONFIG, METADATA))
             weights = _bytes(archive, found.get(WEIGHTS), "weights")
             assets = {name: _bytes(archive, info, "text") for name, info in found.items() if _ASSET.fullmatch(name)}
     except _DAMAGED as error:
         raise ModelError(
-            f"the archive can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
+            f"the archive can't be read whole: {one_line(error)}. Copy or download it again.",
+            code="file-damaged",
+            reason=one_line(error),
         ) from error
     kept = None if weights is None else hdf5.contents_of_bytes(weights, BESIDE)
     return {"config": config, "metadata": metadata, "weights": kept, "assets": assets}
@@ -123,7 +126,11 @@ def _listed(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     names = [info.filename for info in read]
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
-        raise ModelError(f"expected each part of the archive once, found {twice} twice. Download it again.")
+        raise ModelError(
+            f"expected each part of the archive once, found {twice} twice. Download it again.",
+            code="file-invalid",
+            name=twice,
+        )
     return {info.filename: info for info in read}
 
 
@@ -137,7 +144,11 @@ def _bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, limit: str) -
         return None
     name, size, limit_of = info.filename, info.file_size, getattr(limits.current(), limit)
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ModelError(f"expected the part {name} stored or deflated, found it encrypted or packed otherwise.")
+        raise ModelError(
+            f"expected the part {name} stored or deflated, found it encrypted or packed otherwise.",
+            code="file-invalid",
+            name=name,
+        )
     if size > limit_of:
         raise ModelError(
             f"the part {name} would unpack to {size:,} bytes ({limits.how_to_raise(limit)}).",
@@ -145,5 +156,10 @@ def _bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, limit: str) -
             limit=limit,
         )
     if size > limits.most_unpacked(info.compress_size):
-        raise ModelError(f"the part {name} of {info.compress_size:,} bytes would unpack to {size:,} bytes.")
+        raise ModelError(
+            f"the part {name} of {info.compress_size:,} bytes would unpack to {size:,} bytes.",
+            code="file-invalid",
+            name=name,
+            found=size,
+        )
     return archive.read(info)

@@ -131,7 +131,11 @@ def parse(text: str, name: str) -> Json:
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{name}: expected a config in JSON, found something else. The file is damaged.") from error
+        raise ModelError(
+            f"{name}: expected a config in JSON, found something else. The file is damaged.",
+            code="file-damaged",
+            path=name,
+        ) from error
     check_depth(config, name)
     return config
 
@@ -174,6 +178,8 @@ def checked(config: object, registered: Callable[[object], str | None], name: st
             "registered in Python first (keras.saving.register_keras_serializable); if you trust the file, give "
             f"{option('trust=True')} to let Keras load whatever it names.",
             code="needs-trust",
+            path=name,
+            names=list(unknown),
         )
     return config
 
@@ -279,7 +285,9 @@ def _check_calls(node: dict[str, object], name: str) -> None:
         if isinstance(call, dict) and not _takes_tensor([call.get("args"), call.get("kwargs")]):
             raise ModelError(
                 f"{name}: expected each call of a layer to take what comes of the image, found one that takes "
-                "constants alone. Put its result into the model as a weight, and save it anew."
+                "constants alone. Put its result into the model as a weight, and save it anew.",
+                code="call-of-constants",
+                path=name,
             )
 
 
@@ -313,19 +321,25 @@ def building(stored: int, name: str) -> Iterator[None]:
 
     allowed, limit = min(2 * stored + _SPARE, limits.current().weights // 4), limits.current()
     taken = made = 0
-    refused: list[str] = []  # Keras puts errors into others of its own, or goes on without
+    refused: list[ModelError] = []  # Keras puts errors into others of its own, or goes on without
 
-    def refuse(text: str) -> None:
-        refused.append(text)
-        raise MemoryError(text)
+    def refuse(error: ModelError) -> None:
+        refused.append(error)
+        raise MemoryError(str(error))
 
     def variable(initializer: object, shape: object = None, *_: object, **__: object) -> None:
         nonlocal taken
         taken += 0 if shape is None else _elements(shape)
         if taken > allowed:
             refuse(
-                f"{name}: expected an architecture as large as its weights, found layers that declare more than "
-                f"{allowed:,} numbers where the file holds {stored:,}."
+                ModelError(
+                    f"{name}: expected an architecture as large as its weights, found layers that declare more than "
+                    f"{allowed:,} numbers where the file holds {stored:,}.",
+                    code="architecture-too-large",
+                    path=name,
+                    expected=stored,
+                    found=taken,
+                )
             )
 
     def tensor(shape: object, *_: object, **__: object) -> None:
@@ -333,8 +347,13 @@ def building(stored: int, name: str) -> Iterator[None]:
         made += 1
         if made > limit.nodes:
             refuse(
-                f"{name}: expected a network, found one of more than {limit.nodes} outputs inside "
-                f"({limits.how_to_raise('nodes')})."
+                ModelError(
+                    f"{name}: expected a network, found one of more than {limit.nodes} outputs inside "
+                    f"({limits.how_to_raise('nodes')}).",
+                    code="input-too-large",
+                    path=name,
+                    limit="nodes",
+                )
             )
         if 4 * _elements(shape) > limit.values:
             refuse(_too_large_inside(name, shape))
@@ -343,11 +362,16 @@ def building(stored: int, name: str) -> Iterator[None]:
         try:
             yield
         except RecursionError as error:
-            raise ModelError(f"{name}: expected a config as Keras writes it, found one nested too deep.") from error
+            raise ModelError(
+                f"{name}: expected a config as Keras writes it, found one nested too deep.",
+                code="input-too-large",
+                path=name,
+                limit="depth",
+            ) from error
         except Exception as error:
-            raise (ModelError(refused[0]) if refused else error) from error
+            raise (refused[0] if refused else error) from error
         if refused:
-            raise ModelError(refused[0])
+            raise refused[0]
 
 
 @contextmanager
@@ -370,10 +394,14 @@ def _before(cls: type, check: Callable[..., None]) -> Iterator[None]:
             del cls.__init__  # type: ignore[misc]
 
 
-def _too_large_inside(name: str, shape: Json) -> str:
-    return (
+def _too_large_inside(name: str, shape: Json) -> ModelError:
+    return ModelError(
         f"{name}: expected outputs that fit the memory, found one of the shape {tuple(shape)} for one image "
-        f"({limits.how_to_raise('values')})."
+        f"({limits.how_to_raise('values')}).",
+        code="input-too-large",
+        path=name,
+        limit="values",
+        shape=list(shape),
     )
 
 
@@ -390,7 +418,7 @@ def check_outputs(model: KerasModel, name: str) -> None:
             size = 4 * _elements(shape)
             total += size
             if size > most or total > 16 * most:
-                raise ModelError(_too_large_inside(name, shape))
+                raise _too_large_inside(name, shape)
 
 
 def _operations(model: KerasModel) -> Iterator[KerasLayer]:

@@ -59,6 +59,8 @@ def _read_zip(path: Path, trust: bool) -> tuple[KerasModel, tuple[str, ...]]:
             f"{path} holds Python code in the {', '.join(code)}; expected none. "
             f"If you trust the file, give {option('trust=True')} to run it.",
             code="needs-trust",
+            path=str(path),
+            names=list(code),
         )
     if archive.version.startswith(("2.", "1.")):
         weights = _weights_of(archive, path)
@@ -71,7 +73,10 @@ def _read_zip(path: Path, trust: bool) -> tuple[KerasModel, tuple[str, ...]]:
 def _weights_of(archive: Archive, path: Path) -> Contents:
     if archive.weights is None:
         raise ModelError(
-            f"the archive {path} holds no {keras_archive.WEIGHTS}. Copy or download it again.", code="file-damaged"
+            f"the archive {path} holds no {keras_archive.WEIGHTS}. Copy or download it again.",
+            code="file-damaged",
+            path=str(path),
+            name=keras_archive.WEIGHTS,
         )
     return archive.weights
 
@@ -101,7 +106,12 @@ def load_weights(model: KerasModel, path: Path, name: str | None = None) -> tupl
         _fill_by_keras(model, _weights_of(keras_archive.read(path), path), name)
         return ()
     if kind != "hdf5":
-        raise ModelError(f"expected weights of Keras (.h5, .weights.h5 or .keras) in {path}, found {KINDS[kind]}.")
+        raise ModelError(
+            f"expected weights of Keras (.h5, .weights.h5 or .keras) in {path}, found {KINDS[kind]}.",
+            code="file-of-another-kind",
+            path=str(path),
+            found=kind,
+        )
     contents = hdf5.read(path, but=keras_archive.BESIDE)
     if legacy_h5.holds_layers(contents):
         return tuple(legacy_h5.fill(model, path, contents))
@@ -128,13 +138,19 @@ def _filled(model: KerasModel, weights: Contents, name: str) -> None:
             model.load_weights(path)
         except Exception as error:  # Keras raises what its layers raise
             raise ModelError(
-                f"the weights in {name} do not fit the architecture: {one_line(error)[:300]}.", code="weights-misfit"
+                f"the weights in {name} do not fit the architecture: {one_line(error)[:300]}.",
+                code="weights-misfit",
+                path=name,
+                reason=one_line(error)[:300],
             ) from error
     left = _left_over(model, weights)
     if left:
         shown = ", ".join(left[:4]) + (", …" if len(left) > 4 else "")
         raise ModelError(
-            f"the weights in {name} do not fit the architecture: it has no place for {shown}.", code="weights-misfit"
+            f"the weights in {name} do not fit the architecture: it has no place for {shown}.",
+            code="weights-misfit",
+            path=name,
+            names=left,
         )
 
 
@@ -169,25 +185,36 @@ def _load_zip(archive: Archive, path: Path, trust: bool) -> KerasModel:
     except ConvscopeError:
         raise
     except Exception as error:
-        raise ModelError(_cant_load(path, error)) from error
+        raise _cant_load(path, error) from error
     if not isinstance(model, keras.Model):
-        raise ModelError(f"{path} describes a {type(model).__name__}; expected a model.")
+        raise ModelError(
+            f"{path} describes a {type(model).__name__}; expected a model.",
+            code="not-a-model",
+            path=str(path),
+            found=type(model).__name__,
+        )
     keras_config.check_outputs(model, path.name)
     return model
 
 
-def _cant_load(path: Path, error: Exception) -> str:
+def _cant_load(path: Path, error: Exception) -> ModelError:
     unknown = re.search(r"Could not locate (?:class|function) '([^']*)'", str(error))
     if unknown:
-        return (
+        return ModelError(
             f"{path} uses {unknown[1]!r}, a class of its author's own that Keras {keras.__version__} does not know: "
             "open it in Python where that class is registered (keras.saving.register_keras_serializable) and hand the "
-            "model over in memory."
+            "model over in memory.",
+            code="layer-class-unknown",
+            path=str(path),
+            names=[unknown[1]],
         )
     reason = one_line(error).rstrip(".")
-    return (
+    return ModelError(
         f"Keras {keras.__version__} can't load {path}: {reason}. It may be damaged, or from a Keras that this one does "
-        "not read: copy or download it again, or save it anew."
+        "not read: copy or download it again, or save it anew.",
+        code="config-invalid",
+        path=str(path),
+        reason=reason,
     )
 
 
@@ -280,7 +307,9 @@ def _endpoint(folder: Path, loaded: KerasModel) -> tuple[str, tuple[int | None, 
         found = ", ".join(loaded.signatures) or "none"
         raise ModelError(
             f"the SavedModel {folder} has no signature that takes one image (n, h, w, c); its signatures: {found}.",
-            code="input-unknown",
+            code="no-signature",
+            path=str(folder),
+            found=found,
         )
     name = "serving_default" if "serving_default" in taking else next(iter(taking))
     return name, *taking[name]

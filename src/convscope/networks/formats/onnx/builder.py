@@ -31,13 +31,21 @@ def refusal(path: Path, names: Counter[str]) -> ModelError:
     if any(name.rpartition(".")[2].startswith(_QUANTISED) for name in names):
         return ModelError(
             f"{path} is int8-quantised ({listed}): it has no gradients to look with. Give the float model that it was "
-            "made from."
+            "made from.",
+            code="model-quantized",
+            path=str(path),
+            names=list(names),
         )
     what = "control flow or " if _CONTROL & set(names) else ""
     do = "Export the model without them, or open the model that it was made from."
     if any(name.startswith("com.microsoft.") for name in names):
         do = "They are onnxruntime's own: give the file from before its optimiser."
-    return ModelError(f"{path} uses {what}operators that convscope can't convert: {listed}. {do}")
+    return ModelError(
+        f"{path} uses {what}operators that convscope can't convert: {listed}. {do}",
+        code="operator-unknown",
+        path=str(path),
+        names=list(names),
+    )
 
 
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -106,7 +114,11 @@ class Builder:
         scope.names.update((name, name) for name in self.file.inputs)
         self._add(self.file.graph, scope)
         if not self.file.graph.outputs:
-            raise ModelError(f"{self.file.path} declares no output, so there is nothing to explain.")
+            raise ModelError(
+                f"{self.file.path} declares no output, so there is nothing to explain.",
+                code="no-output",
+                path=str(self.file.path),
+            )
         found = {name: self._made(name, scope, f"output {name!r}") for name in self.file.graph.outputs}
         return {name: given for name, given in found.items() if given is not None}
 
@@ -219,13 +231,23 @@ class Builder:
         except (TypeError, ValueError) as error:
             raise ModelError(
                 f"{self.file.path} holds a tensor of a type that PyTorch does not compute with ({name}: "
-                f"{array.dtype.name}). Give the float model that it was made from."
+                f"{array.dtype.name}). Give the float model that it was made from.",
+                code="values-unsupported",
+                path=str(self.file.path),
+                name=name,
+                found=array.dtype.name,
             ) from error
 
     # names -----------------------------------------------------------------------------------------
 
     def _refused(self, node: FileNode) -> Callable[[str], ModelError]:
-        return lambda what: ModelError(f"{self.file.path} can't be computed: {node.where}: {what}.")
+        return lambda what: ModelError(
+            f"{self.file.path} can't be computed: {node.where}: {what}.",
+            code="node-failed",
+            path=str(self.file.path),
+            name=node.where,
+            reason=what,
+        )
 
     def _made(self, name: str, scope: _Scope, where: str) -> Given | None:
         """What a name stands for, for `where`.
@@ -240,11 +262,18 @@ class Builder:
                 f"{self.file.path} is damaged: nothing before the {where.removeprefix('the ')} makes {name!r}. "
                 "Copy or download it again.",
                 code="file-damaged",
+                path=str(self.file.path),
+                name=name,
             ) from None
 
     def _name(self, scope: _Scope, name: str, given: Given | None) -> None:
         if name in scope.names:
-            raise ModelError(f"{self.file.path} is damaged: two of its tensors are called {name!r}.")
+            raise ModelError(
+                f"{self.file.path} is damaged: two of its tensors are called {name!r}.",
+                code="file-damaged",
+                path=str(self.file.path),
+                name=name,
+            )
         scope.names[name] = given
 
     def _name_all(self, scope: _Scope, names: Sequence[str], made: Sequence[Given | None], node: FileNode) -> None:

@@ -144,7 +144,12 @@ _ROOM, _TIMES = 256 * 2**20, 3  # memory that parsing may take: this much, and s
 def _parsed(path: Path) -> Message:
     size = path.stat().st_size
     if size > LARGEST:
-        raise ModelError(f"{path} has {size} bytes, and an ONNX file can't have more than 2 GiB.")
+        raise ModelError(
+            f"{path} has {size} bytes, and an ONNX file can't have more than 2 GiB.",
+            code="file-invalid",
+            path=str(path),
+            found=size,
+        )
     if size > limits.current().weights:
         raise ModelError(
             f"{path} has {size} bytes, more than is read ({limits.how_to_raise('weights')}).",
@@ -158,7 +163,10 @@ def _parsed(path: Path) -> Message:
         raise
     except isolation.ReaderError as error:
         raise ModelError(
-            f"{path} can't be read as ONNX: {error}. Copy or download it again.", code="file-damaged"
+            f"{path} can't be read as ONNX: {error}. Copy or download it again.",
+            code="file-damaged",
+            path=str(path),
+            reason=str(error),
         ) from error
     except Exception as error:  # protobuf has its own errors
         raise _unreadable(path, error) from error
@@ -166,6 +174,7 @@ def _parsed(path: Path) -> Message:
         raise ModelError(
             f"{path} holds no ONNX graph: it is damaged, or of another format. Copy or download it again.",
             code="file-damaged",
+            path=str(path),
         )
     return model
 
@@ -186,7 +195,10 @@ def parse(path: str) -> None:
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
     return ModelError(
-        f"{path} can't be read as ONNX ({one_line(error)[:160]}). Copy or download it again.", code="file-damaged"
+        f"{path} can't be read as ONNX ({one_line(error)[:160]}). Copy or download it again.",
+        code="file-damaged",
+        path=str(path),
+        reason=one_line(error)[:160],
     )
 
 
@@ -243,7 +255,11 @@ class _Reading:
 
     def _damaged(self, what: str) -> ModelError:
         return ModelError(
-            f"{self._path} is damaged at {self._where}: {what}. Copy or download it again.", code="file-damaged"
+            f"{self._path} is damaged at {self._where}: {what}. Copy or download it again.",
+            code="file-damaged",
+            path=str(self._path),
+            name=self._where,
+            reason=what,
         )
 
     def _beyond(self, what: str, name: str) -> ModelError:
@@ -265,7 +281,11 @@ class _Reading:
         if not 1 <= version <= newest:
             raise ModelError(
                 f"{self._path} is of operator set {version}; the onnx that is installed knows 1 to {newest}. Export it "
-                "with one of those, or run: pip install --upgrade onnx"
+                "with one of those, or run: pip install --upgrade onnx",
+                code="version-unsupported",
+                path=str(self._path),
+                found=version,
+                expected=newest,
             )
         return found
 
@@ -288,7 +308,9 @@ class _Reading:
         self._where = "its graph" if not depth else self._where
         if graph.sparse_initializer:
             raise ModelError(
-                f"{self._path} holds sparse tensors, which convscope does not read. Save it with dense ones."
+                f"{self._path} holds sparse tensors, which convscope does not read. Save it with dense ones.",
+                code="sparse-tensors",
+                path=str(self._path),
             )
         constants: dict[str, np.ndarray] = {}
         for tensor in graph.initializer:
@@ -365,7 +387,11 @@ class _Reading:
         if what != "tensor_type" or value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             kind = "text" if what == "tensor_type" else what.removesuffix("_type")
             raise ModelError(
-                f"{self._path} takes {kind} at its input {value.name!r}; convscope feeds tensors of numbers only."
+                f"{self._path} takes {kind} at its input {value.name!r}; convscope feeds tensors of numbers only.",
+                code="input-not-numbers",
+                path=str(self._path),
+                name=value.name,
+                found=kind,
             )
         return Input(_shape(value.type.tensor_type), value.type.tensor_type.elem_type)
 
@@ -427,11 +453,20 @@ class _Reading:
             self._others.add(place.relative_to(self._path.parent.resolve()).as_posix())
             with _opened(place) as file:
                 if offset + size > os.fstat(file.fileno()).st_size:
-                    raise ModelError(f"the weights beside {self._path} are cut off: {place.name!r} ends too early.")
+                    raise ModelError(
+                        f"the weights beside {self._path} are cut off: {place.name!r} ends too early.",
+                        code="file-damaged",
+                        path=str(place),
+                    )
                 file.seek(offset)
                 return file.read(size)
         except OSError as error:
-            raise ModelError(f"the weights beside {self._path} can't be read ({one_line(error)[:160]}).") from error
+            raise ModelError(
+                f"the weights beside {self._path} can't be read ({one_line(error)[:160]}).",
+                code="file-unreadable",
+                path=str(self._path),
+                reason=one_line(error)[:160],
+            ) from error
 
     def _place(self, name: str) -> Path:
         """Where a file of weights lies; also through links it has to be inside of the model's folder."""
@@ -444,11 +479,17 @@ class _Reading:
         if not plain or not place.resolve().is_relative_to(folder):
             raise ModelError(
                 f"{self._path} keeps its weights outside of its folder, in {name!r}, which is not read. "
-                "Put them beside it, as a file and not as a link, and save the model anew."
+                "Put them beside it, as a file and not as a link, and save the model anew.",
+                code="weights-outside",
+                path=str(self._path),
+                name=name,
             )
         if not place.is_file():  # not there, or a pipe or a device
             raise ModelError(
-                f"{self._path} keeps its weights in {name!r}, which is not beside it. Put it into the folder."
+                f"{self._path} keeps its weights in {name!r}, which is not beside it. Put it into the folder.",
+                code="weights-missing",
+                path=str(self._path),
+                name=name,
             )
         return place
 
@@ -549,7 +590,12 @@ class _Expansion:
 
     def _of_function(self, key: tuple[str, str, str]) -> tuple[int, int]:
         if key in self._open:
-            raise ModelError(f"{self._file.path} can't be computed: its function {key[1]!r} calls itself.")
+            raise ModelError(
+                f"{self._file.path} can't be computed: its function {key[1]!r} calls itself.",
+                code="function-recursive",
+                path=str(self._file.path),
+                name=key[1],
+            )
         if len(self._open) >= self._limit.depth:
             raise ModelError(
                 f"{self._file.path} nests functions too deep ({limits.how_to_raise('depth')}).",

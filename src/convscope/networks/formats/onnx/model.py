@@ -57,7 +57,12 @@ def _picture(file: OnnxFile, asked: str | None) -> str:
             if fits(item.shape):
                 return name
     found = "; ".join(f"{name} {item.text}" for name, item in inputs.items()) or "none"
-    raise ModelError(f"{file.path} has no input for an image (n, c, h, w); its inputs: {found}.", code="input-shape")
+    raise ModelError(
+        f"{file.path} has no input for an image (n, c, h, w); its inputs: {found}.",
+        code="input-shape",
+        path=str(file.path),
+        names=list(inputs),
+    )
 
 
 def _asked(file: OnnxFile, name: str) -> str:

@@ -114,7 +114,9 @@ def module_of(file: OnnxFile, picture: str) -> OnnxModule:
     try:
         outputs = built.build()
     except RecursionError as error:
-        raise ModelError(f"{file.path} nests functions too deep.") from error
+        raise ModelError(
+            f"{file.path} nests functions too deep.", code="input-too-large", path=str(file.path), limit="depth"
+        ) from error
     if built.missing:
         raise refusal(file.path, built.missing)
     # Only now: constants that were folded above belong to no batch.

@@ -89,11 +89,13 @@ class Step(nn.Module):
         try:
             return self._within_limits(values)
         except BeyondLimits as error:
-            raise ModelError(self._cant(error)) from error
+            found = {"name": self.node.name, **error.data}
+            raise ModelError(self._cant(error), code=error.code, **found) from error
         except (torch.OutOfMemoryError, ModelError):
             raise
         except Exception as error:  # whatever Python, NumPy or torch raise at values that don't fit
-            raise ModelError(self._cant(error)) from error
+            reason = one_line(error)[:200]
+            raise ModelError(self._cant(error), code="node-failed", name=self.node.name, reason=reason) from error
 
     def _within_limits(self, values: list[object]) -> object:
         """The output of the operator. Shapes and numbers that no such node has met yet are checked beforehand."""

@@ -77,7 +77,7 @@ def read(folder: Path, trust: bool = False) -> Program:
         memory = 4096 * _MIB + 8 * size
         found = isolation.call(f"{__name__}:program", folder, trust, memory=memory)
     except isolation.ReaderError as error:
-        raise ModelError(_broken(folder, error)) from error
+        raise _broken(folder, error) from error
     return Program(**{**found, "shape": tuple(found["shape"]), "handles": tuple(found["handles"])})
 
 
@@ -99,6 +99,7 @@ def check_files(folder: Path, trust: bool = False) -> int:
             f"the SavedModel's file {outside[0]} is a link out of its folder, and would be read from there. Copy the "
             f"folder with the files themselves (cp -rL), or, if you trust it, give {option('trust=True')}.",
             code="needs-trust",
+            path=str(outside[0]),
         )
     size = sum(map(_size, files))
     if size > limits.current().weights:
@@ -110,15 +111,19 @@ def check_files(folder: Path, trust: bool = False) -> int:
     return size
 
 
-def _broken(folder: Path, error: isolation.ReaderError) -> str:
+def _broken(folder: Path, error: isolation.ReaderError) -> ModelError:
     if error.kind in ("time", "memory"):
-        return f"the SavedModel {folder} can't be read: {error}."
+        message = f"the SavedModel {folder} can't be read: {error}."
+        return ModelError(message, code="input-too-large", path=str(folder), reason=str(error))
     return _damaged(folder, "TensorFlow crashes on it" if error.kind == "crash" else " ".join(str(error).split())[:200])
 
 
-def _damaged(folder: Path, what: str) -> str:
-    return (
-        f"the SavedModel {folder} is damaged or made for another TensorFlow ({what}). Copy it again, or save it anew."
+def _damaged(folder: Path, what: str) -> ModelError:
+    return ModelError(
+        f"the SavedModel {folder} is damaged or made for another TensorFlow ({what}). Copy it again, or save it anew.",
+        code="file-damaged",
+        path=str(folder),
+        reason=what,
     )
 
 
@@ -128,10 +133,17 @@ def _size(path: Path) -> int:
         about = path.stat()
     except OSError as error:
         raise ModelError(
-            f"the SavedModel's file {path} can't be read ({error.strerror}). Copy it again.", code="file-damaged"
+            f"the SavedModel's file {path} can't be read ({error.strerror}). Copy it again.",
+            code="file-damaged",
+            path=str(path),
+            reason=error.strerror,
         ) from error
     if not stat.S_ISREG(about.st_mode):
-        raise ModelError(f"expected a file at {path}, found a device, a pipe or a folder. Copy the SavedModel again.")
+        raise ModelError(
+            f"expected a file at {path}, found a device, a pipe or a folder. Copy the SavedModel again.",
+            code="no-regular-file",
+            path=str(path),
+        )
     return about.st_size
 
 
@@ -227,13 +239,16 @@ def _meta_graph(folder: Path, trust: bool) -> Message:
         model.ParseFromString((folder / GRAPH).read_bytes())
     except Exception as error:  # of the protobuf library at hand
         raise ModelError(
-            f"{folder / GRAPH} is damaged ({' '.join(str(error).split())}). Copy it again.", code="file-damaged"
+            f"{folder / GRAPH} is damaged ({' '.join(str(error).split())}). Copy it again.",
+            code="file-damaged",
+            path=str(folder),
+            reason=" ".join(str(error).split()),
         ) from error
     if not trust:
         _refuse(folder, {node.op for meta in model.meta_graphs for node in _all_nodes(meta)} - _KNOWN)
     serving = [meta for meta in model.meta_graphs if "serve" in meta.meta_info_def.tags] or list(model.meta_graphs)
     if not serving:
-        raise ModelError(f"{folder / GRAPH} holds no graph. Copy it again.", code="file-damaged")
+        raise ModelError(f"{folder / GRAPH} holds no graph. Copy it again.", code="file-damaged", path=str(folder))
     return serving[0]
 
 
@@ -251,6 +266,8 @@ def _refuse(folder: Path, found: set[str]) -> None:
             f"the SavedModel {folder} holds operations that do more than compute, or that convscope does not know "
             f"({_shown(sorted(found)[:4])}). If you trust it, give {option('trust=True')} to run it.",
             code="needs-trust",
+            path=str(folder),
+            names=sorted(found),
         )
 
 
@@ -265,7 +282,10 @@ def _signature(folder: Path, meta: Message) -> tuple[str, Message]:
     if not taking:
         found = _shown([name for name in meta.signature_def if not name.startswith("__")]) or "none"
         raise ModelError(
-            f"the SavedModel {folder} has no signature that takes one image (n, h, w, c); its signatures: {found}."
+            f"the SavedModel {folder} has no signature that takes one image (n, h, w, c); its signatures: {found}.",
+            code="no-signature",
+            path=str(folder),
+            found=found,
         )
     name = "serving_default" if "serving_default" in taking else next(iter(taking))
     return name, taking[name]
@@ -325,6 +345,8 @@ class _Extraction:
                 raise ModelError(
                     f"{self.folder / GRAPH} is damaged: it lacks its operation {name!r}. Copy it again.",
                     code="file-damaged",
+                    path=str(self.folder),
+                    name=name,
                 )
             found[name] = node
             if node.op in operations.VARIABLES:
@@ -338,7 +360,12 @@ class _Extraction:
         if not self.trust:
             _refuse(self.folder, {node.op} - allowed)
         if node.op in ("Placeholder", "PlaceholderV2"):
-            raise ModelError(f"the SavedModel {self.folder} needs a value for {node.name!r}, which no signature names.")
+            raise ModelError(
+                f"the SavedModel {self.folder} needs a value for {node.name!r}, which no signature names.",
+                code="placeholder-unfed",
+                path=str(self.folder),
+                name=node.name,
+            )
         if node.op == "Const":
             _check_constant(node, self.folder)
 
@@ -348,13 +375,20 @@ class _Extraction:
 
     def _expanded(self, name: str, around: tuple[str, ...]) -> int:
         if name in around or len(around) > limits.current().depth:
-            raise ModelError(f"the SavedModel {self.folder} has functions that call themselves, so it may never end.")
+            raise ModelError(
+                f"the SavedModel {self.folder} has functions that call themselves, so it may never end.",
+                code="function-recursive",
+                path=str(self.folder),
+                name=name,
+            )
         if name not in self._sizes:
             function = self.functions.get(name)
             if function is None:
                 raise ModelError(
                     f"{self.folder / GRAPH} is damaged: it lacks its function {name!r}. Copy it again.",
                     code="file-damaged",
+                    path=str(self.folder),
+                    name=name,
                 )
             for node in function.node_def:
                 self._check(node, operations.RUNNING)
@@ -391,9 +425,19 @@ def _check_constant(node: Message, folder: Path) -> None:
     sizes = [dim.size for dim in tensor.tensor_shape.dim]
     total, held = prod(sizes), tensor.ByteSize()
     if any(size < 0 for size in sizes) or total > 2**24 + 8 * held:
-        raise ModelError(f"the SavedModel {folder} has a constant of the shape {tuple(sizes)} in {held} bytes.")
+        raise ModelError(
+            f"the SavedModel {folder} has a constant of the shape {tuple(sizes)} in {held} bytes.",
+            code="file-invalid",
+            path=str(folder),
+            shape=list(sizes),
+        )
     if tensor.resource_handle_val or tensor.variant_val:
-        raise ModelError(f"the SavedModel {folder} has a constant that is no value ({node.name!r}).")
+        raise ModelError(
+            f"the SavedModel {folder} has a constant that is no value ({node.name!r}).",
+            code="file-invalid",
+            path=str(folder),
+            name=node.name,
+        )
 
 
 def _plain(node: Message, prefix: str) -> Message:
@@ -555,7 +599,9 @@ def _values(folder: Path, meta: Message, nodes: list[str]) -> dict[str, np.ndarr
         known = _keys(meta, reader)
     except Exception as error:  # TensorFlow raises what its reader raises
         raise ModelError(
-            f"the variables of the SavedModel {folder} can't be read. Copy it again.", code="file-damaged"
+            f"the variables of the SavedModel {folder} can't be read. Copy it again.",
+            code="file-damaged",
+            path=str(folder),
         ) from error
     keys = {node: known.get(node, node) for node in nodes}
     lacking = [key for key in keys.values() if key not in shapes]
@@ -564,12 +610,22 @@ def _values(folder: Path, meta: Message, nodes: list[str]) -> dict[str, np.ndarr
             f"the SavedModel {folder} is not whole: its variables/ lack {_shown(lacking[:3])}. Copy it again, or "
             "save it anew.",
             code="file-damaged",
+            path=str(folder),
+            names=lacking,
         )
     declared = sum(prod(shapes[key]) * max(1, dtypes[key].size) for key in set(keys.values()))
     if declared > held:
-        raise ModelError(f"the SavedModel {folder} declares {declared:,} bytes of variables, found {held:,} bytes.")
+        raise ModelError(
+            f"the SavedModel {folder} declares {declared:,} bytes of variables, found {held:,} bytes.",
+            code="file-damaged",
+            path=str(folder),
+            found=held,
+            expected=declared,
+        )
     if any(not (dtypes[key].is_floating or dtypes[key].is_integer or dtypes[key].is_bool) for key in keys.values()):
-        raise ModelError(f"the SavedModel {folder} has variables that are no numbers.")
+        raise ModelError(
+            f"the SavedModel {folder} has variables that are no numbers.", code="values-unsupported", path=str(folder)
+        )
     return {node: np.asarray(reader.get_tensor(key)) for node, key in keys.items()}
 
 
@@ -581,7 +637,7 @@ def _try(found: dict[str, Json], folder: Path) -> None:
     try:
         built = function(trial, {name: tf.Variable(value) for name, value in trial.variables.items()})
     except Exception as error:  # TensorFlow raises what its importer raises
-        raise ModelError(_damaged(folder, " ".join(str(error).split())[:200])) from error
+        raise _damaged(folder, " ".join(str(error).split())[:200]) from error
     sizes = [size or usual for size, usual in zip(trial.shape, _USUAL, strict=True)]
     if prod(sizes) > limits.current().pixels:
         return
@@ -592,4 +648,4 @@ def _try(found: dict[str, Json], folder: Path) -> None:
     except Exception as error:  # TensorFlow raises what its operations raise
         if None in trial.shape[1:]:  # another size may fit
             return
-        raise ModelError(_damaged(folder, " ".join(str(error).split())[:200])) from error
+        raise _damaged(folder, " ".join(str(error).split())[:200]) from error

@@ -37,7 +37,9 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
     compiled = [name for name in archives.member_names(path) if name.endswith((".so", ".cubin"))]
     if compiled:
         raise ModelError(
-            f"{path} is compiled for one machine (AOTInductor), without a graph. Expected torch.export.save."
+            f"{path} is compiled for one machine (AOTInductor), without a graph. Expected torch.export.save.",
+            code="model-compiled",
+            path=str(path),
         )
     load = (lambda: torch.export.load(path)) if trust else _checked(path)
     try:
@@ -46,7 +48,12 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
             program = load()
             module = _unflattened(program)
     except Exception as error:  # torch raises what its reader raises
-        raise ModelError(f"{path} can't be read as an exported program ({one_line(error)[:200]}).") from error
+        raise ModelError(
+            f"{path} can't be read as an exported program ({one_line(error)[:200]}).",
+            code="file-damaged",
+            path=str(path),
+            reason=one_line(error)[:200],
+        ) from error
     shape = _input_shape(program)
     _describe(module, program)
     declared = (None, *shape[1:]) if shape else None
@@ -106,6 +113,8 @@ def _checked(path: Path) -> Callable[[], Exported]:
                 f"{path} holds a pickle that asks for {error.name}, and unpickling runs code. Expected tensors only. "
                 f"If you trust the file, give {option('trust=True')}.",
                 code="needs-trust",
+                path=str(path),
+                names=[error.name],
             ) from error
 
 
@@ -116,6 +125,8 @@ def _check_members(archive: archives.Archive) -> None:
             f"{archive.path} holds {len(objects)} pickled object{'s' if len(objects) > 1 else ''}, and unpickling runs "
             f"code. Expected tensors only. If you trust the file, give {option('trust=True')}.",
             code="needs-trust",
+            path=str(archive.path),
+            names=objects,
         )
     odd = next((name for name in archive.members if not _MEMBERS.fullmatch(name)), None)
     if odd is not None:
@@ -123,6 +134,8 @@ def _check_members(archive: archives.Archive) -> None:
             f"{archive.path} holds the member {ascii(odd)[:80]}, which torch.export.save does not write. "
             f"If you trust the file, give {option('trust=True')}.",
             code="needs-trust",
+            path=str(archive.path),
+            names=[odd],
         )
 
 

@@ -68,7 +68,10 @@ def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, tor
         return _safetensors(path), ()
     if file.kind != "torch":
         raise ModelError(
-            f"expected a state dict of tensors by name in {path}, found {KINDS[file.kind]}. Open it by itself."
+            f"expected a state dict of tensors by name in {path}, found {KINDS[file.kind]}. Open it by itself.",
+            code="file-of-another-kind",
+            path=str(path),
+            found=file.kind,
         )
     try:
         with torch_pickles.opened(path) as checkpoint:
@@ -78,7 +81,12 @@ def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, tor
     except pickles.ForeignName as error:
         if trust:
             return _unwrapped(path, _unpickled(path), torch.Tensor)
-        raise ModelError(_would_run_code(path, foreign_globals(path) or [error.name]), code="needs-trust") from error
+        raise ModelError(
+            _would_run_code(path, foreign_globals(path) or [error.name]),
+            code="needs-trust",
+            path=str(path),
+            names=foreign_globals(path) or [error.name],
+        ) from error
 
 
 def _unwrapped(path: Path, found: object, kind: type) -> tuple[dict[str, Structure], tuple[str, ...]]:
@@ -93,12 +101,22 @@ def _unwrapped(path: Path, found: object, kind: type) -> tuple[dict[str, Structu
         found = found[key]
     if not isinstance(found, Mapping) or not found or not _is_state(found, kind):
         what = "an empty one" if isinstance(found, Mapping) and not found else _contents(found)
-        raise ModelError(f"expected a state dict of tensors by name in {path}, found {what}.")
+        raise ModelError(
+            f"expected a state dict of tensors by name in {path}, found {what}.",
+            code="no-weights",
+            path=str(path),
+            found=what,
+        )
     tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, kind)}
     try:
         _check_names(tensors)
     except ValueError as error:
-        raise ModelError(f"expected a state dict of tensors by name in {path}, but {error}.") from error
+        raise ModelError(
+            f"expected a state dict of tensors by name in {path}, but {error}.",
+            code="file-invalid",
+            path=str(path),
+            reason=str(error),
+        ) from error
     return tensors, tuple(notes)
 
 
@@ -130,10 +148,18 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
         state = load_file(path)
     except Exception as error:  # the library's own error class is no ValueError
         raise ModelError(
-            f"{path} can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
+            f"{path} can't be read whole: {one_line(error)}. Copy or download it again.",
+            code="file-damaged",
+            path=str(path),
+            reason=one_line(error),
         ) from error
     if not state:
-        raise ModelError(f"expected a state dict of tensors by name in {path}, found an empty one.")
+        raise ModelError(
+            f"expected a state dict of tensors by name in {path}, found an empty one.",
+            code="no-weights",
+            path=str(path),
+            found="an empty one",
+        )
     return state
 
 
@@ -162,7 +188,10 @@ def _check_header(path: Path) -> None:
             _check_places({name: told for name, told in tensors.items() if name != "__metadata__"}, size - 8 - length)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(
-                f"{path} can't be read whole: {one_line(error)}. Copy or download it again.", code="file-damaged"
+                f"{path} can't be read whole: {one_line(error)}. Copy or download it again.",
+                code="file-damaged",
+                path=str(path),
+                reason=one_line(error),
             ) from error
 
 
@@ -216,7 +245,12 @@ def fill(module: nn.Module, path: Path, trust: bool = False) -> tuple[str, ...]:
     try:
         module.load_state_dict(state, strict=False, assign=False)
     except RuntimeError as error:
-        raise ModelError(f"the weights in {path} can't be loaded: {one_line(error)[:200]}.") from error
+        raise ModelError(
+            f"the weights in {path} can't be loaded: {one_line(error)[:200]}.",
+            code="weights-misfit",
+            path=str(path),
+            reason=one_line(error)[:200],
+        ) from error
     return (*notes, *taken_off, *(("its lazily created layers took their shapes from the file",) if lazy else ()))
 
 
@@ -274,6 +308,10 @@ def _check(path: Path, state: Mapping[str, torch.Tensor], target: Mapping[str, t
         f"the weights in {path} are not this network's: of its {len(target)} tensors {' and '.join(said)}. "
         "Give the file that belongs to the code, or the code's right arguments (file.py:function?classes=10).",
         code="weights-misfit",
+        path=str(path),
+        missing=missing,
+        unexpected=unexpected,
+        reasons=wrong,
     )
 
 
@@ -314,7 +352,10 @@ def _unpickled(path: Path) -> Structure:
     except Exception as error:  # whatever the author's code raises
         raise ModelError(
             f"{path} can't be unpickled ({type(error).__name__}: {one_line(error)[:200]}); "
-            "the code that it names has to be importable here."
+            "the code that it names has to be importable here.",
+            code="unpickling-failed",
+            path=str(path),
+            reason=one_line(error)[:200],
         ) from error
 
 
@@ -324,7 +365,12 @@ def _pickled_module(file: ModelFile) -> OpenedModule:
     if isinstance(found, Mapping):
         found = next((value for value in found.values() if isinstance(value, nn.Module)), found)
     if not isinstance(found, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module in {path}, found {_contents(found)}.")
+        raise ModelError(
+            f"expected a torch.nn.Module in {path}, found {_contents(found)}.",
+            code="not-a-model",
+            path=str(path),
+            found=_contents(found),
+        )
     return OpenedModule(found, file.source("a pickled module, run because it was trusted"))
 
 

@@ -224,7 +224,11 @@ def _filled(arguments: tuple, schema: Compiled) -> tuple:
     missing = schema.arguments[len(arguments) :]
     lacking = [argument.name for argument in missing if not argument.has_default_value()]
     if lacking:
-        raise ModelError(f"the TorchScript module takes {', '.join(lacking)} too, for which it has no default.")
+        raise ModelError(
+            f"the TorchScript module takes {', '.join(lacking)} too, for which it has no default.",
+            code="argument-missing",
+            names=lacking,
+        )
     return (*arguments, *(argument.default_value for argument in missing))
 
 
@@ -267,7 +271,9 @@ def _function(node: Compiled, code: Code) -> Doing:
     name = next(iter(node.inputs())).type().annotation_str
     found = code.unit.find_function(name)
     if found is None:
-        raise ModelError(f"the TorchScript file calls the function {name!r}, which it does not hold.")
+        raise ModelError(
+            f"the TorchScript file calls the function {name!r}, which it does not hold.", code="file-damaged", name=name
+        )
     return lambda values, given: code.program(name, found.graph).call(given[1:])
 
 
@@ -284,12 +290,20 @@ def _get(name: str, given: list[Value]) -> object:
 def _method(name: str, given: list[Value]) -> object:
     owner, *arguments = given
     if not isinstance(owner, Scripted):
-        raise ModelError(f"the TorchScript file calls the method {name!r} of something that is no module.")
+        raise ModelError(
+            f"the TorchScript file calls the method {name!r} of something that is no module.",
+            code="file-invalid",
+            name=name,
+        )
     return owner(*arguments) if name == "forward" else owner.call(name, tuple(arguments))
 
 
 def _set(name: str, given: list[Value]) -> None:
-    raise ModelError(f"the TorchScript file sets its attribute {name!r} in a pass, which convscope does not do.")
+    raise ModelError(
+        f"the TorchScript file sets its attribute {name!r} in a pass, which convscope does not do.",
+        code="attribute-set",
+        name=name,
+    )
 
 
 def _raise(given: list[Value]) -> Value:
@@ -379,7 +393,7 @@ def _power(base: Value, exponent: Value) -> object:
     """Python computes a power of whole numbers in full, and can't be interrupted at it."""
     whole = isinstance(base, int) and isinstance(exponent, int)
     if whole and abs(base) > 1 and exponent > 63:
-        raise BeyondLimits("the TorchScript file computes a power that has more than 64 bits.")
+        raise BeyondLimits("the TorchScript file computes a power that has more than 64 bits.", code="number-too-large")
     return base**exponent
 
 
@@ -427,7 +441,7 @@ def _operation(node: Compiled, code: Code) -> Doing:
         if plain is not None and not any(isinstance(value, torch.Tensor) for value in given):
             return plain(*given)
         if odd is not None:  # reported only where it would run: a branch may never be taken
-            raise ModelError(f"the TorchScript file uses {odd}.")
+            raise ModelError(f"the TorchScript file uses {odd}.", code="operator-refused", found=odd)
         assert call is not None
         places = len(given) - len(named)
         return _within_limits(code, call, given[:places], dict(zip(named, given[places:], strict=True)))
@@ -446,7 +460,12 @@ def _within_limits(code: Code, call: Compiled, places: list[Value], named: dict[
         with held_to(allowance(code.steps.images, code.steps.held)):
             made = call(*places, **named)
     except BeyondLimits as error:  # of this size of image; another may do
-        raise ModelError(f"the operator {call} of the TorchScript file can't be computed: {error}.") from error
+        raise ModelError(
+            f"the operator {call} of the TorchScript file can't be computed: {error}.",
+            code=error.code,
+            name=str(call),
+            **error.data,
+        ) from error
     if len(code.steps.met) < limits.current().entries:
         code.steps.met.add(form)
     return made

@@ -300,11 +300,14 @@ def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Check
         else:
             with path.open("rb") as file:
                 yield _of_pickles(file)
-    except pickles.UnknownOperation as error:
+    except pickles.UnknownOpcode as error:
         raise _unreadable(path, error) from error
     except (*pickles.DAMAGE, EOFError, OSError, RuntimeError) as error:
         raise ModelError(
-            f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.", code="file-damaged"
+            f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.",
+            code="file-damaged",
+            path=str(path),
+            reason=one_line(error),
         ) from error
 
 
@@ -319,14 +322,27 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
     if protocol > 2:
         return ModelError(
             f"{path} was saved with pickle protocol {protocol}, of which convscope reads a part. "
-            "Save it anew with torch.save(model.state_dict(), FILE), without pickle_protocol."
+            "Save it anew with torch.save(model.state_dict(), FILE), without pickle_protocol.",
+            code="version-unsupported",
+            path=str(path),
+            found=protocol,
+            expected=2,
         )
-    return ModelError(f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.", code="file-damaged")
+    return ModelError(
+        f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.",
+        code="file-damaged",
+        path=str(path),
+        reason=one_line(error),
+    )
 
 
 def _of_archive(archive: archives.Archive) -> Checkpoint:
     if "byteorder" in archive.members and archive.text("byteorder") != b"little":
-        raise ModelError(f"{archive.path} was written on a machine of another byte order, which is not read here.")
+        raise ModelError(
+            f"{archive.path} was written on a machine of another byte order, which is not read here.",
+            code="byte-order",
+            path=str(archive.path),
+        )
     value = pickles.load(archive.text("data.pkl"), table, lambda told: in_archive(archive, "data", stored(told)))
     return Checkpoint(value, lambda storage: archive.read(f"data/{storage.key}"))
 
@@ -431,5 +447,8 @@ def names(path: Path) -> list[tuple[list[str], int]]:
         return found
     except pickles.DAMAGE as error:
         raise ModelError(
-            f"{path} can't be read: {one_line(error)}. Copy or download it again.", code="file-damaged"
+            f"{path} can't be read: {one_line(error)}. Copy or download it again.",
+            code="file-damaged",
+            path=str(path),
+            reason=one_line(error),
         ) from error

@@ -546,9 +546,13 @@ def refusal(path: object, odd: Odd) -> ModelError:
             f"{path} holds text that PyTorch would run as code, import by, or write into code ({place}{odd.found}), "
             f"and it is not known to be harmless. If you trust the file, give {option('trust=True')}.",
             code="needs-trust",
+            path=str(path),
+            found=odd.found,
         )
     return ModelError(
         f"{path} holds what no export of this PyTorch writes ({place}{odd.found}). It is damaged or was made by "
         f"another version; export it anew, or, if you trust the file, give {option('trust=True')}.",
         code="needs-trust",
+        path=str(path),
+        found=odd.found,
     )

@@ -51,7 +51,10 @@ def _loaded(unit: object, load: Callable[..., object], source: object, path: Pat
         return torch.jit._recursive.wrap_cpp_module(loaded).eval()
     except Exception as error:  # torch raises what its reader raises
         raise ModelError(
-            f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.", code="file-damaged"
+            f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.",
+            code="file-damaged",
+            path=str(path),
+            reason=one_line(error)[:200],
         ) from error
 
 
@@ -69,7 +72,9 @@ def _compilable(path: Path) -> bytes:
         try:
             isolation.call("convscope.networks.formats.torch.script:try_to_compile", path, memory=room)
         except isolation.ReaderError as error:
-            raise ModelError(f"{path} can't be compiled as TorchScript: {error}.") from error
+            raise ModelError(
+                f"{path} can't be compiled as TorchScript: {error}.", code=error.code, path=str(path), reason=str(error)
+            ) from error
     return checked
 
 
@@ -99,10 +104,16 @@ def _checked(path: Path) -> bytes:
         version = archive.text(place)
         if not re.fullmatch(rb"\d{1,4}\s*", version):
             raise ModelError(
-                f"{path} can't be read as TorchScript (its version is no number). Copy it again.", code="file-damaged"
+                f"{path} can't be read as TorchScript (its version is no number). Copy it again.",
+                code="file-damaged",
+                path=str(path),
             )
         if "byteorder" in archive.members and archive.text("byteorder") != b"little":
-            raise ModelError(f"{path} was written on a machine of another byte order, which is not read here.")
+            raise ModelError(
+                f"{path} was written on a machine of another byte order, which is not read here.",
+                code="byte-order",
+                path=str(path),
+            )
         tensors = [name for name in archive.members if re.fullmatch(r"(data|constants)/\d+", name)]
         small: dict[str, bytes | bytearray] = {**data, **code, place: version, "byteorder": b"little"}
         members = itertools.chain(small.items(), ((name, archive.read(name)) for name in tensors))
@@ -135,6 +146,8 @@ def _refuse(path: Path, found: object) -> None:
             f"{path} is a TorchScript program, and may do more than compute: it holds {found}. "
             f"If you trust the file, give {option('trust=True')} to open it.",
             code="needs-trust",
+            path=str(path),
+            found=str(found),
         )
 
 
@@ -164,13 +177,21 @@ def _check_pickle(archive: archives.Archive, name: str, data: bytes) -> None:
         found = torch_pickles.in_archive(archive, folder, torch_pickles.stored(told))
         read += found.nbytes
         if read > limits.current().weights:
-            raise ValueError(f"its tensors take more than is read ({limits.how_to_raise('weights')})")
+            raise ModelError(
+                f"{archive.path} holds tensors that take more than is read ({limits.how_to_raise('weights')}).",
+                code="input-too-large",
+                limit="weights",
+            )
         return found
 
     try:
         modules = pickles.count(pickles.load(data, table, storage), pickles.Instance)
         if modules > limits.current().nodes:  # those that are shared are visited at each place
-            raise ValueError(f"it has too many modules ({limits.how_to_raise('nodes')})")
+            raise ModelError(
+                f"{archive.path} has too many modules ({limits.how_to_raise('nodes')}).",
+                code="input-too-large",
+                limit="nodes",
+            )
         if any(not instance.finished for instance in instances):
             raise ValueError("an object has no state")
     except pickles.ForeignName as error:
@@ -179,6 +200,9 @@ def _check_pickle(archive: archives.Archive, name: str, data: bytes) -> None:
         raise ModelError(
             f"{archive.path} can't be read as TorchScript ({name}: {one_line(error)[:200]}). Copy it again.",
             code="file-damaged",
+            path=str(archive.path),
+            name=name,
+            reason=one_line(error)[:200],
         ) from error
 
 

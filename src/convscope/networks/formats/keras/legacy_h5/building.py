@@ -30,7 +30,10 @@ def refuse_unknown(stored: Stored) -> None:
         raise ModelError(
             f"{stored.path.name}: expected layers of Keras 3, found {classes}, unknown to it. If they "
             "are your own, register them with keras.saving.register_keras_serializable before the file is "
-            "opened, or open the model in Python and hand it over."
+            "opened, or open the model in Python and hand it over.",
+            code="layer-class-unknown",
+            path=stored.path.name,
+            names=list(unknown),
         )
 
 
@@ -113,8 +116,17 @@ def model_of(stored: Stored, trust: bool) -> KerasModel:
     except Exception as error:  # Keras raises what its layers raise
         reason = " ".join(str(error).rsplit("Exception encountered:", 1)[-1].split())[:300]
         expected = f"expected a config that Keras {keras.__version__} can build"
-        raise ModelError(f"{stored.path.name}: {expected}, found: {reason}.") from error
+        raise ModelError(
+            f"{stored.path.name}: {expected}, found: {reason}.",
+            code="config-invalid",
+            path=stored.path.name,
+            reason=reason,
+        ) from error
     if not isinstance(model, keras.Model) or not model.built:
-        raise ModelError(f"{stored.path.name}: expected a model with an input shape, found one without.")
+        raise ModelError(
+            f"{stored.path.name}: expected a model with an input shape, found one without.",
+            code="input-shape-missing",
+            path=stored.path.name,
+        )
     keras_config.check_outputs(model, stored.path.name)
     return model

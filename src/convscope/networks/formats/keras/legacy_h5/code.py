@@ -24,9 +24,16 @@ def refuse_code(stored: Stored, trust: bool) -> None:
             f"run, not even with {option('trust=True')}. Write the architecture as a function, and open "
             f"file.py:function with the weights of this file alone ({option('weights')}).",
             code="code-in-file",
+            path=stored.path.name,
+            names=[layer for _, layer, _ in found],
         )
     if not trust:
-        raise ModelError(f"{head}. If you trust the file, give {option('trust=True')} to run it.", code="needs-trust")
+        raise ModelError(
+            f"{head}. If you trust the file, give {option('trust=True')} to run it.",
+            code="needs-trust",
+            path=stored.path.name,
+            names=[layer for _, layer, _ in found],
+        )
 
 
 def code_layers(item: object, layer: str) -> Iterator[tuple[str, str, bool]]:

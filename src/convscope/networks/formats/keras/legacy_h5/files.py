@@ -67,7 +67,12 @@ def read(file: ModelFile, trust: bool = False) -> Opened:
     """
     path = file.path
     if file.kind != "hdf5":
-        raise ModelError(f"{path.name}: expected a model in an HDF5 file, found {KINDS[file.kind]}.")
+        raise ModelError(
+            f"{path.name}: expected a model in an HDF5 file, found {KINDS[file.kind]}.",
+            code="file-of-another-kind",
+            path=str(path),
+            found=file.kind,
+        )
     stored = stored_of(hdf5.read(path, but=BESIDE), path)
     refuse_code(stored, trust)
     said = migrate(stored)
@@ -91,7 +96,11 @@ def build(path: Path, version: str, config: Node, size: int, trust: bool) -> tup
         ModelError: the config can't be read, or names a layer that Keras does not know.
     """
     if not is_node(config):
-        raise ModelError(f"{path.name}: expected the class_name and config of a model in its config.")
+        raise ModelError(
+            f"{path.name}: expected the class_name and config of a model in its config.",
+            code="config-invalid",
+            path=path.name,
+        )
     stored = Stored(path, version, "tensorflow", config, {}, size)
     said = migrate(stored)
     refuse_unknown(stored)

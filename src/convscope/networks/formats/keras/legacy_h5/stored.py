@@ -70,7 +70,7 @@ def stored_of(contents: Contents, path: Path) -> Stored:
     """
     config, backend = attribute(contents, "model_config"), attribute(contents, "backend")
     if not config or "model_weights" not in contents.groups:
-        raise ModelError(_not_a_model(path, contents, bool(config)))
+        raise _not_a_model(path, contents, bool(config))
     version = version_of(contents)
     weights = weights_of(contents, major_of(version) < 2, "model_weights")
     return Stored(path, version, backend, _parsed(config, path), weights, contents.size)
@@ -93,28 +93,46 @@ def _parsed(text: str, path: Path) -> Node:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         message = f"{path.name}: expected JSON in its model_config, found something else. The file is damaged."
-        raise ModelError(message) from error
+        raise ModelError(message, code="file-damaged", path=str(path)) from error
     if not is_node(config):
-        raise ModelError(f"{path.name}: expected the class_name and config of a model in its model_config.")
+        raise ModelError(
+            f"{path.name}: expected the class_name and config of a model in its model_config.",
+            code="config-invalid",
+            path=path.name,
+        )
     keras_config.check_depth(config, path.name)
     return config
 
 
-def _not_a_model(path: Path, contents: Contents, has_config: bool) -> str:
-    """The reason why the file is no whole model, and the remedy."""
+def _not_a_model(path: Path, contents: Contents, has_config: bool) -> ModelError:
+    """The error of a file that is no whole model."""
     if has_config:
-        return f"{path.name}: expected weights, found the architecture alone. Save the model by model.save()."
+        return ModelError(
+            f"{path.name}: expected weights, found the architecture alone. Save the model by model.save().",
+            code="no-weights",
+            path=str(path),
+            found="the architecture alone",
+        )
     layers = listed(contents, "", "layer_names") or _modern_layers(contents)
     if not layers:
         layers = listed(contents, "model_weights", "layer_names")
     if layers:
         first = ", ".join(layers[:5]) + (", …" if len(layers) > 5 else "")
-        return (
+        return ModelError(
             f"{path.name}: expected a whole model, found weights without an architecture (of the layers "
-            f"{first}). Give the code that makes the network, file.py:function, and this file as {option('weights')}."
+            f"{first}). Give the code that makes the network, file.py:function, and this file as {option('weights')}.",
+            code="weights-alone",
+            path=str(path),
+            names=layers,
         )
-    found = ", ".join(repr(name) for name in contents.children("")[:8]) or "nothing"
-    return f"{path.name}: expected a model saved by Keras, found an HDF5 file without one: it holds {found}."
+    held = list(contents.children(""))
+    found = ", ".join(map(repr, held[:8])) or "nothing"
+    return ModelError(
+        f"{path.name}: expected a model saved by Keras, found an HDF5 file without one: it holds {found}.",
+        code="not-a-model",
+        path=str(path),
+        names=held,
+    )
 
 
 def _modern_layers(contents: Contents) -> list[str]:

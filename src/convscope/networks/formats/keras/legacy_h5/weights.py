@@ -79,7 +79,10 @@ def fill_model(model: KerasModel, stored: Stored) -> list[str]:
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise ModelError(
-            f"{stored.path.name}: expected its weights to fit its architecture, found: {shown}.", code="weights-misfit"
+            f"{stored.path.name}: expected its weights to fit its architecture, found: {shown}.",
+            code="weights-misfit",
+            path=stored.path.name,
+            reasons=problems,
         )
     used = [layout for layout in LAYOUTS if any(layout.applies(slot, stored) for _, slot in pairs)]
     _assign(pairs, stored)

@@ -55,7 +55,11 @@ def _eye_like(n: Node, x: Tensor) -> Tensor:
 @operator("dropout", "Dropout")
 def _dropout(n: Node, x: Tensor, ratio: Structure = None, training: object = None) -> object:
     if training is not None and bool(training) and float(0.5 if ratio is None else ratio) > 0:
-        raise ModelError(f"the node {n.name} drops values (training_mode); export the model in eval mode.")
+        raise ModelError(
+            f"the node {n.name} drops values (training_mode); export the model in eval mode.",
+            code="training-mode",
+            name=n.name,
+        )
     if n.outputs == 1:
         return x
     return x, torch.ones(x.shape, dtype=torch.bool if n.opset >= 10 else x.dtype, device=x.device)

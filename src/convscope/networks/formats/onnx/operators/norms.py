@@ -30,7 +30,11 @@ def _einsum(n: Node, *inputs: Tensor) -> Tensor:
 @operator("norm", "BatchNormalization")
 def _batch_norm(n: Node, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     if n.get("training_mode", 0):
-        raise ModelError(f"the node {n.name} normalises by the batch (training_mode); export the model in eval mode.")
+        raise ModelError(
+            f"the node {n.name} normalises by the batch (training_mode); export the model in eval mode.",
+            code="training-mode",
+            name=n.name,
+        )
     epsilon = n.get("epsilon", 1e-5)
     if not n.get("spatial", 1):  # up to operator set 8: statistics for each place
         return (x - mean) * torch.rsqrt(variance + epsilon) * weight + bias

@@ -235,7 +235,12 @@ _TYPE_NAMES = {"FLOAT": 1, "UINT8": 2, "INT8": 3, "INT16": 5, "INT32": 6, "INT64
 def _cast(n: Node, x: Tensor) -> Tensor:
     kind = _TYPE_NAMES.get(n.get("to"), n.get("to"))
     if kind not in TYPES:
-        raise ModelError(f"the node {n.name} casts to a type that PyTorch does not have (ONNX's number {kind}).")
+        raise ModelError(
+            f"the node {n.name} casts to a type that PyTorch does not have (ONNX's number {kind}).",
+            code="values-unsupported",
+            name=n.name,
+            found=kind,
+        )
     return x.to(TYPES[kind])
 
 

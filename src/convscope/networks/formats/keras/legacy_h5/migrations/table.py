@@ -92,5 +92,5 @@ def migrate(stored: Stored) -> list[str]:
     except MALFORMED as error:
         found = f"one that can't be read ({error!r})"
         message = f"{stored.path.name}: expected a config as Keras writes it, found {found}."
-        raise ModelError(message) from error
+        raise ModelError(message, code="config-invalid", path=stored.path.name, reason=repr(error)) from error
     return said
