@@ -180,7 +180,7 @@ def test_what_a_folder_holds_is_counted_together(tmp_path):
         ("\xff\xfe", "JSON"),
         ("[]", "an object"),
         ("null", "an object"),
-        ('{"heatmaps": [], "filters": []}', "one entry"),
+        ('{"schema": 2, "heatmaps": [], "filters": []}', "one entry"),
         ('{"heatmaps": NaN}', "NaN"),
     ],
 )

@@ -143,9 +143,9 @@ def change(file, **entries):
 
 def test_a_newer_schema_is_refused_with_the_version_that_it_needs(manifest):
     change(manifest, schema=store.SCHEMA + 1, needs="7.1.0")
-    with pytest.raises(ConvscopeError, match=r"found schema 2: it needs convscope 7\.1\.0 or newer\."):
+    with pytest.raises(ConvscopeError, match=r"found schema 3: it needs convscope 7\.1\.0 or newer\."):
         convscope.load(manifest.parent)
-    with pytest.raises(ConvscopeError, match="found schema 2"):
+    with pytest.raises(ConvscopeError, match="found schema 3"):
         convscope.load_all(manifest.parent)
 
 
@@ -153,7 +153,7 @@ def test_a_newer_schema_is_refused_whatever_else_is_new(manifest):
     """Nothing of a newer manifest is read but its version, and what it says that it needs can't steer a terminal."""
     for number in range(20):
         rng = random.Random(number)
-        report = {"schema": rng.randrange(2, 99), "needs": rng.choice(["\x1b[2J", "", None, 3, ["1"], "9.0" * 40])}
+        report = {"schema": rng.randrange(3, 99), "needs": rng.choice(["\x1b[2J", "", None, 3, ["1"], "9.0" * 40])}
         report |= {rng.choice(["filters", "results", "x"]): rng.choice([1, [], {}, None]) for _ in range(3)}
         manifest.write_text(json.dumps(report))
         with pytest.raises(ConvscopeError, match=r"found schema \d+: it needs a newer version of convscope\.$"):
@@ -167,22 +167,39 @@ def test_a_schema_that_is_no_version_is_one_clear_error(manifest, number):
         convscope.load(manifest)
 
 
-def test_results_from_before_schemas_had_numbers_are_loaded(manifest):
-    change(manifest, schema=..., needs=...)
-    assert convscope.load(manifest.parent).kind == manifest.stem
+@pytest.mark.parametrize("number", [1, ...])
+def test_a_result_of_a_development_version_is_refused(manifest, number):
+    change(manifest, schema=number, needs=...)
+    with pytest.raises(ConvscopeError, match="make the result again") as error:
+        convscope.load(manifest.parent)
+    assert (error.value.code, error.value.data["schema"]) == ("schema-old", 1)
 
 
-@pytest.mark.parametrize("value", [None, [], 3, {"parameters": {}}, {"network": {"name": "n"}, "parameters": {}}])
-def test_a_provenance_that_is_damaged_is_one_clear_error(manifest, value):
-    change(manifest, provenance=value)
-    with pytest.raises(ConvscopeError, match=r"at provenance.*save the result again"):
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [(entry, value) for entry in ("provenance", "network", "parameters") for value in (None, [], 3)]
+    + [("network", {"name": "n"}), ("network", {"name": "n", "input_size": [9]}), ("network", {"name": 3})],
+)
+def test_a_manifest_with_a_damaged_entry_is_one_clear_error(manifest, entry, value):
+    change(manifest, **{entry: value})
+    with pytest.raises(ConvscopeError, match=rf"at {entry}.*save the result again"):
         convscope.load(manifest)
+
+
+def test_a_provenance_is_kept_and_not_read(manifest):
+    """Whatever stands in it, the result is the same, and its provenance is what was loaded."""
+    before = convscope.load(manifest)
+    change(manifest, provenance={"network": 3, "pictures": "none", "parameters": []})
+    after = convscope.load(manifest)
+    assert after.parameters == before.parameters
+    assert (after.origin.network, after.origin.input_size) == (before.origin.network, before.origin.input_size)
+    assert after.provenance == {"network": 3, "pictures": "none", "parameters": before.provenance["parameters"]}
 
 
 def test_a_parameter_of_another_type_is_one_clear_error(manifest):
     report = json.loads(manifest.read_text())
-    name = next(iter(set(report["provenance"]["parameters"]) & {"memory", "seed", "check", "count"}))
-    report["provenance"]["parameters"][name] = {"x": 1}
+    name = next(iter(set(report["parameters"]) & {"memory", "seed", "check", "count"}))
+    report["parameters"][name] = {"x": 1}
     manifest.write_text(json.dumps(report))
-    with pytest.raises(ConvscopeError, match=rf"at provenance\.parameters\.{name}, found an object"):
+    with pytest.raises(ConvscopeError, match=rf"at parameters\.{name}, found an object"):
         convscope.load(manifest)

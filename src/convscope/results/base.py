@@ -112,8 +112,8 @@ def origin(
     record = {
         "technique": technique,
         "network": network.describe(),
-        "pictures": [_identified(image) for image in images],
-        "other_pictures": [{"role": role, **_identified(one)} for role, one in others.items() if one is not None],
+        "pictures": [identified(image) for image in images],
+        "other_pictures": [{"role": role, **identified(one)} for role, one in others.items() if one is not None],
         "versions": versions(),
     }
     return Origin(network.name, network.inputs.size, record, dict(details))
@@ -134,13 +134,15 @@ def versions() -> dict[str, str]:
     return {"convscope": own, "python": platform.python_version(), **others}
 
 
-def _identified(image: InputImage) -> dict[str, object]:
-    return {**without_pixels(image), "pixels_sha256": array_sha256(image.pixels)}
-
-
-def without_pixels(image: InputImage) -> dict[str, object]:
-    """An image without its pixels, as plain JSON values."""
-    return {"name": image.name, "source": image.source, "notes": list(image.notes), "sha256": image.sha256}
+def identified(image: InputImage) -> dict[str, object]:
+    """An image with a digest in place of its pixels, as plain JSON values."""
+    return {
+        "name": image.name,
+        "source": image.source,
+        "notes": list(image.notes),
+        "sha256": image.sha256,
+        "pixels_sha256": array_sha256(image.pixels),
+    }
 
 
 def array_sha256(array: np.ndarray) -> str:

@@ -17,7 +17,7 @@ from convscope.render.plots import png
 from convscope.results import Activations, LayerStatistics
 from convscope.schema import Json
 from convscope.store.folder import Folder, as_folder, save_images
-from convscope.store.parameters import ACTIVATION_PARAMETERS, WITH_IMAGES, read_made
+from convscope.store.parameters import ACTIVATION_PARAMETERS, WITH_IMAGES, describe_made, read_made
 from convscope.store.shelf import Shelf, check, check_shape
 
 
@@ -56,7 +56,7 @@ def write(
         }
         report["layers"] = [asdict(layer) for layer in result.layers]
         report["photos"] = save_images(folder, result.photos)
-    return folder.json(f"{result.kind}.json", report, since)
+    return folder.json(f"{result.kind}.json", report | describe_made(result), since)
 
 
 def _drawn(
@@ -105,8 +105,8 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Activations:
         check_shape(array, (len(photos), *layer.shape), where)
         arrays[layer.path] = array
     return Activations(
-        *read_made(report["provenance"], ACTIVATION_PARAMETERS),
-        photos=shelf.images(photos, report["provenance"]),
+        *read_made(known, ACTIVATION_PARAMETERS),
+        photos=shelf.images(photos),
         layers=layers,
         arrays=arrays,
         statistics=rows,

@@ -10,7 +10,7 @@ from convscope.render import concepts as views
 from convscope.results import Concept, Concepts
 from convscope.schema import Json
 from convscope.store.folder import Folder, as_folder, save_images
-from convscope.store.parameters import CONCEPT_PARAMETERS, PREDICTION, WITH_IMAGES, read_made
+from convscope.store.parameters import CONCEPT_PARAMETERS, PREDICTION, WITH_IMAGES, describe_made, read_made
 from convscope.store.shelf import Shelf, check, check_shape
 
 
@@ -23,7 +23,7 @@ def write(result: Concepts, directory: str | PathLike | Folder) -> list[str]:
     report["values"] = folder.array("values.npy", result.values)
     report["vectors"] = folder.array("vectors.npy", result.vectors)
     report["photos"] = save_images(folder, result.photos)
-    return folder.json(f"{result.kind}.json", report, since)
+    return folder.json(f"{result.kind}.json", report | describe_made(result), since)
 
 
 def read(report: Mapping[str, Json], shelf: Shelf) -> Concepts:
@@ -35,7 +35,6 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Concepts:
         "vectors": schema.text,
         **WITH_IMAGES,
     })(report, "")  # fmt: skip
-    schema.entries({"layer": schema.text})(report["provenance"]["parameters"], "provenance.parameters")
     values, vectors = (shelf.array(known[name], name) for name in ("values", "vectors"))
     count, photos = len(known["concepts"]), known["photos"]
     expected = f"how much of {count} concepts is where in {len(photos)} images (n, h, w, k)"
@@ -44,5 +43,5 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Concepts:
     check(vectors.ndim == 2 and len(vectors) == count, "vectors", f"{count} vectors", f"the shape {vectors.shape}")
     numbers = [row.number for row in known["concepts"]]
     check(numbers == list(range(count)), "concepts", f"the numbers from 0 to {count - 1}", numbers[:8])
-    made = read_made(report["provenance"], CONCEPT_PARAMETERS)
-    return Concepts(*made, shelf.images(photos, report["provenance"]), values, vectors, known["concepts"])
+    made = read_made(known, CONCEPT_PARAMETERS)
+    return Concepts(*made, shelf.images(photos), values, vectors, known["concepts"])

@@ -17,8 +17,8 @@ from convscope.results import STATUSES, FilterRow, Filters
 from convscope.results.filters import JSON_NAMES
 from convscope.schema import Json
 from convscope.store.folder import Folder, as_folder
-from convscope.store.parameters import FILTER_PARAMETERS, read_made
-from convscope.store.shelf import PROVENANCE, Shelf, check, check_shape
+from convscope.store.parameters import FILTER_PARAMETERS, MADE, describe_made, read_made
+from convscope.store.shelf import Shelf, check, check_shape
 
 _FILTER_ROW = schema.record(
     FilterRow,
@@ -70,7 +70,7 @@ def write(
             report[name] = folder.array("filters.npy" if name == "raw" else f"{name}.npy", array)
     report["layer"] = asdict(result.layer) if result.layer else None
     report["preprocessing"], report["crop"], report["look"] = asdict(result.preprocessing), result.crop, result.style
-    return folder.json(f"{result.kind}.json", report, since)
+    return folder.json(f"{result.kind}.json", report | describe_made(result), since)
 
 
 def read(report: Mapping[str, Json], shelf: Shelf) -> Filters:
@@ -79,7 +79,7 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Filters:
     known = schema.entries(
         {
             "filters": schema.sequence(_FILTER_ROW, 1),
-            "provenance": PROVENANCE,
+            **MADE,
             "raw": schema.text,
             "layer": schema.optional(schema.record(Layer, shape=shape, parameters=schema.whole(0, 2**62))),
             "preprocessing": _PREPROCESSING,
@@ -88,7 +88,7 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Filters:
         {"look": schema.one_of(*views.STYLES), "alpha": schema.text, "frames": schema.text},
     )(report, "")
     found = Filters(
-        *read_made(report["provenance"], FILTER_PARAMETERS),
+        *read_made(known, FILTER_PARAMETERS),
         layer=known["layer"],
         values=shelf.array(known["raw"], "raw"),
         rows=known["filters"],

@@ -12,10 +12,10 @@ import numpy as np
 from convscope.files import dump, safe_name, write_file
 from convscope.images.decode import InputImage
 from convscope.render.encode import encode_png
-from convscope.results.base import without_pixels
+from convscope.results.base import identified
 from convscope.schema import Json
 
-SCHEMA = 1  # of the manifests that are written; those without a number, of before, are read as it
+SCHEMA = 2  # of the manifests that are written and read; development versions wrote schema 1
 NEEDS = "0.1.0"  # the first version of convscope that reads this schema
 
 
@@ -121,7 +121,7 @@ def save_images(folder: Folder, images: Sequence[InputImage]) -> list[dict[str, 
         if (image.name, id(image.pixels)) not in files:
             name = f"photos/{safe_name(image.name)}.png"
             files[image.name, id(image.pixels)] = folder.image(name, image.pixels)
-    return [{**without_pixels(image), "file": files[image.name, id(image.pixels)]} for image in images]
+    return [{**identified(image), "file": files[image.name, id(image.pixels)]} for image in images]
 
 
 def as_folder(directory: str | PathLike | Folder) -> Folder:

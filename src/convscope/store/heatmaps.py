@@ -14,7 +14,7 @@ from convscope.render.overlay import Paint
 from convscope.results import Heatmap, HeatmapRow
 from convscope.schema import Json
 from convscope.store.folder import Folder, as_folder, save_images
-from convscope.store.parameters import HEATMAP_PARAMETERS, PREDICTION, WITH_IMAGES, read_made
+from convscope.store.parameters import HEATMAP_PARAMETERS, PREDICTION, WITH_IMAGES, describe_made, read_made
 from convscope.store.shelf import Shelf, check
 
 _HEATMAP_ROW = schema.record(
@@ -43,7 +43,7 @@ def write(result: Heatmap, directory: str | PathLike | Folder, *, paint: Paint |
         entry["file"] = folder.image(f"{stem}.png", views.panel(result, index, paint))
         entry["raw"] = folder.array(f"{stem}.npy", np.asarray(result.maps[index], np.float32))
     report["photos"] = save_images(folder, result.photos)
-    return folder.json(f"{result.kind}.json", report, since)
+    return folder.json(f"{result.kind}.json", report | describe_made(result), since)
 
 
 def read(report: Mapping[str, Json], shelf: Shelf) -> Heatmap:
@@ -63,8 +63,8 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Heatmap:
         fits = one.ndim == 2 and 0 < one.size <= most
         check(fits, f"heatmaps[{index}].raw", "a map (h, w)", f"the shape {one.shape}")
     return Heatmap(
-        *read_made(report["provenance"], HEATMAP_PARAMETERS),
-        photos=shelf.images(photos, report["provenance"]),
+        *read_made(known, HEATMAP_PARAMETERS),
+        photos=shelf.images(photos),
         maps=np.stack(maps) if len({one.shape for one in maps}) == 1 else tuple(maps),
         rows=rows,
     )

@@ -19,18 +19,28 @@ T = TypeVar("T")
 
 
 def check_schema(manifest: Mapping[str, object], file: Path) -> None:
-    """A manifest has to be of a schema that this version reads; one without a number is the first.
+    """A manifest has to be of the schema that this version reads.
 
     Raises:
-        ConvscopeError: it is newer; the message has the version of convscope that it needs. Misfit: it is no number.
+        ConvscopeError: it is newer (the message has the version of convscope that it needs), or from before the first
+            release. Misfit: it is no number.
     """
-    number = schema.whole(1)(manifest["schema"], "schema") if "schema" in manifest else SCHEMA
-    if number <= SCHEMA:
+    number = schema.whole(1)(manifest.get("schema", 1), "schema")
+    if number == SCHEMA:
         return
+    if number < SCHEMA:
+        raise ConvscopeError(
+            f"{str(file)!r}: expected a result of schema {SCHEMA}, found schema {number} of a development version: "
+            "make the result again.",
+            code="schema-older",
+            path=str(file),
+            found=number,
+            expected=SCHEMA,
+        )
     needs = manifest.get("needs")
     version = f"convscope {needs}" if isinstance(needs, str) and re.fullmatch(r"[0-9A-Za-z.+-]{1,40}", needs) else ""
     raise ConvscopeError(
-        f"{str(file)!r}: expected a result of schema 1 to {SCHEMA}, found schema {number}: it needs "
+        f"{str(file)!r}: expected a result of schema {SCHEMA}, found schema {number}: it needs "
         f"{version or 'a newer version of convscope'}{' or newer' if version else ''}.",
         code="schema-newer",
         path=str(file),

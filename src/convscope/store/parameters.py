@@ -15,10 +15,11 @@ from convscope.results import (
     MethodParameters,
     Origin,
     RecipeParameters,
+    Result,
 )
 from convscope.results.parameters import AGAINST_CHOICES, LAYER_CHOICES
 from convscope.schema import Json
-from convscope.store.shelf import IMAGE, PROVENANCE
+from convscope.store.shelf import IMAGE
 
 _SEED = schema.optional(schema.whole(-(2**63), 2**64))
 _COUNT = schema.whole(0)
@@ -62,15 +63,34 @@ HEATMAP_PARAMETERS = schema.record(
 )
 CONCEPT_PARAMETERS = schema.record(ConceptParameters)
 
-WITH_IMAGES: dict[str, schema.Reader] = {"photos": schema.sequence(IMAGE), "provenance": PROVENANCE}
+_NETWORK = schema.entries({
+    "name": schema.text,
+    "input_size": schema.optional(schema.sequence(schema.whole(1, 65536), 2, 2)),
+})  # fmt: skip
+
+
+def _record(value: object, where: str) -> dict[str, Json]:
+    """A provenance as it is, without the parameters, which the manifest has in an entry of their own."""
+    found = dict(schema.table(value, where))
+    found.pop("parameters", None)
+    return found
+
+
+MADE: dict[str, schema.Reader] = {"network": _NETWORK, "parameters": schema.table, "provenance": _record}
+WITH_IMAGES: dict[str, schema.Reader] = {"photos": schema.sequence(IMAGE), **MADE}
 PREDICTION = schema.record(Prediction, index=schema.whole(0))
 
 
-def read_made(provenance: Mapping[str, Json], reader: schema.Reader) -> tuple[Origin, Json]:
-    """The origin and the parameters in a saved provenance that fits `PROVENANCE`."""
-    parameters = reader(provenance["parameters"], "provenance.parameters")
-    network, known = provenance["network"], {one.name for one in fields(parameters)}
-    record = {name: value for name, value in provenance.items() if name != "parameters"}
-    details = {name: value for name, value in provenance["parameters"].items() if name not in known}
-    size = network["input"]["height"], network["input"]["width"]
-    return Origin(network["name"], size, record, details), parameters
+def describe_made(result: Result) -> dict[str, Json]:
+    """The entries of a manifest from which `read_made` reads the origin and the parameters."""
+    origin = result.origin
+    return {"network": {"name": origin.network, "input_size": origin.input_size}, "parameters": result.described()}
+
+
+def read_made(manifest: Mapping[str, Json], reader: schema.Reader) -> tuple[Origin, Json]:
+    """The origin and the parameters of a manifest that fits `MADE`; its provenance is kept as it is, unread."""
+    parameters = reader(manifest["parameters"], "parameters")
+    known = {one.name for one in fields(parameters)}
+    details = {name: value for name, value in manifest["parameters"].items() if name not in known}
+    network = manifest["network"]
+    return Origin(network["name"], network["input_size"], manifest["provenance"], details), parameters

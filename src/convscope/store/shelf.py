@@ -6,7 +6,6 @@ anything is read as a whole, and every value is checked against a schema, so tha
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from convscope.errors import ConvscopeError
 from convscope.files import is_safe_name
 from convscope.images.decode import InputImage, read_image
 from convscope.reading import is_deeper
+from convscope.results.base import array_sha256
 from convscope.schema import Json, Misfit
 
 VALUES_PER_ENTRY = 20  # of JSON, for each entry that the limits allow: a curve has many numbers
@@ -131,19 +131,17 @@ class Shelf:
         self.left -= 0 if mapped else values.nbytes
         return values
 
-    def images(self, rows: Sequence[Mapping[str, Json]], provenance: Mapping[str, Json]) -> tuple[InputImage, ...]:
+    def images(self, rows: Sequence[Mapping[str, Json]]) -> tuple[InputImage, ...]:
         """The images that a result was made from, each file read once.
 
         Raises:
             Misfit: one is missing, or another than the result was made from. ImageError: one can't be decoded.
         """
-        digests = {row.get("name"): row.get("pixels_sha256") for row in provenance.get("pictures", [])}
         found = []
         for index, row in enumerate(rows):
             where = f"photos[{index}].file"
             pixels = self._pixels(row["file"], where)
-            digest = digests.get(row["name"])
-            if digest and digest != hashlib.sha256(pixels.tobytes()).hexdigest():
+            if row["pixels_sha256"] != array_sha256(pixels):
                 raise Misfit(where, f"in {row['file']} the image that the result was made from", "another one")
             found.append(InputImage(row["name"], pixels, row["source"], row["notes"], row["sha256"]))
         return tuple(found)
@@ -199,25 +197,6 @@ IMAGE = schema.entries({
     "source": _ANY_TEXT,  # a file's name may hold bytes that are no text
     "notes": schema.sequence(schema.text),
     "sha256": schema.optional(schema.text),
+    "pixels_sha256": schema.text,
     "file": schema.text,
 })  # fmt: skip
-
-
-def _kept(reader: schema.Reader) -> schema.Reader:
-    """Held against `reader`, and left as it is."""
-
-    def read(value: object, where: str) -> Json:
-        reader(value, where)
-        return value
-
-    return read
-
-
-_SIDE = schema.whole(1, 65536)
-_NETWORK = schema.entries(
-    {"name": schema.text, "input": schema.entries({"height": _SIDE, "width": _SIDE})},
-)
-_PICTURE = schema.entries({"name": schema.text}, {"pixels_sha256": schema.optional(schema.text)})
-PROVENANCE = _kept(
-    schema.entries({"network": _NETWORK, "parameters": schema.table}, {"pictures": schema.sequence(_PICTURE)})
-)
