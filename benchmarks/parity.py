@@ -266,7 +266,7 @@ def layer_activations() -> Iterator[Row]:
     for name, (module, _, side) in _subjects().items():
         network = convscope.open_model(module, preprocess="-1..1", size=side)
         seen = convscope.activations(network, agreement.photos())
-        x = network.tensor(network.prepare(seen.photos)).permute(0, 3, 1, 2)
+        x = network.tensor(network.prepare(seen.images)).permute(0, 3, 1, 2)
         apart = []
         for path, ours in seen.arrays.items():
             tool = attr.LayerActivation(module, module.get_submodule(path))

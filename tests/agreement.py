@@ -186,7 +186,7 @@ def answers(runtime):
         if name != "out":
             values = np.asarray(seen.arrays[path])
             found[f"activation {name}"] = values.reshape(len(values), *[side for side in values.shape[1:] if side > 1])
-    x = net.prepare(seen.photos)
+    x = net.prepare(seen.images)
     found["logits"] = net.predict(x)
     for name in ("conv", "swish", "elu"):
         goal = goal_of(net, 2, None, len(x), lambda: None)
@@ -218,7 +218,7 @@ def sub_models():
     net, _ = network("tensorflow")  # of whichever backend runs here
     seen = convscope.activations(net, photos(), "all")
     outputs = [net.model.get_layer(path).output for path in seen.arrays]
-    theirs = keras.Model(net.model.inputs, outputs).predict(net.prepare(seen.photos), verbose=0)
+    theirs = keras.Model(net.model.inputs, outputs).predict(net.prepare(seen.images), verbose=0)
     return {"apart": np.array([apart(ours, found) for ours, found in zip(seen.arrays.values(), theirs, strict=True)])}
 
 

@@ -73,8 +73,8 @@ def _filters(network, given, images, others):
         recipe=given["recipe"]["name"],
         steps=given["recipe"]["steps"],
         size=tuple(given["size"]),
-        photos=images,
-        photo=others.get("start"),
+        natural_images=images,
+        image=others.get("start"),
         **{name: given[name] for name in ("seed", "seeds", "variants", "frames", "precision", "batch")},
     )
 

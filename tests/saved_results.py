@@ -58,7 +58,7 @@ def activations():
 def filters():
     rng = np.random.default_rng(0)
     rows = (
-        FilterRow(3, 2.0, (0.5, 1.5), "alive", "reaches 2", 0.7, transformed=1.0, natural=2.5, natural_photo="cat"),
+        FilterRow(3, 2.0, (0.5, 1.5), "alive", "reaches 2", 0.7, transformed=1.0, natural=2.5, natural_image="cat"),
         FilterRow(4, math.nan, (0.5,), "weak", "overflowed", 0.7),
     )
     return Filters(

@@ -270,7 +270,7 @@ def test_what_a_source_leaves_out_is_named(photo, tmp_path):
         assert [item.image.name for item in iter_activations(network, source, "last")] == ["a", "c"]
     for technique in (convscope.activations, convscope.heatmap):
         with pytest.warns(UserWarning, match=r"1 of 3 images"):
-            assert [image.name for image in technique(network, source).photos] == ["a", "c"]
+            assert [image.name for image in technique(network, source).images] == ["a", "c"]
     with stream(source, 2, network.image_shape) as batches:
         assert len(list(iter_activations(network, batches, "last"))) == 2
     assert [failure.name for failure in batches.failures] == ["b"]
@@ -288,4 +288,4 @@ def test_a_source_at_the_networks_size_gives_what_its_files_give(photo, tmp_path
     streamed = convscope.activations(network, convscope.image_source(tmp_path))
     for path, array in whole.arrays.items():
         np.testing.assert_array_equal(streamed[path], array)
-    assert streamed.photos[0].pixels.shape == (14, 18, 3)
+    assert streamed.images[0].pixels.shape == (14, 18, 3)

@@ -45,7 +45,7 @@ def test_concepts_of_a_network(photo, tmp_path):
     network = open_model(model, preprocess="0..1", classes=NAMES)
     photos = [photo, photo[::-1].copy()]
     found = convscope.concepts(network, photos, 3)
-    maps, kernel, bias = maps_and_head(model, network.prepare(found.photos))
+    maps, kernel, bias = maps_and_head(model, network.prepare(found.images))
     assert found.values.shape == (*maps.shape[:3], 3)
     whole = found.values @ found.vectors
     rest = ((maps - whole) ** 2).sum()

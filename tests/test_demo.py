@@ -32,7 +32,7 @@ def network():
 @pytest.fixture(scope="module")
 def ran(network, tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    return out, demo.run(network, out, photos=demo.PHOTOS[::4], channels=2)
+    return out, demo.run(network, out, images=demo.PHOTOS[::4], channels=2)
 
 
 def test_the_model_is_small_and_as_its_card_says(network):

@@ -23,17 +23,17 @@ def kinds(base=ConvscopeError):
 
 
 def test_a_parameter_is_spelled_by_each_shell():
-    error = UsageError(f"give {option('open_model.size')} or {option('photo')}", code="size-missing", photo=None)
-    assert str(error) == "give size= or photo="
-    assert error.text(str.upper) == "give OPEN_MODEL.SIZE or PHOTO"
-    assert (error.code, error.data) == ("size-missing", {"photo": None})
+    error = UsageError(f"give {option('open_model.size')} or {option('image')}", code="size-missing", image=None)
+    assert str(error) == "give size= or image="
+    assert error.text(str.upper) == "give OPEN_MODEL.SIZE or IMAGE"
+    assert (error.code, error.data) == ("size-missing", {"image": None})
 
 
 def test_an_error_keeps_its_code_data_and_spelling_through_a_pickle():
-    error = UsageError(f"give {option('photo')}", code="photo-missing", count=3)
+    error = UsageError(f"give {option('image')}", code="image-missing", count=3)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.code, again.data) == (UsageError, str(error), error.code, error.data)
-    assert again.text(str.upper) == "give PHOTO"
+    assert again.text(str.upper) == "give IMAGE"
 
 
 def test_a_value_and_a_call_are_spelled_as_python_writes_them():
@@ -43,13 +43,13 @@ def test_a_value_and_a_call_are_spelled_as_python_writes_them():
 
 
 def test_a_message_within_a_message_is_spelled_by_the_shell():
-    inner = UsageError(f"give {option('photo')}")
+    inner = UsageError(f"give {option('image')}")
     outer = ImageError(f"no image ({errors.one_line(inner)})")
-    assert (str(outer), outer.text(str.upper)) == ("no image (give photo=)", "no image (give PHOTO)")
+    assert (str(outer), outer.text(str.upper)) == ("no image (give image=)", "no image (give IMAGE)")
 
 
 def test_a_message_that_lost_one_of_two_marks_shows_none():
-    assert str(UsageError(f"give {option('photo')}"[:8])) == "give pho"[:7]
+    assert str(UsageError(f"give {option('image')}"[:8])) == "give ima"[:7]
 
 
 def test_an_error_of_the_reader_process_keeps_its_code_data_and_spelling(tmp_path):

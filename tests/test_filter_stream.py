@@ -41,9 +41,9 @@ def test_a_stream_yields_what_filters_collects_and_holds_a_few_batches(small):
 
 
 def test_baselines_give_the_same_verdicts(small):
-    options = FilterOptions(**OPTIONS, photos=noise(3))
+    options = FilterOptions(**OPTIONS, natural_images=noise(3))
     reached = baselines(small, "1", [0], options)
-    expected = convscope.filters(small, "1", range(4), photos=noise(3), **OPTIONS)
+    expected = convscope.filters(small, "1", range(4), natural_images=noise(3), **OPTIONS)
     found = convscope.filters(small, "1", range(4), baselines=reached, **OPTIONS)
     assert found.rows == expected.rows
     bound = FilterStream(small, "1", [1], options).jobs[0].bound
@@ -57,7 +57,7 @@ def test_baselines_of_something_else_are_refused(small):
         with pytest.raises(UsageError, match=says):
             convscope.filters(small, "1", [0], baselines=reached, **{**OPTIONS, **wrong})
     with pytest.raises(UsageError, match="of their own"):
-        convscope.filters(small, "1", [0], baselines=reached, photos=noise(1), **OPTIONS)
+        convscope.filters(small, "1", [0], baselines=reached, natural_images=noise(1), **OPTIONS)
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def test_dead_weak_and_alive():
     alive = filters(open_model(model), "conv", [0], steps=1)
     assert alive.rows[0].threshold < alive.rows[0].activation
     model.get_layer("conv").set_weights([np.abs(kernel), np.zeros(3, np.float32)])
-    few = filters(open_model(model), "conv", [0], steps=1, photos=[bright])
+    few = filters(open_model(model), "conv", [0], steps=1, natural_images=[bright])
     assert few.rows[0].status == "weak"
     assert "photos" in few.rows[0].reason
 
@@ -230,7 +230,7 @@ def test_what_was_begun_with_a_photo_says_so():
     network = open_model(models.seeded(model), preprocess="0..1")
     white, black = (np.full((12, 12, 3), value, np.uint8) for value in (255, 0))
     photos = [InputImage("black", black), InputImage("white", white)]
-    result = filters(network, "gate", [0, 1], steps=3, photos=photos)
+    result = filters(network, "gate", [0, 1], steps=3, natural_images=photos)
     assert [row.started_from for row in result.rows] == ["white", ""]
     assert "found from an image" in result.rows[0].reason
     assert "from an image" in label(result, 0).lines
@@ -376,9 +376,9 @@ def trained():
 
 def test_each_recipe_raises_what_it_is_asked_to(trained):
     for name, recipe in RECIPES.items():
-        begin = demo.PHOTOS[0] if recipe.photo else None
+        begin = demo.PHOTOS[0] if recipe.needs_image else None
         channels = None if recipe.raises == "caricature" else range(3)
-        result = convscope.filters(trained, LAYER, channels, recipe=name, steps=12, size=64, photo=begin)
+        result = convscope.filters(trained, LAYER, channels, recipe=name, steps=12, size=64, image=begin)
         # A step of one length, whatever the gradient's, may overshoot a filter; the others never do.
         risen = [row.activation > 1.2 * row.activations[0] > 0 for row in result.rows]
         assert sum(risen) >= (2 if isinstance(recipe.optimizer, Normalised) else len(risen)), (name, result.rows)
@@ -403,7 +403,7 @@ def test_a_tie_keeps_the_picture_near_the_photo(trained):
     def apart(tie):
         recipe = replace(RECIPES["accentuation"], regularizer_weight=tie)
         result = convscope.filters(
-            trained, LAYER, 1, recipe=recipe, steps=30, size=64, photo=demo.PHOTOS[0], precision="float32"
+            trained, LAYER, 1, recipe=recipe, steps=30, size=64, image=demo.PHOTOS[0], precision="float32"
         )
         assert result.rows[0].channel == 1
         assert result.rows[0].name == f"{LAYER}:1"
@@ -423,7 +423,7 @@ def test_a_likeness_needs_a_photo():
 def test_a_dream_that_does_not_move_is_the_photo(trained):
     """What a photo shows at a larger size only is given back to it there."""
     still = replace(RECIPES["deepdream"], optimizer=Normalised(length=1e-6))
-    result = convscope.filters(trained, LAYER, recipe=still, steps=4, size=64, photo=demo.PHOTOS[0])
+    result = convscope.filters(trained, LAYER, recipe=still, steps=4, size=64, image=demo.PHOTOS[0])
     wanted = trained.prepare(read_images([demo.PHOTOS[0]]), (64, 64))[0]
     np.testing.assert_allclose(result.values[0], wanted, atol=1e-3 * wanted.max())
     assert [row.name for row in result.rows] == [f"{LAYER}:*"]

@@ -197,7 +197,7 @@ def test_on_a_gap_head_grad_cam_is_cam(photo, head):
     model = gap_network(head=head)
     network = open_model(model, preprocess="0..1")
     result = convscope.heatmap(network, [photo, photo[::-1].copy()], [2, 4])
-    maps, kernel, bias = maps_and_head(model, network.prepare(result.photos))
+    maps, kernel, bias = maps_and_head(model, network.prepare(result.images))
     cells = maps.shape[1] * maps.shape[2]
     for index, chosen in enumerate((2, 4)):
         cam = maps[index] @ kernel[:, chosen]
@@ -219,7 +219,7 @@ def test_against_another_class_it_is_the_difference_of_the_maps(photo):
     assert (found.rows[0].explained, found.rows[0].class_name) == ("bee against dog", "bee")
     mixed = convscope.heatmap(network, photos, "top", against="rival")
     for index in range(2):
-        best, second = np.argsort(-network.predict(network.prepare(mixed.photos))[index])[:2]
+        best, second = np.argsort(-network.predict(network.prepare(mixed.images))[index])[:2]
         assert (mixed.rows[index].class_index, mixed.rows[index].against) == (best, NAMES[second])
     with pytest.raises(UsageError, match="against itself"):
         convscope.heatmap(network, photo, "bee", against="bee")
@@ -257,7 +257,7 @@ def test_classes_by_number_name_and_top(photo):
     top = convscope.heatmap(network, photo).rows[0]
     assert top.class_name == top.predictions[0].name
     assert [p.index for p in top.predictions] == sorted(
-        range(5), key=lambda index: -network.predict(network.prepare(by_name.photos))[0, index]
+        range(5), key=lambda index: -network.predict(network.prepare(by_name.images))[0, index]
     )
     for wrong in ("cow", 5, -1, "17"):
         with pytest.raises(UsageError):
@@ -281,7 +281,7 @@ def test_a_layer_inside_nested_models(photo):
     network = open_model(model)
     result = convscope.heatmap(network, photo, 1)
     assert result.rows[0].layer == "middle/inner/deep"
-    maps = network.forward(network.prepare(result.photos), ["middle/inner/deep"])[1]["middle/inner/deep"]
+    maps = network.forward(network.prepare(result.images), ["middle/inner/deep"])[1]["middle/inner/deep"]
     kernel = keras.ops.convert_to_numpy(model.get_layer("out").kernel)
     np.testing.assert_allclose(result.maps[0], maps[0] @ kernel[:, 1] / maps[0, ..., 0].size, rtol=1e-3, atol=1e-6)
 
@@ -439,7 +439,7 @@ def test_ablation_cam_is_the_slow_loop(photo, join, against):
     """Each channel set to zero in a pass of its own."""
     network = open_model(branching(join), preprocess="0..1")
     found = convscope.heatmap(network, [photo, photo[::-1].copy()], 1, "late", against=against, method="ablation-cam")
-    x = network.prepare(found.photos)
+    x = network.prepare(found.images)
     assert WHOLE[network] == ({"late"} if join == "concatenate" else set())
 
     def scored(picture, channel):
@@ -466,7 +466,7 @@ def test_ablating_a_channel_of_a_gap_head_costs_its_share(photo):
     model = models.seeded(keras.Model(picture, layers.Dense(3, name="out")(layers.GlobalAveragePooling2D()(x))))
     network = open_model(model, preprocess="0..1")
     found = convscope.heatmap(network, photo, 2, method="ablation-cam")
-    maps, kernel, _ = maps_and_head(model, network.prepare(found.photos))
+    maps, kernel, _ = maps_and_head(model, network.prepare(found.images))
     drops = kernel[:, 2] * maps[0].mean(axis=(0, 1)) / abs(found.rows[0].score)
     np.testing.assert_allclose(found.maps[0], maps[0] @ drops, rtol=1e-2, atol=1e-5)
 
@@ -474,7 +474,7 @@ def test_ablating_a_channel_of_a_gap_head_costs_its_share(photo):
 def test_score_cam_is_the_slow_loop(photo):
     network = open_model(branching("add"), preprocess="0..1")
     found = convscope.heatmap(network, photo, 1, "late", method="score-cam")
-    x = network.prepare(found.photos)
+    x = network.prepare(found.images)
     maps = network.forward(x, ("late",))[1]["late"][0]
     empty = network.predict(np.zeros_like(x))[0, 1]
     scores, told = [], [channel for channel in range(6) if maps[..., channel].max() > maps[..., channel].min()]

@@ -45,7 +45,7 @@ def network():
 
 
 def prepared(network, found):
-    return network.prepare(found.photos)
+    return network.prepare(found.images)
 
 
 def gradient_by_hand(network, x):

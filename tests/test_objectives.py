@@ -240,7 +240,7 @@ def test_a_users_own_objective_in_filters_and_heatmaps(small):
     assert row.name == "contrast"
     image = np.random.default_rng(1).integers(0, 255, (16, 16, 3), np.uint8)
     found = convscope.heatmap(small, image, Contrast(), "3", method="hirescam")
-    maps = small.forward(small.prepare(found.photos), ["3"])[1]["3"][0]
+    maps = small.forward(small.prepare(found.images), ["3"])[1]["3"][0]
     assert found.rows[0].score == pytest.approx(maps[..., 0].max() - maps[..., 1].max(), rel=1e-4)
     dog = Custom(lambda ops, logits, found: logits[:, 1], text="dog")
     both, _, maps = reached(small, channel("3", 2) + 2 * as_objective(dog))

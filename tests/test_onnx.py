@@ -222,7 +222,7 @@ def test_filters_and_heatmaps_work(tmp_path):
     network = opened(residual(("n", 3, "h", "w")), tmp_path, size=16)
     photo = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
     found = convscope.heatmap(network, [photo], 1, layer="/block/Add")
-    x = torch.from_numpy(network.prepare(found.photos)).permute(0, 3, 1, 2)
+    x = torch.from_numpy(network.prepare(found.images)).permute(0, 3, 1, 2)
     assert found.maps.shape == (1, 8, 8)
     # Grad-CAM from finite differences of the logits, a channel at a time: its weight is a mean gradient.
     weights = []
@@ -237,7 +237,7 @@ def test_filters_and_heatmaps_work(tmp_path):
                 )
                 values.append(float(record(x.permute(0, 2, 3, 1))))
         weights.append((values[0] - values[1]) / 0.02 / 64)
-    maps = network.forward(network.prepare(found.photos), ["/block/Add"])[1]["/block/Add"]
+    maps = network.forward(network.prepare(found.images), ["/block/Add"])[1]["/block/Add"]
     np.testing.assert_allclose(found.maps, (maps * np.array(weights)).sum(axis=-1), atol=2e-3)
     rows = convscope.filters(network, "/block/Conv", [0, 1], steps=5, size=16).rows
     assert all(row.activations[-1] > row.activations[0] for row in rows)

@@ -63,7 +63,7 @@ def test_any_object_with_a_score_is_explained(network, photo):
     told = Custom(lambda ops, logits, activations: logits[:, 2] - ops.mean(logits, axis=-1), text="told")
     np.testing.assert_allclose(found.maps, convscope.heatmap(network, photo, told, "late").maps, rtol=1e-5, atol=1e-7)
     assert found.rows[0].class_name == "Difference"
-    logits = network.predict(network.prepare(found.photos))[0]
+    logits = network.predict(network.prepare(found.images))[0]
     assert found.rows[0].score == pytest.approx(logits[2] - logits.mean(), rel=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_a_subclass_reads_layers_by_its_own_names_and_resolves_what_depends_on_t
     photos, methods = [photo, photo[::-1].copy()], ["hirescam", "occlusion"]
     found = convscope.heatmap(network, photos, Strongest(), "late", method=methods)
     path = network.layer("late").path
-    maps = network.forward(network.prepare(found.photos[::2]), (path,))[1][path]
+    maps = network.forward(network.prepare(found.images[::2]), (path,))[1][path]
     for index in range(2):
         best = maps[index].mean(axis=(0, 1)).argmax()
         row = found.rows[2 * index]

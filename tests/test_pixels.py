@@ -33,7 +33,7 @@ def test_of_a_linear_network_pixel_methods_are_its_weights(photo):
     network = linear_network()
     names = ["saliency", "input-x-gradient", "smoothgrad", "integrated-gradients"]
     found = convscope.heatmap(network, photo, 1, method=names)
-    x, w = network.prepare(found.photos[:1])[0], weights_of(network)
+    x, w = network.prepare(found.images[:1])[0], weights_of(network)
     share, size = (x * w).sum(-1), np.abs(w).max(-1)
     for heat, expected in zip(found.maps, (size, share, size, share), strict=True):
         np.testing.assert_allclose(heat, expected, rtol=1e-3, atol=1e-6)
@@ -70,7 +70,7 @@ def test_input_gradients_are_differences(photo):
 def test_integrated_gradients_are_complete(photo):
     network = open_model(branching("add"), preprocess="0..1")
     found = convscope.heatmap(network, photo, 1, method="integrated-gradients", budget=256)
-    x = network.prepare(found.photos)
+    x = network.prepare(found.images)
     gained = network.predict(x)[0, 1] - network.predict(np.zeros_like(x))[0, 1]
     assert found.maps[0].sum() == pytest.approx(gained, rel=0.02)
     assert f"{gained:.3g}"[:4] in found.rows[0].note
@@ -84,7 +84,7 @@ def test_full_grad_is_the_slow_loop(photo):
     """Pixels and biases of conv -> ReLU -> mean -> dense: the gradient by hand, place by place."""
     network = open_model(gap_network(), preprocess="0..1")
     found = convscope.heatmap(network, photo, 2, method="full-grad")
-    x = network.prepare(found.photos)
+    x = network.prepare(found.images)
     maps, head, offset = maps_and_head(network.model, x)
     kernel, bias = map(keras.ops.convert_to_numpy, network.model.get_layer("conv").weights)
     before = (maps[0] > 0) * head[:, 2] / maps[0, ..., 0].size
@@ -189,7 +189,7 @@ def test_smoothgrad_is_the_mean_over_its_draws_and_the_same_again(photo):
 def test_occlusion_is_the_slow_loop(photo):
     network = open_model(gap_network(), preprocess="0..1")
     found = convscope.heatmap(network, photo, 2, method="occlusion")
-    x = network.prepare(found.photos)
+    x = network.prepare(found.images)
     height, width = x.shape[1:3]
     patch = round(height / 8), round(width / 8)
     total, times = np.zeros((height, width)), np.zeros((height, width))
@@ -296,7 +296,7 @@ def test_finer_cam_takes_away_what_similar_classes_see_too(photo):
     """Grad-CAM is linear in the score, so the contrasted map is a sum of maps."""
     network = open_model(gap_network(), preprocess="0..1")
     found = convscope.heatmap(network, photo, 2, method="finer-cam")
-    logits = network.predict(network.prepare(found.photos))[0].astype(np.float64)
+    logits = network.predict(network.prepare(found.images))[0].astype(np.float64)
     similar = sorted((number for number in range(5) if number != 2), key=lambda n: abs(logits[n] - logits[2]))[:3]
     chances = np.exp(logits[similar]) / np.exp(logits[similar]).sum()
     maps = [convscope.heatmap(network, photo, number).maps[0] for number in range(5)]

@@ -181,7 +181,7 @@ def called(function, network, files, options):
 
     given = {name: path(value) if name in PHOTOS else value for name, value in options.items()}
     if "baselines" in options:  # of these natural images
-        measured = FilterOptions(steps=options["steps"], photos=path(options["baselines"]))
+        measured = FilterOptions(steps=options["steps"], natural_images=path(options["baselines"]))
         given["baselines"] = baselines(network, options["layer"], options["channels"], measured)
     return function(network, **given)
 
@@ -229,10 +229,16 @@ def check_image(entry, path):
 @on_one_backend
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_start_image_of_every_recipe_is_identified(network, files, recipe):
-    needs = RECIPES[recipe].photo
+    needs = RECIPES[recipe].needs_image
     channels = None if RECIPES[recipe].raises == "caricature" else [0]
     made = convscope.filters(
-        network, "two", channels, recipe=recipe, steps=1, photo=files["start"] if needs else None, photos=files["cat"]
+        network,
+        "two",
+        channels,
+        recipe=recipe,
+        steps=1,
+        image=files["start"] if needs else None,
+        natural_images=files["cat"],
     ).provenance
     assert [one["role"] for one in made["other_pictures"]] == ["start"] * needs
     check_image(made["pictures"][0], files["cat"])
@@ -249,7 +255,7 @@ def test_the_start_image_of_every_recipe_is_identified(network, files, recipe):
 
 
 def test_an_image_without_a_file_is_identified_by_its_pixels(network, photo):
-    made = convscope.filters(network, "two", [0], recipe="deepdream", steps=1, photo=photo).provenance
+    made = convscope.filters(network, "two", [0], recipe="deepdream", steps=1, image=photo).provenance
     (entry,) = made["other_pictures"]
     assert (entry["source"], entry["sha256"]) == (None, None)
     assert entry["pixels_sha256"] == hashlib.sha256(photo.tobytes()).hexdigest()

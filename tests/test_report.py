@@ -76,7 +76,7 @@ def test_the_numbers_are_those_of_the_techniques(made):
     assert data["activations"] == activations(network, photos).to_json()["activations"]
     for section in data["filters"]:
         shown = [row["channel"] for row in section["filters"]]
-        alone = filters(network, section["layer"], shown, seed=7, photos=photos)
+        alone = filters(network, section["layer"], shown, seed=7, natural_images=photos)
         assert section["filters"] == alone.to_json()["filters"]
         every = filters(network, section["layer"], "all", seed=7, steps=1).rows
         climb = [row.channel for row in every if row.tries == 1]  # those that needed no other start

@@ -24,9 +24,9 @@ LAYER = "block4_conv"
 def of_recipe(name):
     recipe = RECIPES[name]
     channels = [0, 7] if recipe.raises == "channels" else None
-    photo = CAT if recipe.photo else None
+    photo = CAT if recipe.needs_image else None
     return lambda network: convscope.filters(
-        network, LAYER, channels, recipe=name, steps=2, size=64, seed=3, photo=photo
+        network, LAYER, channels, recipe=name, steps=2, size=64, seed=3, image=photo
     )
 
 
@@ -43,7 +43,7 @@ CASES = {
         network, objectives=["block4_conv:7 - 0.5*cat", "cat - 0.1*tv(input)"], steps=2, size=64
     ),
     "filters with variants and photos": lambda network: convscope.filters(
-        network, LAYER, [7], steps=2, size=64, variants=2, photos=[CAT, COFFEE], frames=1
+        network, LAYER, [7], steps=2, size=64, variants=2, natural_images=[CAT, COFFEE], frames=1
     ),
     "heatmap of the best class": heatmap(),
     "heatmap of a difference": heatmap("cat", against="coffee", method=["grad-cam", "finer-cam"]),

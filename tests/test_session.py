@@ -82,8 +82,8 @@ def test_answers_are_those_of_direct_calls(session, network, runtime):
         ("heatmap", (two,), {"target": 1, "method": ["grad-cam", "layercam"]}),
         ("heatmap", (two[0],), {"target": 1, "method": "rise", "budget": 8}),
         ("concepts", (two,), {"count": 2}),
-        ("filters", (first, [0, 3]), {"steps": 3, "frames": 2, "photos": two}),
-        ("filters", (), {"objectives": [f"{first}:1"], "steps": 2, "recipe": "deepdream", "photo": two[0]}),
+        ("filters", (first, [0, 3]), {"steps": 3, "frames": 2, "natural_images": two}),
+        ("filters", (), {"objectives": [f"{first}:1"], "steps": 2, "recipe": "deepdream", "image": two[0]}),
     ]:
         direct = getattr(convscope, technique)(network, *positional, **named)
         assert_same(session.get(Request.of(technique, *positional, **named)), direct)
@@ -290,7 +290,7 @@ def test_a_request_that_holds_a_function_is_not_cached(session):
 
 
 def bytes_of(result):
-    return result.maps.nbytes + sum(photo.pixels.nbytes for photo in result.photos)
+    return result.maps.nbytes + sum(photo.pixels.nbytes for photo in result.images)
 
 
 def test_the_cache_keeps_a_limit_and_forgets_the_least_recently_used(network):

@@ -36,10 +36,10 @@ def maps_of(network, photo, path):
 def test_top3_is_a_map_for_each_of_the_three_best(network, photo, tmp_path):
     photos = [photo, photo[::-1].copy()]
     found = convscope.heatmap(network, photos, "top3")
-    logits = network.predict(network.prepare(found.photos[::3]))
+    logits = network.predict(network.prepare(found.images[::3]))
     expected = [int(number) for row in logits for number in np.argsort(-row)[:3]]
     assert [row.class_index for row in found.rows] == expected
-    assert [row.image for row in found.rows] == [found.photos[0].name] * 3 + [found.photos[3].name] * 3
+    assert [row.image for row in found.rows] == [found.images[0].name] * 3 + [found.images[3].name] * 3
     for index, number in enumerate(expected):
         alone = convscope.heatmap(network, photos[index // 3], number)
         np.testing.assert_allclose(found.maps[index], alone.maps[0], rtol=1e-4, atol=1e-6)
@@ -132,7 +132,7 @@ def test_likeness_is_the_cosine_of_two_answers(network, photo):
 def test_any_function_of_the_answers_can_be_explained(network, photo):
     target = Custom(lambda ops, logits, activations: 3 * logits[:, 1] - logits[:, 4], text="three ants less emus")
     found = convscope.heatmap(network, photo, target)
-    maps, kernel, _ = maps_and_head(network.model, network.prepare(found.photos))
+    maps, kernel, _ = maps_and_head(network.model, network.prepare(found.images))
     weights = (3 * kernel[:, 1] - kernel[:, 4]) / maps[0, ..., 0].size
     np.testing.assert_allclose(found.maps[0], maps[0] @ weights, rtol=1e-3, atol=1e-6)
     assert found.rows[0].class_name == "three ants less emus"
@@ -147,7 +147,7 @@ def test_replays_explain_the_same_target(network, photo):
     """Ablating a channel of a GAP head costs its own share of any linear score."""
     target = Custom(lambda ops, logits, activations: 2 * logits[:, 1], text="twice")
     found = convscope.heatmap(network, photo, target, method="ablation-cam")
-    maps, kernel, _ = maps_and_head(network.model, network.prepare(found.photos))
+    maps, kernel, _ = maps_and_head(network.model, network.prepare(found.images))
     drops = 2 * kernel[:, 1] * maps[0].mean(axis=(0, 1)) / abs(found.rows[0].score)
     np.testing.assert_allclose(found.maps[0], maps[0] @ drops, rtol=1e-2, atol=1e-5)
 
@@ -155,12 +155,12 @@ def test_replays_explain_the_same_target(network, photo):
 def test_arithmetic_of_classes_and_channels_is_explained(network, photo):
     """Of a GAP head each class is its weights over the mean of the maps, so a sum of classes is the sum of these."""
     found = convscope.heatmap(network, photo, f"{NAMES[1]} - 0.5*class:{NAMES[3]}", "conv", method="hirescam")
-    maps, kernel, _ = maps_and_head(network.model, network.prepare(found.photos))
+    maps, kernel, _ = maps_and_head(network.model, network.prepare(found.images))
     size, row = maps[0, ..., 0].size, found.rows[0]
     np.testing.assert_allclose(
         found.maps[0], maps[0] @ (kernel[:, 1] - 0.5 * kernel[:, 3]) / size, rtol=1e-3, atol=1e-6
     )
-    logits = network.predict(network.prepare(found.photos))[0]
+    logits = network.predict(network.prepare(found.images))[0]
     assert row.score == pytest.approx(logits[1] - 0.5 * logits[3], rel=1e-4)
     assert (row.class_index, row.class_name, row.probability) == (
         None,

@@ -129,10 +129,10 @@ def test_activations_are_what_hooks_see_also_before_what_works_in_place():
     network = opened(module)
     photos = [picture(seed=seed) for seed in range(3)]
     found = convscope.activations(network, photos, "all")
-    expected, returned = by_hooks(module, network, found.photos)
+    expected, returned = by_hooks(module, network, found.images)
     for name in ("stem", "blocks.0.conv", "blocks.0.bn", "blocks.0.relu", "blocks.1.conv2", "pool"):
         np.testing.assert_array_equal(found.arrays[name], expected[name][0], err_msg=name)
-    np.testing.assert_array_equal(network.predict(network.prepare(found.photos)), returned.numpy())
+    np.testing.assert_array_equal(network.predict(network.prepare(found.images)), returned.numpy())
     # The functional ReLU: from the values of the modules around it.
     x = np.maximum(expected["blocks.0.conv2"][0] + F.leaky_relu(torch.tensor(expected["stem"][0]), 0.1).numpy(), 0)
     np.testing.assert_allclose(found.arrays["blocks.0.relu~2"], x, atol=1e-6)
@@ -153,7 +153,7 @@ def test_gradients_are_those_of_autograd_written_out(path):
     """The gradient of a logit with respect to an activation, against replaying the rest of the network by hand."""
     module = small().eval()
     network = opened(module)
-    x = network.prepare(convscope.activations(network, [picture()], "stem").photos)
+    x = network.prepare(convscope.activations(network, [picture()], "stem").images)
     delta = np.zeros((1, *network.layer(path).shape), np.float32)
 
     def score(run, x, delta):
@@ -270,14 +270,14 @@ def test_the_pass_stops_after_the_last_tap():
     assert ran == []
     convscope.filters(network, "blocks.0.relu~2", [0], steps=2)
     assert ran == []
-    network.predict(network.prepare(convscope.activations(network, [picture()], "stem").photos))
+    network.predict(network.prepare(convscope.activations(network, [picture()], "stem").images))
     assert ran == ["block 1", "fc"]
 
 
 def test_weights_that_change_are_seen_at_the_next_call():
     module = small()
     network = opened(module)
-    x = network.prepare(convscope.activations(network, [picture()], "stem").photos)
+    x = network.prepare(convscope.activations(network, [picture()], "stem").images)
     before = network.predict(x)
     with torch.no_grad():
         module.fc.bias += 3
@@ -301,7 +301,7 @@ def test_a_module_that_is_called_twice_has_two_layers():
     network = opened(module)
     assert [layer.path for layer in network.layers] == ["conv#0", "relu#0", "conv#1", "relu#1", "mean"]
     found = convscope.activations(network, [picture()], "all")
-    expected, _ = by_hooks(module, network, found.photos)
+    expected, _ = by_hooks(module, network, found.images)
     for nth in (0, 1):
         np.testing.assert_array_equal(found.arrays[f"conv#{nth}"], expected["conv"][nth])
     np.testing.assert_array_equal(found.arrays["relu#1"], np.maximum(expected["conv"][1], 0))
@@ -324,7 +324,7 @@ def test_a_softmax_at_the_end_is_undone(end, kind, layer):
     network = opened(nn.Sequential(core, end))
     assert (network.head.activation, network.head.undone) == (kind, layer)
     assert network.head.returns_logits == (layer is None)
-    x = network.prepare(convscope.activations(network, [picture()], "0.stem").photos)
+    x = network.prepare(convscope.activations(network, [picture()], "0.stem").images)
     plain = core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2))
     np.testing.assert_allclose(network.predict(x), plain.detach().numpy(), atol=1e-5)
     if kind == "softmax":
@@ -346,7 +346,7 @@ def test_a_functional_softmax_is_undone(function):
     network = opened(module)
     assert network.head.activation == "softmax"
     assert network.head.undone
-    x = network.prepare(convscope.activations(network, [picture()], "core.stem").photos)
+    x = network.prepare(convscope.activations(network, [picture()], "core.stem").images)
     plain = module.core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy()
     np.testing.assert_allclose(network.predict(x), plain, atol=1e-5)
 
@@ -354,7 +354,7 @@ def test_a_functional_softmax_is_undone(function):
 def test_one_sigmoid_unit_has_two_classes():
     network = opened(nn.Sequential(small(classes=1), nn.Sigmoid()))
     assert network.head.binary
-    logits = network.predict(network.prepare(convscope.activations(network, [picture()], "0.stem").photos))
+    logits = network.predict(network.prepare(convscope.activations(network, [picture()], "0.stem").images))
     assert logits.shape == (1, 2)
     assert logits[0, 0] == -logits[0, 1]
 
@@ -396,7 +396,7 @@ def test_modules_that_return_several_things(how, names):
     module = Returning(how)
     network = opened(module)
     assert network.outputs == names
-    x = network.prepare(convscope.activations(network, [picture()], "core.pool").photos)
+    x = network.prepare(convscope.activations(network, [picture()], "core.pool").images)
     plain = module.core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy()
     np.testing.assert_array_equal(network.predict(x), plain)
     assert convscope.heatmap(network, [picture()], 1).maps.any()
@@ -435,7 +435,7 @@ class Inner(nn.Module):
 )
 def test_a_rule_replaces_one_of_several_outputs_of_a_layer(how, path):
     network = opened(randomised(Inner(how)))
-    x = network.tensor(network.prepare(convscope.activations(network, [picture()], "split.conv").photos))
+    x = network.tensor(network.prepare(convscope.activations(network, [picture()], "split.conv").images))
     changed = network.compile(lambda run, x: run(x, Pass(replace=(path,)), {path: lambda a: a * 0}).logits)(x)
     np.testing.assert_allclose(network.numpy(changed)[0], network.module.fc.bias.detach().numpy(), atol=1e-6)
 
@@ -500,7 +500,7 @@ def test_several_inputs():
         opened(module)
     extra = np.array([[1.0, -2.0, 0.5]])
     network = opened(module, feed={"extra": extra})
-    x = network.prepare(convscope.activations(network, [picture(), picture(seed=1)], "core.stem").photos)
+    x = network.prepare(convscope.activations(network, [picture(), picture(seed=1)], "core.stem").images)
     plain = module.eval()(torch.from_numpy(x).permute(0, 3, 1, 2), torch.tensor(extra).float().expand(2, 3))
     np.testing.assert_array_equal(network.predict(x), plain.detach().numpy())
     with pytest.raises(UsageError, match="no input 'extr'"):
@@ -513,7 +513,7 @@ def test_several_inputs():
 def test_data_parallel_and_compiled_modules():
     module = small()
     expected = opened(module)
-    x = expected.prepare(convscope.activations(expected, [picture()], "stem").photos)
+    x = expected.prepare(convscope.activations(expected, [picture()], "stem").images)
     inner = small()
     inner.blocks = torch.compile(inner.blocks)
     for wrapped in (nn.DataParallel(small()), torch.compile(small()), inner):
@@ -542,7 +542,7 @@ def test_modules_of_another_precision(dtype):
 
 def test_autocast():
     network, exact = opened(small(), precision="bfloat16"), opened(small())
-    x = network.prepare(convscope.activations(network, [picture()], "stem").photos)
+    x = network.prepare(convscope.activations(network, [picture()], "stem").images)
     assert "bfloat16" in network.backend
     rough, fine = network.predict(x), exact.predict(x)
     assert not np.array_equal(rough, fine)
@@ -1003,7 +1003,7 @@ def test_a_network_that_remembers_how_many_pictures_it_was_given_is_replayed_who
     network = convscope.open_model(Net().eval(), preprocess="0..1", size=12)
     photo = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     found = convscope.heatmap(network, photo, 1, "conv", method="ablation-cam")
-    maps = network.forward(network.prepare(found.photos), ("conv",))[1]["conv"][0]
+    maps = network.forward(network.prepare(found.images), ("conv",))[1]["conv"][0]
     weight = network.module.head.weight[1].detach().numpy()
     drops = weight * np.maximum(maps, 0).sum(axis=(0, 1)) / abs(found.rows[0].score)
     np.testing.assert_allclose(found.maps[0], maps @ drops, rtol=1e-3, atol=1e-5)

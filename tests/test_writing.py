@@ -212,8 +212,8 @@ def test_a_long_name_of_a_photo_a_class_and_a_method_can_be_written(tmp_path):
     found = MAKERS["heatmaps"]()
     name = "x" * 140
     rows = tuple(replace(row, image=name, class_name=f"class {i} " + "y" * 140) for i, row in enumerate(found.rows))
-    photos = tuple(replace(photo, name=name) for photo in found.photos)
+    photos = tuple(replace(photo, name=name) for photo in found.images)
     origin = replace(found.origin, record={**found.origin.record, "pictures": []})
-    found = replace(found, rows=rows, photos=photos, origin=origin)
+    found = replace(found, rows=rows, images=photos, origin=origin)
     convscope.save(found, tmp_path)
     assert convscope.load(tmp_path).rows == rows

@@ -99,12 +99,12 @@ def doctor(model: object, picture: Source | None = None, **opening: Json) -> Dia
     trials = [_trial("open", opened)]
     if network is None:
         return Diagnosis(_file(model), {}, {}, tuple(trials), (), (trials[0].found,))
-    photo = _drawn(network) if picture is None else picture
+    image = _drawn(network) if picture is None else picture
     layers = _layers(network)
     trials += [
-        _trial("activations", lambda: _activations(network, photo)),
+        _trial("activations", lambda: _activations(network, image)),
         _trial("filters", lambda: _filters(network, layers["filters"])),
-        _trial("heatmap", lambda: _heatmap(network, photo)),
+        _trial("heatmap", lambda: _heatmap(network, image)),
     ]
     problems = tuple(f"{trial.name}: {trial.found}" for trial in trials if not trial.ok)
     doubts = (*_doubts(network), *(f"{trial.name}: {trial.doubt}" for trial in trials if trial.doubt))
@@ -183,8 +183,8 @@ def _layers(network: Network) -> dict[str, Json]:
     }
 
 
-def _activations(network: Network, photo: Source) -> str:
-    found = activations(network, [photo])
+def _activations(network: Network, image: Source) -> str:
+    found = activations(network, [image])
     size = sum(array.nbytes for array in found.arrays.values())
     counted = [row for row in found.statistics if row.zeros is not None]
     count = sum(row.empty_channels or 0 for row in counted)
@@ -209,8 +209,8 @@ def _filters(network: Network, path: str | None) -> tuple[str, str]:
     return f"{climbed} of {len(result.rows)} filters of {path} rose in {STEPS} steps", doubt
 
 
-def _heatmap(network: Network, photo: Source) -> str:
-    row = heatmap(network, [photo]).rows[0]
+def _heatmap(network: Network, image: Source) -> str:
+    row = heatmap(network, [image]).rows[0]
     how = f" (blank: {row.reason})" if row.status == "blank" else ""
     return f"{row.method} of {row.explained} at {row.layer}{how}"
 

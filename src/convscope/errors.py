@@ -25,9 +25,9 @@ def option(name: str) -> str:
             stands before it: "open_model.size". With a value: "trust=True"; as a call: "limits.using:seconds=300".
 
     Example:
-        >>> error = UsageError(f"give one with {option('photo')}.")
+        >>> error = UsageError(f"give one with {option('image')}.")
         >>> str(error)
-        'give one with photo=.'
+        'give one with image=.'
         >>> error.text(lambda name: f"--{name} IMAGE")
         'give one with --photo IMAGE.'
     """

@@ -277,7 +277,7 @@ class Likeness(Measure):
         """
         if image is None:
             raise UsageError(
-                f"a likeness needs an image to compare with; give one with {option('photo')}.", code="image-missing"
+                f"a likeness needs an image to compare with; give one with {option('image')}.", code="image-missing"
             )
         return image
 

@@ -57,7 +57,7 @@ TECHNIQUES: Mapping[str, Callable[..., Result]] = {
     "filters": filters,
     "heatmap": heatmap,
 }
-_IMAGES = frozenset({"images", "photo", "photos"})  # the arguments that hold images
+_IMAGES = frozenset({"images", "image", "natural_images"})  # the arguments that hold images
 _OF_THE_SESSION = frozenset({"network", "progress"})  # the arguments that a session gives
 
 

@@ -54,7 +54,7 @@ _SPELLED = {
     "classes": "--classes FILE",
     "weights": "--weights FILE",
     "feed": "--feed NAME=FILE.npy",
-    "photo": "--photo IMAGE",
+    "image": "--photo IMAGE",
     "frames": "--frames N",
     "target": "--class",
     "trust=True": "--trust",

@@ -35,7 +35,7 @@ def run(
     network: Network,
     out: str | PathLike,
     *,
-    photos: Sequence[str | PathLike] = PHOTOS,
+    images: Sequence[str | PathLike] = PHOTOS,
     channels: int = 16,
     seed: int = 0,
     progress: Progress = None,
@@ -45,7 +45,7 @@ def run(
     Args:
         network: `MODEL`, opened with `CLASSES`.
         out: folder for `activations/`, `heatmap/`, `filters/LAYER/` and `report.html`.
-        photos: the images that the techniques are run on.
+        images: the images that the techniques are run on.
         channels: filters of each layer.
         seed: random seed of the start images of filters.
         progress: called with each event (`convscope.events`).
@@ -62,7 +62,7 @@ def run(
         >>> data["files"][0]                                                           # doctest: +SKIP
         'report.html'
     """
-    found = study(network, list(photos), Choices(channels=channels, seed=seed), progress)
+    found = study(network, list(images), Choices(channels=channels, seed=seed), progress)
     files = _save(found, Path(out), progress)
     data = write(found, Path(out) / "report.html", TITLE, about())
     return {**data, "figures": FIGURES, "files": ["report.html", *files]}

@@ -27,7 +27,7 @@ def channel_map(result: Activations, layer: str, channel: int, image: int = 0) -
     drawn = colour(np.kron(levels, np.ones((scale, scale), np.uint8)))
     low = min(float(values.min()), 0.0)
     bar = colour_bar(len(drawn), f"{low:.3g}", f"{values.max():.3g}")
-    return page(beside([drawn, bar]), f"{layer} · channel {channel}", result.photos[image].name)
+    return page(beside([drawn, bar]), f"{layer} · channel {channel}", result.images[image].name)
 
 
 def sheet(result: Activations, layer: str, image: int = 0, shared: bool = False) -> np.ndarray:
@@ -42,7 +42,7 @@ def sheet(result: Activations, layer: str, image: int = 0, shared: bool = False)
         )
     row = result.row(path, image)
     return activation_sheet(
-        np.asarray(result.arrays[path][image]), result.photos[image].pixels, path, _caption(row), shared
+        np.asarray(result.arrays[path][image]), result.images[image].pixels, path, _caption(row), shared
     )
 
 
@@ -87,7 +87,7 @@ def tile(
 
 def renderings(result: Activations) -> Iterator[tuple[str, np.ndarray]]:
     """The sheets of every layer that has maps or units."""
-    for index, image in enumerate(result.photos):
+    for index, image in enumerate(result.images):
         for layer in filter(drawable, result.layers):
             yield f"{safe_name(image.name)}/{safe_name(layer.path)}", sheet(result, layer.path, index)
 
@@ -115,7 +115,7 @@ def plot(result: Activations, ax: Axes | None = None, image: int = 0) -> Axes:
     ax.set_xticks(list(places)[::step], names[::step], rotation=60, ha="right", fontsize=8, parse_math=False)
     ax.set_ylim(0, 100)
     ax.set_ylabel("% of the layer")
-    entitle(ax, f"Zeros and empty channels, by depth · {result.photos[image].name}")
+    entitle(ax, f"Zeros and empty channels, by depth · {result.images[image].name}")
     ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False)
     return ax

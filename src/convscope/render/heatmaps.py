@@ -18,7 +18,7 @@ from convscope.results import Heatmap
 
 def overlaid(result: Heatmap, index: int = 0, paint: Paint | float = 0.7) -> np.ndarray:
     """A heatmap over its image, at the image's own size: (h, w, 3) uint8. `paint`: the style, or the opacity."""
-    return overlay(result.photos[index].pixels, result.maps[index], paint)
+    return overlay(result.images[index].pixels, result.maps[index], paint)
 
 
 def scaled(result: Heatmap, index: int = 0, compat: str = "convscope") -> np.ndarray:
@@ -32,11 +32,11 @@ def scaled(result: Heatmap, index: int = 0, compat: str = "convscope") -> np.nda
 
 def panel(result: Heatmap, index: int = 0, paint: Paint | float = 0.7) -> np.ndarray:
     """Image, overlay, colour bar and prediction side by side: (H, W, 3) uint8."""
-    row, photo = result.rows[index], at_most(result.photos[index].pixels, 480)
+    row, image = result.rows[index], at_most(result.images[index].pixels, 480)
     paint = paint if isinstance(paint, Paint) else Paint(paint)
-    drawn = overlay(photo, result.maps[index], paint)
+    drawn = overlay(image, result.maps[index], paint)
     peak = paint.highest(result.maps[index])
-    bar = colour_bar(len(photo), f"{-peak:.3g}" if paint.signed else "0", f"{peak:.3g}", paint.map)
+    bar = colour_bar(len(image), f"{-peak:.3g}" if paint.signed else "0", f"{peak:.3g}", paint.map)
     best = ", ".join(prediction.text for prediction in row.predictions[:3])
     what = f"{row.image}: regions that support {row.explained}"
     about = [f"prediction: {best}"] if best else []
@@ -44,7 +44,7 @@ def panel(result: Heatmap, index: int = 0, paint: Paint | float = 0.7) -> np.nda
     lines = [" · ".join(about), row.note]
     if row.check is not None:
         lines.append(f"check: {row.check.badge} · {row.check.reason}")
-    return page(beside([photo, drawn, bar]), what, *filter(None, lines))
+    return page(beside([image, drawn, bar]), what, *filter(None, lines))
 
 
 def comparison(
@@ -72,8 +72,8 @@ def comparison(
     paint = paint if isinstance(paint, Paint) else Paint(paint)
     if shared:
         paint = replace(paint, peak=max(paint.highest(result.maps[index]) for index in places) or None)
-    photo = at_most(result.photos[places[0]].pixels, 240)
-    tiles = [photo] + [overlay(photo, result.maps[index], paint) for index in places]
+    pixels = at_most(result.images[places[0]].pixels, 240)
+    tiles = [pixels] + [overlay(pixels, result.maps[index], paint) for index in places]
     labels = [Label(name, "")] + [_compared(result, index) for index in places]
     rows = [result.rows[index] for index in places]
     body = labelled_grid(tiles, labels, min(len(tiles), 5))

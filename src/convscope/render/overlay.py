@@ -96,14 +96,14 @@ class Paint:
         return own if self.peak is None or own <= 0 else self.peak
 
 
-def overlay(photo: np.ndarray, heatmap: np.ndarray, paint: Paint | float = 0.7) -> np.ndarray:
+def overlay(image: np.ndarray, heatmap: np.ndarray, paint: Paint | float = 0.7) -> np.ndarray:
     """The image with a heatmap in colour on it: its positive part, or both signs.
 
     The map is divided by its peak, and drawn the more opaquely the further it is from 0, so that the image stays
     unchanged where no region supports the target.
 
     Args:
-        photo: (h, w, 3) uint8.
+        image: (h, w, 3) uint8.
         heatmap: (h', w'), raw and signed.
         paint: the style, or the opacity alone.
 
@@ -114,10 +114,10 @@ def overlay(photo: np.ndarray, heatmap: np.ndarray, paint: Paint | float = 0.7) 
         UsageError: the opacity is not in 0..1, or there is no such colour map.
     """
     paint = paint if isinstance(paint, Paint) else Paint(paint)
-    height, width = photo.shape[:2]
+    height, width = image.shape[:2]
     laid_on = tint(heatmap, height, width, paint)
     alpha = paint.opacity * (laid_on[..., 3:] / 255)
-    drawn = np.rint((1 - alpha) * photo + alpha * laid_on[..., :3]).astype(np.uint8)
+    drawn = np.rint((1 - alpha) * image + alpha * laid_on[..., :3]).astype(np.uint8)
     return _with_contours(drawn, heatmap, paint) if paint.contours else drawn
 
 
@@ -181,11 +181,11 @@ def _with_contours(drawn: np.ndarray, heatmap: np.ndarray, paint: Paint) -> np.n
     return found
 
 
-def regions(photo: np.ndarray, values: np.ndarray, highest: np.ndarray, opacity: float = 0.75) -> np.ndarray:
+def regions(image: np.ndarray, values: np.ndarray, highest: np.ndarray, opacity: float = 0.75) -> np.ndarray:
     """The image with each place in the colour of the strongest concept there, the more opaque the stronger it is.
 
     Args:
-        photo: (h, w, 3) uint8.
+        image: (h, w, 3) uint8.
         values: strength of each of k concepts, (h', w', k), not negative.
         highest: the full strength of each, (k,).
         opacity: at full strength, 0..1.
@@ -193,9 +193,9 @@ def regions(photo: np.ndarray, values: np.ndarray, highest: np.ndarray, opacity:
     Returns:
         (h, w, 3) uint8.
     """
-    height, width = photo.shape[:2]
+    height, width = image.shape[:2]
     shares = np.asarray(values, np.float64) / np.maximum(highest, 1e-30)
     large = np.stack([resize_map(shares[..., k], height, width) for k in range(shares.shape[-1])], axis=-1)
     alpha = opacity * np.clip(large.max(axis=-1, keepdims=True), 0, 1)
     drawn = palette(large.shape[-1])[large.argmax(axis=-1)]
-    return np.rint((1 - alpha) * photo + alpha * drawn).astype(np.uint8)
+    return np.rint((1 - alpha) * image + alpha * drawn).astype(np.uint8)

@@ -81,7 +81,7 @@ def _render(study: Study, title: str, about: list[str], data: dict[str, object])
         stages=_stages(study.network),
         kinds={layer.kind for layer in study.network.layers},
         score=_score_word(study.network),
-        photos=[_photo(study, index) for index in range(len(study.photos))],
+        photos=[_photo(study, index) for index in range(len(study.images))],
         filters=[_filter_section(result, *stuck) for result, stuck in zip(study.filters, study.stuck, strict=True)],
         missing=study.missing,
         scale=data_uri(encode_png(_colour_scale()), "image/png"),
@@ -198,18 +198,18 @@ def _slab(shape: Sequence[int], largest: int, one_by_one: bool) -> dict[str, int
 
 def _photo(study: Study, index: int) -> dict[str, object]:
     """The content of the page on one image."""
-    photo = study.photos[index]
-    shown = fitted_to_page(photo.pixels)
+    image = study.images[index]
+    shown = fitted_to_page(image.pixels)
     height, width = shown.shape[:2]
     return {
-        "name": photo.name,
+        "name": image.name,
         "id": f"photo-{index + 1}",
         "uri": small_data_uri(shown),
         "thumbnail": small_data_uri(_thumbnail(shown)),
         "width": width,
         "height": height,
-        "size": f"{photo.pixels.shape[1]}×{photo.pixels.shape[0]}",
-        "notes": photo.notes,
+        "size": f"{image.pixels.shape[1]}×{image.pixels.shape[0]}",
+        "notes": image.notes,
         "predictions": _bars(study.predictions[index]),
         "maps": [
             {
@@ -220,27 +220,27 @@ def _photo(study: Study, index: int) -> dict[str, object]:
         ],
         "layer_rule": study.heatmaps[0].parameters.layer_rule if study.heatmaps else "",
         "sheets": [_sheet(study.activations, path, index) for path in study.sheets],
-        "depth": _depth([row for row in study.activations.statistics if row.image == photo.name]),
+        "depth": _depth([row for row in study.activations.statistics if row.image == image.name]),
         "of": len(study.activations.layers),
     }
 
 
-def fitted_to_page(photo: np.ndarray) -> np.ndarray:
+def fitted_to_page(image: np.ndarray) -> np.ndarray:
     """The image as the page shows it: made smaller, or enlarged by a whole number where it is tiny."""
-    longest = max(photo.shape[:2])
+    longest = max(image.shape[:2])
     if longest < SMALLEST_PHOTO:
         times = -(-SMALLEST_PHOTO // longest)
-        return photo.repeat(times, axis=0).repeat(times, axis=1)
+        return image.repeat(times, axis=0).repeat(times, axis=1)
     scale = min(1.0, LARGEST_PHOTO / longest)
-    size = max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))
-    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def _thumbnail(photo: np.ndarray) -> np.ndarray:
+def _thumbnail(image: np.ndarray) -> np.ndarray:
     """The square in the middle, small."""
-    side = min(photo.shape[:2])
-    top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
-    square = Image.fromarray(photo[top : top + side, left : left + side])
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    square = Image.fromarray(image[top : top + side, left : left + side])
     return np.asarray(square.resize((56, 56), Image.Resampling.LANCZOS))
 
 

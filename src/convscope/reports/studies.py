@@ -63,7 +63,7 @@ class Study:
     """The results of the techniques, before they are drawn.
 
     Attributes:
-        network, photos, choices: the network, the images and the content.
+        network, images, choices: the network, the images and the content.
         activations: of every convolution and pooling, or of the layers that were asked for.
         sheets: paths of the layers whose sheets are shown.
         predictions: the best classes of each image, best first.
@@ -76,7 +76,7 @@ class Study:
     """
 
     network: Network
-    photos: tuple[InputImage, ...]
+    images: tuple[InputImage, ...]
     choices: Choices
     activations: Activations
     sheets: tuple[str, ...]
@@ -88,27 +88,27 @@ class Study:
     stuck: tuple[tuple[int, int], ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
 
-    def maps(self, photo: int) -> list[tuple[Heatmap, HeatmapRow, np.ndarray]]:
+    def maps(self, image: int) -> list[tuple[Heatmap, HeatmapRow, np.ndarray]]:
         """The heatmaps of one image that are worth showing: result, words and numbers, raw map `(h, w)`."""
-        shown = self.heatmaps[: 1 + self.rivals[photo]] if self.heatmaps else ()
-        return [(result, result.rows[photo], result.maps[photo]) for result in shown]
+        shown = self.heatmaps[: 1 + self.rivals[image]] if self.heatmaps else ()
+        return [(result, result.rows[image], result.maps[image]) for result in shown]
 
-    def by_method(self, photo: int, place: int) -> dict[str, tuple[HeatmapRow, np.ndarray]]:
-        """The same map as `maps(photo)[place]` by each method, the first of `METHODS_SHOWN` first."""
+    def by_method(self, image: int, place: int) -> dict[str, tuple[HeatmapRow, np.ndarray]]:
+        """The same map as `maps(image)[place]` by each method, the first of `METHODS_SHOWN` first."""
         by_name = {METHODS_SHOWN[0]: self.heatmaps, **self.methods}
-        return {name: (results[place].rows[photo], results[place].maps[photo]) for name, results in by_name.items()}
+        return {name: (results[place].rows[image], results[place].maps[image]) for name, results in by_name.items()}
 
     def to_json(self) -> dict[str, Json]:
         """The numbers that the page shows, and the provenance."""
         explained = [
-            result.to_json()["heatmaps"][photo]
-            for photo in range(len(self.photos))
-            for result, _, _ in self.maps(photo)
+            result.to_json()["heatmaps"][image]
+            for image in range(len(self.images))
+            for result, _, _ in self.maps(image)
         ]
         return {
             "predictions": [
-                {"image": photo.name, "predictions": [asdict(row) for row in rows]}
-                for photo, rows in zip(self.photos, self.predictions, strict=True)
+                {"image": image.name, "predictions": [asdict(row) for row in rows]}
+                for image, rows in zip(self.images, self.predictions, strict=True)
             ],
             "heatmaps": explained,
             "activations": self.activations.to_json()["activations"],
@@ -128,7 +128,7 @@ class Study:
             "heatmaps": [result.described() for result in self.heatmaps],
             "filters": [result.described() for result in self.filters],
         }
-        return origin(self.network, "report", self.photos).provenance(parts)
+        return origin(self.network, "report", self.images).provenance(parts)
 
 
 def study(network: Network | object, images: Images, choices: Choices, progress: Progress = None) -> Study:
@@ -139,20 +139,20 @@ def study(network: Network | object, images: Images, choices: Choices, progress:
 
 
 def _studied(network: Network, images: Images, choices: Choices, progress: Progress) -> Study:
-    photos = hold(images, network.image_shape)
+    images = hold(images, network.image_shape)
     sheets = _sheet_layers(network, choices.layers)
     filter_layers = _filter_layers(network, choices)
-    by_method, missing = _heatmaps(network, photos, choices, within(progress, "heatmaps"))
+    by_method, missing = _heatmaps(network, images, choices, within(progress, "heatmaps"))
     maps = by_method.pop(METHODS_SHOWN[0], ())
-    seen = activations(network, photos, choices.layers, progress=within(progress, "layers"))
-    found, stuck, unfound = _filters(network, photos, filter_layers, choices, progress)
+    seen = activations(network, images, choices.layers, progress=within(progress, "layers"))
+    found, stuck, unfound = _filters(network, images, filter_layers, choices, progress)
     return Study(
         network,
-        photos,
+        images,
         choices,
         activations=seen,
         sheets=tuple(sheets),
-        predictions=_predictions(network, photos, maps),
+        predictions=_predictions(network, images, maps),
         heatmaps=maps,
         methods=by_method,
         rivals=tuple(len(_rivals(row)) for row in maps[0].rows) if maps else (),
@@ -193,7 +193,7 @@ def _filter_layers(network: Network, choices: Choices) -> list[Layer]:
 
 
 def _heatmaps(
-    network: Network, photos: Sequence[InputImage], choices: Choices, progress: Progress
+    network: Network, images: Sequence[InputImage], choices: Choices, progress: Progress
 ) -> tuple[dict[str, tuple[Heatmap, ...]], dict[str, str]]:
     """By each method a result for the class that is asked for and one for each further rank; or why there is none."""
     if choices.heatmap_layer not in ("auto", "best"):
@@ -208,7 +208,7 @@ def _heatmaps(
         return {}, {"heatmaps": str(reason)}
 
     def explained(target: object, layer: str, **options: Any) -> Heatmap:
-        return heatmap(network, photos, target, layer, progress=progress, **options)
+        return heatmap(network, images, target, layer, progress=progress, **options)
 
     first = explained(choices.target, choices.heatmap_layer, method=METHODS_SHOWN)
     layer = first.parameters.layer  # "best" is searched only once
@@ -237,19 +237,19 @@ def _rivals(row: HeatmapRow) -> list[Prediction]:
 
 
 def _predictions(
-    network: Network, photos: Sequence[InputImage], maps: Sequence[Heatmap]
+    network: Network, images: Sequence[InputImage], maps: Sequence[Heatmap]
 ) -> tuple[tuple[Prediction, ...], ...]:
     if maps:
         return tuple(row.predictions for row in maps[0].rows)
     if not network.head.has_scores:
-        return tuple(() for _ in photos)
-    logits = network.predict(network.prepare(photos))
+        return tuple(() for _ in images)
+    logits = network.predict(network.prepare(images))
     check_finite(network, logits)
     return tuple(tuple(network.predictions(row)) for row in logits)
 
 
 def _filters(
-    network: Network, photos: Sequence[InputImage], layers: Sequence[Layer], choices: Choices, progress: Progress
+    network: Network, images: Sequence[InputImage], layers: Sequence[Layer], choices: Choices, progress: Progress
 ) -> tuple[tuple[Filters, ...], tuple[tuple[int, int], ...], dict[str, str]]:
     """The first channels of each layer that have a gradient; the rest are counted, not drawn."""
     found, stuck, reasons = [], [], []
@@ -257,7 +257,9 @@ def _filters(
         try:
             channels, *counts = first_with_gradient(network, layer.path, choices.channels, seed=choices.seed)
             watch = within(progress, f"filters of {layer.path}")
-            found.append(filters(network, layer.path, channels, seed=choices.seed, photos=photos, progress=watch))
+            found.append(
+                filters(network, layer.path, channels, seed=choices.seed, natural_images=images, progress=watch)
+            )
             stuck.append((counts[0], counts[1]))
         except UsageError as reason:  # the layer and its channels exist, so it is the network that can't
             reasons.append(str(reason))

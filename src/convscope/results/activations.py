@@ -59,7 +59,7 @@ class Activations(Result):
     """The activations of every chosen layer on every image.
 
     Attributes:
-        photos: the images.
+        images: the images.
         layers: in the order of execution.
         arrays: for each path the raw values `(n, h, w, c)` or `(n, c)`, float32, perhaps memory-mapped.
         statistics: a row for each image and layer.
@@ -71,7 +71,7 @@ class Activations(Result):
     """
 
     parameters: ActivationParameters = field(default_factory=ActivationParameters)
-    photos: tuple[InputImage, ...] = ()
+    images: tuple[InputImage, ...] = ()
     layers: tuple[Layer, ...] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     statistics: tuple[LayerStatistics, ...] = ()

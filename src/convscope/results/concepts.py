@@ -44,7 +44,7 @@ class Concepts(Result):
     """The regions of some images that are alike in a layer.
 
     Attributes:
-        photos: the images.
+        images: the images.
         values: strength of each concept at each place `(n, h, w, k)` float32, not negative.
         vectors: the channels of each concept `(k, c)` float32, not negative, of length 1.
         rows: the words and numbers, one for each concept.
@@ -56,7 +56,7 @@ class Concepts(Result):
     """
 
     parameters: ConceptParameters = field(default_factory=ConceptParameters)
-    photos: tuple[InputImage, ...] = ()
+    images: tuple[InputImage, ...] = ()
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.float32))
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     rows: tuple[Concept, ...] = ()

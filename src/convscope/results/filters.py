@@ -30,7 +30,7 @@ class FilterRow:
         name: the objective's text, such as "class tabby"; the channel's number stands for it where it is empty.
         transformed: mean activation of the final image under new random transforms; NaN where that was not measured.
         natural: the highest activation among the user's natural images; None without these.
-        natural_photo: the name of that image.
+        natural_image: the name of that image.
         agreement: mean correlation of the images from several seeds, -1..1; None where one seed was used.
         variant: number of the image among several of one objective.
         tries: number of start images that were tried.
@@ -53,7 +53,7 @@ class FilterRow:
     name: str = ""
     transformed: float = float("nan")
     natural: float | None = None
-    natural_photo: str = ""
+    natural_image: str = ""
     agreement: float | None = None
     variant: int = 0
     tries: int = 1
@@ -176,7 +176,7 @@ class Filters(Result):
 
 
 # The names in the JSON of fields that Python calls otherwise: programs rely on these.
-JSON_NAMES = {"started_from": "begun"}
+JSON_NAMES = {"started_from": "begun", "natural_image": "natural_photo"}
 
 
 def _row_json(row: FilterRow) -> dict[str, object]:

@@ -103,7 +103,7 @@ class Heatmap(Result):
     """The regions of each image that support a class.
 
     Attributes:
-        photos: the images.
+        images: the images.
         maps: `(n, h, w)` float32, raw and signed, at the layer's size or the image's; a tuple of `(h, w)` where
             methods differ in it.
         rows: the words and numbers, one for each map.
@@ -115,7 +115,7 @@ class Heatmap(Result):
     """
 
     parameters: HeatmapParameters = field(default_factory=HeatmapParameters)
-    photos: tuple[InputImage, ...] = ()
+    images: tuple[InputImage, ...] = ()
     maps: np.ndarray | tuple[np.ndarray, ...] = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
     rows: tuple[HeatmapRow, ...] = ()
     kind: ClassVar[str] = "heatmaps"
@@ -136,7 +136,7 @@ class Heatmap(Result):
         return replace(
             self,
             parameters=replace(self.parameters, method=method),
-            photos=tuple(self.photos[index] for index in places),
+            images=tuple(self.images[index] for index in places),
             maps=np.stack([self.maps[index] for index in places]),
             rows=tuple(self.rows[index] for index in places),
         )

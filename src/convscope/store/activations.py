@@ -42,8 +42,8 @@ def write(
     folder = as_folder(directory)
     report, since = result.to_json(), folder.begin(f"{result.kind}.json")
     drawn = 0
-    for index, photo in enumerate(result.photos):
-        stem = safe_name(photo.name)
+    for index, image in enumerate(result.images):
+        stem = safe_name(image.name)
         for layer in result.layers:
             entry = report["activations"][drawn]
             entry["file"] = _drawn(result, folder, layer, index, shared, channel)
@@ -55,14 +55,14 @@ def write(
             la.path: folder.array(f"arrays/{safe_name(la.path)}.npy", result.arrays[la.path]) for la in result.layers
         }
         report["layers"] = [asdict(layer) for layer in result.layers]
-        report["photos"] = save_images(folder, result.photos)
+        report["photos"] = save_images(folder, result.images)
     return folder.json(f"{result.kind}.json", report | describe_made(result), since)
 
 
 def _drawn(
     result: Activations, folder: Folder, layer: Layer, index: int, shared: bool, channel: int | None
 ) -> str | None:
-    name = f"{safe_name(result.photos[index].name)}/{safe_name(layer.path)}"
+    name = f"{safe_name(result.images[index].name)}/{safe_name(layer.path)}"
     if not views.drawable(layer):
         return None  # its numbers are there
     if channel is None:
@@ -89,12 +89,12 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Activations:
         "layers": schema.sequence(schema.record(Layer, shape=shape, parameters=schema.whole(0, 2**62)), 1),
         **WITH_IMAGES,
     })(report, "")  # fmt: skip
-    layers, photos, rows = known["layers"], known["photos"], known["activations"]
-    wanted = [(photo["name"], layer.path) for photo in photos for layer in layers]
+    layers, images, rows = known["layers"], known["photos"], known["activations"]
+    wanted = [(image["name"], layer.path) for image in images for layer in layers]
     check(
         [(row.image, row.layer) for row in rows] == wanted,
         "activations",
-        f"a row for each of {len(photos)} images and {len(layers)} layers, in their order",
+        f"a row for each of {len(images)} images and {len(layers)} layers, in their order",
         f"{len(rows)} others",
     )
     check(known["arrays"].keys() == {la.path for la in layers}, "arrays", "an array for each layer", "others")
@@ -102,11 +102,11 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Activations:
     for layer in layers:
         where = f"arrays.{layer.path}"
         array = shelf.array(known["arrays"][layer.path], where, "arrays", mapped=True)
-        check_shape(array, (len(photos), *layer.shape), where)
+        check_shape(array, (len(images), *layer.shape), where)
         arrays[layer.path] = array
     return Activations(
         *read_made(known, ACTIVATION_PARAMETERS),
-        photos=shelf.images(photos),
+        images=shelf.images(images),
         layers=layers,
         arrays=arrays,
         statistics=rows,

@@ -22,7 +22,7 @@ def write(result: Concepts, directory: str | PathLike | Folder) -> list[str]:
         folder.image(f"{name}.png", picture)
     report["values"] = folder.array("values.npy", result.values)
     report["vectors"] = folder.array("vectors.npy", result.vectors)
-    report["photos"] = save_images(folder, result.photos)
+    report["photos"] = save_images(folder, result.images)
     return folder.json(f"{result.kind}.json", report | describe_made(result), since)
 
 
@@ -36,12 +36,12 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Concepts:
         **WITH_IMAGES,
     })(report, "")  # fmt: skip
     values, vectors = (shelf.array(known[name], name) for name in ("values", "vectors"))
-    count, photos = len(known["concepts"]), known["photos"]
-    expected = f"how much of {count} concepts is where in {len(photos)} images (n, h, w, k)"
+    count, images = len(known["concepts"]), known["photos"]
+    expected = f"how much of {count} concepts is where in {len(images)} images (n, h, w, k)"
     check(values.ndim == 4 and values.size > 0, "values", expected, f"the shape {values.shape}")
-    check_shape(values, (len(photos), *values.shape[1:3], count), "values")
+    check_shape(values, (len(images), *values.shape[1:3], count), "values")
     check(vectors.ndim == 2 and len(vectors) == count, "vectors", f"{count} vectors", f"the shape {vectors.shape}")
     numbers = [row.number for row in known["concepts"]]
     check(numbers == list(range(count)), "concepts", f"the numbers from 0 to {count - 1}", numbers[:8])
     made = read_made(known, CONCEPT_PARAMETERS)
-    return Concepts(*made, shelf.images(photos), values, vectors, known["concepts"])
+    return Concepts(*made, shelf.images(images), values, vectors, known["concepts"])

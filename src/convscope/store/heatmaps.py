@@ -42,7 +42,7 @@ def write(result: Heatmap, directory: str | PathLike | Folder, *, paint: Paint |
     for index, (entry, stem) in enumerate(zip(report["heatmaps"], views.stems(result), strict=True)):
         entry["file"] = folder.image(f"{stem}.png", views.panel(result, index, paint))
         entry["raw"] = folder.array(f"{stem}.npy", np.asarray(result.maps[index], np.float32))
-    report["photos"] = save_images(folder, result.photos)
+    report["photos"] = save_images(folder, result.images)
     return folder.json(f"{result.kind}.json", report | describe_made(result), since)
 
 
@@ -50,12 +50,12 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Heatmap:
     """The result that `write` wrote as `report`, with the files beside it."""
     named = schema.sequence(schema.entries({"raw": schema.text}), 1)(report.get("heatmaps"), "heatmaps")
     known = schema.entries({"heatmaps": schema.sequence(_HEATMAP_ROW), **WITH_IMAGES})(report, "")
-    rows, photos = known["heatmaps"], known["photos"]
+    rows, images = known["heatmaps"], known["photos"]
     check(
-        [row.image for row in rows] == [photo["name"] for photo in photos],
+        [row.image for row in rows] == [image["name"] for image in images],
         "photos",
         f"the image of each of {len(rows)} maps",
-        f"{len(photos)} others",
+        f"{len(images)} others",
     )
     maps = [shelf.array(row["raw"], f"heatmaps[{index}].raw") for index, row in enumerate(named)]
     most = limits.current().pixels
@@ -64,7 +64,7 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Heatmap:
         check(fits, f"heatmaps[{index}].raw", "a map (h, w)", f"the shape {one.shape}")
     return Heatmap(
         *read_made(known, HEATMAP_PARAMETERS),
-        photos=shelf.images(photos),
+        images=shelf.images(images),
         maps=np.stack(maps) if len({one.shape for one in maps}) == 1 else tuple(maps),
         rows=rows,
     )

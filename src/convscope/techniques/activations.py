@@ -91,7 +91,7 @@ def activations(
     return Activations(
         origin(network, "activations", shown),
         ActivationParameters(tuple(layer.path for layer in chosen), memory),
-        photos=shown,
+        images=shown,
         layers=tuple(chosen),
         arrays=keep.arrays,
         statistics=tuple(rows[index, layer.path] for index in range(len(shown)) for layer in chosen),

@@ -81,8 +81,8 @@ def filters(
     seed: int = 0,
     seeds: int = 1,
     variants: int = 1,
-    photos: Images | None = (),
-    photo: Source | None = None,
+    natural_images: Images | None = (),
+    image: Source | None = None,
     frames: int = 0,
     precision: str = "auto",
     batch: int | None = None,
@@ -102,8 +102,8 @@ def filters(
         seed: random seed; start images are bit-equal for a (seed, channel).
         seeds: number of random seeds, to measure how well their results agree; the images are those of the first.
         variants: number of images of each objective, made to differ from each other.
-        photos: images whose activations an alive filter must exceed as well as noise.
-        photo: the image that recipes such as "deepdream", "accentuation" and "caricature" need.
+        natural_images: images whose activations an alive filter must exceed as well as noise.
+        image: the image that recipes such as "deepdream", "accentuation" and "caricature" need.
         frames: number of intermediate images of each to keep.
         precision: of the optimization, "float32", "bfloat16", or "auto": bfloat16 where the machine gains by it. Final
             activations and those of natural images are always measured in float32.
@@ -134,8 +134,8 @@ def filters(
         seed=seed,
         seeds=seeds,
         variants=variants,
-        photos=photos,
-        photo=photo,
+        natural_images=natural_images,
+        image=image,
         frames=frames,
         precision=precision,
         batch=batch,
@@ -152,7 +152,7 @@ def baselines(
     channels: str | int | Iterable[int] | None = None,
     options: FilterOptions | None = None,
 ) -> Baselines:
-    """Activations of noise and natural images (`options.photos`), to give to `filters` any number of times.
+    """Activations of noise and natural images (`options.natural_images`), to give to `filters` any number of times.
 
     Args:
         network, layer, channels: as for `filters`; the baselines of one channel of a layer serve all of its channels.
@@ -262,12 +262,12 @@ class FilterStream:
     ) -> None:
         options = options or FilterOptions()
         network, recipe = open_model(network), adapted(options.recipe, options.steps)
-        references = read_references(options.photos, network)
-        self.photo = start_image(recipe, options.photo)
-        size = size_of(network, recipe, options.size, self.photo)
+        references = read_references(options.natural_images, network)
+        self.image = start_image(recipe, options.image)
+        size = size_of(network, recipe, options.size, self.image)
         if layer is not None and not options.objectives:
             layer_with_channels(network, layer, size)
-        prepared = None if self.photo is None else network.prepare([self.photo], size)[0]
+        prepared = None if self.image is None else network.prepare([self.image], size)[0]
         wanted = wanted_objectives(network, layer, channels, options, recipe, prepared)
         several = with_variants(wanted, options.variants)
         precision = precision_of(network, options.precision)
@@ -374,7 +374,7 @@ def _collected(stream: FilterStream, options: FilterOptions) -> Filters:
     frames = _frames([items[index].frames for index in done], images)
     bounds = [job.bound for job in stream.jobs]
     return Filters(
-        origin(plan.network, "filters", stream.baselines.images, {"start": stream.photo}, _details(stream, options)),
+        origin(plan.network, "filters", stream.baselines.images, {"start": stream.image}, _details(stream, options)),
         parameters=_parameters(stream, options),
         layer=bounds[0].key.specs[0].layer if _channels(bounds) else None,
         values=images,

@@ -59,7 +59,7 @@ class Baselines:
 
     Example:
         >>> from convscope.techniques.filters import FilterOptions, baselines
-        >>> measured = baselines(network, "block4_conv", [0], FilterOptions(size=32, photos=PHOTOS[:2]))
+        >>> measured = baselines(network, "block4_conv", [0], FilterOptions(size=32, natural_images=PHOTOS[:2]))
         >>> [image.name for image in measured.images]
         ['cat', 'coffee']
     """

@@ -29,7 +29,7 @@ class Recipe:
         octaves: (fraction of the final size, share of the steps) of the sizes that are optimized one after another.
         grow: the step to the next size: "resize", or "mirror", which keeps its scale and adds a margin.
         settle: a filter is done when it gained less than this share in 8 steps; 0 takes all steps.
-        photo: it needs an image.
+        needs_image: it needs an image.
         raises: the objective where neither channels nor objectives are given: "channels", "layer" (its mean square) or
             "caricature" (the activations of the image; the ascent then begins with noise, else with the image).
         power: exponent of the cosine, for a caricature.
@@ -57,7 +57,7 @@ class Recipe:
     octaves: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     grow: str = "resize"
     settle: float = 0.0
-    photo: bool = False
+    needs_image: bool = False
     raises: Literal["channels", "layer", "caricature"] = "channels"
     power: float = 2.0
     first_channels: int | None = None
@@ -136,7 +136,7 @@ ACCENTUATION = Recipe(
     parameterization=Fourier(deviation=0.01),
     optimizer=Adam(rate=0.05),
     transforms=Crops(first=0.9, last=0.9, views=16, brightness=0.0, noise_std=0.02),
-    photo=True,
+    needs_image=True,
     raises="layer",
     regularizer_weight=1.0,
     transparent=True,
@@ -151,7 +151,7 @@ DEEPDREAM = Recipe(
     optimizer=Normalised(length=10.0),
     transforms=Affine(shift=1 / 32, scale=(1.0, 1.0), rotation=0.0),
     octaves=((0.36, 1.0), (0.51, 1.0), (0.71, 1.0), (1.0, 1.0)),
-    photo=True,
+    needs_image=True,
     raises="layer",
 )
 
@@ -163,7 +163,7 @@ CARICATURE = Recipe(
     parameterization=Fourier(deviation=0.01),
     optimizer=Adam(rate=0.05),
     transforms=Affine(shift=1 / 32, scale=(0.98, 1.02), rotation=2.0),
-    photo=True,
+    needs_image=True,
     raises="caricature",
 )
 

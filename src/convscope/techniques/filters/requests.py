@@ -70,13 +70,13 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def read_references(photos: Images | None, network: Network) -> list[InputImage]:
+def read_references(images: Images | None, network: Network) -> list[InputImage]:
     """The images whose activations an alive filter must exceed; those that were read already go as they are."""
-    if photos is None or (isinstance(photos, Sequence) and len(photos) == 0):
+    if images is None or (isinstance(images, Sequence) and len(images) == 0):
         return []
-    if isinstance(photos, list | tuple) and all(isinstance(photo, InputImage) for photo in photos):
-        return list(photos)
-    return list(hold(photos, network.image_shape))
+    if isinstance(images, list | tuple) and all(isinstance(image, InputImage) for image in images):
+        return list(images)
+    return list(hold(images, network.image_shape))
 
 
 def adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
@@ -95,15 +95,15 @@ def adapted(recipe: str | Recipe, steps: int | None) -> Recipe:
     return replace(chosen, steps=steps)
 
 
-def start_image(recipe: Recipe, photo: Source | None) -> InputImage | None:
+def start_image(recipe: Recipe, image: Source | None) -> InputImage | None:
     """The start image of the ascent, or the image to caricature."""
-    if photo is None and recipe.photo:
+    if image is None and recipe.needs_image:
         raise UsageError(
-            f"recipe {recipe.name!r} needs an image; give one with {option('photo')}.",
+            f"recipe {recipe.name!r} needs an image; give one with {option('image')}.",
             code="image-missing",
             recipe=recipe.name,
         )
-    return None if photo is None else read_images(photo if isinstance(photo, list | tuple) else [photo])[0]
+    return None if image is None else read_images(image if isinstance(image, list | tuple) else [image])[0]
 
 
 def precision_of(network: Network, precision: str) -> str:
@@ -124,7 +124,7 @@ def batch_of(batch: int | None, recipe: Recipe, variants: int) -> int:
 
 
 def size_of(
-    network: Network, recipe: Recipe, size: int | tuple[int, int] | None, photo: InputImage | None
+    network: Network, recipe: Recipe, size: int | tuple[int, int] | None, image: InputImage | None
 ) -> tuple[int, int]:
     """The size `(h, w)` of the images."""
     if size is not None:
@@ -140,11 +140,11 @@ def size_of(
         return int(height), int(width)
     if not network.inputs.free:
         return network.inputs.size
-    if photo is None:
+    if image is None:
         return recipe.size, recipe.size
     # The image keeps its proportions, its shorter side brought to the recipe's.
-    scale = recipe.size / min(photo.pixels.shape[:2])
-    return round(photo.pixels.shape[0] * scale), round(photo.pixels.shape[1] * scale)
+    scale = recipe.size / min(image.pixels.shape[:2])
+    return round(image.pixels.shape[0] * scale), round(image.pixels.shape[1] * scale)
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ class FilterOptions:
     seed: int = 0
     seeds: int = 1
     variants: int = 1
-    photos: Images | None = ()
-    photo: Source | None = None
+    natural_images: Images | None = ()
+    image: Source | None = None
     frames: int = 0
     precision: str = "auto"
     batch: int | None = None

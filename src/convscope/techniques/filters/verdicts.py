@@ -101,7 +101,7 @@ def _row(baselines: Baselines, job: Job, trace: Trace, activation: float, transf
         name=job.bound.objective.label,
         transformed=transformed,
         natural=None if best is None else float(natural[best]),
-        natural_photo=name,
+        natural_image=name,
         variant=job.variant,
         tries=trace.tries,
         steps=len(trace.activations),
@@ -110,7 +110,7 @@ def _row(baselines: Baselines, job: Job, trace: Trace, activation: float, transf
 
 
 def _verdict(final: float, threshold: float, trace: Trace, natural: np.ndarray) -> tuple[str, str]:
-    images = " and of the photos" if len(natural) else ""
+    images = " and of the images" if len(natural) else ""
     beyond = f"the {PERCENTILE}th percentile of noise{images} ({threshold:.3g})"
     if trace.overflowed or not np.isfinite(final):
         return "weak", f"stopped at step {len(trace.gradients)}: the activation left the range of finite numbers"
@@ -131,8 +131,8 @@ def _without_gradient(trace: Trace, natural: np.ndarray) -> tuple[str, str]:
         does = "the image raises" if last > first else "nothing raises"
         reason += f"; {does} what is before its non-linearity, from {first:.3g} to {last:.3g}"
     if excited:
-        return "weak", f"{reason}; yet the photos reach {natural.max():.3g}"
-    return "dead", reason + (f"; none of {len(natural)} photos excites it" if len(natural) else "")
+        return "weak", f"{reason}; yet the images reach {natural.max():.3g}"
+    return "dead", reason + (f"; none of {len(natural)} images excites it" if len(natural) else "")
 
 
 def cut_off(plan: Plan, bound: BoundObjective) -> str:

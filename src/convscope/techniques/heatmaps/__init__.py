@@ -144,7 +144,7 @@ def heatmap(
         "against": None if against is None else as_targets(against),
         **run.details(),
     }
-    like = {"like": run.goal.target.photo} if isinstance(run.goal.target, Similarity) else {}
+    like = {"like": run.goal.target.image} if isinstance(run.goal.target, Similarity) else {}
     made = origin(run.specs[0].network, "heatmap", run.images, like, details)
     maps = _stacked([one.heat for one in items])
     return Heatmap(made, run.parameters(), tuple(one.image for one in items), maps, tuple(one.row for one in items))

@@ -55,7 +55,7 @@ def concepts(
         ((2, 28, 28, 3), (3, 96))
     """
     network = open_model(network)
-    photos = hold(images, network.image_shape)
+    images = hold(images, network.image_shape)
     where = network.last_spatial_layer() if layer == "auto" else network.layer(layer)
     if not where.spatial:
         raise UsageError(
@@ -64,12 +64,12 @@ def concepts(
             layer=where.path,
             shape=list(where.shape),
         )
-    tell(progress, Started(0, len(photos), "maps"))
+    tell(progress, Started(0, len(images), "maps"))
     parts = []
-    for start in range(0, len(photos), batch):
-        x = network.prepare(photos[start : start + batch])
+    for start in range(0, len(images), batch):
+        x = network.prepare(images[start : start + batch])
         parts.append(network.forward(x, (where.path,))[1][where.path])
-        tell(progress, Advanced(min(start + batch, len(photos)), len(photos), "maps"))
+        tell(progress, Advanced(min(start + batch, len(images)), len(images), "maps"))
     maps = np.maximum(np.concatenate(parts).astype(np.float64), 0)
     table = maps.reshape(-1, maps.shape[-1])
     if not 1 <= count <= min(table.shape):
@@ -90,8 +90,8 @@ def concepts(
     values = shares.reshape(*maps.shape[:3], count).astype(np.float32)
     rows = _rows(network, where, table, shares, vectors)
     parameters = ConceptParameters(where.path, count, batch, SWEEPS)
-    made = origin(network, "concepts", photos, details={"paper": "Collins et al. 2018, 1806.10206"})
-    return Concepts(made, parameters, photos, values, vectors.astype(np.float32), tuple(rows))
+    made = origin(network, "concepts", images, details={"paper": "Collins et al. 2018, 1806.10206"})
+    return Concepts(made, parameters, images, values, vectors.astype(np.float32), tuple(rows))
 
 
 def factorised(table: np.ndarray, count: int, sweeps: int = SWEEPS) -> tuple[np.ndarray, np.ndarray]:

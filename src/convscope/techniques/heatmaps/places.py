@@ -65,8 +65,8 @@ def chosen_places(
 def _best(goal: Goal, method: Method, images: Sequence[InputImage], spec: TraceSpec) -> Places:
     """The layer whose maps score best on the first images, and the scores of all."""
     network = spec.network
-    rows = np.arange(min(len(goal.photos), TRIED_IMAGES))
-    x = network.prepare([images[index] for index in goal.photos[rows]])
+    rows = np.arange(min(len(goal.image_indices), TRIED_IMAGES))
+    x = network.prepare([images[index] for index in goal.image_indices[rows]])
     arguments = tuple(argument[rows] for argument in goal.arguments)
     maps, refused = [], Unfit("no layer to try", code="no-map-layer")
     for layer in _candidates(network, goal):

@@ -92,7 +92,7 @@ class HeatmapRun:
 
     def __len__(self) -> int:
         """The number of targets; each method makes a map of each."""
-        return len(self.goal.photos)
+        return len(self.goal.image_indices)
 
     def items(self) -> Iterator[HeatmapItem]:
         """Each heatmap when it is finished, the methods of one image one after another."""
@@ -135,7 +135,7 @@ class HeatmapRun:
 
     def _of(self, rows: np.ndarray) -> Iterator[HeatmapItem]:
         """The heatmaps of one batch: some rows of the goal."""
-        images = [self.images[index] for index in self.goal.photos[rows]]
+        images = [self.images[index] for index in self.goal.image_indices[rows]]
         arguments = tuple(argument[rows] for argument in self.goal.arguments)
         x = self.specs[0].network.prepare(images)
         evidence = [trace(spec, x, arguments) for spec in self.specs]
@@ -204,7 +204,7 @@ def begin(
             )
         methods = tuple(one.with_budget(options.budget) for one in methods)
     goal = goal_of(network, target, options.against, len(read), lambda: _ranked(network, read, options.batch))
-    batch = max(1, min(options.batch, len(goal.photos)))
+    batch = max(1, min(options.batch, len(goal.image_indices)))
     call = CallOptions(options.seed, _precision(network, options.precision))
     spec = TraceSpec(network, None, goal.target, batch, call)
     places = chosen_places(layer, goal, methods, read, spec)

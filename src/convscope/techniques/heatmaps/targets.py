@@ -136,7 +136,7 @@ class Similarity:
     Attributes:
         layer, text: the layer, and a description.
         other: the other image's activations `(c,)`, of length 1.
-        photo: the other image, for provenance.
+        image: the other image, for provenance.
 
     Arguments: these activations `(n, c)`.
 
@@ -149,7 +149,7 @@ class Similarity:
     text: str
     other: np.ndarray = field(compare=False)
     scores: bool = False
-    photo: InputImage | None = field(default=None, compare=False)
+    image: InputImage | None = field(default=None, compare=False)
 
     @property
     def record(self) -> tuple[str, ...]:
@@ -245,13 +245,13 @@ class Goal:
     Attributes:
         target: the target.
         arguments: arrays whose rows belong to the images.
-        photos: for each row the number of its image: several rows may explain one image.
+        image_indices: for each row the number of its image: several rows may explain one image.
         against: how the class whose score is subtracted was chosen, one of `AGAINST_CHOICES` of `HeatmapParameters`.
     """
 
     target: Target
     arguments: tuple[np.ndarray, ...]
-    photos: np.ndarray
+    image_indices: np.ndarray
     against: str = "none"
 
 
@@ -320,16 +320,16 @@ def goal_of(network: Network, target: object, against: object, count: int, ranke
             raise UsageError(
                 "expected top1 or more, found top0.", code="argument-too-small", name="top", found=0, expected=1
             )
-        classes, photos = ranked()[:, :best].reshape(-1).astype(np.int32), np.repeat(everyone, best)
+        classes, indices = ranked()[:, :best].reshape(-1).astype(np.int32), np.repeat(everyone, best)
     else:
-        classes, photos = _classes(network, target, count, {"top": TOP}), everyone
+        classes, indices = _classes(network, target, count, {"top": TOP}), everyone
     rivals = np.full(len(classes), NONE, np.int32)
     choice = "none" if against is ALONE else "given"
     if against is None:
         choice = "pair" if network.head.paired else "none"
     if choice != "none":
-        rivals = _against(network, "rival" if choice == "pair" else against, classes, count, photos)
-    return Goal(ClassScore(), (classes, rivals), photos, choice)
+        rivals = _against(network, "rival" if choice == "pair" else against, classes, count, indices)
+    return Goal(ClassScore(), (classes, rivals), indices, choice)
 
 
 def _plain(network: Network, target: object, against: Given) -> tuple[Given, Given]:
@@ -445,8 +445,8 @@ def _with_channels(network: Network, path: str) -> Layer:
     return found
 
 
-def similarity_target(network: Network, photo: Source, layer: str | None = None) -> Similarity:
-    """The cosine similarity of an image to `photo` in a layer, the last one before the class scores where None.
+def similarity_target(network: Network, image: Source, layer: str | None = None) -> Similarity:
+    """The cosine similarity of an image to `image` in a layer, the last one before the class scores where None.
 
     Raises:
         UsageError: no such layer; ImageError.
@@ -457,11 +457,11 @@ def similarity_target(network: Network, photo: Source, layer: str | None = None)
         'similarity to coffee (average)'
     """
     path = _with_channels(network, layer).path if layer else _embedding(network).path
-    (other,) = read_images([photo])
+    (other,) = read_images([image])
     answer = network.forward(network.prepare([other]), (path,))[1][path][0]
     answer = answer.mean(axis=(0, 1)) if answer.ndim == 3 else answer
     unit = (answer / max(float(np.linalg.norm(answer)), 1e-12)).astype(np.float32)
-    return Similarity(path, f"similarity to {other.name} ({path})", unit, photo=other)
+    return Similarity(path, f"similarity to {other.name} ({path})", unit, image=other)
 
 
 def _embedding(network: Network) -> Layer:
@@ -558,11 +558,11 @@ def _classes(network: Network, target: object, count: int, words: dict[str, int]
     return np.asarray(numbers * (count if len(numbers) == 1 else 1), np.int32)
 
 
-def _against(network: Network, against: object, classes: np.ndarray, count: int, photos: np.ndarray) -> np.ndarray:
+def _against(network: Network, against: object, classes: np.ndarray, count: int, indices: np.ndarray) -> np.ndarray:
     """The class to set against that of each row `(n,)`, or `RIVAL`."""
     if network.head.classes < 2:
         raise UsageError("the network has one output, so there is no other to set against it.", code="no-other-class")
-    rivals = _classes(network, against, count, {"rival": RIVAL})[photos]
+    rivals = _classes(network, against, count, {"rival": RIVAL})[indices]
     same = [int(one) for one, other in zip(classes, rivals, strict=True) if one == other >= 0]
     if same:
         raise UsageError(
