@@ -40,6 +40,7 @@ _INTERNAL = {
     "convscope.images.source": "hold report_failures",
     "convscope.images.decode": "decode_file decode_files files_in fit_batch images_in is_image_file listed "
     "read_readable_images",
+    "convscope.requests": "",
     "convscope.session": "",
     "convscope.events": "",
     "convscope.errors": "nearest one_line",

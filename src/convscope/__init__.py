@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from convscope.images.source import image_source as image_source
     from convscope.networks import open_model as open_model
     from convscope.reports import report as report
-    from convscope.session import Request as Request
+    from convscope.requests import Request as Request
     from convscope.session import Session as Session
     from convscope.store import load as load
     from convscope.store import load_all as load_all
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # No module of the package itself bears one of these names: importing it would take the function's place.
 _HOMES = {
     "ConvscopeError": "convscope.errors",
-    "Request": "convscope.session",
+    "Request": "convscope.requests",
     "Session": "convscope.session",
     "activations": "convscope.techniques.activations",
     "concepts": "convscope.techniques.heatmaps.concepts",
