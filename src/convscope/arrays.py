@@ -123,6 +123,23 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False, room: int | 
     return values.reshape(declared.shape, order=declared.order)
 
 
+_METHODS = {"nearest": Image.Resampling.NEAREST, "box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
+
+
+def scale_pixels(pixels: np.ndarray, scale: float, method: str = "lanczos") -> np.ndarray:
+    """Pixels to show, (h, w) or (h, w, 3) uint8, with both sides times `scale`, at least one pixel each.
+
+    Args:
+        method: "nearest", "box" or "lanczos", as Pillow names them.
+
+    Example:
+        >>> scale_pixels(np.zeros((40, 30, 3), np.uint8), 0.5).shape
+        (20, 15, 3)
+    """
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, _METHODS[method]))
+
+
 def resize_map(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
     """A map (h, w) resized bilinearly, averaged where it shrinks: (height, width) float32."""
     image = Image.fromarray(np.ascontiguousarray(heatmap, np.float32))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from convscope.arrays import scale_pixels
 from convscope.errors import UsageError
 from convscope.render.colour import classic_tile, colour, finite, levels_between, span
 from convscope.render.grid import grid
@@ -125,16 +126,13 @@ def channel_tile(
 
 def sized(levels: np.ndarray, wanted: int) -> np.ndarray:
     """A map (h, w) uint8 with its longer side near `wanted`: each cell enlarged alike, or areas averaged."""
-    height, width = levels.shape
-    side = max(height, width)
+    side = max(levels.shape)
     if side == 1:
         return np.full((_FLAT_TILE_SIDE, _FLAT_TILE_SIDE), levels[0, 0])
     whole = max(1, wanted // side)
     zoom = min(whole, whole + 1, key=lambda times: abs(math.log(times * side / wanted)))
     if side > 1.45 * wanted:
-        scale = 1.2 * wanted / side
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        levels = np.asarray(Image.fromarray(np.ascontiguousarray(levels)).resize(size, Image.Resampling.BOX))
+        levels = scale_pixels(levels, 1.2 * wanted / side, "box")
     thick = math.ceil(12 / (zoom * min(levels.shape)))  # a map of one row would be a hairline
     down, across = (thick, 1) if levels.shape[0] < levels.shape[1] else (1, thick)
     return levels.repeat(zoom * down, axis=0).repeat(zoom * across, axis=1)
@@ -153,8 +151,5 @@ def _numbered_grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    scale = _IMAGE_SIDE / max(height, width)
-    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(image).resize(size, method))
+    scale = _IMAGE_SIDE / max(image.shape[:2])
+    return scale_pixels(image, scale, "nearest" if scale >= 2 else "lanczos")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from convscope.arrays import scale_pixels
 from convscope.errors import UsageError
 from convscope.render.text import FAINT_INK, INK, WHITE, font_of, leading, padded, text_strip, text_width, wrapped
 
@@ -82,16 +83,13 @@ def sized_tile(picture: np.ndarray, smallest: int, largest: int) -> np.ndarray:
         return picture.repeat(times, axis=0).repeat(times, axis=1)
     if side <= largest:
         return picture
-    size = max(1, round(width * largest / side)), max(1, round(height * largest / side))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    return scale_pixels(picture, largest / side)
 
 
 def at_most(image: np.ndarray, side: int) -> np.ndarray:
     """An image brought to a longest side of `side` pixels, up or down, so that panels are alike."""
     scale = side / max(image.shape[:2])
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    method = Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(image).resize(size, method))
+    return scale_pixels(image, scale, "nearest" if scale >= 4 else "lanczos")
 
 
 def words_tile(height: int, width: int, text: str) -> np.ndarray:

@@ -14,8 +14,8 @@ from os import PathLike, fspath
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
+from convscope.arrays import scale_pixels
 from convscope.files import dump, write_file
 from convscope.networks import Layer, Network, Prediction
 from convscope.render import filters as filter_views
@@ -231,17 +231,14 @@ def fitted_to_page(image: np.ndarray) -> np.ndarray:
     if longest < SMALLEST_PHOTO:
         times = -(-SMALLEST_PHOTO // longest)
         return image.repeat(times, axis=0).repeat(times, axis=1)
-    scale = min(1.0, LARGEST_PHOTO / longest)
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return scale_pixels(image, min(1.0, LARGEST_PHOTO / longest))
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
     """The square in the middle, small."""
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    square = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(square.resize((56, 56), Image.Resampling.LANCZOS))
+    return scale_pixels(image[top : top + side, left : left + side], 56 / side)
 
 
 def _bars(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
