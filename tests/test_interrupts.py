@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import convscope
+from convscope import isolation
 from convscope.errors import ModelError, OutOfMemoryError
 from convscope.networks import Pass, restoring
-from convscope.networks.restoring import Block, checkpoint, restored
+from convscope.networks.restoring import Block, checkpoint, exclusively, restored
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trials import interrupts
@@ -120,6 +121,43 @@ def test_at_every_step_it_is_as_it_was(call, number):
     for _ in at_every_step(lambda: call(thing, lock), number):
         assert thing.same
         assert [signal.getsignal(one) for one in usual] == before
+
+
+def test_a_lock_is_given_back_at_every_step(number):
+    """Also on the line that leaves a `with`, where a lock taken by `with` would stay taken."""
+    lock = threading.RLock()
+    steps = [(left, "owner=0" in repr(lock)) for left in at_every_step(lambda: exclusively(lock, lambda: None), number)]
+    assert len(steps) > 40
+    assert all(given_back for _, given_back in steps)
+
+
+def test_a_reader_that_is_interrupted_at_any_step_answers_the_next_call(number):
+    reader = isolation.Reader()
+    reader.start(["operator"])
+    answered = 0
+    for left in at_every_step(lambda: reader.call("operator:neg", 3), number):
+        answered += 1
+        if answered % 10 == 0 or not left:  # starting a reader takes a fifth of a second
+            in_time = threading.Timer(60, reader.close)
+            in_time.start()
+            assert reader.call("operator:neg", 4) == -4
+            in_time.cancel()
+    assert answered > 60
+    reader.close()
+
+
+def test_programs_are_kept_after_an_interrupt_at_any_step(number):
+    torch = pytest.importorskip("torch")
+    network = convscope.open_model(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), size=8, preprocess="0..1")
+    x = np.zeros((1, 8, 8, 3), np.float32)
+    expected = network.predict(x)
+    for _ in at_every_step(lambda: network.program(_twice, Pass()), number):
+        assert "owner=0" in repr(network._programs_lock)
+        np.testing.assert_array_equal(network.predict(x), expected)
+
+
+def _twice(network, request):
+    return lambda run, x: 2 * run(x, request).logits
 
 
 def test_the_handler_is_called_once_and_after_the_change(number):

@@ -18,6 +18,7 @@ from convscope.networks.network import Source  # noqa: E402
 from convscope.networks.torch.graph import function_name  # noqa: E402
 from convscope.networks.torch.modules import OpenedModule  # noqa: E402
 from convscope.networks.torch.network import TorchNetwork, network_of  # noqa: E402
+from convscope.techniques.activations import iter_activations  # noqa: E402
 
 pytestmark = pytest.mark.without_keras
 
@@ -1086,6 +1087,21 @@ def test_scores_that_are_no_row_for_each_image_are_refused(change, count):
         with pytest.raises(ModelError, match="output") as error:
             refused()
         assert error.value.code == "not-per-image"
+
+
+def test_a_network_without_layers_has_no_activations():
+    network = declared(nn.Identity())
+    assert network.layers == ()
+    image = np.zeros((16, 16, 3), np.uint8)
+    for refused in (
+        lambda: convscope.activations(network, image),
+        lambda: list(iter_activations(network, [image])),
+        lambda: convscope.report(network, image, "nowhere"),
+    ):
+        with pytest.raises(UsageError) as error:
+            refused()
+        assert error.value.code == "no-layers"
+    assert convscope.doctor(network.module).layers["count"] == 0
 
 
 @pytest.mark.parametrize("change", [lambda x: x.sum(), lambda x: x[:, :0], lambda x: x[:1]], ids=["()", "n, 0", "1"])

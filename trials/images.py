@@ -295,10 +295,10 @@ def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    out = b"\x89PNG\r\n\x1a\n"
+    out = [b"\x89PNG\r\n\x1a\n"]
     for name, data in chunks:
-        out += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    return out
+        out += [struct.pack(">I", len(data)), name, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))]
+    return b"".join(out)
 
 
 def _png_header(data: bytes, place: Place) -> bytes:

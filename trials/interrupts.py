@@ -218,7 +218,7 @@ def _of_process() -> dict[str, Any]:
         "recursion": sys.getrecursionlimit(),
         "gate": gate and (gate._users, bool(gate._waiting)),  # its mode is of no matter while nobody uses it
     }
-    for name, lock in (("torch.network", "_ONE_AT_A_TIME"), ("keras.network", "TRACING")):
+    for name, lock in (("torch.runner", "ONE_AT_A_TIME"), ("keras.runner", "TRACING")):
         room = sys.modules.get(f"convscope.networks.{name}")
         if room is not None:
             seen[lock] = "owner=0" in repr(getattr(room, lock))

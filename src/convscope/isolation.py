@@ -111,7 +111,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._child: subprocess.Popen[bytes] | None = None
         self._clean = True  # no call is half done: a second interrupt can come while the first one is handled
         self._greeted = False  # the child has reported that it is ready
@@ -133,8 +133,7 @@ class Reader:
 
     def start(self, modules: Sequence[str]) -> None:
         """Start the child now; see the function `start`."""
-        with self._lock:
-            self._started(modules)
+        _exclusively(self._lock, lambda: self._started(modules))
 
     def _started(self, modules: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         if self._closed:
@@ -158,9 +157,12 @@ class Reader:
 
     def _ask_each(self, many: Sequence[dict[str, object]]) -> list[object]:
         answers: list[Sent] = []
-        with self._lock:
+
+        def ask() -> None:
             while len(answers) < len(many):
                 self._converse(many[len(answers) :], answers)
+
+        _exclusively(self._lock, ask)
         return answers
 
     def _converse(self, many: Sequence[dict[str, Sent]], answers: list[object]) -> None:
@@ -217,10 +219,31 @@ class Reader:
 
     def forget(self) -> None:
         """After a fork: the child is the other process's, and so is the thread that may hold the lock."""
-        self._lock, child, self._child, self._clean = threading.Lock(), self._child, None, True
+        self._lock, child, self._child, self._clean = threading.RLock(), self._child, None, True
         if child is not None:
             child.returncode = 0  # not ours to wait for
             _close(child)
+
+
+def _exclusively(lock: threading.RLock, body: Callable[[], object]) -> None:
+    """Call `body` while the lock is held, which no outer call holds.
+
+    A `with` does not suffice: a signal that is handled in a tracer's or debugger's function, on the line that leaves
+    the `with`, would leave the lock held for ever. Here an interrupt of one release is followed by another.
+    """
+    try:
+        try:
+            lock.acquire()
+            body()
+        finally:
+            _release(lock)
+    finally:
+        _release(lock)
+
+
+def _release(lock: threading.RLock) -> None:
+    with contextlib.suppress(RuntimeError):  # it is not held: not yet, or no longer
+        lock.release()
 
 
 def _launched(modules: Sequence[str]) -> subprocess.Popen[bytes]:

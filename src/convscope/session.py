@@ -33,7 +33,7 @@ import numpy as np
 from convscope.errors import ConvscopeError, UsageError
 from convscope.events import Event, Progress, tell
 from convscope.networks import Network, open_model
-from convscope.networks.restoring import stoppable
+from convscope.networks.restoring import exclusively, stoppable
 from convscope.requests import Request
 from convscope.results import Result
 
@@ -288,7 +288,7 @@ class _Worker:
     def __init__(self, network: Network, cache: _Cache, unchanging: bool) -> None:
         self._network, self._cache, self._unchanging = network, cache, unchanging
         self._sha256: str | None = None  # of weights that do not change, once it is known
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: OrderedDict[Hashable, Handle] = OrderedDict()
         self._running: Handle | None = None
         self.ended = False
@@ -307,19 +307,7 @@ class _Worker:
 
     def submit(self, handle: Handle) -> None:
         """See `Session.submit`."""
-        place = handle if handle.kind is None else handle.kind
-        with self._lock:
-            if self.ended:
-                raise UsageError("the session is closed.", code="session-closed")
-            found = None if self._sha256 is None else self._cache.get((self._sha256, handle.request))
-            replaced = self._waiting.get(place)
-            if found is not None:
-                self._waiting.pop(place, None)
-            else:
-                self._waiting[place] = handle  # where another one stood, at its place in the queue
-            for settled in (None if found is None else handle, replaced):
-                if settled is not None:
-                    settled._settled = True
+        found, replaced = exclusively(self._lock, lambda: self._queued(handle))
         if replaced is not None:
             replaced._end(
                 RequestReplaced("a newer request of the same kind took the place of this one.", code="request-replaced")
@@ -328,18 +316,39 @@ class _Worker:
             handle._end(found)
         self._tokens.put(None)
 
+    def _queued(self, handle: Handle) -> tuple[Result | None, Handle | None]:
+        """Its result if it is kept; else the handle is put into the queue. And the handle whose place it takes."""
+        if self.ended:
+            raise UsageError("the session is closed.", code="session-closed")
+        place = handle if handle.kind is None else handle.kind
+        found = None if self._sha256 is None else self._cache.get((self._sha256, handle.request))
+        replaced = self._waiting.get(place)
+        if found is not None:
+            self._waiting.pop(place, None)
+        else:
+            self._waiting[place] = handle  # where another one stood, at its place in the queue
+        for settled in (None if found is None else handle, replaced):
+            if settled is not None:
+                settled._settled = True
+        return found, replaced
+
     def cancel(self, handle: Handle) -> bool:
         """See `Handle.cancel`."""
-        with self._lock:
-            if handle._settled:
-                return False
-            handle._stopping = True
-            if handle is self._running:
-                return True
-            del self._waiting[handle if handle.kind is None else handle.kind]
-            handle._settled = True
-        handle._end(_cancelled())
-        return True
+        before = exclusively(self._lock, lambda: self._left(handle))
+        if before == "waiting":
+            handle._end(_cancelled())
+        return before != "ended"
+
+    def _left(self, handle: Handle) -> str:
+        """Let a request stop, and take it out of the queue; it was "waiting", "running" or "ended" before."""
+        if handle._settled:
+            return "ended"
+        handle._stopping = True
+        if handle is self._running:
+            return "running"
+        del self._waiting[handle if handle.kind is None else handle.kind]
+        handle._settled = True
+        return "waiting"
 
     def end(self) -> None:
         """Cancel everything, and let the thread end. Takes no lock: it is also called while garbage is collected."""
@@ -423,15 +432,17 @@ class _Cache:
     def __init__(self, limit: int) -> None:
         self._limit, self._used = limit, 0
         self._kept: OrderedDict[tuple[str, Request], tuple[Result, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def get(self, key: tuple[str, Request]) -> Result | None:
         """The result under a key, if it is kept."""
-        with self._lock:
-            if key not in self._kept:
-                return None
-            self._kept.move_to_end(key)
-            return self._kept[key][0]
+        return exclusively(self._lock, lambda: self._found(key))
+
+    def _found(self, key: tuple[str, Request]) -> Result | None:
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
 
     def put(self, key: tuple[str, Request], result: Result) -> None:
         """Keep a result; one that is larger than the limit is not kept."""

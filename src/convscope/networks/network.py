@@ -27,7 +27,7 @@ from convscope.networks.layers import Layer, base_path, find_layer, select_layer
 from convscope.networks.ops import Operations
 from convscope.networks.passes import Pass, Run
 from convscope.networks.preprocessing import Preprocessing
-from convscope.networks.restoring import Block
+from convscope.networks.restoring import Block, exclusively
 from convscope.schema import Json
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Network(ABC):
 
     def __init__(self) -> None:
         self._programs: dict[tuple[object, ...], Callable] = {}
-        self._programs_lock = threading.Lock()
+        self._programs_lock = threading.RLock()
         self._in_force: list[_InForce] = []
 
     # -- provided by each framework -------------------------------------------------------------------
@@ -473,16 +473,21 @@ class Network(ABC):
         if "<" in make.__qualname__:
             raise TypeError(f"expected a function of a module, found {make.__qualname__}, which may enclose more.")
         key = (make, *arguments, self.preprocessing, self.head)
-        with self._programs_lock:
-            if key in self._programs:
-                self._programs[key] = made = self._programs.pop(key)
-                return made
+        found = exclusively(self._programs_lock, lambda: self._used_again(key))
+        if found is not None:
+            return found
         made = self.compile(make(self, *arguments))  # outside of the lock: it may wait for another thread's pass
-        with self._programs_lock:
-            made = self._programs.setdefault(key, made)
-            while len(self._programs) > _PROGRAMS_KEPT:
-                self._programs.pop(next(iter(self._programs)))
-            return made
+        return exclusively(self._programs_lock, lambda: self._kept(key, made))
+
+    def _used_again(self, key: tuple[object, ...]) -> Callable | None:
+        return self._kept(key, self._programs[key]) if key in self._programs else None
+
+    def _kept(self, key: tuple[object, ...], made: Callable) -> Callable:
+        """The program under a key, or `made` where there is none yet: it is now the last one to go."""
+        kept = self._programs[key] = self._programs.pop(key, made)
+        while len(self._programs) > _PROGRAMS_KEPT:
+            self._programs.pop(next(iter(self._programs)))
+        return kept
 
 
 def checked_names(names: Sequence[str], head: Head, name: str) -> tuple[str, ...]:

@@ -63,6 +63,19 @@ def restored(
         gate.leave(before)
 
 
+def exclusively(lock: threading.RLock, body: Callable[[], Result]) -> Result:
+    """The result of `body`, quick work that is done while `lock` is held.
+
+    A `with` does not suffice: a signal that is handled in a tracer's or debugger's function, on the line that leaves
+    the `with`, would leave the lock held for ever.
+    """
+    return restored(_changes_nothing, lambda _: body(), lock)
+
+
+def _changes_nothing(undo: ExitStack) -> None:
+    """The `switch` of `exclusively`."""
+
+
 class Block:
     """A change for the length of a `with`, in which convscope's own code runs.
 

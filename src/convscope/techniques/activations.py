@@ -61,7 +61,7 @@ def activations(
         the raw arrays `(n, h, w, c)` with the share of zeros and the number of empty channels of each layer.
 
     Raises:
-        UsageError: no such layer; ImageError: an image can't be read; ModelError: the model can't be run.
+        UsageError: no such layer, or no layers at all; ImageError: an image can't be read; ModelError: the model can't be run.
 
     Example:
         >>> found = convscope.activations(network, PHOTOS[:2], "block4_conv")
@@ -72,7 +72,7 @@ def activations(
     """
     network = open_model(network)
     shown = hold(images, network.image_shape)
-    chosen = network.select(layers)
+    chosen = _chosen(network, layers)
     plan = _plan(chosen, len(shown), memory_bytes(memory))
     keep = _Keep(chosen, len(shown), tempfile.TemporaryDirectory(dir=_folder(scratch)) if plan.to_disk else None)
     rows: dict[tuple[int, str], LayerStatistics] = {}
@@ -123,6 +123,15 @@ class ActivationItem:
     row: LayerStatistics
 
 
+def _chosen(network: Network, layers: str | Sequence[str] | None) -> list[Layer]:
+    if not network.layers:
+        raise UsageError(
+            f"expected a network with layers, found none in {network.name}: it has no activations to show.",
+            code="no-layers",
+        )
+    return network.select(layers)
+
+
 def iter_activations(
     network: Network | object,
     images: Images | ImageStream,
@@ -143,7 +152,7 @@ def iter_activations(
         batch: images at a time, where `images` is no stream.
 
     Raises:
-        UsageError: no such layer. ImageError: no image can be read. ModelError: the model can't be run.
+        UsageError: no such layer, or no layers at all. ImageError: no image can be read. ModelError: the model can't be run.
 
     Example:
         >>> for item in iter_activations(network, convscope.image_source(PHOTOS[:2]), "block4_conv"):
@@ -152,7 +161,7 @@ def iter_activations(
         coffee block4_conv (28, 28, 96)
     """
     network = open_model(network)
-    chosen = network.select(layers)
+    chosen = _chosen(network, layers)
     given = isinstance(images, ImageStream)
     batches = images if isinstance(images, ImageStream) else stream(image_source(images), batch, network.image_shape)
     plan = _plan(chosen, batches.batch, memory_bytes(memory))

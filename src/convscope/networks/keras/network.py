@@ -39,7 +39,7 @@ from convscope.networks.keras.taps import (
 from convscope.networks.ops import Axes, namespace
 from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.preprocessing import Preprocessing, family_of
-from convscope.networks.restoring import restored
+from convscope.networks.restoring import exclusively, restored
 from convscope.networks.trace import Calls, Graph
 from convscope.networks.traced import TracedNetwork, unless_enough
 
@@ -224,22 +224,28 @@ class KerasNetwork(TracedNetwork):
     def _can_leave_out(self, calls: Calls, path: str) -> bool:
         """See `TracedNetwork`. Patching an operation reaches all of its calls, so it must have only one."""
         operation = calls[path][0].operation
-        with TRACING:  # another thread's pass may have patched it
+
+        def can() -> bool:
             return called_once(calls, operation) and (has_activation(operation) or kind_of(operation) == "activation")
+
+        return exclusively(TRACING, can)  # another thread's pass may have patched it
 
     def _ends_in_nonlinearity(self, calls: Calls, path: str) -> bool:
         """See `TracedNetwork`."""
         operation = calls[path][0].operation
-        with TRACING:  # another thread's pass may have patched it
-            return has_activation(operation) and called_once(calls, operation)
+        # Another thread's pass may have patched it.
+        return exclusively(TRACING, lambda: has_activation(operation) and called_once(calls, operation))
 
     def _can_compute_in(self, precision: str) -> bool:
         """See `TracedNetwork`."""
         return not any("float16" in name.replace("bfloat16", "") for name in self._policies())
 
     def _policies(self) -> set[str]:
-        with TRACING:  # another thread's pass may compute in another precision
-            return {getattr(getattr(op, "_dtype_policy", None), "name", "float32") for _, op in self._runner.operations}
+        operations = [op for _, op in self._runner.operations]
+        # Another thread's pass may compute in another precision.
+        return exclusively(
+            TRACING, lambda: {getattr(getattr(op, "_dtype_policy", None), "name", "float32") for op in operations}
+        )
 
     @property
     def folds_norms(self) -> bool:

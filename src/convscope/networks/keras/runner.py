@@ -21,7 +21,7 @@ from convscope.networks.keras.inputs import Entry
 from convscope.networks.keras.state import keep_state
 from convscope.networks.keras.taps import OWN_CODE
 from convscope.networks.network import Source
-from convscope.networks.restoring import restored
+from convscope.networks.restoring import exclusively, restored
 from convscope.networks.trace import Trace
 
 # Tracing patches layers, and two models may share a layer: one pass at a time in the whole process.
@@ -39,8 +39,9 @@ class Runner:
         self.model = model
         self.backend = backend_named(keras.backend.backend())
         self.operations = named_operations(model)
-        with TRACING:  # another network that shares layers may be patching them
-            self._wrapped = [op for op in [model, *(op for _, op in self.operations)] if is_wrapped(op)]
+        every = [model, *(op for _, op in self.operations)]
+        # Another network that shares layers may be patching them.
+        self._wrapped = exclusively(TRACING, lambda: [op for op in every if is_wrapped(op)])
         self._read: list[KerasVariable] | None = None
 
     @property

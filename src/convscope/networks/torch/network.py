@@ -24,7 +24,7 @@ from convscope.networks.inspection import Inspection, Steps, inspected
 from convscope.networks.layers import Layer
 from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.preprocessing import Preprocessing
-from convscope.networks.restoring import restored
+from convscope.networks.restoring import exclusively, restored
 from convscope.networks.torch import ops as torch_ops
 from convscope.networks.torch.graph import class_name, unwrapped
 from convscope.networks.torch.inputs import Asked, Entry
@@ -185,26 +185,24 @@ class TorchNetwork(TracedNetwork):
 
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`. Not while another thread's pass has them point to the memory of others."""
-        with ONE_AT_A_TIME:
-            return [
-                (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
-                for tensor in self._runner.tensors()
-            ]
+        return exclusively(ONE_AT_A_TIME, lambda: [_array(tensor) for tensor in self._runner.tensors()])
 
     def _hashed(self) -> str:
         """Made anew where a tensor lies elsewhere, was written to, or has another checksum.
 
         A change through `.data` shows in the checksum alone, which costs a fifth of the hash.
         """
-        with ONE_AT_A_TIME:
-            tensors, arrays = self._runner.tensors(), self.weights()
-            mark = [
-                (tensor.data_ptr(), version_of(tensor), zlib.crc32(np.ascontiguousarray(array).data))
-                for tensor, array in zip(tensors, arrays, strict=True)
-            ]
-            if self._hash is None or self._hash[0] != mark:
-                self._hash = (mark, super()._hashed())
-            return self._hash[1]
+        return exclusively(ONE_AT_A_TIME, self._hashed_now)
+
+    def _hashed_now(self) -> str:
+        tensors, arrays = self._runner.tensors(), self.weights()
+        mark = [
+            (tensor.data_ptr(), version_of(tensor), zlib.crc32(np.ascontiguousarray(array).data))
+            for tensor, array in zip(tensors, arrays, strict=True)
+        ]
+        if self._hash is None or self._hash[0] != mark:
+            self._hash = (mark, super()._hashed())
+        return self._hash[1]
 
     @property
     def parameters(self) -> int:
@@ -260,6 +258,11 @@ class TorchNetwork(TracedNetwork):
         outputs = self._runner.named_outputs(returned)[self.output].float()
         self._check_output(outputs.shape, images)
         return self.head.logits(self.ops, outputs.reshape(len(outputs), -1))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor's values; NumPy has no bfloat16."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
 
 
 def _small_images(layers: Sequence[Layer], size: tuple[int, int]) -> tuple[int, int] | None:
