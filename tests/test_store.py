@@ -172,7 +172,7 @@ def test_a_result_of_a_development_version_is_refused(manifest, number):
     change(manifest, schema=number, needs=...)
     with pytest.raises(ConvscopeError, match="make the result again") as error:
         convscope.load(manifest.parent)
-    assert (error.value.code, error.value.data["schema"]) == ("schema-old", 1)
+    assert (error.value.code, error.value.data["found"]) == ("schema-older", 1)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def activations(
         the raw arrays `(n, h, w, c)` with the share of zeros and the number of empty channels of each layer.
 
     Raises:
-        UsageError: no such layer, or no layers at all; ImageError: an image can't be read; ModelError: the model can't be run.
+        UsageError: no such layer, or no layers at all; ImageError: an image can't be read; ModelError: the model
+            can't be run.
 
     Example:
         >>> found = convscope.activations(network, PHOTOS[:2], "block4_conv")
@@ -128,6 +129,7 @@ def _chosen(network: Network, layers: str | Sequence[str] | None) -> list[Layer]
         raise UsageError(
             f"expected a network with layers, found none in {network.name}: it has no activations to show.",
             code="no-layers",
+            name=network.name,
         )
     return network.select(layers)
 
@@ -152,7 +154,8 @@ def iter_activations(
         batch: images at a time, where `images` is no stream.
 
     Raises:
-        UsageError: no such layer, or no layers at all. ImageError: no image can be read. ModelError: the model can't be run.
+        UsageError: no such layer, or no layers at all. ImageError: no image can be read. ModelError: the model can't
+            be run.
 
     Example:
         >>> for item in iter_activations(network, convscope.image_source(PHOTOS[:2]), "block4_conv"):
