@@ -215,7 +215,7 @@ def test_dead_weak_and_alive():
     model.get_layer("conv").set_weights([np.abs(kernel), np.zeros(3, np.float32)])
     few = filters(open_model(model), "conv", [0], steps=1, natural_images=[bright])
     assert few.rows[0].status == "weak"
-    assert "photos" in few.rows[0].reason
+    assert "images" in few.rows[0].reason
 
 
 def test_what_was_begun_with_a_photo_says_so():

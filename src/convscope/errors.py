@@ -29,7 +29,7 @@ def option(name: str) -> str:
         >>> str(error)
         'give one with image=.'
         >>> error.text(lambda name: f"--{name} IMAGE")
-        'give one with --photo IMAGE.'
+        'give one with --image IMAGE.'
     """
     return f"{_OPEN}{name}{_CLOSE}"
 
