@@ -110,8 +110,8 @@ def test_a_flag_in_a_text_is_found():
 
 
 def test_a_line_is_cut_after_it_was_spelled():
-    error = UsageError("x" * 5000 + option("photo"))
-    assert error.text(str).endswith("photo")
+    error = UsageError("x" * 5000 + option("image"))
+    assert error.text(str).endswith("image")
     assert len(error.text(str)) <= errors.LONGEST_LINE
 
 

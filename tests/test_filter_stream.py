@@ -109,7 +109,7 @@ def test_parts_of_the_users_own(small):
 
 
 def test_a_caricature_raises_what_the_layer_answers_to_the_image(small):
-    options = {"recipe": "caricature", "size": 16, "precision": "float32", "photo": noise(1)[0]}
+    options = {"recipe": "caricature", "size": 16, "precision": "float32", "image": noise(1)[0]}
     result = convscope.filters(small, "1", steps=20, **options)
     maps = small.forward(result.values, ["1"])[1]["1"][0].astype(np.float64)
     given = small.forward(small.prepare(list(convscope.images.decode.read_images(noise(1)))), ["1"])[1]["1"][0]
@@ -118,5 +118,5 @@ def test_a_caricature_raises_what_the_layer_answers_to_the_image(small):
     assert result.rows[0].activation > 2 * abs(result.rows[0].activations[0])
     with pytest.raises(UsageError, match="all channels"):
         convscope.filters(small, "1", [0], steps=1, **options)
-    with pytest.raises(UsageError, match="photo"):
-        convscope.filters(small, "1", **{**options, "photo": None})
+    with pytest.raises(UsageError, match="image="):
+        convscope.filters(small, "1", **{**options, "image": None})

@@ -391,7 +391,7 @@ def test_each_recipe_raises_what_it_is_asked_to(trained):
 
 @pytest.mark.parametrize("name", ["accentuation", "deepdream"])
 def test_recipes_that_start_from_a_photo_need_one(name):
-    with pytest.raises(UsageError, match="photo"):
+    with pytest.raises(UsageError, match="image="):
         convscope.filters(open_model(classic_model()), "conv2", 0, recipe=name)
 
 
@@ -416,7 +416,7 @@ def test_a_tie_keeps_the_picture_near_the_photo(trained):
 
 
 def test_a_likeness_needs_a_photo():
-    with pytest.raises(UsageError, match="photo"):
+    with pytest.raises(UsageError, match="image="):
         convscope.filters(open_model(classic_model()), objectives=[channel("conv2", 1) + likeness("relu1")], steps=2)
 
 

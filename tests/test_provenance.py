@@ -79,9 +79,9 @@ PLACES = {
         "seed": parameter("seed"),
         "seeds": parameter("seeds"),
         "variants": parameter("variants"),
-        "photos": pictures,
+        "natural_images": pictures,
         "baselines": pictures,  # what noise reaches is the same for one network, seed and size; others are refused
-        "photo": other("start"),
+        "image": other("start"),
         "frames": parameter("frames"),
         "precision": parameter("precision"),
         "batch": parameter("batch"),
@@ -158,8 +158,8 @@ CHANGES = {
         "seed": (0, 1),
         "seeds": (1, 2),
         "variants": (1, 2),
-        "photos": ("cat", "dog"),
-        "photo": ("start", "like"),
+        "natural_images": ("cat", "dog"),
+        "image": ("start", "like"),
         "frames": (0, 1),
         "precision": ("float32", "bfloat16"),
         "batch": (1, 2),
@@ -172,14 +172,14 @@ BASIS = {
     convscope.heatmap: {"images": ["cat", "dog"], "target": 1},
     convscope.filters: {"layer": "one", "channels": [0], "steps": 2},
 }
-PHOTOS = ("images", "photos", "photo")
+IMAGES = ("images", "natural_images", "image")
 
 
 def called(function, network, files, options):
     def path(value):
         return [files[one] for one in value] if isinstance(value, list) else files[value]
 
-    given = {name: path(value) if name in PHOTOS else value for name, value in options.items()}
+    given = {name: path(value) if name in IMAGES else value for name, value in options.items()}
     if "baselines" in options:  # of these natural images
         measured = FilterOptions(steps=options["steps"], natural_images=path(options["baselines"]))
         given["baselines"] = baselines(network, options["layer"], options["channels"], measured)
