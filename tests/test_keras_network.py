@@ -1,5 +1,6 @@
 """The tap mechanism on Keras models, against Keras' own sub-models and against arithmetic."""
 
+import logging
 from contextlib import ExitStack
 
 import numpy as np
@@ -824,3 +825,25 @@ def test_a_layer_or_an_output_without_a_row_for_each_image_is_refused(change):
         with pytest.raises(ModelError) as error:
             refused()
         assert error.value.code == "not-per-image"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.function is TensorFlow's")
+def test_tensorflow_does_not_warn_of_many_programs():
+    """It counts traces by code, and all programs have the same."""
+    warnings = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    network = convscope.open_model(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)]))
+    x = np.zeros((1, 8, 8, 3), np.float32)
+    logging.getLogger("tensorflow").addHandler(handler)
+    try:
+        for factor in range(12):
+            network.program(_times, factor)(network.tensor(x))
+    finally:
+        logging.getLogger("tensorflow").removeHandler(handler)
+    assert [warning for warning in warnings if "retracing" in warning] == []
+
+
+def _times(network, factor):
+    path = network.layers[0].path
+    return lambda run, x: factor * run(x, Pass(record=(path,), stop=True)).activations[path]

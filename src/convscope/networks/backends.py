@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +81,8 @@ class TensorFlowBackend:
 
     def compile(self, function: Callable) -> Callable:
         """Trace once for each set of shapes; autograph is off since the Python here has no tensor conditions."""
-        return self._tf.function(function, autograph=False)
+        # TensorFlow counts the traces of a code, which all programs share, and would warn; a partial is counted alone.
+        return self._tf.function(partial(function), autograph=False)
 
     def observe(self, function: Callable, values: list[Tensor], *arrays: np.ndarray) -> None:
         """Trace into a graph that is thrown away: nothing is computed."""
