@@ -159,7 +159,7 @@ MEANINGS: Mapping[str, str] = {
     "number-too-large": "A scripted module computes a number of more than 64 bits.",
     "objective-invalid": "What was given as an objective is none.",
     "objective-missing": "Neither a layer nor an objective was given.",
-    "objective-not-understood": "The text of an objective can't be read; `place` is where.",
+    "objective-not-understood": "The text of an objective can't be read; `position` is where.",
     "only-regularizers": "An objective has regularizers alone.",
     "opacity-out-of-range": "An opacity is not between 0 and 1.",
     "operation-unknown": "The list of operations for all frameworks has none of this name.",

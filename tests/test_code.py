@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from expecting import raises
 
 from convscope.errors import UsageError
 from convscope.networks.formats import code
@@ -60,22 +61,22 @@ def test_build(home):
 def test_build_from_a_module(home, monkeypatch):
     monkeypatch.syspath_prepend(str(home.parent))
     assert code.build("net:make?classes=4") == ("made", 4, True, 7)
-    with pytest.raises(UsageError, match="no module 'nett'"):
+    with raises(UsageError, "module-missing", name="nett"):
         code.build("nett:make")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "expected", "words"),
     [
-        ("{}:mak", ["no 'mak'", "did you mean 'make'"]),
-        ("{}:needy", ["needy(size)", "missing a required argument", "needy?argument=value"]),
-        ("{}:make?klasses=3", ["make(classes=2, pretrained=True)", "klasses"]),
-        ("{}:broken", ["ZeroDivisionError", "division by zero", "net.py:15"]),
-        ("{}x.py:make", ["no file at", "net.py"]),
+        ("{}:mak", "function-unknown", ["no 'mak'", "did you mean 'make'"]),
+        ("{}:needy", "function-arguments", ["needy(size)", "missing a required argument", "needy?argument=value"]),
+        ("{}:make?klasses=3", "function-arguments", ["make(classes=2, pretrained=True)", "klasses"]),
+        ("{}:broken", "code-failed", ["ZeroDivisionError", "division by zero", "net.py:15"]),
+        ("{}x.py:make", "file-missing", ["no file at", "net.py"]),
     ],
 )
-def test_errors(home, text, words):
-    with pytest.raises(UsageError) as error:
+def test_errors(home, text, expected, words):
+    with raises(UsageError, expected) as error:
         code.build(text.format(home if "x.py" not in text else str(home)[:-3]))
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
@@ -83,10 +84,10 @@ def test_errors(home, text, words):
 
 def test_an_error_while_the_file_is_read(tmp_path):
     (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
-    with pytest.raises(UsageError, match=r"ModuleNotFoundError.*bad\.py:1"):
+    with raises(UsageError, "code-failed", match=r"ModuleNotFoundError.*bad\.py:1"):
         code.build(f"{tmp_path / 'bad.py'}:make")
     (tmp_path / "syntax.py").write_text("def make(:\n")
-    with pytest.raises(UsageError, match="SyntaxError"):
+    with raises(UsageError, "code-failed", match="SyntaxError"):
         code.build(f"{tmp_path / 'syntax.py'}:make")
 
 
@@ -102,10 +103,15 @@ def test_what_is_no_model_is_said(home):
     import convscope
 
     pytest.importorskip("torch")
-    with pytest.raises(UsageError, match=r"to return a keras.Model or a torch.nn.Module, found builtins.tuple"):
+    with raises(
+        UsageError,
+        "not-a-model",
+        found="builtins.tuple",
+        match=r"to return a keras.Model or a torch.nn.Module, found builtins.tuple",
+    ):
         convscope.open_model(f"{home}:make")
     (home.parent / "none.py").write_text("def make():\n    pass\n")
-    with pytest.raises(UsageError, match=r"found nothing \(None\)"):
+    with raises(UsageError, "not-a-model", found="nothing (None)", match=r"found nothing \(None\)"):
         convscope.open_model(f"{home.parent / 'none.py'}:make")
 
 

@@ -3,6 +3,7 @@
 import models
 import numpy as np
 import pytest
+from expecting import raises
 
 keras = pytest.importorskip("keras")
 from test_heatmaps import NAMES, gap_network, maps_and_head  # noqa: E402
@@ -67,9 +68,9 @@ def test_concepts_of_a_network(photo, tmp_path):
 
 def test_what_can_not_be_factorised_is_said(photo):
     network = open_model(models.plain(), preprocess="0..1")
-    with pytest.raises(UsageError, match="1 to "):
+    with raises(UsageError, "concepts-out-of-range", found=99):
         convscope.concepts(network, photo, 99)
-    with pytest.raises(UsageError, match="no map"):
+    with raises(UsageError, "layer-without-map", layer="out"):
         convscope.concepts(network, photo, 2, "out")
 
 

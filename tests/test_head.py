@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from expecting import raises
 
 from convscope.errors import UsageError
 from convscope.networks import Head, Layer
@@ -98,5 +99,5 @@ def test_properties_of_layers_partition_the_kinds():
 def test_a_place_counts_no_containers():
     layers = [layer(kind) for kind in ("conv", "model", "pool")]
     assert [one.kind for one in select_layers(layers, ":2")] == ["conv", "pool"]
-    with pytest.raises(UsageError):
+    with raises(UsageError, "layer-unknown"):
         select_layers(layers, "dense")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from expecting import raises
 
 from convscope import limits
 from convscope.errors import UsageError
@@ -40,17 +41,18 @@ def test_units(text, value):
     ],
 )
 def test_what_is_no_limit(text, monkeypatch):
-    with pytest.raises(UsageError):
+    code = "limit-unknown" if text in ("=3", "size=3") else "limit-invalid"
+    with raises(UsageError, code):
         limits.parse([text])
     if text:
         monkeypatch.setenv("CONVSCOPE_LIMITS", text)
-        with pytest.raises(UsageError):
+        with raises(UsageError, code):
             limits.current()
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "3", None, True])
 def test_what_is_no_value(value):
-    with pytest.raises(UsageError, match="limit seconds has to be"), limits.using(seconds=value):
+    with raises(UsageError, "limit-invalid", name="seconds"), limits.using(seconds=value):
         pass
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from expecting import raises
 from PIL import Image
 
 keras = pytest.importorskip("keras")
@@ -168,46 +169,61 @@ def test_a_budget_is_the_option_that_says_how_many_passes_there_are(network, pho
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "method", "name", "expected", "found"),
     [
+        (lambda: SmoothGrad(noise=-1), "smoothgrad", "noise", "a number of at least 0", -1),
+        (lambda: SmoothGrad(copies=2.5), "smoothgrad", "copies", "a whole number of at least 1", 2.5),
+        (lambda: SmoothGrad(copies=True), "smoothgrad", "copies", "a whole number of at least 1", True),
         (
-            lambda: SmoothGrad(noise=-1),
-            "option 'noise' of method 'smoothgrad': expected a number of at least 0, found -1",
+            lambda: IntegratedGradients("grey"),
+            "integrated-gradients",
+            "baseline",
+            "zero, black, white or mean",
+            "grey",
         ),
-        (lambda: SmoothGrad(noise=float("nan")), "found nan; the default is 0.15"),
-        (lambda: SmoothGrad(copies=2.5), "expected a whole number of at least 1, found 2.5"),
-        (lambda: SmoothGrad(copies=True), "found True"),
-        (lambda: IntegratedGradients("grey"), "expected zero, black, white or mean, found 'grey'"),
-        (lambda: IntegratedGradients(steps=0), "at least 1, found 0"),
-        (lambda: Occlusion(patch=0), "expected a whole number of at least 1, or auto, found 0"),
-        (lambda: Occlusion(patch=4, stride=5), "at most the side of the patch, 4 pixels"),
-        (lambda: RISE(resolution=300), "from 1 to 256, found 300"),
-        (lambda: RISE(masks=1), "at least 2"),
-        (lambda: FinerCAM(rivals="3"), "found '3'"),
-        (lambda: ScoreCAM(channels=1), "at least 2, or all, found 1"),
-        (lambda: METHODS["rise"].with_values(mask=4), "no option 'mask'; did you mean 'masks'"),
+        (lambda: IntegratedGradients(steps=0), "integrated-gradients", "steps", "a whole number of at least 1", 0),
+        (lambda: Occlusion(patch=0), "occlusion", "patch", "a whole number of at least 1, or auto", 0),
+        (lambda: Occlusion(patch=4, stride=5), "occlusion", "stride", "at most the side of the patch, 4 pixels", 5),
+        (lambda: RISE(resolution=300), "rise", "resolution", "a whole number from 1 to 256", 300),
+        (lambda: RISE(masks=1), "rise", "masks", "a whole number of at least 2", 1),
+        (lambda: FinerCAM(rivals="3"), "finer-cam", "rivals", "a whole number of at least 1", "3"),
+        (lambda: ScoreCAM(channels=1), "score-cam", "channels", "a whole number of at least 2, or all", 1),
     ],
 )
-def test_a_value_that_an_option_cant_have_is_refused(make, said):
-    with pytest.raises(UsageError) as refused:
+def test_a_value_that_an_option_cant_have_is_refused(make, method, name, expected, found):
+    with raises(UsageError, "method-option-invalid", method=method, name=name, found=found) as refused:
         make()
-    assert said in str(refused.value)
+    assert type(refused.value.data["found"]) is type(found)
+    assert f"expected {expected}" in str(refused.value)
+    assert f"found {found!r}" in str(refused.value)
+
+
+def test_a_refused_option_that_is_no_number_and_one_that_is_not_there():
+    with raises(UsageError, "method-option-invalid", match="found nan; the default is 0.15"):
+        SmoothGrad(noise=float("nan"))
+    with raises(UsageError, "method-option-unknown", method="rise", name="mask", match="did you mean 'masks'"):
+        METHODS["rise"].with_values(mask=4)
 
 
 @pytest.mark.parametrize(
-    ("names", "given", "said"),
+    ("names", "given", "code", "said"),
     [
-        (["rise"], {"maks": "5"}, "did you mean 'masks'"),
-        (["rise"], {"maks": "5"}, "visible=0.5 (a number from 0.01 to 1)"),
-        (["rise"], {"masks": "many"}, "expected a whole number of at least 2, found 'many'"),
-        (["rise"], {"masks": "2.0"}, "found '2.0'"),
-        (["grad-cam"], {"masks": "5"}, "grad-cam has no options."),
-        (["grad-cam", "rise"], {"noise": "5"}, "none of these methods has an option 'noise'. rise has masks=1000"),
-        (["grad-cam", "cam"], {"noise": "5"}, "They have no options."),
+        (["rise"], {"maks": "5"}, "method-option-unknown", "did you mean 'masks'"),
+        (["rise"], {"maks": "5"}, "method-option-unknown", "visible=0.5 (a number from 0.01 to 1)"),
+        (["rise"], {"masks": "many"}, "method-option-invalid", "expected a whole number of at least 2, found 'many'"),
+        (["rise"], {"masks": "2.0"}, "method-option-invalid", "found '2.0'"),
+        (["grad-cam"], {"masks": "5"}, "method-option-unknown", "grad-cam has no options."),
+        (
+            ["grad-cam", "rise"],
+            {"noise": "5"},
+            "method-option-unknown",
+            "none of these methods has an option 'noise'. rise has masks=1000",
+        ),
+        (["grad-cam", "cam"], {"noise": "5"}, "method-option-unknown", "They have no options."),
     ],
 )
-def test_a_text_that_stands_for_no_value_is_refused(names, given, said):
-    with pytest.raises(UsageError) as refused:
+def test_a_text_that_stands_for_no_value_is_refused(names, given, code, said):
+    with raises(UsageError, code) as refused:
         with_options(as_methods(names), given)
     assert said in str(refused.value)
 
@@ -221,9 +237,16 @@ def test_texts_go_to_every_method_that_has_the_option():
 
 
 def test_a_patch_larger_than_the_image_is_refused(network, photo):
-    with pytest.raises(UsageError, match="at most 20 pixels"):
+    with raises(UsageError, "patch-too-large", method="occlusion", expected=20, found=21):
         convscope.heatmap(network, photo, CLASS, method=Occlusion(patch=21))
-    with pytest.raises(UsageError, match="at most the side of the patch, 2 pixels"):
+    with raises(
+        UsageError,
+        "method-option-invalid",
+        method="occlusion",
+        name="stride",
+        found=3,
+        match="at most the side of the patch, 2 pixels",
+    ):
         convscope.heatmap(network, photo, CLASS, method=Occlusion(stride=3))
 
 
@@ -249,7 +272,14 @@ def test_an_own_method_with_an_option(network, photo, tmp_path):
     store.save(found, tmp_path)
     again = convscope.load(tmp_path).parameters.methods
     assert [(one.name, dict(one.options)) for one in again] == [("grad-cam", {}), ("power", {"exponent": 3.0})]
-    with pytest.raises(UsageError, match="expected a number of at least 1, found 0"):
+    with raises(
+        UsageError,
+        "method-option-invalid",
+        method="power",
+        name="exponent",
+        found=0,
+        match="expected a number of at least 1, found 0",
+    ):
         Power(0)
     assert with_options([Power()], {"exponent": "4"}) == [Power(4)]
 
@@ -291,20 +321,21 @@ class OfOneShape(Nameless):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "code", "said"),
     [
-        (SmoothGrad, "give an object of it, SmoothGrad()"),
-        (3, "an object with a name and a function explain, found 3"),
-        (Nameless(), "found Nameless without one"),
+        (SmoothGrad, "method-invalid", "give an object of it, SmoothGrad()"),
+        (3, "method-invalid", "an object with a name and a function explain, found 3"),
+        (Nameless(), "method-invalid", "found Nameless without one"),
         (
             OfOneShape(),
+            "maps-misfit",
             "expected a map (h, w) for each of 1 images from method 'wrong', found 1 of the shapes (8, 10, 6)",
         ),
-        ([], "at least one method"),
+        ([], "method-missing", "at least one method"),
     ],
 )
-def test_what_is_no_method_is_refused(network, photo, given, said):
-    with pytest.raises(UsageError) as refused:
+def test_what_is_no_method_is_refused(network, photo, given, code, said):
+    with raises(UsageError, code) as refused:
         convscope.heatmap(network, photo, CLASS, method=given)
     assert said in str(refused.value)
 
@@ -338,7 +369,7 @@ def test_heatmaps_are_yielded_when_they_are_finished(network, photo, monkeypatch
     assert [item.number for item in found] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert [item.row for item in found] == list(whole.rows)
     np.testing.assert_array_equal(np.stack([item.heat for item in found]), whole.maps)
-    with pytest.raises(UsageError, match="no heatmap method"):
+    with raises(UsageError, "method-unknown", name="x"):
         iter_heatmaps(network, images, CLASS, options=HeatmapOptions(method="x"))  # before the first is asked for
 
 

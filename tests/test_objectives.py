@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from expecting import raises
 
 from convscope.errors import UsageError
 from convscope.measures import Custom, Diversity, TotalVariation
@@ -75,7 +76,7 @@ def test_text_and_objective_are_the_same(text):
     [("a:3 + b:", 6), ("a:", 0), ("a:3 b:4", 4), ("a:x", 0), ("a:3 + ", 6), ("", 0), ("2*", 2), ("a:3@4", 0)],
 )
 def test_a_caret_shows_where_text_stops_being_understood(text, place):
-    with pytest.raises(UsageError) as raised:
+    with raises(UsageError, "objective-not-understood", text=text, position=place) as raised:
         parse(text)
     _, shown, caret = str(raised.value).splitlines()
     assert shown == f"  {text}"
@@ -132,9 +133,9 @@ def test_every_objective_reads_back_from_its_text_to_the_last_digit():
 
 
 def test_weights_are_finite_and_directions_too():
-    with pytest.raises(UsageError, match="finite"):
+    with raises(UsageError, "weight-not-finite", found=float("inf")):
         float("inf") * channel("a", 1)
-    with pytest.raises(UsageError, match="finite"):
+    with raises(UsageError, "direction-invalid", layer="a", found=1):
         direction("a", [float("nan")])
 
 
@@ -215,7 +216,7 @@ def test_a_dot_product_times_a_power_of_the_cosine(small, power):
     assert result.rows[0].activation == pytest.approx(weighted(maps["3"], vector, power), rel=1e-4)
     result, _, maps = reached(small, dot_cosine("3", vector, power, place=(4, 7)))
     assert result.rows[0].activation == pytest.approx(weighted(maps["3"][4:5, 7:8], vector, power), rel=1e-4)
-    with pytest.raises(UsageError, match="activations"):
+    with raises(UsageError, "activations-misfit", layer="3", expected=[16, 16, 4], found=[4, 16, 4]):
         reached(small, dot_cosine("3", given[:4]))
 
 
@@ -267,19 +268,19 @@ def test_a_users_own_regularizer(small):
 def test_regularizers_of_the_image(small, regularizer, measure):
     free, regularized = (reached(small, f"3:1 - {weight}*{regularizer}")[0] for weight in (0, 1e4))
     assert measure(regularized.values) < 0.95 * measure(free.values)
-    with pytest.raises(UsageError, match="no regularizer"):
+    with raises(UsageError, "only-regularizers"):
         reached(small, regularizer)
 
 
 def test_objectives_that_the_network_has_not(small):
-    for text, said in [
-        ("1:6", "0 to 5"),
-        ("1:2@16,0", "16x16"),
-        ("class:lynx", "lynx"),
-        ("nowhere:1", "nowhere"),
-        (direction("1", [1.0]), "6 numbers"),
+    for text, code, data in [
+        ("1:6", "channel-out-of-range", {"layer": "1", "channel": 6, "count": 6}),
+        ("1:2@16,0", "place-out-of-range", {"layer": "1", "place": [16, 0], "size": [16, 16]}),
+        ("class:lynx", "class-unknown", {"name": "lynx"}),
+        ("nowhere:1", "layer-unknown", {"name": "nowhere"}),
+        (direction("1", [1.0]), "direction-misfit", {"layer": "1", "expected": 6, "found": 1}),
     ]:
-        with pytest.raises(UsageError, match=said):
+        with raises(UsageError, code, **data):
             reached(small, text)
 
 

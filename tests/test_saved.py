@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from expecting import raises
 from saved_results import HEADERS, MAKERS, header, seeded, stranger
 
 import convscope
@@ -156,14 +157,14 @@ def test_an_array_that_is_a_hole_is_held_against_the_limit(tmp_path):
         os.truncate(file, 128 + 2**40)
     except OSError:
         pytest.skip("the file system has no files of that size")
-    with pytest.raises(ConvscopeError, match="weights=8GiB"):
+    with raises(ConvscopeError, "input-too-large", limit="weights", match="weights=8GiB"):
         arrays.read_npy(file)
 
 
 def test_what_a_folder_holds_is_counted_together(tmp_path):
     convscope.save(MAKERS["heatmaps"](), tmp_path)
     # 96 bytes of maps, 432 of photos.
-    with limits.using(weights=500), pytest.raises(ConvscopeError, match="limit weights"):
+    with limits.using(weights=500), raises(ConvscopeError, "input-too-large", limit="weights"):
         convscope.load(tmp_path)
     with limits.using(weights=600):
         convscope.load(tmp_path)
@@ -192,7 +193,7 @@ def test_json_that_is_none_or_too_large_is_refused(tmp_path, text, says):
 
 def test_the_limit_of_a_text_is_that_of_the_file(tmp_path):
     convscope.save(MAKERS["heatmaps"](), tmp_path)
-    with limits.using(text=1000), pytest.raises(ConvscopeError, match="limit text"):
+    with limits.using(text=1000), raises(ConvscopeError, "input-too-large", limit="text"):
         convscope.load(tmp_path)
 
 
@@ -200,7 +201,7 @@ def test_a_photo_that_was_written_over_is_noticed(tmp_path):
     """Two commands with one folder, and two photos of one name."""
     convscope.save(MAKERS["heatmaps"](), tmp_path)
     shutil.copy(tmp_path / "photos" / "dog.png", tmp_path / "photos" / "cat.png")
-    with pytest.raises(ConvscopeError, match="another one"):
+    with raises(ConvscopeError, "result-invalid", found="another one"):
         convscope.load(tmp_path)
 
 
@@ -226,27 +227,29 @@ def test_a_folder_with_several_results_asks_which(tmp_path):
     folder = store.Folder(tmp_path)
     convscope.save(MAKERS["heatmaps"](), folder)
     convscope.save(MAKERS["filters"](), folder)
-    with pytest.raises(UsageError, match=r'filters\.json, heatmaps\.json.*kind="filters".*load\('):
+    with raises(
+        UsageError, "result-ambiguous", names=["filters.json", "heatmaps.json"], match=r'kind="filters".*load\('
+    ):
         convscope.load(tmp_path)
     assert isinstance(convscope.load(tmp_path, kind="filters"), results.Filters)
     assert isinstance(convscope.load(tmp_path, kind="heatmaps"), results.Heatmap)
     convscope.save(MAKERS["heatmaps"](), folder)
-    with pytest.raises(UsageError, match=r"heatmaps\.json, heatmaps-2\.json"):
+    with raises(UsageError, "result-ambiguous", names=["heatmaps.json", "heatmaps-2.json"]):
         convscope.load(tmp_path, kind="heatmaps")
-    with pytest.raises(UsageError, match="did you mean 'filters'"):
+    with raises(UsageError, "result-kind-unknown", name="filter", match="did you mean 'filters'"):
         convscope.load(tmp_path, kind="filter")
-    with pytest.raises(UsageError, match="holds filters, not heatmaps"):
+    with raises(UsageError, "result-of-another-kind", found="filters", expected="heatmaps"):
         convscope.load(tmp_path / "filters.json", kind="heatmaps")
-    with pytest.raises(ConvscopeError, match=r"concepts\.json, found filters\.json"):
+    with raises(ConvscopeError, "no-result", expected=["concepts"], match=r"concepts\.json, found filters\.json"):
         convscope.load(tmp_path, kind="concepts")
 
 
 def test_a_folder_without_a_result_says_what_was_expected(tmp_path):
-    with pytest.raises(ConvscopeError, match=r"expected a folder with activations\.json or"):
+    with raises(ConvscopeError, "no-result", found=[], match=r"expected a folder with activations\.json or"):
         convscope.load(tmp_path)
-    with pytest.raises(ConvscopeError, match="No such file"):
+    with raises(ConvscopeError, "folder-unreadable", match="No such file"):
         convscope.load(tmp_path / "none")
-    with pytest.raises(ConvscopeError, match="No such file"):
+    with raises(ConvscopeError, "file-unreadable", match="No such file"):
         convscope.load(tmp_path / "none.json")
 
 

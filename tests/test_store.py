@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 
 import numpy as np
 import pytest
+from expecting import raises
 from PIL import Image
 from saved_results import MAKERS
 
@@ -67,7 +68,7 @@ def test_a_tile_of_a_filter_is_the_sheets_pixels_at_its_place():
     ("values", "options"), [(np.zeros((2, 2, 2)), {}), (np.zeros((0, 2)), {}), (np.eye(2), {"side": 0})]
 )
 def test_what_is_no_tile_is_refused(values, options):
-    with pytest.raises(UsageError):
+    with raises(UsageError, "array-misfit"):
         render.tile(values, **options)
 
 
@@ -125,7 +126,7 @@ def test_every_result_of_a_folder_is_loaded(tmp_path):
     assert kinds == ["activations", "filters", "heatmaps", "heatmaps"]
     assert [type(one) for one in convscope.load_all(tmp_path, "heatmaps")] == [Heatmap, Heatmap]
     assert convscope.load_all(tmp_path, "concepts") == ()
-    with pytest.raises(UsageError, match="did you mean 'heatmaps'"):
+    with raises(UsageError, "result-kind-unknown", name="heatmap", match="did you mean 'heatmaps'"):
         convscope.load_all(tmp_path, "heatmap")
 
 
@@ -143,9 +144,11 @@ def change(file, **entries):
 
 def test_a_newer_schema_is_refused_with_the_version_that_it_needs(manifest):
     change(manifest, schema=store.SCHEMA + 1, needs="7.1.0")
-    with pytest.raises(ConvscopeError, match=r"found schema 3: it needs convscope 7\.1\.0 or newer\."):
+    with raises(
+        ConvscopeError, "schema-newer", found=3, needs="convscope 7.1.0", match=r"it needs convscope 7\.1\.0 or newer\."
+    ):
         convscope.load(manifest.parent)
-    with pytest.raises(ConvscopeError, match="found schema 3"):
+    with raises(ConvscopeError, "schema-newer", found=3, needs="convscope 7.1.0"):
         convscope.load_all(manifest.parent)
 
 
@@ -156,23 +159,27 @@ def test_a_newer_schema_is_refused_whatever_else_is_new(manifest):
         report = {"schema": rng.randrange(3, 99), "needs": rng.choice(["\x1b[2J", "", None, 3, ["1"], "9.0" * 40])}
         report |= {rng.choice(["filters", "results", "x"]): rng.choice([1, [], {}, None]) for _ in range(3)}
         manifest.write_text(json.dumps(report))
-        with pytest.raises(ConvscopeError, match=r"found schema \d+: it needs a newer version of convscope\.$"):
+        with raises(
+            ConvscopeError,
+            "schema-newer",
+            needs="",
+            match=r"found schema \d+: it needs a newer version of convscope\.$",
+        ):
             convscope.load(manifest)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, "1", None, True, [1], 2**40])
 def test_a_schema_that_is_no_version_is_one_clear_error(manifest, number):
     change(manifest, schema=number)
-    with pytest.raises(ConvscopeError, match=r"expected a whole number from 1 to 2147483647 at schema, found"):
+    with raises(ConvscopeError, "result-invalid", where="schema", expected="a whole number from 1 to 2147483647"):
         convscope.load(manifest)
 
 
 @pytest.mark.parametrize("number", [1, ...])
 def test_a_result_of_a_development_version_is_refused(manifest, number):
     change(manifest, schema=number, needs=...)
-    with pytest.raises(ConvscopeError, match="make the result again") as error:
+    with raises(ConvscopeError, "schema-older", found=1, match="make the result again"):
         convscope.load(manifest.parent)
-    assert (error.value.code, error.value.data["found"]) == ("schema-older", 1)
 
 
 @pytest.mark.parametrize(

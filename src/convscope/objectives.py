@@ -457,7 +457,7 @@ def _not_understood(text: str, position: int, expected: str) -> UsageError:
         f"the objective is not understood:\n  {shown}\n  {' ' * position}^ {expected}.",
         code="objective-not-understood",
         text=text,
-        place=position,
+        position=position,
         expected=expected,
     )
 

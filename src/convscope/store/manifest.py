@@ -110,6 +110,7 @@ def chosen(path: str | PathLike, kinds: Sequence[str], kind: str | None) -> Path
         f"expected a folder with {wanted}, found {names} in {os.fspath(path)!r}.",
         code="no-result",
         path=os.fspath(path),
+        expected=[kind] if kind else list(kinds),
         found=[file.name for file in there],
     )
 
@@ -133,7 +134,12 @@ def checked(path: Path, make: Callable[[Path], T]) -> T:
         return make(path)
     except Misfit as misfit:
         raise ConvscopeError(
-            f"{str(path)!r}: {misfit}. {ADVICE}", code="result-invalid", path=str(path), reason=str(misfit)
+            f"{str(path)!r}: {misfit}. {ADVICE}",
+            code="result-invalid",
+            path=str(path),
+            where=misfit.where,
+            expected=misfit.expected,
+            found=misfit.found,
         ) from None
     except MemoryError:
         raise ConvscopeError(

@@ -271,5 +271,6 @@ def _refused(name: str, option: Option, value: object) -> UsageError:
         code="method-option-invalid",
         method=name,
         name=option.name,
+        expected=option.expected,
         found=value,
     )
