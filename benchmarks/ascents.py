@@ -273,7 +273,7 @@ def by_tf_keras_vis(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
 
 def by_lucent(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
     """lucent with its own parameterization, transforms and optimizer; one filter in each run, as in its tutorials."""
-    _torchvision_without_operators()
+    torchvision_without_operators()
     import torch
     from lucent.optvis import param, render
 
@@ -300,7 +300,7 @@ def by_lucent(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
     return climb, f"torch-lucent {importlib.metadata.version('torch_lucent')}", steps
 
 
-def _torchvision_without_operators() -> None:
+def torchvision_without_operators() -> None:
     """torchvision imports where torch is a build that lacks its operators; nothing here calls them."""
     import torch
 
@@ -384,7 +384,7 @@ def _one_pass_torch(network: Any, job: Job, begin: np.ndarray) -> np.ndarray:
 TOOLS["one pass"] = one_pass
 
 
-def _memory(name: str) -> int:
+def memory_of(name: str) -> int:
     """Bytes that this process holds ("VmRSS") or held at the most ("VmHWM"); 0 where the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -397,11 +397,11 @@ def main(request: str, answer: str) -> None:
     climb, version, steps = TOOLS[job.tool.split(":")[0]](replace(job, channels=tuple(job.channels)))
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    held = _memory("VmRSS")
+    held = memory_of("VmRSS")
     begun = time.perf_counter()
     pictures = climb()
     first = time.perf_counter() - begun
-    peak, ascent = _memory("VmHWM") - held, getattr(climb, "ascent", np.nan)
+    peak, ascent = memory_of("VmHWM") - held, getattr(climb, "ascent", np.nan)
     begun = time.perf_counter()
     if job.again:
         climb()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.ascents import _torchvision_without_operators
+from benchmarks.ascents import torchvision_without_operators
 from benchmarks.filters import write
 from convscope.techniques.heatmaps.methods import METHODS
 
@@ -68,7 +68,7 @@ def _shown(value: object) -> str:
 
 
 def _pytorch_grad_cam(name: str) -> type:
-    _torchvision_without_operators()
+    torchvision_without_operators()
     return getattr(importlib.import_module("pytorch_grad_cam"), name)
 
 
@@ -139,7 +139,7 @@ def ablation() -> dict[str, object]:
 
 
 def _projected(maps: np.ndarray) -> np.ndarray:
-    _torchvision_without_operators()
+    torchvision_without_operators()
     tool = importlib.import_module("pytorch_grad_cam.utils.svd_on_activations")
     return tool.get_2d_projection(np.moveaxis(maps, -1, 0)[None])[0]
 
@@ -184,7 +184,7 @@ def kpca() -> dict[str, object]:
     along with the mean of the channels. How each map of the same random activations is correlated with that mean:
     """
     maps = np.random.default_rng(2).random((3, 3, 4))
-    _torchvision_without_operators()
+    torchvision_without_operators()
     tool = importlib.import_module("pytorch_grad_cam.utils.svd_on_activations")
     theirs = np.asarray(tool.get_2d_projection_kernel(np.moveaxis(maps, -1, 0)[None], "sigmoid", None))[0]
     formula = METHODS["kpca-cam"].function

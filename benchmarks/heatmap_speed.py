@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import convscope
-from benchmarks.ascents import ASSETS, NotMeasured, _memory, opened
+from benchmarks.ascents import ASSETS, NotMeasured, memory_of, opened
 from benchmarks.filters import machine, write
 from benchmarks.heatmap_tools import pytorch_grad_cam
 from benchmarks.truth import Case
@@ -201,11 +201,11 @@ def memory(network: Any, cases: list[Case]) -> Iterator[str]:
     """The memory of a process after many calls, and at most during Score-CAM."""
     call = _ours(network, cases, "grad-cam")
     call()
-    held = [_memory("VmRSS")]
+    held = [memory_of("VmRSS")]
     for _ in range(4):
         for _ in range(8):
             call()
-        held.append(_memory("VmRSS"))
+        held.append(memory_of("VmRSS"))
     shown = ", ".join(f"{value / 2**20:.0f}" for value in held)
     yield f"After 8, 72, 136, 200 and 264 images in a loop the process holds {shown} MiB.\n"
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ascents import _torchvision_without_operators
-from benchmarks.truth import Case, _pictures
+from benchmarks.ascents import torchvision_without_operators
+from benchmarks.truth import Case, pictures_of
 
 Maker = Callable[[Any, Sequence[Case]], list[np.ndarray]]
 TOGETHER = 8  # images in a batch, as for convscope
 
 
 def _prepared(network: Any, cases: Sequence[Case]) -> np.ndarray:
-    return network.prepare(_pictures([case.pixels for case in cases]))
+    return network.prepare(pictures_of([case.pixels for case in cases]))
 
 
 def _in_batches(network: Any, cases: Sequence[Case], explain: Callable) -> list[np.ndarray]:
@@ -40,7 +40,7 @@ def pytorch_grad_cam(name: str, path: str | None = None) -> Maker:
     def make(network: Any, cases: Sequence[Case]) -> list[np.ndarray]:
         import torch
 
-        _torchvision_without_operators()
+        torchvision_without_operators()
         tool = importlib.import_module("pytorch_grad_cam")
         wanted = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
         layer = network.module.get_submodule(path or network.last_spatial_layer().path)

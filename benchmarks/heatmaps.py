@@ -192,7 +192,7 @@ def curve(setting: Setting, raw: np.ndarray, case: Case) -> tuple[float, float]:
 def single(setting: Setting, case: Case) -> ImageView:
     """The case's image and score."""
     network = setting.network
-    x = network.prepare(truth._pictures([case.pixels]))
+    x = network.prepare(truth.pictures_of([case.pixels]))
     goal = goal_of(network, case.target, None, 1, lambda: np.zeros((1, 1)))
     return next(trace(TraceSpec(network, None, goal.target), x, goal.arguments).views())
 
@@ -230,7 +230,7 @@ def control_badge(setting: Setting, name: str) -> str:
     found, random = [], np.random.default_rng(5)
     makers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "random": lambda x: random.random((7, 7)),
-        "centre": lambda x: truth._centre(x.shape[1:3]),
+        "centre": lambda x: truth.centre_map(x.shape[1:3]),
         "edges": lambda x: truth.edges(x[0]),
     }
     for case in setting.cases[:CHECKED]:

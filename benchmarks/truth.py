@@ -46,7 +46,7 @@ def known_photos(network: Any) -> list[tuple[np.ndarray, int]]:
     for file in sorted(folder.glob("*")):
         pixels = _square(Image.open(file).convert("RGB"), SIDE)
         found.append((pixels, numbers[file.name.partition("_")[0]]))
-    logits = [network.predict(network.prepare(_pictures([pixels]))) for pixels, _ in found]
+    logits = [network.predict(network.prepare(pictures_of([pixels]))) for pixels, _ in found]
     chances = network.head.probabilities(np.concatenate(logits))
     return [one for one, row in zip(found, chances, strict=True) if row[one[1]] > SURE and row.argmax() == one[1]]
 
@@ -59,7 +59,7 @@ def photo_mosaics(network: Any, count: int, seed: int = 0) -> list[Case]:
         four = [photos[number] for number in random.choice(len(photos), 4, replace=False)]
         tiles = [_resized(pixels, SIDE // 2) for pixels, _ in four]
         pixels = np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])])
-        logits = network.predict(network.prepare(_pictures([pixels])))[0]
+        logits = network.predict(network.prepare(pictures_of([pixels])))[0]
         best = int(np.argmax([logits[label] for _, label in four]))
         cases.append(Case(pixels, four[best][1], _quarter(best, SIDE)))
     return cases
@@ -101,7 +101,7 @@ def planted(network: Any, count: int, seed: int = 1) -> list[Case]:
     return cases
 
 
-def _pictures(pixels: Sequence[np.ndarray]) -> list[Any]:
+def pictures_of(pixels: Sequence[np.ndarray]) -> list[Any]:
     from convscope.images.decode import read_images
 
     return read_images(list(pixels))
@@ -164,12 +164,12 @@ def controls(cases: Sequence[Case]) -> dict[str, list[np.ndarray]]:
     random = np.random.default_rng(0)
     return {
         "random": [random.random((7, 7)) for _ in cases],
-        "centre": [_centre(case.mask.shape) for case in cases],
+        "centre": [centre_map(case.mask.shape) for case in cases],
         "edges": [edges(case.pixels) for case in cases],
     }
 
 
-def _centre(shape: tuple[int, int]) -> np.ndarray:
+def centre_map(shape: tuple[int, int]) -> np.ndarray:
     rows, columns = (np.linspace(-1, 1, side) for side in shape)
     return np.exp(-(rows[:, None] ** 2 + columns[None] ** 2) / (2 * 0.5**2))
 

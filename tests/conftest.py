@@ -18,6 +18,19 @@ def pytest_collection_modifyitems(items):
         raise pytest.UsageError(f"@pytest.mark.slow needs a reason, slow(reason=...): {', '.join(bare)}")
 
 
+LONG = 5  # seconds
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The tests without the mark `slow` that took longer than it is for: on a quiet machine each of them needs it."""
+    passed = terminalreporter.stats.get("passed", [])
+    long = sorted({test.nodeid for test in passed if test.duration > LONG and "slow" not in test.keywords})
+    if long:
+        terminalreporter.section(f"over {LONG} s without the mark slow", sep="-")
+        for name in long:
+            terminalreporter.line(name)
+
+
 def reason_of(mark):
     """The reason of a mark `slow`; empty where it has none."""
     reason = mark.kwargs.get("reason", "")

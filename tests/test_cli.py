@@ -225,6 +225,7 @@ def test_filters(climbed):
     assert ran.json["provenance"]["parameters"]["seed"] == 1
 
 
+@pytest.mark.slow(reason="the command makes filters three times")
 def test_the_same_seed_gives_the_same_bytes(climbed):
     (_, first), (_, again), (_, other) = climbed(1), climbed(1), climbed(2)
     assert files_in(first) == files_in(again)
@@ -548,6 +549,7 @@ def test_code_with_weights(tmp_path):
 # -- doctor ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(reason="the doctor makes filters of several layers")
 def test_doctor_says_what_it_found(desk):
     ran = run("doctor", desk / "nested.keras")
     assert ran.code == 0
@@ -653,6 +655,7 @@ def test_weights_that_can_not_be_downloaded(monkeypatch):
         assert word in ran.error
 
 
+@pytest.mark.slow(reason="a process that imports a framework")
 def test_files_beside_a_model_do_not_stand_for_libraries(desk, tmp_path):
     shutil.copy(desk / "free.keras", tmp_path / "free.keras")
     for name in ("h5py", "PIL", "keras", "numpy", "tensorflow", "jax", "torch", "rich"):
@@ -861,6 +864,7 @@ def test_an_interrupt_is_130(desk, monkeypatch, error):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+@pytest.mark.slow(reason="a process that imports a framework and is interrupted in its work")
 def test_what_was_written_before_an_interrupt_is_whole(desk, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -884,6 +888,7 @@ def test_what_was_written_before_an_interrupt_is_whole(desk, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes break otherwise there")
+@pytest.mark.slow(reason="a process that imports a framework")
 def test_a_reader_that_goes_away_is_no_fault(desk):
     process = apart("layers", desk / "free.keras", "--json")
     process.stdout.close()
@@ -909,6 +914,7 @@ def test_heatmaps_of_a_folder_leave_out_what_is_no_picture_and_say_so(desk, tmp_
     assert [row["image"] for row in json.loads(ran.out)["heatmaps"]] == ["photo0", "photo1", "photo2"]
 
 
+@pytest.mark.slow(reason="every method on one photo, those that pass thousands of changed copies among them")
 def test_heatmaps_by_several_methods(desk, tmp_path):
     ran = run("heatmap", desk / "free.keras", desk / "cat.png", "--method", "all", "--out", tmp_path / "all", "--json")
     assert ran.code == 0
@@ -936,6 +942,7 @@ def test_heatmaps_by_several_methods(desk, tmp_path):
     assert (wrong.code, "grad-cam" in wrong.err) == (2, True)
 
 
+@pytest.mark.slow(reason="the checks pass each photo many times")
 def test_heatmaps_of_other_targets_with_their_checks(desk, tmp_path):
     arguments = ("heatmap", desk / "nested.keras", desk / "cat.png", "--json")
     found = run(*arguments, "--class", "top2", "--check", "--out", tmp_path / "checked")
@@ -993,6 +1000,7 @@ def steers(text):
     return sorted({one for one in text if one != "\n" and not (one.isprintable() or one == "\u3000")})
 
 
+@pytest.mark.slow(reason="every character of Unicode is written in several ways")
 def test_what_passes_to_the_terminal():
     from convscope.terminal import safe, safe_json
 
@@ -1101,6 +1109,7 @@ def test_progress_does_not_interpret_names(monkeypatch, colour):
         ("--nonsense 2>/dev/full", 2, ""),
     ],
 )
+@pytest.mark.slow(reason="a process that imports a framework for each stream")
 def test_streams_that_are_closed_or_full(desk, redirection, code, said):
     program = f"{sys.executable} -m convscope layers {desk / 'nested.keras'} {redirection}"
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
@@ -1111,6 +1120,7 @@ def test_streams_that_are_closed_or_full(desk, redirection, code, said):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.slow(reason="a process that imports a framework")
 def test_results_are_written_where_nobody_listens(desk, tmp_path):
     program = f"{sys.executable} -m convscope heatmap {desk / 'nested.keras'} {desk / 'cat.png'} -o {tmp_path / 'out'}"
     done = subprocess.run(["sh", "-c", f"{program} >&- 2>&-"], env=ENVIRONMENT, timeout=100)

@@ -68,6 +68,7 @@ def test_heatmaps_of_the_mosaic_lie_on_their_tiles(network):
         assert masses[place] > 0.5
 
 
+@pytest.mark.slow(reason="the whole demo runs, once for the module")
 def test_the_files_it_names_are_the_files_there_are(ran):
     out, data = ran
     there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}

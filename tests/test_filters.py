@@ -374,6 +374,7 @@ def trained():
     return open_model(demo.MODEL)
 
 
+@pytest.mark.slow(reason="every recipe is compiled and run")
 def test_each_recipe_raises_what_it_is_asked_to(trained):
     for name, recipe in RECIPES.items():
         begin = demo.PHOTOS[0] if recipe.needs_image else None
@@ -395,6 +396,7 @@ def test_recipes_that_start_from_a_photo_need_one(name):
         convscope.filters(open_model(classic_model()), "conv2", 0, recipe=name)
 
 
+@pytest.mark.slow(reason="several filters of 30 steps")
 def test_a_tie_keeps_the_picture_near_the_photo(trained):
     before = [layer.path for layer in trained.layers if layer.spatial and layer.on_path]
     middle = before[before.index(LAYER) // 2]
@@ -420,6 +422,7 @@ def test_a_likeness_needs_a_photo():
         convscope.filters(open_model(classic_model()), objectives=[channel("conv2", 1) + likeness("relu1")], steps=2)
 
 
+@pytest.mark.slow(reason="the recipe makes the image at several sizes, a program for each")
 def test_a_dream_that_does_not_move_is_the_photo(trained):
     """What a photo shows at a larger size only is given back to it there."""
     still = replace(RECIPES["deepdream"], optimizer=Normalised(length=1e-6))
@@ -429,6 +432,7 @@ def test_a_dream_that_does_not_move_is_the_photo(trained):
     assert [row.name for row in result.rows] == [f"{LAYER}:*"]
 
 
+@pytest.mark.slow(reason="six filters of 40 steps")
 def test_variants_differ_more_than_pictures_of_other_seeds(trained):
     def likeness_of(values):
         maps = trained.forward(values, (LAYER,))[1][LAYER]

@@ -26,6 +26,7 @@ RUNTIMES = ["torch", f"keras-{os.environ['KERAS_BACKEND']}"]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.slow(reason="a process that imports a framework, compiles, and gets some 200 signals")
 def test_ctrl_c_at_any_moment(runtime):
     """Some 200 signals; slow: a process that imports a framework and compiles. `python -m trials` sends more."""
     for needed in {"torch": ["torch"]}.get(runtime, ["keras", os.environ["KERAS_BACKEND"]]):

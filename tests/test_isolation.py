@@ -239,6 +239,7 @@ def test_an_interrupt_ends_the_call_and_the_next_one_works():
 
 @linux
 @pytest.mark.parametrize("doing", ["time.sleep(60)", "call('time:sleep', 60, seconds=0.5)"])
+@pytest.mark.slow(reason="the kernel's alarm ends the reader five seconds after the limit")
 def test_it_does_not_outlive_the_caller(doing):
     """Idle it sees the end of its input; at work the kernel's alarm ends it, five seconds after the limit (so slow)."""
     process = script(

@@ -294,6 +294,7 @@ def test_variants_of_one_objective_differ_and_are_the_more_unlike_for_it(small):
     assert not np.allclose(result.values[0], result.values[1])
 
 
+@pytest.mark.slow(reason="filters from several seeds")
 def test_seeds_agree_with_a_number(small):
     import convscope
 

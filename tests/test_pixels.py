@@ -186,6 +186,7 @@ def test_smoothgrad_is_the_mean_over_its_draws_and_the_same_again(photo):
     assert not np.array_equal(once.maps, other.maps)
 
 
+@pytest.mark.slow(reason="the loop of the definition, a pass for each place")
 def test_occlusion_is_the_slow_loop(photo):
     network = open_model(gap_network(), preprocess="0..1")
     found = convscope.heatmap(network, photo, 2, method="occlusion")

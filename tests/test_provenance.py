@@ -190,6 +190,7 @@ def called(function, network, files, options):
 @pytest.mark.parametrize(
     ("function", "name"), [(function, name) for function, names in CHANGES.items() for name in names]
 )
+@pytest.mark.slow(reason="each value compiles a program of its own")
 def test_two_values_of_an_argument_are_told_apart(network, files, function, name):
     if name == "size":
         pytest.skip("this network takes one size; `test_the_size_is_told_apart` has another")
@@ -228,6 +229,7 @@ def check_image(entry, path):
 
 @on_one_backend
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.slow(reason="every recipe is compiled")
 def test_the_start_image_of_every_recipe_is_identified(network, files, recipe):
     needs = RECIPES[recipe].needs_image
     channels = None if RECIPES[recipe].raises == "caricature" else [0]
@@ -298,6 +300,7 @@ def test_targets_are_told_apart(network, files):
 
 
 @on_one_backend
+@pytest.mark.slow(reason="two programs are compiled")
 def test_directions_are_told_apart(network):
     vectors = ([1, 0, 0, 0], [0, 1, 0, 0])
     made = [convscope.filters(network, objectives=[direction("one", vector)], steps=1).provenance for vector in vectors]

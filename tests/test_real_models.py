@@ -50,6 +50,7 @@ def test_digits():
     assert (guesses(opened("mnist_cnn.h5"), files).argmax(axis=1) == truth).mean() >= 0.97
 
 
+@pytest.mark.slow(reason="a real network of ImageNet")
 def test_imagenet():
     classes = ASSETS / "imagenet_class_index.json"
     network = opened("mobilenet_v1_0.25_224.keras", classes=classes)
@@ -70,6 +71,7 @@ def test_tiny_vgg():
     assert sum(right) >= 13
 
 
+@pytest.mark.slow(reason="a real network")
 def test_the_nested_model_is_reached_and_the_guess_is_called_a_guess():
     network = opened("cat_mood_nested_mobilenetv2.keras")
     assert network.preprocessing.certainty == "guess"

@@ -68,6 +68,7 @@ def made(tmp_path_factory):
     return network, photos, path, report(network, photos, path, channels=3, seed=7)
 
 
+@pytest.mark.slow(reason="every filter of two layers is made again")
 def test_the_numbers_are_those_of_the_techniques(made):
     network, photos, _, data = made
     first = heatmap(network, photos)
@@ -199,6 +200,7 @@ def test_a_sigmoid_unit_has_both_classes(photo, tmp_path):
     assert scores[0] == pytest.approx(-scores[1])
 
 
+@pytest.mark.slow(reason="a whole report")
 def test_grey_networks_and_tiny_photos(tmp_path):
     data = report(
         open_model(models.plain(channels=1)), np.eye(5, dtype=np.uint8) * 255, tmp_path / "page.html", channels=1
@@ -242,6 +244,7 @@ def test_layers_that_are_asked_for_are_shown(deep, photo, tmp_path):
     assert [section["layer"] for section in data["filters"]] == ["conv_4"]
 
 
+@pytest.mark.slow(reason="filters get new starts until they count as dead")
 def test_a_dead_filter_has_its_reason_in_place_of_a_picture(photo, tmp_path):
     model = models.plain()
     model.get_layer("conv_b").bias.assign(np.full(6, -1000, np.float32))
@@ -259,12 +262,14 @@ def test_a_guess_is_called_a_guess(made, photo, tmp_path):
     assert "Not certain:" not in page_of(tmp_path / "page.html")
 
 
+@pytest.mark.slow(reason="a whole report")
 def test_progress_speaks_of_each_part(made, photo, tmp_path):
     said = []
     report(made[0], photo, tmp_path / "page.html", channels=1, progress=lambda event: said.append(event.label))
     assert {text.split(":")[0] for text in said} == {"heatmaps", "layers", "filters of conv_a", "filters of conv_b"}
 
 
+@pytest.mark.slow(reason="several reports")
 def test_a_report_makes_heatmaps_where_it_is_told_and_says_why_there(photo, tmp_path):
     network = open_model(models.plain())
     data = report(network, photo, tmp_path / "page.html", heatmap_layer="best", channels=0, check=True)
@@ -398,6 +403,7 @@ def watch(browser, made):
         context.close()
 
 
+@pytest.mark.slow(reason="a browser starts")
 def test_opening_the_page_makes_no_request(watch, made):
     seen = watch()
     seen.page.wait_for_timeout(300)

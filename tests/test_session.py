@@ -74,6 +74,7 @@ def held(session, runtime):
 # -- answers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(reason="every technique runs twice, in a session and directly")
 def test_answers_are_those_of_direct_calls(session, network, runtime):
     first, _ = LAYERS[runtime]
     two = images(2)
@@ -321,6 +322,7 @@ def test_changed_weights_have_answers_of_their_own(session, network):
     assert session.get(request) is before
 
 
+@pytest.mark.slow(reason="a request has to run while its network changes")
 def test_what_changed_while_it_was_computed_is_not_kept(session, network, runtime):
     if runtime == "keras":
         pytest.skip("of Keras the weights of a request are those of its beginning")
@@ -459,6 +461,7 @@ print('left')
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize(("ending", "said"), [(NOT_CLOSED, ["left"]), (INTERRUPTED, ["interrupted", "left"])])
+@pytest.mark.slow(reason="a process that imports a framework")
 def test_a_process_ends_though_a_session_is_not_closed(runtime, ending, said):
     code = BODY.format(tests=os.path.dirname(__file__), runtime=runtime) + ending
     before = signal.getsignal(signal.SIGINT)
@@ -468,6 +471,7 @@ def test_a_process_ends_though_a_session_is_not_closed(runtime, ending, said):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="the demo's network needs Keras")
+@pytest.mark.slow(reason="the examples of a session run every technique")
 def test_the_examples():
     found = doctest.testmod(module)
     assert found.attempted > 30

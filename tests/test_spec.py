@@ -128,6 +128,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow(reason="another process imports the framework")
 def test_a_spec_opens_the_same_network_in_another_process(way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network = WAYS[way]()

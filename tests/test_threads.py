@@ -71,6 +71,7 @@ def requests(runtime):
     ]
 
 
+@pytest.mark.slow(reason="two sessions and direct calls of every technique")
 def test_sessions_and_direct_calls_side_by_side(two, runtime):
     """On two networks that share a layer, whose weights one of the requests exchanges for others."""
     asked = requests(runtime)

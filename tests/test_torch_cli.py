@@ -45,6 +45,7 @@ def model(desk):
     return (f"{HERE / 'torch_models.py'}:tutorial", "--weights", desk / "net.pth")
 
 
+@pytest.mark.slow(reason="a process that imports PyTorch")
 def test_layers(desk, model):
     done = run("layers", *model, "--json")
     assert done.returncode == 0, done.stderr
@@ -55,6 +56,7 @@ def test_layers(desk, model):
     assert "taken from 'state_dict'" in done.stderr
 
 
+@pytest.mark.slow(reason="each command starts a process that imports PyTorch")
 def test_the_three_techniques_and_the_report(desk, model, tmp_path):
     photo = desk / "photo.png"
     for command in (
@@ -74,6 +76,7 @@ def test_the_three_techniques_and_the_report(desk, model, tmp_path):
     assert "tutorial" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow(reason="a process that imports PyTorch")
 def test_an_onnx_file(desk, tmp_path):
     pytest.importorskip("onnx")
     import torch_models

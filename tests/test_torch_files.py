@@ -86,6 +86,7 @@ def test_cifar(name, file, options, least):
 
 
 @needs_assets
+@pytest.mark.slow(reason="a real network of ImageNet")
 def test_imagenet():
     network = convscope.open_model(
         f"{HERE}:squeezenet",

@@ -549,6 +549,7 @@ def test_arrays_count_at_each_place(tmp_path):
         torch_script.read(sniff(tmp_path / "again.pt"))
 
 
+@pytest.mark.slow(reason="TorchScript compiles 4,096 modules")
 def test_modules_count_at_each_place(tmp_path):
     module = nn.ReLU()
     for _ in range(12):

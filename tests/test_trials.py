@@ -38,6 +38,7 @@ def workers(tmp_path_factory):
 
 # slow: a worker imports its framework, and valid files are made with it once.
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.slow(reason="a worker imports its framework, and valid files are made with it once")
 def test_no_file_is_answered_with_anything_but_a_network_or_a_clear_error(kind, workers):
     missing = kind.missing()
     if missing:
@@ -158,6 +159,7 @@ def test_what_could_not_be_tried_is_counted_apart():
     assert "untried" not in FINDINGS
 
 
+@pytest.mark.slow(reason="a loop has to run long enough for its memory to tell")
 def test_a_loop_that_keeps_something_grows_and_one_that_lets_go_does_not():
     from trials.loops import repeated
     from trials.outcomes import LOOP_GROWTH

@@ -70,6 +70,7 @@ def check_whole(folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 is of POSIX")
+@pytest.mark.slow(reason="many processes are started and killed")
 def test_writers_that_are_killed_leave_whole_files(tmp_path):
     with start(KILLS, tmp_path, code=KILLER) as process:
         pass

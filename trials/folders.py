@@ -49,7 +49,7 @@ def _names(tree: Any, place: Place) -> Any:
     """Names of files that lie elsewhere."""
     holders = [
         (holder, key)
-        for holder in mutations._holders(tree)
+        for holder in mutations.holders_in(tree)
         for key in (holder if isinstance(holder, dict) else range(len(holder)))
         if isinstance(holder[key], str)
     ]

@@ -23,7 +23,7 @@ from trials.outcomes import Case, Place
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
     """Every object with a class name in a config."""
-    return [holder for holder in mutations._holders(value) if isinstance(holder, dict) and "class_name" in holder]
+    return [holder for holder in mutations.holders_in(value) if isinstance(holder, dict) and "class_name" in holder]
 
 
 def _bytecode(place: Place) -> str:
@@ -175,7 +175,7 @@ def hostile_config(config: Any, place: Place) -> Any:
 def _large_config(config: Any, place: Place) -> Any:
     """Numbers in it that would make arrays of many GiB."""
     rng = place.rng
-    holders = [holder for holder in mutations._holders(config) if isinstance(holder, dict)]
+    holders = [holder for holder in mutations.holders_in(config) if isinstance(holder, dict)]
     keys = (
         "filters",
         "units",

@@ -249,7 +249,7 @@ def mutated(value: Any, place: Place, times: int | None = None) -> Any:
     """A tree of dicts, lists and plain values with one to a few nodes changed."""
     out = copy.deepcopy(value)
     for _ in range(times or place.rng.choice((1, 1, 1, 2, 4))):
-        holders = list(_holders(out))
+        holders = list(holders_in(out))
         if not holders:
             return odd_value(place)
         holder = place.rng.choice(holders)
@@ -257,7 +257,7 @@ def mutated(value: Any, place: Place, times: int | None = None) -> Any:
     return out
 
 
-def _holders(value: Any) -> list[Any]:
+def holders_in(value: Any) -> list[Any]:
     """Every dict and list in a tree that is not empty."""
     found, waiting = [], [value]
     while waiting:
@@ -579,14 +579,14 @@ def planted_pickle(data: bytes, place: Place) -> bytes:
 def mutated_message(message: Any, place: Place, times: int | None = None) -> None:
     """Change one to a few fields somewhere in a message, in place."""
     for _ in range(times or place.rng.choice((1, 1, 2, 4))):
-        holders = list(_messages(message))
+        holders = list(messages_in(message))
         holder = place.rng.choice(holders)
         fields = holder.ListFields()
         if fields:
             _change_field(holder, *place.rng.choice(fields), place)
 
 
-def _messages(message: Any, most: int = 5000) -> list[Any]:
+def messages_in(message: Any, most: int = 5000) -> list[Any]:
     """A message and those inside it."""
     found, waiting = [], [message]
     while waiting and len(found) < most:

@@ -264,7 +264,7 @@ def _large(message: Any, place: Place) -> None:
     rng = place.rng
     shapes = [
         holder
-        for holder in mutations._messages(message)
+        for holder in mutations.messages_in(message)
         if holder.DESCRIPTOR.name == "TensorShapeProto" and len(holder.dim)
     ]
     for shape in rng.sample(shapes, min(len(shapes), rng.choice((1, 3, 20)))):

@@ -366,7 +366,7 @@ def _injected(program: Any, place: Place) -> None:
     )
     texts = [
         (holder, key)
-        for holder in mutations._holders(program)
+        for holder in mutations.holders_in(program)
         for key in (holder if isinstance(holder, dict) else range(len(holder)))
         if isinstance(holder[key], str)
     ]
