@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 
 from benchmarks.ascents import ASSETS, from_shares, opened
-from convscope.images.decode import fit_batch, read_readable_images
+from convscope.images.decode import read_readable_images
+from convscope.images.image import fit_batch
 from convscope.objectives import channel
 from convscope.techniques.filters.ascent import Moved, Plan, measured
 from convscope.techniques.filters.recipes import FAST

@@ -36,14 +36,15 @@ def write(folder: Path, count: int, megapixels: float) -> None:
 
 def by_list(folder: Path) -> int:
     """Every image decoded at its own size, as `read_images` does."""
-    from convscope.images.decode import fit_batch, read_images
+    from convscope.images.decode import read_images
+    from convscope.images.image import fit_batch
 
     return len(fit_batch(read_images(folder), *SHAPE))
 
 
 def by_source(folder: Path) -> int:
     """A stream in batches of 16."""
-    from convscope.images.decode import fit_batch
+    from convscope.images.image import fit_batch
     from convscope.images.source import image_source, stream
 
     with stream(image_source(folder), 16, SHAPE) as batches:

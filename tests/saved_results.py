@@ -9,7 +9,7 @@ import random
 
 import numpy as np
 
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.networks import Layer, Prediction
 from convscope.networks.preprocessing import Preprocessing
 from convscope.results import (

@@ -15,7 +15,7 @@ import convscope  # noqa: E402
 from convscope import open_model  # noqa: E402
 from convscope.errors import ImageError, UsageError  # noqa: E402
 from convscope.events import ItemFinished  # noqa: E402
-from convscope.images.decode import InputImage  # noqa: E402
+from convscope.images.image import InputImage  # noqa: E402
 from convscope.images.source import stream  # noqa: E402
 from convscope.render import activations as views  # noqa: E402
 from convscope.store import Folder  # noqa: E402

@@ -12,7 +12,8 @@ from keras import layers  # noqa: E402
 import convscope  # noqa: E402
 from convscope import demo, open_model  # noqa: E402
 from convscope.errors import UsageError  # noqa: E402
-from convscope.images.decode import InputImage, read_images  # noqa: E402
+from convscope.images.decode import read_images  # noqa: E402
+from convscope.images.image import InputImage  # noqa: E402
 from convscope.objectives import channel, likeness  # noqa: E402
 from convscope.render import filters as views  # noqa: E402
 from convscope.render.filters import label  # noqa: E402

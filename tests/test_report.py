@@ -19,7 +19,7 @@ from PIL import Image
 
 from convscope.errors import ConvscopeError, UsageError
 from convscope.files import dump
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.networks import open_model
 from convscope.render import heatmaps as views
 from convscope.render.channels import channel_grid

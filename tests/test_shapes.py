@@ -7,7 +7,8 @@ import pytest
 from beartype import beartype
 from jaxtyping import Float, Float32, UInt8, jaxtyped
 
-from convscope.images.decode import InputImage, fit_batch, read_images
+from convscope.images.decode import read_images
+from convscope.images.image import InputImage, fit_batch
 from convscope.networks.preprocessing import PRESETS, Preprocessing
 from convscope.render.colour import colour, shared_tiles
 from convscope.render.overlay import overlay

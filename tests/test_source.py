@@ -14,7 +14,8 @@ from PIL import Image
 
 from convscope import isolation, limits
 from convscope.errors import ImageError, UsageError
-from convscope.images.decode import InputImage, fit, read_image
+from convscope.images.decode import read_image
+from convscope.images.image import InputImage, fit
 from convscope.images.source import AHEAD, CHUNK, Failure, ImageSource, image_source, stream
 
 pytestmark = pytest.mark.without_keras

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import convscope
-from convscope.images.decode import fit_batch, read_images
+from convscope.images.decode import read_images
+from convscope.images.image import fit_batch
 from convscope.networks.preprocessing import PRESETS, guess_from_statistics, seen_by_batch_norm
 
 pytestmark = pytest.mark.without_keras

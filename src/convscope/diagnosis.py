@@ -79,7 +79,7 @@ def doctor(model: object, picture: Source | None = None, **opening: Json) -> Dia
 
     Args:
         model: what `open_model` takes, or an opened network.
-        picture: a path, array `(h, w[, c])` uint8 or PIL image for the dry run; None for an image that convscope draws.
+        picture: what `read_image` takes, for the dry run; None for an image that convscope draws.
         opening: the options of `open_model`.
 
     Returns:
@@ -153,14 +153,17 @@ def _file(model: object) -> dict[str, Json]:
 
 
 def _drawn(network: Network) -> np.ndarray:
-    """An image with edges, a gradient and texture, `(h, w, 3)` uint8: so that a trained network responds."""
-    height, width = network.inputs.size
+    """An image with edges, a gradient and texture, `(h, w, c)` uint8: so that a trained network responds."""
+    height, width, channels = network.image_shape
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = np.sin(40 * x + 10 * np.sin(7 * y))
     disc = (x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.06
     picture = np.stack([200 * y, 120 + 80 * waves, 60 + 150 * x], axis=-1)
     picture[disc] = (230, 200, 40)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    rgb = np.clip(picture, 0, 255).astype(np.uint8)
+    if channels in (1, 3):
+        return rgb
+    return np.resize(rgb.transpose(2, 0, 1), (channels, height, width)).transpose(1, 2, 0)
 
 
 def _layers(network: Network) -> dict[str, Json]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from convscope.errors import UsageError, nearest
 from convscope.events import Progress
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.images.source import Failure, Images, ImageSource, image_source
 from convscope.networks import Network
 from convscope.results import Result
@@ -145,9 +145,11 @@ class _Same:
 def _fingerprint(image: InputImage) -> str:
     """The fingerprint of the pixels and of the source that a result names."""
     digest = hashlib.sha256(
-        repr((image.name, image.source, image.notes, image.sha256, image.label, image.pixels.shape)).encode()
+        repr((image.name, image.source, image.notes, image.sha256, image.label, image.colour)).encode()
     )
-    digest.update(np.ascontiguousarray(image.pixels).data)
+    for array in image.arrays:
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

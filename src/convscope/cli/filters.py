@@ -17,7 +17,7 @@ from convscope.cli.shell import INTERRUPTED, Shell
 
 if TYPE_CHECKING:
     from convscope.events import Progress
-    from convscope.images.decode import InputImage
+    from convscope.images.image import InputImage
     from convscope.networks import Network
     from convscope.results import Filters
 

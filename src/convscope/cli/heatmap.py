@@ -28,7 +28,7 @@ from convscope.errors import UsageError, option
 
 if TYPE_CHECKING:
     from convscope.events import Progress
-    from convscope.images.decode import InputImage
+    from convscope.images.image import InputImage
     from convscope.networks import Network
     from convscope.results import Heatmap
 

@@ -20,7 +20,7 @@ from convscope.cli.shell import Shell
 from convscope.errors import BackendError, ConvscopeError, Unreadable, UsageError
 
 if TYPE_CHECKING:
-    from convscope.images.decode import InputImage
+    from convscope.images.image import InputImage
     from convscope.networks import Named, Network
 
 Choice = Any  # the value of an option, which click has read

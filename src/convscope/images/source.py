@@ -15,34 +15,20 @@ that the network takes. An image that can't be read is left out, counted and nam
 from __future__ import annotations
 
 import contextvars
-import csv
-import io
-import os
 import queue
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-from convscope import isolation, reading
-from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError
-from convscope.images.decode import (
-    InputImage,
-    Shape,
-    Source,
-    decode_files,
-    different,
-    files_in,
-    images_in,
-    is_image_file,
-    listed,
-    read_image,
-    read_images,
-)
+from convscope import isolation
+from convscope.errors import ConvscopeError, ImageError, UsageError
+from convscope.images.decode import Source, read_entries, read_images
+from convscope.images.image import InputImage, Shape
+from convscope.images.listing import Entry, different, entries_of, listed
 
 AHEAD = 2  # batches that wait for the network, beside the one that it works on and the one that is being read
 SHOWN = 5  # failures that a message names
@@ -90,28 +76,9 @@ class ImageSource(Protocol):
 
         Args:
             shape: `(height, width, channels)` that the network takes. A source may give images of that size (see
-                `decode.fit`) instead of larger ones, to save memory; images of any size are right.
+                `image.fit`) instead of larger ones, to save memory; images of any size are right.
         """
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One image of an `ImageList`.
-
-    Attributes:
-        source: a path, or another argument of `read_image`.
-        name: the image's id, different from all others of its list.
-        label: its class; None where that is not known.
-
-    Example:
-        >>> Entry("cats/tom.jpg", "cats/tom", label="cats").label
-        'cats'
-    """
-
-    source: Source
-    name: str
-    label: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +124,8 @@ def image_source(images: Images) -> ImageSource:
 
     Args:
         images: a folder of images; a folder whose subfolders hold the images of one class each, which are its labels;
-            a `.csv` file with a column `path` (from the file's own folder) and perhaps a column `label`; a file; a list
-            of files, folders, arrays `(h, w[, c])` uint8 or Pillow images; or a source, which comes back as it is.
+            a `.csv` file with a column `path` (from the file's own folder) and perhaps a column `label`; a file; an
+            array, or what else `read_image` takes; a list of all these; or a source, which comes back as it is.
 
     Returns:
         the source; files in the order of their names, without regard to case, and of a table in its order.
@@ -173,7 +140,7 @@ def image_source(images: Images) -> ImageSource:
     """
     if isinstance(images, ImageSource):
         return images
-    entries = [entry for one in listed(images) for entry in _entries(one)]
+    entries = [entry for one in listed(images) for entry in entries_of(one)]
     if not entries:
         raise UsageError("at least one image is needed, but none was given: name a file or a folder", code="no-images")
     names = different([entry.name for entry in entries])
@@ -220,82 +187,9 @@ def report_failures(batches: ImageStream) -> None:
     warnings.warn(str(ConvscopeError(text, code="images-left-out", count=len(failures))), stacklevel=3)
 
 
-# -- the entries of image lists -------------------------------------------------------------------------------
-
-
-def _entries(source: Source) -> list[Entry]:
-    if isinstance(source, InputImage):
-        return [Entry(source, source.name, source.label)]
-    if not isinstance(source, str | os.PathLike):
-        return [Entry(source, "picture")]
-    path = Path(os.fsdecode(source))
-    if path.is_dir():
-        return _of_folder(path)
-    if path.suffix.lower() == ".csv":
-        return _of_table(path)
-    return [Entry(os.fsdecode(source), _text(path.stem))]
-
-
-def _of_folder(folder: Path) -> list[Entry]:
-    """The images in a folder, or else those in its subfolders, whose names are the labels."""
-    inside = files_in(folder)
-    if not any(map(is_image_file, inside)):
-        found = []
-        for one in filter(Path.is_dir, inside):
-            with suppress(ImageError):  # a folder without images is no class
-                label = _text(one.name)
-                found += [Entry(str(path), f"{label}/{_text(path.stem)}", label) for path in images_in(one)]
-        if found:
-            return found
-    return [Entry(str(path), _text(path.stem)) for path in images_in(folder)]  # raises if it holds none
-
-
-def _of_table(path: Path) -> list[Entry]:
-    try:
-        rows = csv.DictReader(io.StringIO(reading.text_of(reading.real(str(path))), newline=""))
-        listed = [(row.get("path"), row.get("label")) for row in rows]
-    except (Unreadable, csv.Error) as error:
-        reason = error.message if isinstance(error, Unreadable) else error
-        raise ImageError(
-            f"the table {str(path)!r} can't be read ({reason}): check the path, and save it as CSV",
-            code="table-unreadable",
-            path=str(path),
-        ) from error
-    if not listed or not all(isinstance(file, str) and file and "\0" not in file for file, _ in listed):
-        raise ImageError(
-            f"the table {str(path)!r} should have a first line with the column path, and a path in each line after it: "
-            "give it these",
-            code="table-invalid",
-            path=str(path),
-        )
-    return [
-        Entry(str(path.parent / str(file)), _text(os.path.splitext(str(file))[0]), label or None)
-        for file, label in listed
-    ]
-
-
-def _text(name: str) -> str:
-    """A file's name may hold bytes that are no text."""
-    return name.encode("utf-8", "replace").decode()
-
-
 def _read(entries: Sequence[Entry], shape: Shape | None, reader: isolation.Reader) -> Iterator[InputImage | Failure]:
-    paths = [os.fsdecode(entry.source) for entry in entries if isinstance(entry.source, str | os.PathLike)]
-    files = iter(decode_files(paths, shape, reader) if paths else [])
-    for entry in entries:
-        found = next(files) if isinstance(entry.source, str | os.PathLike) else _attempt(entry.source)
-        if isinstance(found, ConvscopeError):
-            path = os.fsdecode(entry.source) if isinstance(entry.source, str | os.PathLike) else None
-            yield Failure(entry.name, path, found)
-        else:
-            yield replace(found, name=entry.name, label=entry.label)
-
-
-def _attempt(source: Source) -> InputImage | ConvscopeError:
-    try:
-        return read_image(source)
-    except (ImageError, UsageError) as error:
-        return error
+    for entry, found in zip(entries, read_entries(entries, shape, reader), strict=True):
+        yield Failure(entry.name, entry.path, found) if isinstance(found, ConvscopeError) else found
 
 
 # -- the stream ----------------------------------------------------------------------------------------------
@@ -449,7 +343,7 @@ def stream(source: ImageSource, batch: int, shape: Shape | None = None) -> Image
         source: of the images; `image_source` makes one of a folder, a table or a list.
         batch: images in each batch but the last.
         shape: `(height, width, channels)` that the network takes: files are resized to it as they are decoded, bilinear
-            as `decode.fit` does. A JPEG of at least four times the size a side is decoded at 1/2, 1/4 or 1/8 first, so
+            as `image.fit` does. A JPEG of at least four times the size a side is decoded at 1/2, 1/4 or 1/8 first, so
             its pixels differ a little from those of `fit`; all others are the same. The images' own size where None.
 
     Raises:

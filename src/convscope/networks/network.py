@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convscope.errors import ConvscopeError, ModelError, OutOfMemoryError, UsageError, nearest, one_line, option
-from convscope.images.decode import InputImage, fit_batch
+from convscope.images.image import InputImage, fit_batch
 from convscope.networks.failing import failure
 from convscope.networks.foreign import Tensor
 from convscope.networks.head import Head, Prediction

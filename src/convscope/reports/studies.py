@@ -10,7 +10,7 @@ import numpy as np
 
 from convscope.errors import UsageError
 from convscope.events import Progress, within
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.images.source import Images, hold
 from convscope.networks import Layer, Network, Prediction, open_model
 from convscope.networks.network import check_finite

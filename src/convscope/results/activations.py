@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from convscope.errors import UsageError, option
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.networks.layers import Layer, check_channel, find_layer
 from convscope.results.base import Result
 from convscope.results.parameters import ActivationParameters

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.networks.network import Network
 from convscope.results.parameters import Parameters
 from convscope.schema import Json
@@ -136,12 +136,14 @@ def versions() -> dict[str, str]:
 
 def identified(image: InputImage) -> dict[str, object]:
     """An image with a digest in place of its pixels, as plain JSON values."""
+    values = {"values_sha256": [array_sha256(values) for values in image.values]} if image.values else {}
     return {
         "name": image.name,
         "source": image.source,
         "notes": list(image.notes),
         "sha256": image.sha256,
         "pixels_sha256": array_sha256(image.pixels),
+        **values,
     }
 
 

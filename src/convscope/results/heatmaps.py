@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from convscope.errors import UsageError, nearest
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.networks import Prediction
 from convscope.results.base import Result
 from convscope.results.parameters import HeatmapParameters

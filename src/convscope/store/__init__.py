@@ -5,7 +5,7 @@ the names of its files. It is written last, and every file is written whole or n
 
 >>> import tempfile, numpy as np
 >>> from convscope.results import Concept, Concepts
->>> from convscope.images.decode import InputImage
+>>> from convscope.images.image import InputImage
 >>> found = load_all(tempfile.mkdtemp())
 >>> len(found)
 0

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from convscope.files import dump, safe_name, write_file
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.render.encode import encode_png
 from convscope.results.base import identified
 from convscope.schema import Json

@@ -18,7 +18,8 @@ from convscope import limits, schema
 from convscope.arrays import NotAnArray, open_regular, read_npy
 from convscope.errors import ConvscopeError
 from convscope.files import is_safe_name
-from convscope.images.decode import InputImage, read_image
+from convscope.images.decode import read_image
+from convscope.images.image import InputImage
 from convscope.reading import is_deeper
 from convscope.results.base import array_sha256
 from convscope.schema import Json, Misfit

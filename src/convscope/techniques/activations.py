@@ -16,7 +16,7 @@ import numpy as np
 from convscope.arrays import padded
 from convscope.errors import ConvscopeError, UsageError
 from convscope.events import Advanced, ItemFinished, Progress, Started, tell
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.images.source import ImageBatch, Images, ImageStream, hold, image_source, report_failures, stream
 from convscope.networks import Layer, Network, Pass, Run, open_model
 from convscope.networks.foreign import Tensor

@@ -10,7 +10,8 @@ import numpy as np
 
 from convscope.errors import UsageError
 from convscope.events import Progress
-from convscope.images.decode import InputImage, Source
+from convscope.images.decode import Source
+from convscope.images.image import InputImage
 from convscope.images.source import Images
 from convscope.measures import LOGITS, Scored, described_own
 from convscope.networks import Network, open_model

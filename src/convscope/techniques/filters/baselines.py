@@ -9,7 +9,7 @@ import numpy as np
 
 from convscope.errors import UsageError
 from convscope.events import Started, tell
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.objectives import BoundObjective, ProgramKey, distinct_arguments, values_of
 from convscope.techniques.filters.ascent import Plan, measured
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from convscope.errors import UsageError, option
 from convscope.events import Progress
-from convscope.images.decode import InputImage, Source, read_images
+from convscope.images.decode import Source, read_images
+from convscope.images.image import InputImage
 from convscope.images.source import Images, hold
 from convscope.measures import LOGIT, LOGITS, is_target
 from convscope.networks import Network

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convscope.errors import UsageError
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.networks import Layer, Network
 from convscope.techniques.heatmaps.evidence import TraceSpec, trace
 from convscope.techniques.heatmaps.faithfulness import better_layers

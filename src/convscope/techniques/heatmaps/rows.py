@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.results import HeatmapRow
 from convscope.techniques.heatmaps.evidence import Evidence
 from convscope.techniques.heatmaps.methods import Method, MethodResult

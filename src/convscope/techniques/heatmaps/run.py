@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convscope.errors import UsageError
-from convscope.images.decode import InputImage
+from convscope.images.image import InputImage
 from convscope.images.source import Images, hold
 from convscope.networks import Network, open_model
 from convscope.networks.network import check_finite

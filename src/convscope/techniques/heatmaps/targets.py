@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from convscope.errors import UsageError, option
-from convscope.images.decode import InputImage, Source, read_images
+from convscope.images.decode import Source, read_images
+from convscope.images.image import InputImage
 from convscope.measures import (
     LOGIT,
     LOGITS,
