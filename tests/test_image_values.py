@@ -564,13 +564,6 @@ def test_tensors_of_torch():
     assert read_image(small).pixels[0, 0].tolist() == [200, 0, 0]
 
 
-def test_tensors_of_jax():
-    jnp = pytest.importorskip("jax.numpy")
-    np.testing.assert_allclose(fit(read_image(jnp.asarray(GREY)), 6, 5, 3), 255 * GREY, atol=0.01)
-    np.testing.assert_allclose(fit(read_image(jnp.asarray(GREY, jnp.bfloat16)), 6, 5, 3), 255 * GREY, atol=2)
-    assert len(read_images(jnp.asarray(np.stack([GREY, GREY])))) == 2
-
-
 def test_an_image_of_ones_own_keeps_its_values():
     values = np.full((4, 4, 5), 7.5, np.float32)
     image = InputImage("x", np.zeros((4, 4, 3), np.uint8), values=(values,), colour=False)
