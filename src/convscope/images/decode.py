@@ -323,6 +323,8 @@ def _decoded_array(file: _File) -> Decoded | None:
             f"{file.what} should be an image, but it is a damaged array or one of objects ({error}): save it anew with "
             "numpy.save",
             code="file-damaged",
+            path=file.path,
+            reason=str(error),
         ) from None
     height, width = (1, 1, *sorted(header.shape))[-2:]
     _check_size(width, height, file.what)

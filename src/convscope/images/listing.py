@@ -249,7 +249,7 @@ def _say_deeper(folder: Path, below: Mapping[Path, int]) -> None:
     """A warning where a folder is read and those inside it are not."""
     if below:
         text = f"of the folder {str(folder)!r}, {_text_of(folder, below)} are not read: name these folders, too"
-        warnings.warn(str(ConvscopeError(text)), stacklevel=2)
+        warnings.warn(str(ConvscopeError(text, code="images-deeper", path=str(folder))), stacklevel=2)
 
 
 def _without_images(folder: Path) -> ImageError:

@@ -54,7 +54,9 @@ def encoded(source: Encoded) -> bytes:
         return bytes(source)
     data = _read_from(source, most)
     if not isinstance(data, bytes):
-        raise UsageError("an open file of an image has to give bytes: open it with 'rb'", code="image-kind")
+        raise UsageError(
+            "an open file of an image has to give bytes: open it with 'rb'", code="image-kind", found="text"
+        )
     if len(data) > most:
         raise _too_many_bytes()
     return data
@@ -75,6 +77,7 @@ def _read_from(file: IO[bytes], most: int) -> object:
         raise ImageError(
             f"this open file can't be read ({one_line(error)}): open it with 'rb', and keep it open",
             code="file-unreadable",
+            reason=one_line(error),
         ) from error
 
 
@@ -108,6 +111,7 @@ def array_of(source: object) -> np.ndarray | None:
         raise UsageError(
             f"this {type(source).__name__} has no values that can be read ({one_line(error)}): give a NumPy array",
             code="image-kind",
+            found=type(source).__name__,
         ) from error
     return array.astype(np.float32) if array.dtype.kind == "V" and array.dtype.itemsize <= 2 else array  # bfloat16
 
@@ -159,7 +163,7 @@ def decoded(source: object) -> Decoded | None:
 
 def _decoded(array: np.ndarray, channels_first: bool) -> Decoded:
     if array.dtype.kind not in "biuf":
-        raise _refused(f"is of {array.dtype}", "make one of numbers", found=str(array.dtype))
+        raise _of_kind(f"is of {array.dtype}", "make one of numbers", found=str(array.dtype))
     image, notes = _channels_last(array, channels_first)
     made = _of_bytes(image) if image.dtype == np.uint8 else _of_numbers(image)
     return Decoded(made.pixels, (*notes, *made.notes), made.values, made.colour)
@@ -176,15 +180,15 @@ def _channels_last(array: np.ndarray, habit: bool) -> tuple[np.ndarray, tuple[st
     if array.ndim == 4 and shape[0] == 1:
         return _channels_last(array[0], habit)
     if array.ndim == 4:
-        raise _refused(f"is a batch of {shape[0]}, {shape}", "give one of them", found=list(shape))
+        raise _of_kind(f"is a batch of {shape[0]}, {shape}", "give one of them", found=list(shape))
     if array.ndim not in (2, 3) or 0 in shape:
-        raise _refused(f"has the shape {shape}", "give one image", found=list(shape))
+        raise _of_kind(f"has the shape {shape}", "give one image", found=list(shape))
     if array.ndim == 2:
         return array[..., None], ()
     if _first(shape, habit):
         return np.moveaxis(array, 0, -1), ("channels first: turned to (h, w, c)",)
     if shape[2] > MOST_CHANNELS:
-        raise _refused(f"has the shape {shape}", "give one image, channels last", found=list(shape))
+        raise _of_kind(f"has the shape {shape}", "give one image, channels last", found=list(shape))
     return array, ()
 
 
@@ -210,9 +214,8 @@ def _of_numbers(image: np.ndarray) -> Decoded:
         return Decoded(made.pixels, ("boolean: False is 0, True is 255",), made.values, made.colour)
     wrong = int(image.size - np.isfinite(image).sum())
     if wrong:
-        raise _refused(
-            f"has {wrong} values that are no finite numbers (NaN or infinity)", "replace them", code="image-not-finite"
-        )
+        what = f"has {wrong} values that are no finite numbers (NaN or infinity)"
+        raise UsageError(_message(what, "replace them"), code="image-not-finite", count=wrong)
     low, high = float(image.min()), float(image.max())
     if image.dtype.kind == "f":
         _check_floats(image, low, high)
@@ -238,8 +241,12 @@ def _check_floats(image: np.ndarray, low: float, high: float) -> None:
 
 
 def _out_of_range(low: float, high: float, remedy: str) -> UsageError:
-    return _refused(f"has values of {low:g}..{high:g}", remedy, code="image-range", low=low, high=high)
+    return UsageError(_message(f"has values of {low:g}..{high:g}", remedy), code="image-range", low=low, high=high)
 
 
-def _refused(what: str, remedy: str, code: str = "image-kind", **data: object) -> UsageError:
-    return UsageError(f"{_WANTED}, but this one {what}: {remedy}", code=code, **data)
+def _of_kind(what: str, remedy: str, found: object) -> UsageError:
+    return UsageError(_message(what, remedy), code="image-kind", found=found)
+
+
+def _message(what: str, remedy: str) -> str:
+    return f"{_WANTED}, but this one {what}: {remedy}"
