@@ -60,6 +60,8 @@ MEANINGS: Mapping[str, str] = {
     "direction-misfit": "A direction has another number of values than the layer has channels.",
     "disk-full": "The disk has no room for the arrays.",
     "feed-invalid": "What was given for another input of the network can't be read.",
+    "feed-is-image": "The input that gets the image is fed, or all inputs are.",
+    "feed-misfit": "What is fed to an input has another shape than the input takes.",
     "feed-missing": "Another input of the network has no values.",
     "feed-not-in-spec": "A spec has arrays for other inputs, which it can't be written with.",
     "file-changed": "A file has changed since the spec was made.",

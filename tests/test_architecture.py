@@ -40,7 +40,7 @@ FLOORS = (
 NETWORK_FLOORS = (
     ("foreign",),
     ("ops", "preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
-    ("head", "passes"),
+    ("head", "passes", "feeding"),
     ("graph", "choices"),
     ("trace",),
     ("heads",),

@@ -8,6 +8,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 import models  # noqa: E402
+import siamese  # noqa: E402
 from keras import layers  # noqa: E402
 
 import convscope  # noqa: E402
@@ -109,6 +110,36 @@ def test_several_inputs_and_outputs_by_name():
         open_model(model, feed={"extras": extra})
     with pytest.raises(ModelError, match="input="):
         open_model(model, input="extra")
+
+
+def siamese_model():
+    side = (siamese.SIDE, siamese.SIDE, 3)
+    left, right = layers.Input(side, name="left"), layers.Input(side, name="right")
+    conv = layers.Conv2D(siamese.CHANNELS, 3, activation="relu", name="conv")
+    pool = layers.GlobalAveragePooling2D(name="pool")
+    score = layers.Dot(axes=1, name="score")([pool(conv(left)), pool(conv(right))])
+    model = keras.Model([left, right], score)
+    conv.set_weights([siamese.KERNEL, siamese.BIAS])
+    return model
+
+
+def test_either_side_of_a_siamese_model_is_explained():
+    model = siamese_model()
+    siamese.check_sides(lambda **options: open_model(model, **options))
+
+
+def test_the_image_goes_to_an_input_that_can_take_one_and_is_not_fed():
+    words, image = layers.Input((7, 5), name="words"), layers.Input((12, 12, 3), name="image")
+    x = layers.Concatenate()([layers.GlobalAveragePooling1D()(words), layers.GlobalAveragePooling2D()(image)])
+    model = keras.Model([words, image], layers.Dense(2)(x))
+    assert open_model(model).inputs.name == "image"
+    assert open_model(model, feed={"words": np.zeros((7, 5))}).inputs.others["words"] == "zeros"
+    with pytest.raises(UsageError, match=r"'words' takes an array of shape \(1, 7, 5\)") as error:
+        open_model(model, feed={"words": np.zeros((1, 7, 6))})
+    assert error.value.code == "feed-misfit"
+    with pytest.raises(UsageError, match="'image'") as error:
+        open_model(model, input="image", feed={"image": np.zeros((1, 12, 12, 3))})
+    assert error.value.code == "feed-is-image"
 
 
 def test_a_subclassed_model_is_seen_and_its_probabilities_are_found_out():

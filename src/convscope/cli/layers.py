@@ -17,6 +17,7 @@ def layers(shell: Shell, model: str, opening: dict[str, object]) -> None:
     network = opened(shell, model, opening)
     rows = [
         {"path": la.path, "kind": la.kind, "shape": list(la.shape), "parameters": la.parameters, "class": la.class_name}
+        | ({"inputs": list(la.inputs)} if network.inputs.others else {})
         for la in network.layers
     ]
     from convscope.results import versions
@@ -28,6 +29,11 @@ def layers(shell: Shell, model: str, opening: dict[str, object]) -> None:
         text = [[la.path, la.kind, "×".join(map(str, la.shape)), f"{la.parameters:,}"] for la in network.layers]
         height, width = network.inputs.size
         title = f"{network.name} · shapes for {height}x{width} pixels · {network.parameters:,} parameters"
-        shell.table(title, ["layer", "kind", "shape", "parameters"], text, right=(3,))
+        columns = ["layer", "kind", "shape", "parameters"]
+        if network.inputs.others:
+            columns.append("of input")
+            for row, layer in zip(text, network.layers, strict=True):
+                row.append(", ".join(layer.inputs))
+        shell.table(title, columns, text, right=(3,))
 
     shell.result(data, table, essential=True)

@@ -17,11 +17,12 @@ import click
 
 from convscope import limits
 from convscope.cli.shell import Shell
-from convscope.errors import BackendError, ConvscopeError, Unreadable, UsageError
+from convscope.errors import BackendError, ConvscopeError, UsageError
 
 if TYPE_CHECKING:
     from convscope.images.image import InputImage
     from convscope.networks import Named, Network
+    from convscope.networks.feeding import Feed
 
 Choice = Any  # the value of an option, which click has read
 
@@ -81,7 +82,7 @@ def model_options(command: Callable, precision: bool = True) -> Callable:
     @click.option("--input", metavar="NAME", help="Input that takes the image, of a model with several.")
     @click.option("--output", metavar="NAME", help="Output to explain, of a model with several.")
     @click.option("--head", help="Final activation, to override the detected one: linear, softmax or sigmoid.")
-    @click.option("--feed", metavar="NAME=FILE.npy", multiple=True, help="Array for another input; zeros by default.")
+    @click.option("--feed", metavar="NAME=FILE", multiple=True, help="Array or image for another input; else zeros.")
     @click.option("--input-size", metavar="N or HxW", help="Size to resize images to, for a model that takes any size.")
     @click.option("--trust", is_flag=True, help="Run code that the model file contains (Lambda layers, pickles).")
     @wraps(command)
@@ -181,23 +182,20 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def _fed(pairs: tuple[str, ...]) -> dict[str, object]:
-    from convscope import reading
+def _fed(pairs: tuple[str, ...]) -> dict[str, Feed]:
+    from convscope.networks.feeding import read_feed
 
-    fed = {}
+    found = {}
     for pair in pairs:
-        name, _, file = pair.partition("=")
-        try:
-            fed[name] = reading.array_of(file)
-        except Unreadable as error:
+        name, equals, file = pair.partition("=")
+        if not equals or not name:
             raise UsageError(
-                f"--feed {pair!r} is not understood ({file!r}: {error.message}); expected NAME=FILE.npy with an array "
-                "(1, ...).",
+                f"--feed {pair!r} is not understood; expected NAME=FILE.npy with an array (1, ...), or NAME=IMAGE.",
                 code="feed-invalid",
-                found=pair,
-                path=file,
-            ) from None
-    return fed
+                text=pair,
+            )
+        found[name] = file
+    return read_feed(found)
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from convscope.networks.feeding import Feed
 from convscope.networks.head import HeadChoice
 from convscope.networks.preprocessing import Preprocessing
 
@@ -19,7 +18,7 @@ class Choices:
         input: name of the input that gets the image, where there are several.
         output: name of the output that is explained, where there are several.
         size: `(h, w)` to bring images to, for a model of free size; needed for a Keras model that was never built.
-        feed: values for the other inputs, by name: `(1, ...)` arrays.
+        feed: values for the other inputs, by name: `(1, ...)` arrays, or images.
         preprocess: the preprocessing of images.
         class_names: one for each class.
         head: the kind of the outputs.
@@ -28,7 +27,7 @@ class Choices:
     input: str | None = None
     output: str | None = None
     size: tuple[int, int] | None = None
-    feed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    feed: Mapping[str, Feed] = field(default_factory=dict)
     preprocess: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
     head: HeadChoice | None = None

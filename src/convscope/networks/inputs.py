@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from convscope import limits
-from convscope.errors import ModelError, UsageError, nearest
+from convscope.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,6 @@ def check_input(name: str, shape: Sequence[int]) -> None:
             code="input-too-large",
             limit="values",
         )
-
-
-def check_fed(feed: Iterable[str], names: Iterable[str]) -> None:
-    """Refuse arrays for inputs that the network does not have.
-
-    Args:
-        feed: names of the inputs that arrays are given for.
-        names: of the network's inputs.
-
-    Raises:
-        UsageError: an input is unknown.
-    """
-    names = list(names)
-    for name in feed:
-        if name not in names:
-            raise UsageError(f"no input {name!r} to feed; {nearest(name, names)}", code="input-unknown", name=name)
 
 
 def blank_input(name: str, shape: Sequence[int | None], whole: bool = False) -> np.ndarray:

@@ -32,6 +32,7 @@ class Layer:
             activation that follows a linear convolution, or None where there is none.
         on_path: False if the image does not reach the chosen output through this layer (another branch, or a call
             on another input).
+        inputs: names of the inputs that it is computed from, of a network with several.
 
     Example:
         >>> found = network.layer("block4_conv")
@@ -47,6 +48,7 @@ class Layer:
     rectified: str | None = None
     on_path: bool = True
     activation: str | None = None
+    inputs: tuple[str, ...] = ()
 
     @property
     def spatial(self) -> bool:
@@ -123,7 +125,10 @@ def find_layer(layers: Sequence[Layer], path: str) -> Layer:
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            several = ", ".join(layer.path for layer in candidates)
+            several = ", ".join(
+                f"{layer.path} (of input {' and '.join(layer.inputs)})" if layer.inputs else layer.path
+                for layer in candidates
+            )
             raise UsageError(
                 f"layer {path!r} stands for more than one: {several}. Name one of them.",
                 code="layer-ambiguous",

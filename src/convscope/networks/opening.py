@@ -197,7 +197,8 @@ def _of_file(named: Named, spec: ModelSpec, trust: bool) -> Network:
     _check_unchanged(file.path, spec.origin.sha256, lambda: file.sha256)
     reader = READERS[file.kind]
     _prepare(reader, spec, f"{file.path} is {files.KINDS[file.kind]}, which")
-    made = reader(file, spec.options.input if file.kind == "onnx" else trust)
+    fed = tuple(one.name for one in spec.options.feed or ())
+    made = reader(file, spec.options.input, fed) if file.kind == "onnx" else reader(file, trust)
     beside = made.source.beside_sha256
     _check_unchanged(f"a file beside {file.path}", spec.origin.beside_sha256, lambda: beside)
     return _network(made, spec)

@@ -18,10 +18,12 @@ import numpy as np
 
 from convscope import limits
 from convscope.errors import ModelError, UsageError
+from convscope.images.image import InputImage
 from convscope.networks import opening
 from convscope.networks import preprocessing as pp
 from convscope.networks.choices import Choices
 from convscope.networks.class_names import read_class_names
+from convscope.networks.feeding import Feed, read_feed
 from convscope.networks.formats import code
 from convscope.networks.head import HeadChoice
 from convscope.networks.network import Network
@@ -47,15 +49,17 @@ _HEADS: tuple[HeadChoice, ...] = ("linear", "softmax", "sigmoid")
 
 @dataclass(frozen=True, eq=False)
 class Fed:
-    """An array for an input that does not get the image. Equal ones have the same name, shape, type and values."""
+    """What an input gets that does not get the image. Equal ones have the same name, shape, type and values."""
 
     name: str
-    value: np.ndarray
+    value: Feed
 
     @property
     def _identity(self) -> tuple[str, tuple[int, ...], str, bytes]:
-        array = np.ascontiguousarray(self.value)
-        return self.name, array.shape, str(array.dtype), array.tobytes()
+        arrays = self.value.arrays if isinstance(self.value, InputImage) else (np.asarray(self.value),)
+        data = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        kind = "image" if isinstance(self.value, InputImage) else str(arrays[0].dtype)
+        return self.name, arrays[0].shape, kind, data
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fed) and self._identity == other._identity
@@ -75,7 +79,7 @@ class Options:
 
     Attributes:
         input, output, size, preprocess, head: as there; a size is `(height, width)`.
-        feed: an array for each further input.
+        feed: an array or an image for each further input.
         class_names: in the order of the outputs.
         classes_file: the file that they were read from.
     """
@@ -324,7 +328,7 @@ def open_model(
     input: str | None = None,
     output: str | None = None,
     size: int | tuple[int, int] | None = None,
-    feed: Mapping[str, np.ndarray] | None = None,
+    feed: Mapping[str, object] | None = None,
     head: str | None = None,
     trust: bool = False,
 ) -> Network:
@@ -346,7 +350,9 @@ def open_model(
         classes: names in the order of the outputs, or a file of them (a line each, or JSON).
         input, output: names, where the model has several; the first that fits where None.
         size: pixels `(height, width)` to bring images to, where the model takes any size.
-        feed: arrays `(1, ...)` for the inputs that don't get the image; zeros where nothing is given.
+        feed: for the inputs that don't get the image, by their names: arrays `(1, ...)` or `.npy` files of them, taken
+            as they are; or images (paths, Pillow images), which are prepared like the image. Zeros where nothing is
+            given.
         head: "linear", "softmax" or "sigmoid", where convscope's detection of the outputs is wrong.
         trust: run code in the file (Lambda layers, pickled modules).
 
@@ -379,7 +385,7 @@ def open_model(
         input,
         output,
         (size, size) if isinstance(size, int) else size,
-        None if feed is None else tuple(Fed(name, value) for name, value in feed.items()),
+        None if feed is None else tuple(Fed(name, value) for name, value in read_feed(feed).items()),
         pp.parse(preprocess) if isinstance(preprocess, str) else preprocess,
         read_class_names(classes),
         head,

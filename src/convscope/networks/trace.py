@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 
 from convscope.errors import UsageError, nearest
@@ -22,6 +22,7 @@ class Trace:
         flow: the call that made each tensor.
         given: the tensors that the model was called with; `image` is one of them.
         outputs: the returned tensors, by name; empty where it did not come to its end.
+        names: of the inputs, in the order of `given`.
     """
 
     calls: list[Call]
@@ -29,6 +30,7 @@ class Trace:
     given: list[Value]
     image: Value
     outputs: dict[str, Value]
+    names: tuple[str, ...] = ()
 
     def output_named(self, asked: str | None) -> str:
         """The requested output, else the first that ends in softmax or sigmoid, else the first.
@@ -44,6 +46,19 @@ class Trace:
             return asked
         heads = [name for name, output in self.outputs.items() if undoable_head(self.flow, output)]
         return [*heads, *self.outputs][0]
+
+    def origins(self) -> dict[int, tuple[str, ...]]:
+        """For each call, by its id, the names of the inputs that it is computed from."""
+        known: dict[Hashable, frozenset[str]] = {}
+        for name, value in zip(self.names, self.given, strict=True):
+            known[value.key] = frozenset({name})
+        found: dict[int, tuple[str, ...]] = {}
+        for call in self.calls:
+            names = frozenset[str]().union(*(known.get(value.key, frozenset()) for value in call.inputs))
+            for _, value in call.outputs:
+                known.setdefault(value.key, names)
+            found[id(call)] = tuple(name for name in self.names if name in names)
+        return found
 
     def reached(self, output: str) -> set[int] | None:
         """Ids of the calls through which the image reaches `output`; None where that is unknown."""
@@ -85,4 +100,8 @@ class Graph:
 def graph_of(trace: Trace, output: str) -> Graph:
     """The graph of a watched run; `output` is the name of the output that is explained."""
     calls = paths_of(trace.calls)
-    return Graph(trace, output, calls, layers_of(calls, trace.flow, trace.reached(output)))
+    layers = layers_of(calls, trace.flow, trace.reached(output))
+    if len(trace.names) > 1 and len(trace.names) == len(trace.given):
+        origins = trace.origins()
+        layers = tuple(replace(layer, inputs=origins[id(calls[layer.path][0])]) for layer in layers)
+    return Graph(trace, output, calls, layers)

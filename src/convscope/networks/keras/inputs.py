@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
-from convscope.errors import ModelError, UsageError, nearest, option
+from convscope.errors import ModelError, UsageError, option
+from convscope.images.image import InputImage
 from convscope.networks import preprocessing as pp
+from convscope.networks.feeding import Feed, described, fed_values, image_input, prepared
 from convscope.networks.foreign import KerasModel, Structure, Tensor
-from convscope.networks.inputs import Inputs, blank_input, check_fed, check_input
+from convscope.networks.inputs import Inputs, check_input
 from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of, named_operations
 
 
@@ -23,35 +25,45 @@ class Entry:
         model: KerasModel,
         name: str | None,
         size: tuple[int, int] | None,
-        feed: Mapping[str, np.ndarray],
+        feed: Mapping[str, Feed],
         family: pp.Family | None,
     ) -> None:
         self._specs = _input_specs(model, size)
+        self._preprocessing: pp.Preprocessing | None = None
         graph = getattr(model, "_functional", None) or model  # a Sequential keeps its graph aside
         self._struct = getattr(graph, "_inputs_struct", None)
-        name = self._chosen(name)
+        name = image_input(name, self._specs, feed)
         self.position = list(self._specs).index(name)
         spec = self._specs[name]
         self.channels_first = _is_channels_first(model, spec)
         height, width, channels = _picture_shape(name, spec, self.channels_first)
         self._rank = len(spec)
-        self._others = self._fed(name, feed)
+        self._others = fed_values([other for other in self._specs if other != name], self._specs, feed)
         fixed = height is not None and width is not None
         chosen = _size(fixed, (height, width), size, family)
         check_input(name, (*chosen, channels))
-        others = {other: _said(feed.get(other)) for other in self._others}
+        others = {other: described(feed.get(other)) for other in self._others}
         self.inputs = Inputs(name, chosen, not fixed, channels, others)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the inputs, in the order of the arguments."""
+        return tuple(self._specs)
+
+    def preparing(self, preprocessing: pp.Preprocessing) -> Entry:
+        """This entry with the preprocessing of the image for the images that are fed."""
+        found = copy.copy(self)
+        found._preprocessing = preprocessing
+        return found
 
     def feed(self, x: Tensor) -> Structure:
         """The arguments of the model for images `x` `(n, h, w, c)`."""
-        if self.channels_first:
-            x = keras.ops.transpose(x, (0, 3, 1, 2))
-        if self._rank == 3:
-            x = keras.ops.squeeze(x, axis=1 if self.channels_first else -1)
+        size = (x.shape[1], x.shape[2])
+        x = self._laid_out(x, self._rank)
         if len(self._specs) == 1:
             flat = [x]
         else:
-            flat = [x if name == self.inputs.name else self._repeated(name, x.shape[0]) for name in self._specs]
+            flat = [x if name == self.inputs.name else self._repeated(name, x.shape[0], size) for name in self._specs]
         if self._struct is None:
             return flat[0] if len(flat) == 1 else flat
         return keras.tree.pack_sequence_as(self._struct, flat)
@@ -61,32 +73,26 @@ class Entry:
         if not all(layer.built for layer in model._flatten_layers()):
             model(self.feed(keras.ops.convert_to_tensor(x)), training=False)
 
-    def _chosen(self, name: str | None) -> str:
-        if name is None:
-            pictures = [key for key, shape in self._specs.items() if len(shape) in (3, 4)]
-            return (pictures or list(self._specs))[0]
-        if name not in self._specs:
-            raise UsageError(f"no input {name!r}; {nearest(name, self._specs)}", code="input-unknown", name=name)
-        return name
+    def _laid_out(self, x: Tensor, rank: int) -> Tensor:
+        """Images `(n, h, w, c)` with the axes of an input."""
+        if self.channels_first:
+            x = keras.ops.transpose(x, (0, 3, 1, 2))
+        return keras.ops.squeeze(x, axis=1 if self.channels_first else -1) if rank == 3 else x
 
-    def _fed(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_fed(feed, self._specs)
-        return {
-            key: np.asarray(feed[key]) if key in feed else blank_input(key, shape)
-            for key, shape in self._specs.items()
-            if key != name
-        }
+    def _repeated(self, name: str, count: int | None, size: tuple[int | None, int | None]) -> Tensor:
+        value = self._others[name]
+        if isinstance(value, InputImage):
+            made = self._image(name, value, size)
+        else:
+            made = keras.ops.convert_to_tensor(value.astype(np.float32))
+        return keras.ops.repeat(made, count, axis=0)
 
-    def _repeated(self, name: str, count: int | None) -> Tensor:
-        value = keras.ops.convert_to_tensor(self._others[name].astype(np.float32))
-        return keras.ops.repeat(value, count, axis=0)
-
-
-def _said(fed: np.ndarray | None) -> str:
-    """The values of an input other than the image, for people and for provenance."""
-    if fed is None:
-        return "zeros"
-    return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"
+    def _image(self, name: str, image: InputImage, size: tuple[int | None, int | None]) -> Tensor:
+        """A fed image, of the size of its input, or of the image that is explained where that is free."""
+        height, width, channels = _picture_shape(name, self._specs[name], self.channels_first)
+        shape = (height or size[0] or self.inputs.size[0], width or size[1] or self.inputs.size[1], channels)
+        made = keras.ops.convert_to_tensor(prepared(image, shape, self._preprocessing))
+        return self._laid_out(made, len(self._specs[name]))
 
 
 def _input_specs(model: KerasModel, size: tuple[int, int] | None) -> dict[str, tuple[int | None, ...]]:

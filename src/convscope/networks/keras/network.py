@@ -89,7 +89,7 @@ class KerasNetwork(TracedNetwork):
 
     def __init__(self, watched: WatchedModel, found: Inspection) -> None:
         super().__init__(watched, found)
-        self._model, self._runner, self._entry = watched, watched.runner, watched.entry
+        self._model, self._runner, self._entry = watched, watched.runner, watched.entry.preparing(found.preprocessing)
         self.model = self._runner.model
         self.ops = namespace(keras.ops, _own_operations())
         self._backend = self._runner.backend

@@ -138,7 +138,7 @@ class WatchedModel:
         if empty and size == self.inputs.size:
             raise _cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}")
         mark_layouts(observer.calls, entry.channels_first)
-        return Trace(observer.calls, Flow(observer.calls), given, given[entry.position], outputs)
+        return Trace(observer.calls, Flow(observer.calls), given, given[entry.position], outputs, entry.names)
 
 
 def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, reason: str) -> ModelError:

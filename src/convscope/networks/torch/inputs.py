@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-import numpy as np
 import torch
 from torch import nn
 
 from convscope import limits
-from convscope.errors import ModelError, UsageError, nearest, option
+from convscope.errors import ModelError, UsageError, option
+from convscope.images.image import InputImage
 from convscope.networks.failing import failing_layer, said
+from convscope.networks.feeding import Feed, described, fed_values, image_input, prepared
 from convscope.networks.foreign import Structure
 from convscope.networks.graph import flat_outputs
-from convscope.networks.inputs import Inputs, blank_input, check_fed, check_input
+from convscope.networks.inputs import Inputs, check_input
+from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.torch.graph import named_modules
 from convscope.networks.torch.limits import BeyondLimits
 
@@ -40,7 +41,7 @@ class Asked:
         name: name of the input that gets the image.
         size: the user's `(h, w)`.
         advised: `(h, w)` that a data config recommends.
-        feed: arrays for the other inputs, by name.
+        feed: values for the other inputs, by name.
         channels_last: the module itself takes `(n, h, w, c)`.
     """
 
@@ -48,7 +49,7 @@ class Asked:
     name: str | None
     size: tuple[int, int] | None
     advised: tuple[int, int] | None
-    feed: Mapping[str, np.ndarray]
+    feed: Mapping[str, Feed]
     channels_last: bool
 
 
@@ -72,30 +73,41 @@ class Entry:
     ) -> None:
         self._module, self._attempt = module, attempt
         self._dtype, self._device, self._channels_last = dtype, device, asked.channels_last
-        self._names = _input_names(module, asked.name)
+        self.names = _input_names(module, (asked.name, *asked.feed))
+        self._shapes: Mapping[str, Shape] = getattr(module, "input_shapes", {})
         self._whole: set[str] = set(getattr(module, "unbatched", ()))
-        name = asked.name or self._names[0]
-        if name not in self._names:
-            raise UsageError(f"no input {name!r}; {nearest(name, self._names)}", code="input-unknown", name=name)
-        self.position = self._names.index(name)
+        self._preprocessing: Preprocessing | None = None
+        self._prepared: dict[tuple[str, Shape], torch.Tensor] = {}
+        name = image_input(asked.name, {name: self._shapes.get(name) for name in self.names}, asked.feed)
+        self.position = self.names.index(name)
         self._others = self._fed(name, asked.feed)
         self._layout = torch.channels_last
         self._last_error: Exception | None = None
         self._blueprint: nn.Module | None = None
         channels, size, free, note = self._found(asked.declared, asked.size, asked.advised)
-        others = {other: _said(value) for other, value in self._others.items()}
+        others = {other: described(value) for other, value in self._others.items()}
         self.inputs = Inputs(name, size, free, channels, others, note)
+
+    def preparing(self, preprocessing: Preprocessing) -> Entry:
+        """This entry with the preprocessing of the image for the images that are fed."""
+        found = copy.copy(self)
+        found._preprocessing, found._prepared = preprocessing, {}
+        return found
 
     def arguments(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The arguments of the module for images `(n, h, w, c)`."""
+        arguments = [self._repeated(name, x) for name in self.names if name in self._others]
+        return [*arguments[: self.position], self._laid_out(x), *arguments[self.position :]]
+
+    def _laid_out(self, x: torch.Tensor) -> torch.Tensor:
+        """Images `(n, h, w, c)` with the axes of the module."""
         x = x.to(self._dtype)
-        if not self._channels_last:
-            # As channels_last these are the same bytes, and convolutions run faster; but a `view` of maps may not.
-            x = x.permute(0, 3, 1, 2)
-            # A grey image counts as contiguous either way, but its strides lead a convolution to channels_last.
-            x = x if self._layout is torch.channels_last else x.clone(memory_format=self._layout)
-        arguments = [self._repeated(name, len(x)) for name in self._names if name in self._others]
-        return [*arguments[: self.position], x, *arguments[self.position :]]
+        if self._channels_last:
+            return x
+        # As channels_last these are the same bytes, and convolutions run faster; but a `view` of maps may not.
+        x = x.permute(0, 3, 1, 2)
+        # A grey image counts as contiguous either way, but its strides lead a convolution to channels_last.
+        return x if self._layout is torch.channels_last else x.clone(memory_format=self._layout)
 
     # finding out -----------------------------------------------------------------------------------
 
@@ -138,8 +150,13 @@ class Entry:
     def _reason(self) -> str:
         if self._last_error is None:
             return "it returned no tensor of one image"
+        fed = "".join(
+            f"; {name!r} was fed an array {np.shape(value)}"
+            for name, value in self._others.items()
+            if not isinstance(value, InputImage)
+        )
         paths = {id(self._module): "", **{id(child): path for child, path in named_modules(self._module).items()}}
-        return said(self._last_error, failing_layer(self._last_error, paths))
+        return said(self._last_error, failing_layer(self._last_error, paths))[:150] + fed
 
     def _is_free(self, channels: int, size: tuple[int, int]) -> bool:
         other = (max(8, size[0] * 3 // 4 // 32 * 32), max(8, size[1] * 3 // 4 // 32 * 32))
@@ -185,7 +202,7 @@ class Entry:
 
     def _runs(self, channels: int, size: tuple[int, int]) -> bool:
         """Whether the module takes images of a size; it settles the layout in memory that it takes them in."""
-        check_input(self._names[self.position], (*size, channels))
+        check_input(self.names[self.position], (*size, channels))
         for layout in dict.fromkeys((self._layout, torch.contiguous_format)):
             before, self._layout = self._layout, layout
             try:
@@ -203,30 +220,36 @@ class Entry:
 
     # the other inputs ------------------------------------------------------------------------------
 
-    def _fed(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_fed(feed, self._names)
-        others = [other for other in self._names if other != name]
-        shapes = getattr(self._module, "input_shapes", {})
-        missing = [other for other in others if other not in feed and other not in shapes]
+    def _fed(self, name: str, feed: Mapping[str, Feed]) -> dict[str, Feed]:
+        others = [other for other in self.names if other != name]
+        missing = [other for other in others if other not in feed and other not in self._shapes]
         if missing:
             raise UsageError(
-                f"the model takes {', '.join(self._names)}; the image goes to {name!r}, and what {missing[0]!r} "
-                f"takes is not known. Give an array of the name {missing[0]!r} with {option('feed')}, or choose the "
-                f"input of the image with {option('open_model.input')}.",
+                f"the model takes {', '.join(self.names)}; the image goes to {name!r}, and what {missing[0]!r} "
+                f"takes is not known. Give an array or an image of the name {missing[0]!r} with {option('feed')}, or "
+                f"choose the input of the image with {option('open_model.input')}.",
                 code="feed-missing",
                 name=missing[0],
             )
-        return {
-            other: np.asarray(feed[other])
-            if other in feed
-            else blank_input(other, shapes[other], whole=other in self._whole)
-            for other in others
-        }
+        return fed_values(others, self._shapes, feed, self._whole)
 
-    def _repeated(self, name: str, count: int) -> torch.Tensor:
-        value = torch.as_tensor(self._others[name], device=self._device)
-        value = value.to(self._dtype) if value.is_floating_point() else value
-        return value if name in self._whole else value.expand(count, *value.shape[1:])
+    def _repeated(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        value = self._others[name]
+        if isinstance(value, InputImage):
+            made = self._image(name, value, x)
+            return made.expand(len(x), *made.shape[1:])
+        tensor = torch.as_tensor(value, device=self._device)
+        tensor = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+        return tensor if name in self._whole else tensor.expand(len(x), *tensor.shape[1:])
+
+    def _image(self, name: str, image: InputImage, x: torch.Tensor) -> torch.Tensor:
+        """A fed image, of the size of its input, or of the images `x` `(n, h, w, c)` where that is not known."""
+        channels, height, width = _of(self._shapes.get(name), self._channels_last)
+        shape = (height or x.shape[1], width or x.shape[2], channels or x.shape[3])
+        if (name, shape) not in self._prepared:
+            pixels = prepared(image, shape, self._preprocessing)
+            self._prepared[name, shape] = torch.as_tensor(pixels, device=self._device)
+        return self._laid_out(self._prepared[name, shape])
 
 
 def _kept(returned: object) -> bool:
@@ -235,7 +258,8 @@ def _kept(returned: object) -> bool:
     return bool(tensors) and tensors[0].dim() > 0 and tensors[0].shape[0] == 1
 
 
-def _input_names(module: nn.Module, asked: str | None) -> list[str]:
+def _input_names(module: nn.Module, wanted: Sequence[str | None]) -> list[str]:
+    """The names of the arguments: those that are needed, and those up to the last one that the user names."""
     names = getattr(module, "input_names", None)
     if names:
         return list(names)
@@ -244,8 +268,9 @@ def _input_names(module: nn.Module, asked: str | None) -> list[str]:
     except (TypeError, ValueError):
         return ["input"]
     by_place = [item for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
-    needed = [item.name for item in by_place if item.default is item.empty]
-    return needed or [item.name for item in by_place[:1]] or ["input"]
+    needed = [number for number, item in enumerate(by_place) if item.default is item.empty or item.name in wanted]
+    count = max(needed, default=0) + 1
+    return [item.name for item in by_place[:count]] or ["input"]
 
 
 def _of(declared: Sequence[int | None] | None, channels_last: bool) -> tuple[int | None, int | None, int | None]:
@@ -269,15 +294,8 @@ def _likely_channels(module: nn.Module) -> list[int]:
     return list(dict.fromkeys([*first[:1], *loose[:1], 3, 1]))
 
 
-def _said(fed: np.ndarray) -> str:
-    """The values of an input other than the image, for people and for provenance."""
-    if not fed.any():
-        return "zeros"
-    return f"a given array {np.shape(fed)} ({hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest()[:12]})"
-
-
 def _cant_run(name: str, channels: list[int], size: tuple[int, int], reason: str) -> str:
-    reason = reason[:200].rstrip(".")
+    reason = reason[:300].rstrip(".")
     return (
         f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
         f"channels ({reason}). Expected a module that takes images (n, c, h, w); give its size, height and width "

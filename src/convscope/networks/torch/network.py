@@ -141,7 +141,7 @@ class TorchNetwork(TracedNetwork):
 
     def __init__(self, watched: WatchedModule, found: Inspection) -> None:
         super().__init__(watched, found)
-        self._runner, self._entry = watched.runner, watched.entry
+        self._runner, self._entry = watched.runner, watched.entry.preparing(found.preprocessing)
         self.module, self.device = self._runner.module, self._runner.device
         self.ops = torch_ops.on(self.device)
         self._backend = TorchBackend(self.device)

@@ -183,7 +183,8 @@ class WatchedModule:
                 name=self.name,
             )
         mark_layouts(watch.calls, True)
-        return Trace(watch.calls, Flow(watch.calls), given, given[self.entry.position], outputs)
+        names = tuple(self.entry.names)
+        return Trace(watch.calls, Flow(watch.calls), given, given[self.entry.position], outputs, names)
 
 
 def version_of(tensor: Tensor) -> int:

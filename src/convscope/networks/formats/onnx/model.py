@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.onnx import files as onnx_files
@@ -10,19 +12,20 @@ from convscope.networks.formats.onnx.module import OnnxModule, module_of
 from convscope.networks.torch.modules import OpenedModule
 
 
-def read(file: ModelFile, picture: str | None = None) -> OpenedModule:
+def read(file: ModelFile, picture: str | None = None, fed: Collection[str] = ()) -> OpenedModule:
     """An ONNX file as a module.
 
     Args:
         file: of that kind.
         picture: the name of the input that gets the image; the first that fits where None.
+        fed: names of the inputs that are fed.
 
     Raises:
         ModelError: it is damaged, lacks its external data, takes no image, uses what can't be converted, by name, or
         goes beyond the limits; UsageError: there is no such input for images.
     """
     found = onnx_files.read(file.path)
-    picture = _picture(found, picture)
+    picture = _picture(found, picture, fed)
     shape = found.inputs[picture].shape
     last = _is_channels_last(found.graph, picture, shape)
     module = module_of(found, picture)
@@ -47,11 +50,12 @@ def _notes(file: OnnxFile, module: OnnxModule, last: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _picture(file: OnnxFile, asked: str | None) -> str:
+def _picture(file: OnnxFile, asked: str | None, fed: Collection[str]) -> str:
     """The input for the image: the one that was asked for, the first of four axes, or of no declared shape."""
     inputs = file.inputs
     if asked is not None:
         return _asked(file, asked)
+    inputs = {name: item for name, item in inputs.items() if name not in fed} or inputs
     for fits in (lambda shape: shape is not None and len(shape) == 4, lambda shape: shape is None):
         for name, item in inputs.items():
             if fits(item.shape):
