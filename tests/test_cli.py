@@ -1149,6 +1149,38 @@ def test_limits_hold_for_the_command(desk, tmp_path):
     assert (ran.code, "no limit 'size'" in ran.error) == (2, True)
 
 
+def test_commands_take_folders_of_classes_and_tables(desk, tmp_path):
+    data = tmp_path / "data"
+    for number, name in enumerate(("set/cat/1.png", "set/dog/1.png", "set/dog/deeper/2.png")):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(data / name)
+    (data / "list.csv").write_text("path,label\nset/dog/1.png,dog\nset/cat/1.png,cat\n")
+    for given, names in ((data / "set", ["cat/1", "dog/1"]), (data / "list.csv", ["set/dog/1", "set/cat/1"])):
+        ran = run("heatmap", desk / "nested.keras", given, "--out", tmp_path / "maps", "--json")
+        assert ran.code == 0, ran.err
+        assert [row["image"] for row in json.loads(ran.out)["heatmaps"]] == names
+    ran = run("activations", desk / "nested.keras", data / "set", "--out", tmp_path / "layers", "--layers", ":2")
+    assert ran.code == 0, ran.err
+    assert "dog/deeper" in ran.err
+    ran = run("heatmap", desk / "nested.keras", data, "--out", tmp_path / "maps")
+    assert (ran.code, "3 images" in ran.err) == (1, True), ran.err
+
+
+def test_an_image_is_fed_to_another_input(desk, tmp_path):
+    left, right = (layers.Input((12, 12, 3), name=name) for name in ("left", "right"))
+    conv, pool = layers.Conv2D(4, 3, name="conv"), layers.GlobalAveragePooling2D(name="pool")
+    score = layers.Dot(axes=1, name="score")([pool(conv(left)), pool(conv(right))])
+    model = saved(models.seeded(keras.Model([left, right], score)), tmp_path / "siamese.keras")
+    other = desk / "other" / "Cat.jpg"
+    ran = run("heatmap", model, desk / "cat.png", "--feed", f"left={other}", "--out", tmp_path / "out", "--class", "0")
+    assert ran.code == 0, ran.err
+    assert "'left' is fed the image 'Cat'" in ran.err
+    ran = run("layers", model, "--feed", f"left={other}")
+    assert "of input" in ran.out
+    ran = run("layers", model, "--feed", "left")
+    assert (ran.code, "NAME=FILE.npy" in ran.err) == (2, True)
+
+
 def test_what_is_fed_is_read_with_care(desk, tmp_path):
     np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convscope.cli.options import IMAGES, OUT, Choice, common, model_options, opened, say_notes, written
+from convscope.cli.options import IMAGES, OUT, Choice, common, model_options, opened, read, written
 from convscope.cli.shell import Shell
 from convscope.errors import UsageError, option
 
@@ -50,17 +50,15 @@ def activations(
 ) -> None:
     """Show the activations of the layers of MODEL for each IMAGE."""
     from convscope import store
-    from convscope.images.decode import read_images
     from convscope.techniques.activations import activations as technique
 
     options = Options(**given)
-    read = read_images(images)
-    say_notes(shell, read)
+    given_images = read(shell, images)
     network = opened(shell, model, opening)
     _check_channel(shell, network.select(options.layers), options.channel)
     drawing = {"shared": options.shared, "channel": options.channel, "raw": options.raw}
     with shell.progress() as progress:
-        result = technique(network, read, options.layers, memory=options.memory, scratch=out, progress=progress)
+        result = technique(network, given_images, options.layers, memory=options.memory, scratch=out, progress=progress)
         files = store.save(result, out, progress=progress, **drawing)
     shell.result(written(out, files), lambda: _table(shell, result, out))
 

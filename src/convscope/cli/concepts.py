@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from convscope.cli.options import IMAGES, OUT, Choice, common, model_options, opened, say_notes, written
+from convscope.cli.options import IMAGES, OUT, Choice, common, model_options, opened, read, written
 from convscope.cli.shell import Shell
 
 
@@ -23,14 +23,12 @@ def concepts(
 ) -> None:
     """Show the regions of all IMAGES that a layer distinguishes, and the classes that each supports."""
     from convscope import store
-    from convscope.images.decode import read_images
     from convscope.techniques.heatmaps.concepts import concepts as technique
 
-    read = read_images(images)
-    say_notes(shell, read)
+    given_images = read(shell, images)
     network = opened(shell, model, opening)
     with shell.progress() as progress:
-        result = technique(network, read, **given, progress=progress)
+        result = technique(network, given_images, **given, progress=progress)
         files = store.save(result, out)
 
     def table() -> None:

@@ -18,6 +18,7 @@ from convscope.cli.options import (
     common,
     model_options,
     opened,
+    read,
     read_and_left_out,
     say_notes,
     several,
@@ -138,15 +139,15 @@ def heatmap(
 ) -> None:
     """Show which regions of each IMAGE support a class."""
     from convscope import store
-    from convscope.images.decode import read_images
     from convscope.render.overlay import Paint
 
     options = Options(**given)
     methods = _methods(options)
-    # A file that was named has to be an image; other files in a folder need not.
-    folders = any(Path(image).is_dir() for image in images)
-    read, left_out = read_and_left_out(shell, images) if folders else (read_images(images), 0)
-    say_notes(shell, read)
+    # A file that was named has to be an image; those of a folder or a table need not.
+    several_in_one = any(Path(image).is_dir() or image.lower().endswith(".csv") for image in images)
+    given_images, left_out = read_and_left_out(shell, images) if several_in_one else (read(shell, images), 0)
+    if several_in_one:
+        say_notes(shell, given_images)
     network = opened(shell, model, opening)
     if options.like and options.target != "top":
         raise UsageError(
@@ -155,10 +156,10 @@ def heatmap(
             options=["target", "like"],
         )
     with shell.progress() as progress:
-        result = _computed(network, read, methods, options, progress)
+        result = _computed(network, given_images, methods, options, progress)
         files = store.save(result, out, paint=Paint(options.opacity, options.signed, contours=options.contours))
-    if len(read) > 1 and not options.like and not options.target.startswith("top"):
-        shell.say(f"  explained for all {len(read)} images: {result.rows[0].class_name}")
+    if len(given_images) > 1 and not options.like and not options.target.startswith("top"):
+        shell.say(f"  explained for all {len(given_images)} images: {result.rows[0].class_name}")
     shell.result(written(out, files), lambda: _table(shell, result, out, options.method))
     if left_out:
         sys.exit(FAILED)

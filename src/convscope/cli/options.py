@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -218,6 +219,26 @@ def _notices_held_back() -> Iterator[None]:
             os.close(saved)
 
 
+def read(shell: Shell, images: tuple[str, ...]) -> list[InputImage]:
+    """The images of files, folders (of images, or of classes) and tables, all of which have to be readable."""
+    from convscope.images.decode import read_images
+
+    with _warnings_said(shell):
+        found = read_images(images)
+    say_notes(shell, found)
+    return found
+
+
+@contextmanager
+def _warnings_said(shell: Shell) -> Iterator[None]:
+    """Print warnings for people: which folders are not read."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        shell.say(f"  {warning.message}")
+
+
 def say_notes(shell: Shell, images: Iterable[InputImage]) -> None:
     """Print the notes on each image for people."""
     for image in images:
@@ -234,7 +255,8 @@ def read_and_left_out(shell: Shell, images: tuple[str, ...]) -> tuple[list[Input
     """The images that can be read, and how many can't: these are named."""
     from convscope.images.decode import read_readable_images
 
-    found, failures = read_readable_images(images)
+    with _warnings_said(shell):
+        found, failures = read_readable_images(images)
     if failures:
         shell.say(f"  {len(failures)} of {len(found) + len(failures)} images can't be read and are left out:")
     for failure in failures:

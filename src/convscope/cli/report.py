@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from convscope.cli.options import FOLDER, IMAGES, SEED, Choice, common, model_options, opened, say_notes, writable
+from convscope.cli.options import FOLDER, IMAGES, SEED, Choice, common, model_options, opened, read, writable
 from convscope.cli.shell import Shell
 
 
@@ -60,14 +60,12 @@ def report(
     shell: Shell, model: str, images: tuple[str, ...], page: str, opening: dict[str, object], **choices: Choice
 ) -> None:
     """Write one HTML page about MODEL and each IMAGE: predictions, heatmaps, layers and filters."""
-    from convscope.images.decode import read_images
     from convscope.reports import report as technique
 
-    read = read_images(images)
-    say_notes(shell, read)
+    given_images = read(shell, images)
     network = opened(shell, model, opening)
     with shell.progress() as progress:
-        data = technique(network, read, page, progress=progress, **choices)
+        data = technique(network, given_images, page, progress=progress, **choices)
     shell.result(data, lambda: shell.print(f"report in {page}"))
 
 

@@ -346,7 +346,7 @@ def _decoded_tiff(file: _File) -> Decoded | None:
         tags = tiff.directory(data, places[0]) if places else {}
     except struct.error:
         return None  # Pillow has its own message
-    if is_raw_suffix(path) or tiff.holds_sensor_values(tags):
+    if is_raw_suffix(path) or data[8:10] == b"CR" or tiff.holds_sensor_values(tags):
         raise _no_image(file, raw_photo(suffix))
     page = tiff.page_of(data, tags)
     if page is None or not tiff.is_beyond_pillow(page):

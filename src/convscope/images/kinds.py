@@ -225,6 +225,9 @@ def _of_gzip(head: bytes) -> Kind:
     return Kind("archive", "a gzip archive", _UNPACK)
 
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # characters that texts do not have
+
+
 def _of_text(head: bytes, suffix: str) -> Kind | None:
     lowered = head.lower().lstrip()
     if lowered.startswith(b"version https://git-lfs"):
@@ -239,7 +242,7 @@ def _of_text(head: bytes, suffix: str) -> Kind | None:
         return Kind("base64", "an image as base64 text", "decode it with base64.b64decode, and give the bytes")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return Kind("text", "text", "give the image itself")
-    if not head.isascii() or b"\0" in head:
+    if not head.isascii() or _CONTROL.search(head):
         return None
     if lowered.startswith((b"{", b"[")):
         return Kind("json", "JSON text", "give the image itself")

@@ -151,7 +151,7 @@ class Entry:
         if self._last_error is None:
             return "it returned no tensor of one image"
         fed = "".join(
-            f"; {name!r} was fed an array {np.shape(value)}"
+            f"; {name!r} was fed an array {value.shape}"
             for name, value in self._others.items()
             if not isinstance(value, InputImage)
         )
