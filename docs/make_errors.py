@@ -195,6 +195,7 @@ MEANINGS: Mapping[str, str] = {
     "result-invalid": "A saved result is damaged, or was changed.",
     "result-kind-unknown": "There is no such kind of result.",
     "result-of-another-kind": "A file holds a result of another kind.",
+    "rival-of-a-map": "The best of the other classes differs from place to place in a map.",
     "rules-misfit": "Replacements or reductions were given for other layers than a pass has.",
     "scaling-unknown": "No scaling of a heatmap has this name.",
     "schema-older": "A result was saved by a development version: make it again.",

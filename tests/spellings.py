@@ -42,6 +42,8 @@ def opened(runtime, made, folder, side, **options):
         return convscope.open_model(folder / "saved", **options)
     if runtime == "torch":
         return convscope.open_model(made, size=side, **options)
+    if runtime == "script":  # the file does not say for which size it was traced
+        options["size"] = side
     return convscope.open_model(_written(runtime, made, folder, side), **options)
 
 

@@ -42,6 +42,7 @@ NETWORK_FLOORS = (
     ("ops", "preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
     ("head", "passes", "feeding"),
     ("graph", "choices"),
+    ("endings",),
     ("trace",),
     ("heads",),
     ("network",),

@@ -82,7 +82,10 @@ def model_options(command: Callable, precision: bool = True) -> Callable:
     @click.option("--classes", metavar="FILE", help="Class names: one per line, or JSON.")
     @click.option("--input", metavar="NAME", help="Input that takes the image, of a model with several.")
     @click.option("--output", metavar="NAME", help="Output to explain, of a model with several.")
-    @click.option("--head", help="Final activation, to override the detected one: linear, softmax or sigmoid.")
+    @click.option(
+        "--head",
+        help="Meaning of outputs that are logits: softmax or sigmoid; or linear, to take any outputs as they are.",
+    )
     @click.option("--feed", metavar="NAME=FILE", multiple=True, help="Array or image for another input; else zeros.")
     @click.option("--input-size", metavar="N or HxW", help="Size to resize images to, for a model that takes any size.")
     @click.option("--trust", is_flag=True, help="Run code that the model file contains (Lambda layers, pickles).")

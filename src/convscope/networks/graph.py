@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from convscope.networks.foreign import Operation, Tensor
-from convscope.networks.head import HeadActivation
 from convscope.networks.layers import PASSING, Layer
 
 Fact = Any  # what a format tells of a layer beside the rest: numbers, or which outputs were changed in place
@@ -268,31 +267,6 @@ def _shape_of(value: Value, channels_first: bool) -> tuple[int, ...]:
     """Shape for one image, channels last."""
     shape = value.shape[1:]
     return (*shape[1:], shape[0]) if channels_first and len(shape) == 3 else shape
-
-
-def undoable_head(flow: Flow, output: Value) -> tuple[HeadActivation, Call] | None:
-    """The softmax or sigmoid that made the network's output, and which kind it is; None if there is none."""
-    call = flow.maker(output)
-    while call is not None:
-        name = call.activation
-        if name is not None:
-            if "softmax" in name:
-                return "softmax", call
-            return ("sigmoid", call) if name == "sigmoid" else None
-        if call.kind not in PASSING | {"reshape", "activation"}:
-            return None
-        call = flow.before(call)
-    return None
-
-
-def linear_by_graph(flow: Flow, output: Value) -> bool:
-    """True if the graph shows a layer without a softmax or sigmoid as the maker of the network's output."""
-    made = flow.maker(output)
-    while made is not None and made.kind in PASSING | {"reshape"} and made.activation is None:
-        made = flow.before(made)
-    if made is None or made.activation is not None:
-        return False
-    return made.kind in ("dense", "conv", "norm", "merge", "global_pool")
 
 
 def first_norm(calls: Sequence[Call], flow: Flow) -> tuple[Call, Call] | None:

@@ -11,7 +11,7 @@ from convscope.networks.foreign import Tensor
 from convscope.networks.ops import Operations
 from convscope.schema import Json
 
-HeadActivation = Literal["softmax", "sigmoid"]
+HeadActivation = Literal["softmax", "sigmoid", "hard_sigmoid"]
 HeadChoice = Literal["softmax", "sigmoid", "linear"]  # as the user's options name it
 
 
@@ -20,13 +20,18 @@ class Head:
     """How the network's output relates to class scores.
 
     Attributes:
-        units: number of output units.
+        units: number of output units; of a map with a class for each channel, of its channels.
         activation: makes probabilities of logits; None where the outputs are values and no probabilities.
         undone: path of the layer whose activation is left out of a pass, so that logits are explained; None where there
             is nothing to leave out.
         returns_logits: the network itself does not apply the activation.
-        spatial: the output is a value for each place, so there are no class scores.
+        spatial: the output is a value for each place, so there are no class scores of the image.
         guess: the activation is inferred from the returned values alone, or not at all.
+        also_left_out: paths of further layers that are left out with `undone`: of a logarithm, or of the parts of a
+            softmax that is written out by hand.
+        slope: of a hard sigmoid, at a logit of 0.
+        map: path of the layer whose channels are the classes of each place, of an output that is a map; None where it
+            is not known.
 
     Example:
         >>> Head(10, "softmax", undone="predictions").score
@@ -39,6 +44,14 @@ class Head:
     returns_logits: bool = False
     spatial: bool = False
     guess: bool = False
+    also_left_out: tuple[str, ...] = ()
+    slope: float = 1 / 6
+    map: str | None = None
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Paths of all layers that are left out of a pass, or whose activation is."""
+        return () if self.undone is None else (self.undone, *self.also_left_out)
 
     @property
     def has_scores(self) -> bool:
@@ -58,7 +71,7 @@ class Head:
     @property
     def independent(self) -> bool:
         """True if each unit has a probability of its own (sigmoid)."""
-        return self.activation == "sigmoid"
+        return self.activation in ("sigmoid", "hard_sigmoid")
 
     @property
     def binary(self) -> bool:
@@ -88,7 +101,7 @@ class Head:
     def text(self) -> str:
         """The head as a sentence for people."""
         if self.spatial:
-            return "a value for each place and not for each class, so there are no predictions"
+            return self._text_of_maps()
         if self.activation is None:
             one = self.units == 1
             return f"{self.units} linear output{'' if one else 's'}, explained as {'it is' if one else 'they are'}"
@@ -96,12 +109,24 @@ class Head:
             sure = " is a guess; give the head if it is another" if self.guess else ""
             how = "whose difference is explained" if self.paired else "explained as they are"
             return f"{self.units} logits, {how} (that probabilities are their {self.activation}{sure})"
-        what = "one sigmoid unit" if self.binary else f"{self.activation} over {self.units} outputs"
+        name = str(self.activation).replace("_", " ")
+        what = f"one {name} unit" if self.binary else f"{name} over {self.units} outputs"
         explained = f"the difference of the two {self.score}s" if self.paired else self.score
         if self.undone is not None:
             return f"{what}, undone at {self.undone}: {'' if self.paired else 'the '}{explained} is explained"
         sure = ", a guess by its values" if self.guess else ""
         return f"{what} that can't be taken away{sure}: {explained} is explained"
+
+    def _text_of_maps(self) -> str:
+        if self.map is None:
+            return "a value for each place and not for each class, so there are no predictions"
+        if self.activation is None:
+            return f"a map of {self.units} channel{'' if self.units == 1 else 's'}, so there are no predictions"
+        sure = " is a guess; give the head if it is another" if self.guess else ""
+        logits = f"that probabilities are their {self.activation}{sure}"
+        how = logits if self.returns_logits else f"{self.activation}, undone at {self.undone}"
+        score = "its logit less the other one's" if self.paired else f"its {self.score}"
+        return f"a map of {self.classes} classes ({how}), so there are no predictions; a class is explained by {score}"
 
     def describe(self) -> dict[str, Json]:
         """For provenance: plain JSON values. `kind` names the combination of fields in one word."""
@@ -117,7 +142,10 @@ class Head:
         return self.activation if self.undone is not None else f"{self.activation}_output"
 
     def logits(self, ops: Operations, outputs: Tensor) -> Tensor:
-        """Scores `(n, classes)` to explain, from the network's output with its head undone `(n, units)`."""
+        """Scores `(n, classes)` to explain, from the network's output with its head undone `(n, units)`.
+
+        Of a map `(n, h, w, units)` the scores of each place `(n, h, w, classes)`.
+        """
         if self.log_probabilities and self.independent:
             clipped = ops.clip(outputs, 1e-7, 1 - 1e-7)
             outputs = ops.log(clipped) - ops.log(1 - clipped)
@@ -130,6 +158,8 @@ class Head:
         logits = logits.astype(np.float64)
         if self.linear:
             return None
+        if self.activation == "hard_sigmoid":
+            return np.clip(self.slope * logits + 0.5, 0, 1).astype(np.float32)
         if self.independent:
             return (1 / (1 + np.exp(-np.clip(logits, -700, 700)))).astype(np.float32)
         exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))

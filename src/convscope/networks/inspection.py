@@ -12,9 +12,10 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from convscope.errors import ModelError
 from convscope.networks.choices import Choices
 from convscope.networks.head import Head
-from convscope.networks.heads import Habits, activation_by_values, head_of
+from convscope.networks.heads import Habits, head_of
 from convscope.networks.inputs import Inputs
 from convscope.networks.network import Network, Source, checked_names
 from convscope.networks.preprocessing import Preprocessing
@@ -95,7 +96,7 @@ def inspected(watched: Watched, trace: Trace, choices: Choices, steps: Steps[Mad
     graph = graph_of(trace, trace.output_named(choices.output))
     preprocessing = choices.preprocess or steps.preprocessing(graph)
     found = Inspection(watched.inputs, graph, preprocessing, Head(graph.units))
-    head = head_of(graph, choices.head, steps.habits) or _head_by_values(steps.network(found))
+    head = head_of(graph, choices.head, steps.habits, lambda: _outputs(steps.network(found)))
     if choices.class_names is None:
         names = steps.class_names(head)
     else:
@@ -103,9 +104,16 @@ def inspected(watched: Watched, trace: Trace, choices: Choices, steps: Steps[Mad
     return steps.network(replace(found, head=head, class_names=names))
 
 
-def _head_by_values(draft: Network) -> Head:
-    """The head from the outputs for noise, black and white; `draft` takes its outputs as they are."""
+def _outputs(draft: Network) -> np.ndarray | None:
+    """The outputs `(n, units)` for noise, black and white; None where it has no row of outputs for an image.
+
+    Args:
+        draft: takes its outputs as they are. It gets one image at a time: more may not fit it.
+    """
     noise = np.random.default_rng(0).uniform(0, 255, (4, *draft.image_shape))
     pixels = np.concatenate([noise, np.zeros((1, *draft.image_shape)), np.full((1, *draft.image_shape), 255)])
-    values = draft.predict(draft.preprocessing.apply(pixels.astype(np.float32)))
-    return Head(draft.head.units, activation_by_values(values), guess=True)
+    x = draft.preprocessing.apply(pixels.astype(np.float32))
+    try:
+        return np.concatenate([draft.predict(one[None]) for one in x])
+    except ModelError:
+        return None

@@ -256,8 +256,9 @@ class Network(ABC):
         if not self.head.has_scores:
             raise UsageError(
                 f"expected class scores (n, classes) from {self.name}, found an output with {self.head.text}. "
-                f"Activations and filters work, and heatmaps of {option('target')} NUMBER (a channel of the output) or "
-                f"LAYER:CHANNEL; if another output has classes, choose it with {option('output')}.",
+                f"Activations and filters work, and heatmaps of {option('target')} "
+                f"{'LAYER:CHANNEL' if self.head.map is None else 'CLASS (its number or name) or LAYER:CHANNEL'}; "
+                f"if another output has classes, choose it with {option('output')}.",
                 code="no-class-scores",
                 name=self.name,
                 found=self.head.text,

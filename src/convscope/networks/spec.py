@@ -353,7 +353,8 @@ def open_model(
         feed: for the inputs that don't get the image, by their names: arrays `(1, ...)` or `.npy` files of them, taken
             as they are; or images (paths, Pillow images), which are prepared like the image. Zeros where nothing is
             given.
-        head: "linear", "softmax" or "sigmoid", where convscope's detection of the outputs is wrong.
+        head: "softmax" or "sigmoid": the meaning of outputs that are logits; or "linear", to take any outputs as they
+            are. A softmax or sigmoid that the network's graph shows comes before it.
         trust: run code in the file (Lambda layers, pickled modules).
 
     Raises:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from convscope.errors import UsageError, nearest
-from convscope.networks.graph import Call, Flow, Value, layers_of, paths_of, undoable_head
+from convscope.networks.endings import ending_of
+from convscope.networks.graph import Call, Flow, Value, layers_of, paths_of
 from convscope.networks.layers import Layer
 
 Calls = Mapping[str, tuple[Call, int]]
@@ -44,7 +45,7 @@ class Trace:
                     f"no output {asked!r}; {nearest(asked, self.outputs)}", code="output-unknown", name=asked
                 )
             return asked
-        heads = [name for name, output in self.outputs.items() if undoable_head(self.flow, output)]
+        heads = [name for name, output in self.outputs.items() if ending_of(self.flow, output).activation]
         return [*heads, *self.outputs][0]
 
     def origins(self) -> dict[int, tuple[str, ...]]:

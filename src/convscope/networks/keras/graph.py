@@ -13,7 +13,7 @@ import keras
 
 from convscope.networks import graph
 from convscope.networks.foreign import KerasLayer, KerasModel, Tensor
-from convscope.networks.graph import Call, Flow, Value, flat_outputs
+from convscope.networks.graph import Call, Fact, Flow, Value, flat_outputs
 from convscope.networks.restoring import checkpoint
 
 CHANNELS_FIRST = "channels_first"
@@ -99,7 +99,7 @@ _KINDS = (
         "dropout",
         ("Dropout", "SpatialDropout", "GaussianDropout", "GaussianNoise", "AlphaDropout", "ActivityReg"),
     ),
-    ("identity", ("Identity",)),
+    ("identity", ("Identity", "Cast")),
     ("reshape", ("Flatten", "Reshape", "Permute", "RepeatVector", "ExpandDims", "Squeeze", "Transpose")),
     ("padding", ("ZeroPadding", "Cropping", "Pad")),
     ("resize", ("UpSampling", "Resizing", "Resize", "CenterCrop")),
@@ -177,6 +177,44 @@ def activation_name(operation: KerasLayer) -> str | None:
     return None if name in _LINEAR else name.lower()
 
 
+_LIBRARIES = {"keras", "tensorflow", "jax", "jaxlib", "torch"}
+_RUN_ANYTHING = {"Lambda", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper"}
+
+
+def facts_of(operation: KerasLayer) -> dict[str, Fact]:
+    """What `Call.facts` holds of an operation, beside the numbers of a call.
+
+    "opaque" where code of the user's own runs in it; "function", the name of the known function that a `Lambda` is;
+    "axes" of a softmax; "bounds" of a clip.
+    """
+    function = getattr(operation, "activation", None)
+    name = type(operation).__name__
+    unknown = not _is_known(type(operation)) and kind_of(operation) == "other"
+    facts: dict[str, Fact] = {"opaque": unknown or name in _RUN_ANYTHING}
+    if callable(function):
+        facts["opaque"] |= not _is_known(function)
+    if name == "Lambda" and _is_known(operation.function):
+        facts |= {"opaque": False, "function": getattr(operation.function, "__name__", None)}
+    axis = getattr(function if isinstance(function, keras.layers.Layer) else operation, "axis", -1)
+    axis = -1 if axis is None else axis
+    facts["axes"] = slice(axis, axis + 1 or None) if isinstance(axis, int) else slice(0, 0)
+    if name == "Clip":
+        facts["bounds"] = (operation.x_min, operation.x_max)
+    return facts
+
+
+def _is_known(code: object) -> bool:
+    """True for a class, a function or a layer of a library."""
+    holder = code if isinstance(code, type) or inspect.isroutine(code) or hasattr(code, "__wrapped__") else type(code)
+    module = getattr(holder, "__module__", None) or ""
+    return module.partition(".")[0] in _LIBRARIES or inspect.isbuiltin(code)
+
+
+def _scalars(given: object) -> list[float]:
+    """The numbers that a call takes beside its tensors."""
+    return [float(item) for item in keras.tree.flatten(given) if type(item) in (int, float)]
+
+
 # -- the record of one pass ------------------------------------------------------------------------------
 
 
@@ -235,6 +273,7 @@ class Observer:
             activation=activation_name(operation),
             parameters=int(operation.count_params()) if hasattr(operation, "count_params") else 0,
             channels_first=None if layout is None else layout == CHANNELS_FIRST,
+            facts=facts_of(operation) | {"scalars": _scalars(given)},
         )
 
     def value(self, tensor: Tensor) -> Value:

@@ -95,8 +95,8 @@ class KerasNetwork(TracedNetwork):
         self._backend = self._runner.backend
         self.framework = f"keras {keras.__version__}"
         self.backend = f"{self._backend.name} {self._backend.version}"
-        undone = found.head.undone
-        self._head_patch = None if undone is None else without_nonlinearity(found.graph.calls[undone][0].operation)
+        left_out = [found.graph.calls[path][0].operation for path in found.head.left_out]
+        self._head_patches = [without_nonlinearity(operation) for operation in left_out]
         self._hash: tuple[list[weakref.ref], str] | None = None
         self._folds: dict[tuple[int, int], list[Fold]] = {}
 
@@ -185,8 +185,8 @@ class KerasNetwork(TracedNetwork):
 
         def switch(undo: ExitStack) -> None:
             scope = self._runner.enter_scope(undo, values, self._model.any_size(size))
-            if request.logits and self._head_patch is not None:
-                patch(undo, *self._head_patch)
+            for change in self._head_patches if request.logits else ():
+                patch(undo, *change)
             for path in request.preactivations:
                 patch(undo, *without_nonlinearity(calls[path][0].operation))
             for path in request.replace_preactivations:

@@ -97,7 +97,12 @@ def without_nonlinearity(operation: KerasLayer) -> tuple[KerasLayer, str, object
     """The patches that remove an operation's non-linearity: its activation, or its whole call."""
     if callable(getattr(operation, "activation", None)):
         return operation, "activation", keras.activations.linear
-    return operation, call_method(operation), lambda x, *_, **__: x
+    return operation, call_method(operation), _first_tensor
+
+
+def _first_tensor(*args: object, **kwargs: object) -> Structure:
+    """The first tensor that a call takes; a number that it is combined with is none."""
+    return next(item for item in keras.tree.flatten((args, kwargs)) if len(getattr(item, "shape", ())) > 0)
 
 
 def early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[KerasLayer, str, object]:

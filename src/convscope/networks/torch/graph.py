@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from convscope.networks.foreign import Structure
-from convscope.networks.graph import Call, Value, flat_outputs
+from convscope.networks.graph import Call, Fact, Value, flat_outputs
 from convscope.networks.restoring import checkpoint
 from convscope.networks.torch.modules import Described
 
@@ -274,6 +274,7 @@ class Watch:
         call = Call(self._modules[module], kind, name, module, nth, inputs, [], parameters=parameters)
         call.activation = activation_of(kind, name)
         call.channels_first = _layout(kind, module, result)
+        call.facts |= {"axes": _axes(getattr(module, "dim", None)), **getattr(module, "facts", {})}
         call.facts["scalars"] = [number for value in getattr(module, "constants", ()) for number in _numbers(value)]
         self._finish(call, result)
 
@@ -291,6 +292,7 @@ class Watch:
         flowing = {value.key for value in inputs}
         constants = [arg for arg in args if not (isinstance(arg, torch.Tensor) and self.value(arg).key in flowing)]
         call.facts["scalars"] = [number for arg in constants for number in _numbers(arg)]
+        call.facts |= _facts_of(name, args, kwargs)
         self._finish(call, result)
         return result
 
@@ -307,6 +309,29 @@ class Watch:
             call.outputs.append((mark, value))
             self._made.append((call, index, tensor, tensor._version))
         self.calls.append(call)
+
+
+def _facts_of(name: str, args: tuple, kwargs: dict) -> dict[str, Fact]:
+    """What `Call.facts` holds of a function: the axes of a softmax, the bounds of a clip."""
+    if "softmax" in name:
+        return {"axes": _axes(kwargs.get("dim", args[1] if len(args) > 1 else None))}
+    if name in ("clamp", "clip", "clamp_min"):
+        low, high, *_ = (*args[1:], None, None)
+        return {"bounds": (_bound(kwargs.get("min", low)), _bound(kwargs.get("max", high)))}
+    return {}
+
+
+def _bound(value: object) -> float | None:
+    """One end of a clip; a bound for each value counts as one that clips everything."""
+    if value is None:
+        return None
+    numbers = _numbers(value)
+    return numbers[0] if len(numbers) == 1 else float("nan")
+
+
+def _axes(dim: object) -> slice | None:
+    """The axes of a softmax over `dim`; None where it is not said."""
+    return slice(dim, dim + 1 or None) if isinstance(dim, int) else None
 
 
 MOST_NUMBERS = 4  # one for each channel of an image

@@ -242,9 +242,9 @@ class TorchNetwork(TracedNetwork):
 
     def _left_out(self, request: Pass) -> set[str]:
         """Paths whose non-linearity is left out: the head's too, unless the run stops before it."""
-        undone = self.head.undone
-        left_out = undone is not None and request.logits and (not request.stop or undone in request.taps)
-        return {*request.preactivations, *([undone] if undone and left_out else [])}
+        left_out = self.head.left_out
+        reached = request.logits and (not request.stop or not request.taps.isdisjoint(left_out))
+        return {*request.preactivations, *(left_out if reached else ())}
 
     def _as_replacing(self, weights: Sequence[np.ndarray]) -> list[Tensor]:
         """See `Network._as_replacing`."""

@@ -63,9 +63,9 @@ class TorchTaps(Taps):
 
         def seen(path: str, name: str, args: object, kwargs: object, run: Callable) -> Structure:
             if path in undone:  # it may work in place, and its input is needed
-                given = [tensor.clone() for tensor in tensors_of((args, kwargs))[:1]]
+                given = _first_of((args, kwargs)).clone()
                 result = run()
-                args, kwargs = (*given,), {}
+                args, kwargs = (given,), {}
             else:
                 result = run()
             if self._busy:
@@ -92,7 +92,7 @@ class TorchTaps(Taps):
     def _touch(self, path: str, call: Call, index: int, given: object, result: object) -> Structure:
         tensor = flat_outputs(result)[index][1]
         if path in self._left_out:
-            before = tensors_of(given)[0]
+            before = _first_of(given)
             result, tensor = _replaced(result, tensor, before), before
         self._left.discard(path)
         if path in self._record:
@@ -107,6 +107,11 @@ class TorchTaps(Taps):
             overwritten = index in call.facts.get("overwritten", ()) and not self._stops_here
             self.recorded[path] = _replaced(kept, activation, activation.clone()) if overwritten else kept
         return result
+
+
+def _first_of(given: object) -> Tensor:
+    """The first tensor with values for images; a number that it is combined with may be a tensor too."""
+    return next(tensor for tensor in tensors_of(given) if tensor.dim() > 0)
 
 
 def _not_in_place(module: nn.Module, undo: ExitStack) -> None:

@@ -10,7 +10,7 @@ from convscope.images.image import InputImage
 from convscope.results import HeatmapRow
 from convscope.techniques.heatmaps.evidence import Evidence
 from convscope.techniques.heatmaps.methods import Method, MethodResult
-from convscope.techniques.heatmaps.targets import Channel, ClassScore, chosen
+from convscope.techniques.heatmaps.targets import ClassScore, MapClass, chosen
 
 SATURATED = 1 - 1e-6
 
@@ -48,8 +48,10 @@ def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, re
             against=None if rival is None else network.class_name(rival),
         )
     reason = _why_blank(result.heat, evidence.gradients[index], row.probability, network.head.log_probabilities)
-    if isinstance(evidence.target, Channel) and not evidence.arguments[0][index].any():
-        reason = f"there is no place with {evidence.target.text}"
+    if isinstance(evidence.target, MapClass):
+        row = replace(row, against=evidence.target.against)
+        if not evidence.arguments[0][index].any():
+            reason = f"there is no place with {evidence.target.text}"
     return replace(row, status="blank" if reason else "ok", reason=reason)
 
 

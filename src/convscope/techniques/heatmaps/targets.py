@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from convscope.measures import (
     own,
 )
 from convscope.networks import Layer, Network, Record
+from convscope.networks.head import Head
 from convscope.networks.layers import check_channel
 from convscope.networks.ops import Operations
 from convscope.objectives import Binder, Objective, ProgramKey, class_score, parse
@@ -83,8 +84,6 @@ class Channel:
     Attributes:
         layer, channel: the layer and the channel.
         text: in words.
-        highest: over the places at which the channel is the highest of all, as for a class of a segmentation; of a
-            single channel, where it is above `middle`.
         mask: `(h, w)`, over the places of a mask, whose sum is 1; None for all.
 
     Arguments: masks `(n, h, w)`.
@@ -97,8 +96,6 @@ class Channel:
     layer: str
     channel: int
     text: str
-    highest: bool = False
-    middle: float = 0.0
     mask: np.ndarray | None = field(default=None, compare=False)
     scores: bool = False
 
@@ -109,15 +106,7 @@ class Channel:
 
     def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
         """See `Target.resolve`."""
-        if not self.highest:
-            return arguments
-        maps = self._maps(ops, activations)
-        if maps.shape[-1] == 1:  # of two classes: above the middle of a logit or a probability
-            own = ops.cast(ops.less(self.middle, maps[..., 0]), "float32")
-        else:
-            best = ops.cast(ops.argmax(maps, axis=-1), "float32")
-            own = ops.cast(ops.less(ops.square(best - self.channel), 0.5), "float32")
-        return (own / ops.maximum(ops.sum(own, axis=(1, 2), keepdims=True), 1.0),)
+        return arguments
 
     def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
         """See `Target.score`."""
@@ -128,6 +117,53 @@ class Channel:
         if len(activation.shape) == 2:
             return ops.reshape(activation, (-1, 1, 1, activation.shape[-1]))
         return activation
+
+
+@dataclass(frozen=True)
+class MapClass:
+    """A class of a network whose output is a map: its mean score over the places where it is the highest.
+
+    Attributes:
+        layer: with a channel for each class.
+        head: makes the classes' scores of the channels.
+        number: of the class.
+        rival: of the class whose score is subtracted; None for none.
+        text: in words.
+        against: the name of `rival`.
+
+    Arguments: weights of the places `(n, h, w)`, whose sum is 1.
+    """
+
+    layer: str
+    head: Head
+    number: int
+    rival: int | None
+    text: str
+    against: str | None = None
+    scores: bool = False
+
+    @property
+    def record(self) -> tuple[str, ...]:
+        """See `Target.record`."""
+        return (self.layer,)
+
+    def resolve(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Arguments:
+        """See `Target.resolve`."""
+        maps = self.head.logits(ops, activations[self.layer])
+        if self.head.classes == 1:  # a value, such as the logit of a foreground
+            own = ops.cast(ops.less(0.0, maps[..., 0]), "float32")
+        else:
+            best = ops.cast(ops.argmax(maps, axis=-1), "float32")
+            own = ops.cast(ops.less(ops.square(best - self.number), 0.5), "float32")
+        return (own / ops.maximum(ops.sum(own, axis=(1, 2), keepdims=True), 1.0),)
+
+    def score(self, ops: Operations, logits: Tensor, activations: Activations, arguments: Arguments) -> Tensor:
+        """See `Target.score`."""
+        maps = self.head.logits(ops, activations[self.layer])
+        values = maps[..., self.number]
+        if self.rival is not None:
+            values = values - maps[..., self.rival]
+        return ops.sum(values * arguments[0], axis=(1, 2))
 
 
 @dataclass(frozen=True)
@@ -222,8 +258,9 @@ def described(target: Target) -> dict[str, Json]:
         mask = None if target.mask is None else array_sha256(np.asarray(target.mask, np.float32))
         return {
             **{"kind": "channel", "layer": target.layer, "channel": target.channel, "mask_sha256": mask},
-            **{"highest": target.highest, "middle": target.middle},
         }
+    if isinstance(target, MapClass):
+        return {"kind": "class of a map", "layer": target.layer, "class": target.number, "rival": target.rival}
     if isinstance(target, Similarity):
         return {"kind": "likeness", "layer": target.layer, "other_sha256": array_sha256(target.other)}
     if isinstance(target, Combined):
@@ -303,6 +340,9 @@ def goal_of(network: Network, target: object, against: object, count: int, ranke
     target, against = _plain(network, target, against)
     if isinstance(target, Objective):
         return _combined(network, target, count)
+    target = int(target) if isinstance(target, np.integer) else target
+    if network.head.spatial and isinstance(target, str | int) and _may_name_a_class(target):
+        return _goal_of_maps(network, target, against, count)
     found: Target | None = target if isinstance(target, Channel | Similarity) else _channel(network, target)
     if found is None and is_target(target):
         found = own(network, target)
@@ -482,12 +522,13 @@ def _embedding(network: Network) -> Layer:
     return candidates[-1]
 
 
+def _may_name_a_class(target: int | str) -> bool:
+    """True for a number and for a text that is neither a place in a layer nor the best class of an image."""
+    return not isinstance(target, str) or not (PLACE.fullmatch(target) or re.fullmatch(r"top\d*", target))
+
+
 def _channel(network: Network, target: object) -> Channel | None:
-    """The channel that a text names, or that a class of a network with maps as its output is."""
-    if network.head.spatial and isinstance(target, str | int | np.integer):
-        number = str(target)
-        if number.isdigit():
-            return _class_of_maps(network, int(number))
+    """The channel that a text names."""
     found = PLACE.fullmatch(target) if isinstance(target, str) else None
     if found is None or (network.class_names and target in network.class_names):
         return None
@@ -495,38 +536,53 @@ def _channel(network: Network, target: object) -> Channel | None:
     return channel_target(network, found["layer"], int(found["channel"]), place)
 
 
-def _class_of_maps(network: Network, number: int) -> Channel:
-    """A class of a segmentation: the mean of its scores where it is the highest.
+def _goal_of_maps(network: Network, target: int | str, against: object, count: int) -> Goal:
+    """A class of a network whose output is a map with a class for each channel.
 
-    The scores are taken before a softmax or sigmoid that is a layer of its own, whose gradient vanishes near 0 and 1.
+    Raises:
+        UsageError: no such class, or the output is no such map.
     """
-    last = next((layer for layer in reversed(network.layers) if layer.on_path and not layer.container), None)
-    if last is None or not last.spatial or int(np.prod(last.shape)) != network.head.units:
+    head = network.head
+    if head.map is None:
         raise UsageError(
             f"the output of {network.name} is no map of classes (height, width, classes) that convscope can tell; "
             f"explain a channel, {option('target')} LAYER:CHANNEL, or a Custom function of the answers.",
             code="no-map-of-classes",
             name=network.name,
         )
-    alike = [la for la in network.layers if la.on_path and la.shape == last.shape and not la.structural]
-    scores = next((layer for layer in reversed(alike) if not layer.only_activates), last)
-    found = channel_target(network, scores.path, number)
-    name = network.class_names[number] if network.class_names and number < len(network.class_names) else number
-    where = "above the middle" if scores.channels == 1 else "the highest"
-    after = f", after its {scores.activation}" if scores.activation else ""
-    middle = 0.5 if scores.activation else 0.0
-    return replace(found, text=f"class {name} where it is {where}{after}", highest=True, middle=middle)
+    number = network.class_index(target)
+    choice = "none" if against is ALONE else "given"
+    if against is None:
+        choice = "pair" if head.paired else "none"
+    rival = None if choice == "none" else _rival_in_maps(network, "rival" if choice == "pair" else against, number)
+    text = f"{network.class_name(number)} where it is {'above 0' if head.classes == 1 else 'the highest'}"
+    name = None if rival is None else network.class_name(rival)
+    found = MapClass(head.map, head, number, rival, text, name)
+    return Goal(found, _arguments_of(network, found, count), np.arange(count), choice)
+
+
+def _rival_in_maps(network: Network, against: object, number: int) -> int:
+    (rival,) = _against(network, against, np.array([number]), 1, np.arange(1))
+    if rival == RIVAL and network.head.classes != 2:
+        raise UsageError(
+            f"the best other class differs from place to place in the output of {network.name}; name the class to set "
+            "against it.",
+            code="rival-of-a-map",
+            count=network.head.classes,
+        )
+    return 1 - number if rival == RIVAL else int(rival)
 
 
 def _arguments_of(network: Network, target: Target, count: int) -> tuple[np.ndarray, ...]:
     """The arguments of a target that is the same for each of `count` images."""
     if isinstance(target, Similarity):
         return (np.repeat(target.other[None], count, axis=0),)
-    if not isinstance(target, Channel):
+    if not isinstance(target, Channel | MapClass):
         return ()
     layer = network.layer(target.layer)
     height, width = layer.shape[:2] if layer.spatial else (1, 1)
-    mask = np.full((height, width), 1 / (height * width), np.float32) if target.mask is None else target.mask
+    given = target.mask if isinstance(target, Channel) else None
+    mask = np.full((height, width), 1 / (height * width), np.float32) if given is None else given
     return (np.repeat(mask[None], count, axis=0),)
 
 

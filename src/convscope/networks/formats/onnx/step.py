@@ -10,6 +10,7 @@ from torch import nn
 from convscope.errors import ModelError, one_line
 from convscope.networks.foreign import Structure
 from convscope.networks.formats.onnx.operators import OPERATORS, READS_NUMBERS, Node
+from convscope.networks.graph import Fact
 from convscope.networks.torch.limits import BeyondLimits, allowance, held_to
 from convscope.networks.torch.modules import Described
 
@@ -72,6 +73,23 @@ class Step(nn.Module):
     def constants(self) -> list[torch.Tensor]:
         """The inputs that are constants."""
         return [getattr(self, held) for held in self._held if held is not None]
+
+    @property
+    def facts(self) -> dict[str, Fact]:
+        """See `Call.facts`: the axes of a softmax, the bounds of a clip, the slope of a hard sigmoid."""
+        node = self.node
+        if node.operator in ("Softmax", "LogSoftmax"):
+            axis = int(node.get("axis", -1 if node.opset >= 13 else 1))
+            return {"axes": slice(axis, axis + 1 or None) if node.opset >= 13 else slice(axis, None)}
+        if node.operator == "Clip":
+            if any(name is not None for name in self.inputs[1:]):
+                return {"bounds": (1.0, 0.0)}  # they are computed
+            held = [None if name is None else getattr(self, name) for name in (*self._held[1:], None, None)]
+            ends = node.get("min", held[0]), node.get("max", held[1])
+            return {"bounds": tuple(None if end is None else float(end) for end in ends)}
+        if node.operator == "HardSigmoid":
+            return {"slope": float(node.get("alpha", 0.2)) if node.get("beta", 0.5) == 0.5 else None}
+        return {}
 
     def forward(self, *given: torch.Tensor) -> object:
         """The output of the operator for the tensors that are no constants.
