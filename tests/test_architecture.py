@@ -41,6 +41,7 @@ NETWORK_FLOORS = (
     ("foreign",),
     ("ops", "preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
     ("head", "passes", "feeding"),
+    ("measured",),
     ("graph", "choices"),
     ("endings",),
     ("trace",),

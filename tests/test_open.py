@@ -285,6 +285,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 FORMULAS = {
     "none": lambda rgb: rgb,
     "0..1": lambda rgb: rgb / 255,
+    "-0.5..0.5": lambda rgb: rgb / 255 - 0.5,
     "-1..1": lambda rgb: rgb / 127.5 - 1,
     "caffe": lambda rgb: rgb[..., ::-1] - [103.939, 116.779, 123.68],
     "torch": lambda rgb: (rgb / 255 - MEAN) / STD,

@@ -72,15 +72,21 @@ def test_tiny_vgg():
 
 
 @pytest.mark.slow(reason="a real network")
-def test_the_nested_model_is_reached_and_the_guess_is_called_a_guess():
+def test_the_nested_model_is_reached_and_the_scaling_of_its_base_is_measured():
     network = opened("cat_mood_nested_mobilenetv2.keras")
-    assert network.preprocessing.certainty == "guess"
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("-1..1", "measured")
     assert network.last_spatial_layer().path.startswith("mobilenetv2_0.35_224/")
 
 
-def test_the_emotions_networks_scaling_is_read_from_its_statistics():
-    network = opened("emotions_mini_xception.hdf5")
+def test_a_guess_by_name_that_is_not_measured_is_called_a_guess():
+    network = opened("mobilenet_v1_0.25_224.keras")
     assert (network.preprocessing.name, network.preprocessing.certainty) == ("-1..1", "guess")
+    assert network.measurement.best.name == "-1..1"
+
+
+def test_the_emotions_networks_scaling_is_measured():
+    network = opened("emotions_mini_xception.hdf5")
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("-1..1", "measured")
     assert (network.inputs.size, network.inputs.channels) == ((64, 64), 1)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from convscope.errors import ConvscopeError, one_line
-from convscope.images.decode import Source
+from convscope.images.decode import Source, read_image
 from convscope.networks import Network, open_model
 from convscope.networks.formats.files import KINDS, kind_of_file, sha256
+from convscope.networks.measured import Resemblance, resemblances
 from convscope.results import versions
 from convscope.schema import Json
 from convscope.techniques.activations import activations
@@ -55,6 +56,8 @@ class Diagnosis:
         layers: their number, kinds, the ones that activations show by default, the heatmap's, and the filters'.
         trials: the dry run, opening first.
         doubts: the guesses, with the options that set them; problems: the failures, with their reasons.
+        resemblance: how far the user's image lies from what the network was trained on (`networks.measured`); None
+            where there is no image or that can't be measured.
     """
 
     file: dict[str, Json]
@@ -63,6 +66,7 @@ class Diagnosis:
     trials: tuple[Trial, ...]
     doubts: tuple[str, ...]
     problems: tuple[str, ...]
+    resemblance: Resemblance | None = None
 
     @property
     def ok(self) -> bool:
@@ -71,7 +75,8 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Json]:
         """Plain JSON values, with the versions of the libraries."""
-        return {"ok": self.ok, **asdict(self), "versions": versions()}
+        resemblance = None if self.resemblance is None else self.resemblance.describe()
+        return {"ok": self.ok, **asdict(self), "resemblance": resemblance, "versions": versions()}
 
 
 def doctor(model: object, picture: Source | None = None, **opening: Json) -> Diagnosis:
@@ -108,7 +113,16 @@ def doctor(model: object, picture: Source | None = None, **opening: Json) -> Dia
     ]
     problems = tuple(f"{trial.name}: {trial.found}" for trial in trials if not trial.ok)
     doubts = (*_doubts(network), *(f"{trial.name}: {trial.doubt}" for trial in trials if trial.doubt))
-    return Diagnosis(_file(model), network.describe(), layers, tuple(trials), doubts, problems)
+    resemblance = None if picture is None else _resemblance(network, picture)
+    return Diagnosis(_file(model), network.describe(), layers, tuple(trials), doubts, problems, resemblance)
+
+
+def _resemblance(network: Network, picture: Source) -> Resemblance | None:
+    """How far the user's image lies from what the network was trained on; None where that can't be measured."""
+    try:
+        return next(iter(resemblances(network, [read_image(picture)])), None)
+    except ConvscopeError:  # a step of the dry run has said why
+        return None
 
 
 def _trial(name: str, run: Callable[[], str | tuple[str, str]]) -> Trial:
@@ -222,6 +236,8 @@ def _doubts(network: Network) -> tuple[str, ...]:
     found = []
     if network.preprocessing.certainty == "guess":
         found.append(f"preprocessing: {network.preprocessing.text}.")
+    if network.contradiction:
+        found.append(f"preprocessing: {network.contradiction}.")
     if network.inputs.note:
         found.append(f"input size: {network.inputs.note}.")
     if network.head.guess:

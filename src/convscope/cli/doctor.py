@@ -76,4 +76,6 @@ def _diagnosed(found: Diagnosis) -> dict[str, str]:
             "activations": f"{len(layers['activations'])} layers by default",
             "heatmap": f"at {layers['heatmap']}" if layers["heatmap"] else "no layer with a map",
         }
+    if found.resemblance is not None:
+        facts["image"] = found.resemblance.text
     return facts

@@ -76,8 +76,8 @@ def model_options(command: Callable, precision: bool = True) -> Callable:
     @click.option(
         "--preprocess",
         metavar="HOW",
-        help="Preprocessing: none, 0..1, -1..1, caffe, torch, or MEAN,STD in pixel units; detected or guessed by "
-        "default.",
+        help="Preprocessing: none, 0..1, -0.5..0.5, -1..1, caffe, torch, or MEAN,STD in pixel units; detected, "
+        "measured or guessed by default.",
     )
     @click.option("--classes", metavar="FILE", help="Class names: one per line, or JSON.")
     @click.option("--input", metavar="NAME", help="Input that takes the image, of a model with several.")
@@ -156,6 +156,8 @@ def opened(shell: Shell, model: str, opening: dict[str, object]) -> Network:
     if len(network.outputs) > 1:
         shell.say(f"  output: {network.output!r} of {', '.join(network.outputs)} (--output chooses)")
     shell.say(f"  preprocessing: {network.preprocessing.text}")
+    if network.contradiction:
+        shell.say(f"  note: {network.contradiction}")
     named = network.class_names or network.head.linear
     shell.say(f"  head: {network.head.text}{'' if named else '; classes have numbers, no names'}")
     return network

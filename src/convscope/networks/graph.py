@@ -267,12 +267,3 @@ def _shape_of(value: Value, channels_first: bool) -> tuple[int, ...]:
     """Shape for one image, channels last."""
     shape = value.shape[1:]
     return (*shape[1:], shape[0]) if channels_first and len(shape) == 3 else shape
-
-
-def first_norm(calls: Sequence[Call], flow: Flow) -> tuple[Call, Call] | None:
-    """The first convolution and the norm right after it, if the network begins that way."""
-    first = next((call for call in calls if call.kind in ("conv", "dense")), None)
-    after = flow.only_taker(first) if first else None
-    if first is None or after is None or after.kind != "norm" or first.kind != "conv" or first.activation is not None:
-        return None
-    return first, after

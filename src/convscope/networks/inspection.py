@@ -1,6 +1,7 @@
 """From a model that can be watched to its network, in steps: each is a value that the next one takes.
 
-`Watched` (the model and its inputs) -> `Trace` -> `Graph` -> preprocessing -> head -> class names -> the network.
+`Watched` (the model and its inputs) -> `Trace` -> `Graph` -> preprocessing, measured where it would be a guess -> head
+-> class names -> the network.
 The order stands here, for every framework; what a framework does in a step of its own way is its `Steps`.
 """
 
@@ -17,8 +18,9 @@ from convscope.networks.choices import Choices
 from convscope.networks.head import Head
 from convscope.networks.heads import Habits, head_of
 from convscope.networks.inputs import Inputs
+from convscope.networks.measured import Measurement, measured, settled
 from convscope.networks.network import Network, Source, checked_names
-from convscope.networks.preprocessing import Preprocessing
+from convscope.networks.preprocessing import GUESS, Preprocessing
 from convscope.networks.trace import Graph, Trace, graph_of
 
 
@@ -58,6 +60,7 @@ class Inspection:
         preprocessing: the scaling of pixels.
         head: the relation of its outputs to classes.
         class_names: one for each class; None where they are not known.
+        measured: whether the preprocessing was measured; measurement: what was found then.
     """
 
     inputs: Inputs
@@ -65,6 +68,8 @@ class Inspection:
     preprocessing: Preprocessing
     head: Head
     class_names: tuple[str, ...] | None = None
+    measured: bool = False
+    measurement: Measurement | None = None
 
 
 Made = TypeVar("Made", bound=Network)
@@ -96,12 +101,20 @@ def inspected(watched: Watched, trace: Trace, choices: Choices, steps: Steps[Mad
     graph = graph_of(trace, trace.output_named(choices.output))
     preprocessing = choices.preprocess or steps.preprocessing(graph)
     found = Inspection(watched.inputs, graph, preprocessing, Head(graph.units))
+    if preprocessing.certainty == GUESS and choices.preprocess is None:
+        found = _settled(found, measured(steps.network(found)))
     head = head_of(graph, choices.head, steps.habits, lambda: _outputs(steps.network(found)))
     if choices.class_names is None:
         names = steps.class_names(head)
     else:
         names = checked_names(choices.class_names, head, watched.name)
     return steps.network(replace(found, head=head, class_names=names))
+
+
+def _settled(found: Inspection, measurement: Measurement | None) -> Inspection:
+    """What was found, with a guess of the preprocessing checked by a measurement."""
+    preprocessing = settled(found.preprocessing, measurement)
+    return replace(found, preprocessing=preprocessing, measured=True, measurement=measurement)
 
 
 def _outputs(draft: Network) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,9 +24,10 @@ from convscope.networks.foreign import Tensor
 from convscope.networks.head import Head, Prediction
 from convscope.networks.inputs import Inputs
 from convscope.networks.layers import Layer, base_path, find_layer, select_layers
+from convscope.networks.measured import Measurement, StoredNorm, measured
 from convscope.networks.ops import Operations
 from convscope.networks.passes import Pass, Run
-from convscope.networks.preprocessing import Preprocessing
+from convscope.networks.preprocessing import FOUND, SET, Preprocessing
 from convscope.networks.restoring import Block, exclusively
 from convscope.schema import Json
 
@@ -118,6 +119,8 @@ class Network(ABC):
         self._programs: dict[tuple[object, ...], Callable] = {}
         self._programs_lock = threading.RLock()
         self._in_force: list[_InForce] = []
+        self._measured = False
+        self._measurement: Measurement | None = None
 
     # -- provided by each framework -------------------------------------------------------------------
 
@@ -166,6 +169,10 @@ class Network(ABC):
         Its own; or those of what it concatenates, pools or passes on. Empty where there is none, where one is made from
         another, or where one can't be left out.
         """
+
+    def stored_norms(self, count: int) -> tuple[StoredNorm, ...]:
+        """The first `count` trained batch norms that maps of the image enter, in the order of execution."""
+        return ()
 
     @property
     def folds_norms(self) -> bool:
@@ -379,9 +386,36 @@ class Network(ABC):
             },
             "output": self.output,
             "class_names_sha256": class_names and hashlib.sha256("\n".join(class_names).encode()).hexdigest(),
-            "preprocessing": self.preprocessing.describe(),
+            "preprocessing": self._describe_preprocessing(),
             "head": self.head.describe(),
         }
+
+    def _describe_preprocessing(self) -> dict[str, Json]:
+        found = self.measurement
+        return {
+            **self.preprocessing.describe(),
+            "measured": None if found is None else found.describe(),
+            "contradiction": self.contradiction or None,
+        }
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """The preprocessing as the stored statistics of the first batch norms show it: see `measured`.
+
+        Made once: at opening where the preprocessing would be a guess, else at the first use. None for a network
+        without trained batch norms.
+        """
+        if not self._measured:  # two threads may both measure, with one result
+            with self.replaced(self.weights()) if self._replacing() is not None else nullcontext():
+                self._measurement = measured(self)
+            self._measured = True
+        return self._measurement
+
+    @property
+    def contradiction(self) -> str:
+        """The contradiction between the measurement and a preprocessing that was given or found, for people, or ""."""
+        known = self.preprocessing.certainty in (FOUND, SET)
+        return self.measurement.contradiction(self.preprocessing) if known and self.measurement is not None else ""
 
     def stages(self, before: Sequence[str] = ()) -> list[list[int]]:
         """The weights in the order of execution, a stage for each kernel with the norms and biases that follow it.

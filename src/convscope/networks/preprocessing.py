@@ -7,17 +7,17 @@ order. So one small class applies it, undoes it and knows the range that the net
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from convscope.errors import UsageError
+from convscope.images.natural import MEAN as IMAGENET_MEAN
 from convscope.schema import Json
 
-FOUND, GUESS, SET = "found", "guess", "set"
+FOUND, GUESS, MEASURED, SET = "found", "guess", "measured", "set"
 
-# ImageNet's channel means and deviations as torchvision and keras.applications use them, RGB on 0..1.
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+# ImageNet's channel deviations as torchvision and keras.applications use them, RGB on 0..1.
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 # Caffe's means, on 0..255 in the order blue, green, red.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
@@ -28,11 +28,13 @@ class Preprocessing:
     """`x = (pixel - mean) / std` for each channel.
 
     Attributes:
-        name: "none", "0..1", "-1..1", "caffe", "torch" or "mean,std".
+        name: "none", "0..1", "-0.5..0.5", "-1..1", "caffe", "torch" or "mean,std".
         mean, std: one value, or one for each channel, in pixel units 0..255 and in the network's order.
         bgr: True if the network takes blue first.
-        certainty: "found" (in the model), "guess" or "set" (by the user).
+        certainty: "found" (in the model), "measured" (on the model: see `measuring`), "guess" or "set" (by the user).
         reason: why this one, for people.
+        named_after: the name that a guess goes by, of the model or of one in it; None where it goes by no name.
+        instead_of: the name of the guess that a measurement contradicts; None where there is none.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Preprocessing:
     bgr: bool = False
     certainty: str = SET
     reason: str = "set by the user"
+    named_after: str | None = None
+    instead_of: str | None = None
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels `(..., c)` in 0..255 as the network takes them, float32."""
@@ -60,20 +64,18 @@ class Preprocessing:
 
     def because(self, certainty: str, reason: str) -> Preprocessing:
         """The same preprocessing with another certainty and reason."""
-        return Preprocessing(self.name, self.mean, self.std, self.bgr, certainty, reason)
+        return replace(self, certainty=certainty, reason=reason)
+
+    @property
+    def values(self) -> str:
+        """What pixels become, for people."""
+        return _VALUES.get(self.name, f"minus {_numbers(self.mean)}, divided by {_numbers(self.std)}")
 
     @property
     def text(self) -> str:
         """One line for people; a guess is called a guess."""
-        what = {
-            "none": "none, pixels 0..255 go in unchanged",
-            "0..1": "pixels scaled to 0..1",
-            "-1..1": "pixels scaled to -1..1",
-            "caffe": "BGR minus ImageNet's mean",
-            "torch": "ImageNet's mean and deviation",
-        }.get(self.name, f"minus {_numbers(self.mean)}, divided by {_numbers(self.std)}")
-        prefix = {GUESS: "a guess: ", FOUND: "found: ", SET: ""}[self.certainty]
-        return f"{what} ({prefix}{self.reason})"
+        prefix = {GUESS: "a guess: ", FOUND: "found: ", MEASURED: "measured: ", SET: ""}[self.certainty]
+        return f"{self.values} ({prefix}{self.reason})"
 
     def describe(self) -> dict[str, Json]:
         """Plain JSON values for provenance."""
@@ -85,6 +87,8 @@ class Preprocessing:
             "order": "bgr" if self.bgr else "rgb",
             "certainty": self.certainty,
             "reason": self.reason,
+            "named_after": self.named_after,
+            "instead_of": self.instead_of,
         }
 
     def _mean(self, x: np.ndarray) -> np.ndarray:
@@ -92,6 +96,16 @@ class Preprocessing:
 
     def _std(self, x: np.ndarray) -> np.ndarray:
         return _for_channels(self.std, x.shape[-1])
+
+
+_VALUES = {
+    "none": "none, pixels 0..255 go in unchanged",
+    "0..1": "pixels scaled to 0..1",
+    "-0.5..0.5": "pixels scaled to -0.5..0.5",
+    "-1..1": "pixels scaled to -1..1",
+    "caffe": "BGR minus ImageNet's mean",
+    "torch": "ImageNet's mean and deviation",
+}
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> np.ndarray:
@@ -109,11 +123,12 @@ PRESETS = {
     for preset in (
         Preprocessing("none"),
         Preprocessing("0..1", std=(255.0,)),
+        Preprocessing("-0.5..0.5", mean=(127.5,), std=(255.0,)),
         Preprocessing("-1..1", mean=(127.5,), std=(127.5,)),
         Preprocessing("caffe", mean=_CAFFE_MEAN, bgr=True),
         Preprocessing(
             "torch",
-            mean=tuple(255 * value for value in _IMAGENET_MEAN),
+            mean=tuple(255 * value for value in IMAGENET_MEAN),
             std=tuple(255 * value for value in _IMAGENET_STD),
         ),
     )
@@ -156,56 +171,6 @@ def range_before_scaling(factor: float) -> str:
     whether 0..255 or 0..1 is expected.
     """
     return "none" if abs(np.log(255 * abs(factor) / 2)) < abs(np.log(abs(factor) / 2)) else "0..1"
-
-
-# Statistics of natural images after each preset, at a network's first layer: the distance of the mean from 0 and the
-# deviation, roughly. From the means and deviations of ImageNet's pixels, 115 and 60 of 255.
-_SEEN_AS = {
-    "none": (115.0, 60.0),
-    "caffe": (0.0, 60.0),
-    "0..1": (0.45, 0.235),
-    "-1..1": (-0.1, 0.47),
-    "torch": (0.0, 1.03),
-}
-
-
-def seen_by_batch_norm(
-    kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray
-) -> tuple[float, float] | None:
-    """Mean and deviation of the pixels that a network was trained on, from its first convolution's batch norm.
-
-    The norm's running mean of channel k is about the pixels' mean times the sum of kernel k (plus its bias), and
-    where a kernel mostly sums its patch, the running deviation is about the pixels' deviation times that sum.
-
-    Args:
-        kernel: `(kh, kw, c, k)` of the convolution; bias: `(k,)`.
-        mean, variance: running statistics `(k,)` of the norm right after it.
-
-    Returns:
-        (mean, deviation), or None where the statistics were never trained or do not fit.
-    """
-    sums, sizes = kernel.sum(axis=(0, 1, 2)), np.abs(kernel).sum(axis=(0, 1, 2))
-    untrained = not mean.any() and (variance == 1).all()
-    summing = (sizes > 1e-3 * sizes.max()) & (np.abs(sums) > 0.7 * sizes) & (variance > 0)
-    if untrained or not summing.any():
-        return None
-    level = float((sums * (mean - bias))[summing].sum() / np.square(sums[summing]).sum())
-    # A kernel that also finds edges varies more than its sum suggests: the least of them is nearest the truth.
-    return level, float((np.sqrt(variance[summing]) / np.abs(sums[summing])).min())
-
-
-def guess_from_statistics(level: float, deviation: float) -> Preprocessing | None:
-    """The preset under which natural images have about this mean and deviation; None where none is close."""
-
-    def distance(name: str) -> float:
-        mean, spread = _SEEN_AS[name]
-        return abs(np.log(max(deviation, 1e-9) / spread)) + abs(level - mean) / spread
-
-    name = min(_SEEN_AS, key=distance)
-    if distance(name) > 1.0:
-        return None
-    reason = f"the first batch norm was trained on values of mean {level:.2g} and deviation {deviation:.2g}"
-    return PRESETS[name].because(GUESS, reason)
 
 
 def parse(text: str) -> Preprocessing:

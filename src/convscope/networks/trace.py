@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -96,6 +96,40 @@ class Graph:
     def calls_of(self, operation: object) -> int:
         """How often an operation is called."""
         return sum(call.operation is operation for call in self.trace.calls)
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A norm that maps of the image enter.
+
+    Attributes:
+        path: of the norm; call: its call.
+        before: path of the layer whose output enters it; None where the image itself does.
+        channels: of what enters it.
+    """
+
+    path: str
+    call: Call
+    before: str | None
+    channels: int
+
+
+def norms_of(graph: Graph) -> Iterator[Norm]:
+    """The norms between the image and the output that maps `(n, h, w, c)` enter, in the order of execution.
+
+    Of a norm that is called several times only the first call counts.
+    """
+    made: dict[Hashable, tuple[str, Layer]] = {}
+    for layer, (path, (call, index)) in zip(graph.layers, graph.calls.items(), strict=True):
+        if call.kind == "norm" and call.nth == 0 and layer.on_path and call.inputs and len(call.inputs[0].shape) == 4:
+            entering = call.inputs[0]
+            if entering.key in made:
+                before, source = made[entering.key]
+                yield Norm(path, call, before, source.shape[-1])
+            elif entering.key == graph.trace.image.key:
+                yield Norm(path, call, None, layer.shape[-1])
+        if call.kind != "model":
+            made.setdefault(call.outputs[index][1].key, (path, layer))
 
 
 def graph_of(trace: Trace, output: str) -> Graph:

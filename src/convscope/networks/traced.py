@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
 from convscope.errors import ModelError, UsageError, option
 from convscope.networks.backends import Backend
 from convscope.networks.foreign import Structure, Tensor
-from convscope.networks.graph import nonlinearities_at
+from convscope.networks.graph import Call, nonlinearities_at
 from convscope.networks.inspection import Inspection, Watched
 from convscope.networks.layers import Layer
+from convscope.networks.measured import StoredNorm
 from convscope.networks.network import Network
 from convscope.networks.passes import Pass, Reduction, Rule
-from convscope.networks.trace import Calls, Graph, graph_of
+from convscope.networks.trace import Calls, Graph, Norm, graph_of, norms_of
 
 
 class Enough(BaseException):
@@ -41,6 +43,7 @@ class TracedNetwork(Network):
         self.output, self.outputs, self.layers = graph.output, tuple(graph.trace.outputs), graph.layers
         self._output_shape: Sequence[int | None] = graph.value.shape
         self._graphs = {found.inputs.size: graph}
+        self._measured, self._measurement = found.measured, found.measurement
 
     def _failing_layer(self, error: BaseException) -> str | None:
         return self._watched.failing_layer(error)
@@ -74,6 +77,22 @@ class TracedNetwork(Network):
     def layers_at(self, size: tuple[int, int]) -> tuple[Layer, ...]:
         """See `Network.layers_at`."""
         return self._graph_at(size).layers
+
+    def stored_norms(self, count: int) -> tuple[StoredNorm, ...]:
+        """See `Network.stored_norms`."""
+        stored = (self._stored(norm) for norm in norms_of(self._graph_at(self.inputs.size)))
+        return tuple(islice((norm for norm in stored if norm is not None and norm.trained), count))
+
+    def _stored(self, norm: Norm) -> StoredNorm | None:
+        """A norm with its statistics; None where it has none of each channel."""
+        statistics = self._statistics(norm.call)
+        if statistics is None or any(array.shape != (norm.channels,) for array in statistics):
+            return None
+        return StoredNorm(norm.path, norm.before, *statistics)
+
+    @abstractmethod
+    def _statistics(self, norm: Call) -> tuple[np.ndarray, np.ndarray] | None:
+        """The mean and the variance that a norm stored in training; None for a norm that stores none."""
 
     def nonlinearities(self, path: str) -> tuple[str, ...]:
         """See `Network.nonlinearities`."""

@@ -146,6 +146,7 @@ def _facts(network: Network) -> list[tuple[str, str]]:
         ("Size", f"{len(inside)} layers{within}, {network.parameters:,} parameters"),
         ("Output", network.head.text + ("" if network.class_names or network.head.linear else _NUMBERS)),
         ("Preprocessing", network.preprocessing.text),
+        *((("Note", network.contradiction),) if network.contradiction else ()),
         *(("Opened", note) for note in network.source.notes),
     ]
 
@@ -209,7 +210,7 @@ def _photo(study: Study, index: int) -> dict[str, object]:
         "width": width,
         "height": height,
         "size": f"{image.pixels.shape[1]}×{image.pixels.shape[0]}",
-        "notes": image.notes,
+        "notes": (*image.notes, *(one.text for one in study.resemblances[index : index + 1])),
         "predictions": _bars(study.predictions[index]),
         "maps": [
             {

@@ -13,6 +13,7 @@ from convscope.events import Progress, within
 from convscope.images.image import InputImage
 from convscope.images.source import Images, hold
 from convscope.networks import Layer, Network, Prediction, open_model
+from convscope.networks.measured import Resemblance, resemblances
 from convscope.networks.network import check_finite
 from convscope.results import (
     Activations,
@@ -73,6 +74,7 @@ class Study:
         filters: a result for each layer.
         stuck: for each of these the number of channels checked and the number of them without a gradient.
         missing: for a section that can't be, "heatmaps" or "filters", the reason.
+        resemblances: how far each image lies from what the network was trained on; none where that can't be measured.
     """
 
     network: Network
@@ -87,6 +89,7 @@ class Study:
     filters: tuple[Filters, ...] = ()
     stuck: tuple[tuple[int, int], ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
+    resemblances: tuple[Resemblance, ...] = ()
 
     def maps(self, image: int) -> list[tuple[Heatmap, HeatmapRow, np.ndarray]]:
         """The heatmaps of one image that are worth showing: result, words and numbers, raw map `(h, w)`."""
@@ -117,6 +120,10 @@ class Study:
                 for result, (seen, stuck) in zip(self.filters, self.stuck, strict=True)
             ],
             "missing": dict(self.missing),
+            "resemblance": [
+                {"image": image.name, **found.describe()}
+                for image, found in zip(self.images, self.resemblances, strict=False)
+            ],
             "provenance": self._provenance(),
         }
 
@@ -159,6 +166,7 @@ def _studied(network: Network, images: Images, choices: Choices, progress: Progr
         filters=found,
         stuck=stuck,
         missing={**missing, **unfound},
+        resemblances=resemblances(network, images),
     )
 
 

@@ -11,9 +11,8 @@ from contextlib import ExitStack
 
 import keras
 
-from convscope.networks import graph
 from convscope.networks.foreign import KerasLayer, KerasModel, Tensor
-from convscope.networks.graph import Call, Fact, Flow, Value, flat_outputs
+from convscope.networks.graph import Call, Fact, Value, flat_outputs
 from convscope.networks.restoring import checkpoint
 
 CHANNELS_FIRST = "channels_first"
@@ -287,12 +286,3 @@ class Observer:
     def forget(self) -> None:
         """Let go of the tensors: they belong to a trace that is over."""
         self._alive.clear()
-
-
-def first_norm(calls: list[Call], flow: Flow) -> tuple[KerasLayer, KerasLayer] | None:
-    """The first convolution and the batch norm right after it, if the network begins that way."""
-    found = graph.first_norm(calls, flow)
-    if found is None or not isinstance(found[1].operation, keras.layers.BatchNormalization):
-        return None
-    conv, norm = (call.operation for call in found)
-    return (conv, norm) if isinstance(conv, keras.layers.Conv2D) and conv.groups == 1 else None

@@ -17,6 +17,7 @@ import numpy as np
 
 from convscope.networks.choices import Choices
 from convscope.networks.foreign import Structure, Tensor
+from convscope.networks.graph import Call
 from convscope.networks.head import Head
 from convscope.networks.heads import Habits
 from convscope.networks.inspection import Inspection, Steps, inspected
@@ -125,6 +126,13 @@ class KerasNetwork(TracedNetwork):
             )
 
         return call
+
+    def _statistics(self, norm: Call) -> tuple[np.ndarray, np.ndarray] | None:
+        """See `TracedNetwork._statistics`."""
+        if not isinstance(norm.operation, keras.layers.BatchNormalization):
+            return None
+        mean, variance = norm.operation.moving_mean, norm.operation.moving_variance
+        return keras.ops.convert_to_numpy(mean.value), keras.ops.convert_to_numpy(variance.value)
 
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`. The states of random generators are no weights: they differ at every opening."""

@@ -1,15 +1,14 @@
-"""Evidence on a Keras model's preprocessing: scaling of its own, its family, or the statistics of its first norm."""
+"""Evidence on a Keras model's preprocessing: scaling of its own, or its family."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 
 from convscope.networks import preprocessing as pp
 from convscope.networks.foreign import KerasLayer
-from convscope.networks.keras.graph import first_norm
 from convscope.networks.trace import Graph
 
 _ARITHMETIC = ("TrueDivide", "Divide", "Multiply", "Subtract", "Add")
@@ -37,10 +36,8 @@ def preprocessing_of(graph: Graph, kinship: Kinship | None) -> pp.Preprocessing:
         return inside
     if kinship is not None:
         return _of_family(kinship)
-    norm = first_norm(graph.trace.calls, graph.trace.flow)
-    told = _told_by_statistics(*norm) if norm else None
     reason = "most networks trained from scratch take 0..1; give the preprocessing if yours differs"
-    return told or pp.PRESETS["0..1"].because(pp.GUESS, reason)
+    return pp.PRESETS["0..1"].because(pp.GUESS, reason)
 
 
 def _of_family(kinship: Kinship) -> pp.Preprocessing:
@@ -48,7 +45,7 @@ def _of_family(kinship: Kinship) -> pp.Preprocessing:
     if kinship.certain:
         return preset.because(pp.FOUND, "as keras.applications does for this model")
     reason = f"as keras.applications does for {kinship.name!r}, which this model has by its name"
-    return preset.because(pp.GUESS, reason)
+    return replace(preset, certainty=pp.GUESS, reason=reason, named_after=kinship.name)
 
 
 def _scaling_inside(steps: list[KerasLayer]) -> pp.Preprocessing | None:
@@ -71,11 +68,3 @@ def _factor(step: KerasLayer) -> float:
         return float(np.mean(step.scale))
     deviation = np.sqrt(keras.ops.convert_to_numpy(step.variance))
     return float(np.mean(deviation if step.invert else 1 / np.maximum(deviation, 1e-12)))
-
-
-def _told_by_statistics(conv: KerasLayer, norm: KerasLayer) -> pp.Preprocessing | None:
-    """The preprocessing from the running statistics of a batch norm right after the first convolution."""
-    kernel, mean, variance = map(keras.ops.convert_to_numpy, (conv.kernel, norm.moving_mean, norm.moving_variance))
-    bias = keras.ops.convert_to_numpy(conv.bias) if conv.use_bias else np.zeros_like(mean)
-    seen = pp.seen_by_batch_norm(kernel, bias, mean, variance)
-    return pp.guess_from_statistics(*seen) if seen else None

@@ -18,7 +18,7 @@ from convscope.errors import BackendError, ModelError, UsageError, one_line
 from convscope.networks.backends import TorchBackend
 from convscope.networks.choices import Choices
 from convscope.networks.foreign import Structure
-from convscope.networks.graph import layers_of, paths_of
+from convscope.networks.graph import Call, layers_of, paths_of
 from convscope.networks.heads import Habits
 from convscope.networks.inspection import Inspection, Steps, inspected
 from convscope.networks.layers import Layer
@@ -182,6 +182,13 @@ class TorchNetwork(TracedNetwork):
     def count_nonzero(self, x: Tensor, axis: tuple[int, ...]) -> Tensor:
         """See `Network.count_nonzero`."""
         return torch_ops.counts_of_nonzero(x, axis)
+
+    def _statistics(self, norm: Call) -> tuple[np.ndarray, np.ndarray] | None:
+        """See `TracedNetwork._statistics`."""
+        mean, variance = (getattr(norm.operation, name, None) for name in ("running_mean", "running_var"))
+        if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+            return None
+        return mean.detach().float().cpu().numpy(), variance.detach().float().cpu().numpy()
 
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`. Not while another thread's pass has them point to the memory of others."""

@@ -9,13 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
+from convscope.images.natural import COLOURS
 from convscope.networks import Network
 from convscope.networks.foreign import Tensor
 from convscope.networks.ops import Operations
-
-# The colours of ImageNet's images, decorrelated (Olah et al. 2017, Feature Visualization): red, green and blue of
-# each of three independent directions.
-COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
 
 
 class Parameterization(Protocol):
