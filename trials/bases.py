@@ -10,6 +10,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+import convscope
+
 # Which maker (a module of this package) each kind's files come from.
 _MAKERS = {
     "torch_bases": ("state-dict", "state-dict-legacy", "torchscript", "pt2", "safetensors", "kills", "loops", "feed"),
@@ -65,7 +67,9 @@ def _make(maker: str, folder: Path) -> None:
 def _key() -> str:
     """The dependencies of the files: the code and the libraries that make them."""
     here = Path(__file__).parent
-    sources = [path.read_bytes() for path in sorted(here.glob("*_bases.py"))] + [(here / "attacks.py").read_bytes()]
+    store = Path(convscope.__file__).parent / "store"  # results are written by convscope itself
+    makers = [*sorted(here.glob("*_bases.py")), here / "attacks.py", *sorted(store.glob("*.py"))]
+    sources = [path.read_bytes() for path in makers]
     versions = []
     for name in _LIBRARIES:
         try:

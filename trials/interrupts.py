@@ -325,7 +325,8 @@ class _Timer:
     """Another thread that sends the signal after a time."""
 
     def __init__(self, delay: float, number: int) -> None:
-        self.delay, self.number, self.sent, self._over = delay, number, 0, threading.Event()
+        # No Event: a signal inside of its methods would leave its lock held.
+        self.delay, self.number, self.sent, self._over = delay, number, 0, False
         self._main, self._thread = threading.get_ident(), threading.Thread(target=self._send, daemon=True)
 
     def begin(self) -> None:
@@ -334,14 +335,14 @@ class _Timer:
     def _send(self) -> None:
         end = time.perf_counter() + self.delay
         while time.perf_counter() < end:
-            if self._over.is_set():
+            if self._over:
                 return
             time.sleep(0)  # a sleep of a length would wake up on the scheduler's beat
         self.sent = 1
         signal.pthread_kill(self._main, self.number)
 
     def end(self) -> None:
-        self._over.set()
+        self._over = True
 
     def join(self) -> None:
         if self._thread.ident is not None:

@@ -242,14 +242,17 @@ class ImageStream:
     shape: Shape | None = None
     failures: list[Failure] = field(default_factory=list)
     read: int = 0
-    _ready: queue.Queue[ImageBatch | Failure | _End] = field(init=False, repr=False)
-    _unwanted: threading.Event = field(default_factory=threading.Event, repr=False)
+    # Simple queues alone: Ctrl-C inside of another queue or of an Event could leave its lock held for ever.
+    _ready: queue.SimpleQueue[ImageBatch | Failure | _End] = field(default_factory=queue.SimpleQueue, repr=False)
+    _room: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue, repr=False)  # one for each item ahead
+    _unwanted: bool = field(default=False, repr=False)
     _thread: threading.Thread | None = field(default=None, repr=False)
     _readers: list[isolation.Reader] = field(default_factory=list, repr=False)
     _ended: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._ready = queue.Queue(AHEAD)
+        for _ in range(AHEAD):
+            self._room.put(None)
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return self
@@ -257,7 +260,9 @@ class ImageStream:
     def __next__(self) -> ImageBatch:
         while not self._ended:
             self._begin()
-            match self._ready.get():
+            item = self._ready.get()
+            self._room.put(None)
+            match item:
                 case ImageBatch() as found:
                     self.read += len(found.images)
                     return found
@@ -278,17 +283,17 @@ class ImageStream:
     def close(self) -> None:
         """End the thread and its reader process; images read ahead are dropped."""
         self._ended = True
-        self._unwanted.set()
+        self._unwanted = True
         while self._thread is not None and self._thread.is_alive():
-            with suppress(queue.Empty):
-                while True:
-                    self._ready.get_nowait()
+            self._room.put(None)
             for reader in list(self._readers):
                 reader.close()
             self._thread.join(0.05)
         self._thread = None
-        with suppress(queue.Full):  # a thread that waits for a batch is woken
-            self._ready.put_nowait(_End())
+        with suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+        self._ready.put(_End())  # a thread that waits for a batch is woken
 
     def _begin(self) -> None:
         if self._thread is None:
@@ -314,7 +319,7 @@ class ImageStream:
         some: list[InputImage] = []
         start = 0
         for found in images:
-            if self._unwanted.is_set():
+            if self._unwanted:
                 return
             if isinstance(found, Failure):
                 self._put(found)
@@ -327,10 +332,9 @@ class ImageStream:
             self._put(ImageBatch(start, tuple(some)))
 
     def _put(self, what: ImageBatch | Failure | _End) -> None:
-        while not self._unwanted.is_set():
-            with suppress(queue.Full):
-                self._ready.put(what, timeout=0.1)
-                return
+        self._room.get()
+        if not self._unwanted:
+            self._ready.put(what)
 
 
 def stream(source: ImageSource, batch: int, shape: Shape | None = None) -> ImageStream:
