@@ -38,8 +38,7 @@ _INTERNAL = {
     "convscope.render": "",
     "convscope.store": "",
     "convscope.images.source": "hold report_failures",
-    "convscope.images.decode": "decode_file decode_files files_in fit_batch images_in is_image_file listed "
-    "read_readable_images",
+    "convscope.images.decode": "decode_bytes decode_file decoded_files read_entries read_readable_images",
     "convscope.requests": "",
     "convscope.session": "",
     "convscope.events": "",

@@ -405,7 +405,7 @@ BAD_PICTURES = {
     "half.jpg": (encoded("JPEG")[:20000], "cut short", "download it again"),
     "half.png": (encoded("PNG")[:20000], "cut short", "download it again"),
     "bomb.png": (png_of(60_000, 60_000), "too large", "178 million pixels", "smaller copy"),
-    "zip.webp": (b"PK\x03\x04" + bytes(100), "another format", "JPEG or PNG"),
+    "zip.webp": (b"PK\x03\x04" + bytes(100), "ZIP archive", "unpack it"),
 }
 
 

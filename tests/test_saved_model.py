@@ -350,11 +350,12 @@ def test_objects_of_the_file_are_not_revived(tmp_path):
     changed(tmp_path / "saved", change)
     with pytest.raises(Exception, match=r".+"):
         tf.saved_model.load(str(tmp_path / "saved"))
+    module = Module()  # its functions refer to it weakly
     for trust in (False, True):
         network = convscope.open_model(tmp_path / "saved", preprocess="none", trust=trust)
         x = np.random.default_rng(1).normal(size=(1, 8, 8, 3)).astype("float32")
         (output,) = network.model(x, training=False).values()
-        np.testing.assert_allclose(output, Module().serve(x), rtol=1e-6)
+        np.testing.assert_allclose(output, module.serve(x), rtol=1e-6)
 
 
 def test_a_layer_that_needs_trust_opens_with_it(tmp_path):
