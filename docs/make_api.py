@@ -19,8 +19,7 @@ PAGE = Path(__file__).parent / "api.md"
 # an underscore, less these, which are there for other modules of the package.
 _INTERNAL = {
     "convscope": "",
-    "convscope.objectives": "Binder BoundObjective ProgramKey TermSpec "
-    "distinct_arguments layer_with_channels no_border number_text values_of",
+    "convscope.objectives": "number_text",
     "convscope.measures": "Own Scored ScoredBeside answer described_own own text_of",
     "convscope.networks": "Named",
     "convscope.networks.ops": "namespace",

@@ -26,6 +26,7 @@ FLOORS = (
     ("networks",),
     ("measures",),
     ("objectives",),
+    ("binding",),
     ("results",),
     ("techniques.activations", "techniques.filters", "techniques.heatmaps", "render"),
     ("store", "requests"),

@@ -8,8 +8,9 @@ import pytest
 from spellings import OF_KERAS, OF_TORCH, opened, prepared, runtimes
 
 import convscope
+from convscope.binding import Binder
 from convscope.errors import UsageError
-from convscope.objectives import Binder, class_score, logit, parse
+from convscope.objectives import class_score, logit, parse
 from convscope.techniques.heatmaps import FinerCAM
 
 SIDE, CHANNELS = 18, 6

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
+from convscope.binding import BoundObjective, ProgramKey, layer_with_channels
 from convscope.errors import UsageError
 from convscope.events import Progress
 from convscope.images.decode import Source
@@ -15,7 +16,7 @@ from convscope.images.image import InputImage
 from convscope.images.source import Images
 from convscope.measures import LOGITS, Scored, described_own
 from convscope.networks import Network, open_model
-from convscope.objectives import BoundObjective, Objective, ProgramKey, channel, layer_with_channels
+from convscope.objectives import Objective, channel
 from convscope.results import FilterParameters, FilterRow, Filters, RecipeParameters, array_sha256, origin
 from convscope.schema import Json
 from convscope.techniques.filters.ascent import (

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from convscope.arrays import resize_map
+from convscope.binding import Binder, BoundObjective, ProgramKey
 from convscope.errors import ModelError
 from convscope.events import Advanced, ItemFinished, Progress, tell
 from convscope.measures import INPUT, Arguments, Views
 from convscope.networks import Network, Pass, Record, Run
 from convscope.networks.foreign import Tensor
-from convscope.objectives import Binder, BoundObjective, Objective, ProgramKey
+from convscope.objectives import Objective
 from convscope.techniques.filters.parameterizations import Parameterization, generator, middle_and_half
 from convscope.techniques.filters.recipes import Recipe
 from convscope.techniques.filters.transforms import Affine

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convscope.binding import BoundObjective, ProgramKey, distinct_arguments, values_of
 from convscope.errors import UsageError
 from convscope.events import Started, tell
 from convscope.images.image import InputImage
-from convscope.objectives import BoundObjective, ProgramKey, distinct_arguments, values_of
 from convscope.techniques.filters.ascent import Plan, measured
 
 NOISE_IMAGES = 128

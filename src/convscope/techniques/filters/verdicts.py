@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convscope.binding import BoundObjective
 from convscope.networks import Network, Pass, Run
 from convscope.networks.foreign import Tensor
-from convscope.objectives import BoundObjective
 from convscope.results import FilterRow
 from convscope.techniques.filters.ascent import FRESH, FRESH_DRAWS, Job, Moved, Plan, Trace, measured
 from convscope.techniques.filters.baselines import PERCENTILE, Baselines

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from convscope.binding import Binder, ProgramKey
 from convscope.errors import UsageError, option
 from convscope.images.decode import Source, read_images
 from convscope.images.image import InputImage
@@ -33,7 +34,7 @@ from convscope.networks import Layer, Network, Record
 from convscope.networks.head import Head
 from convscope.networks.layers import check_channel
 from convscope.networks.ops import Operations
-from convscope.objectives import Binder, Objective, ProgramKey, class_score, parse
+from convscope.objectives import Objective, class_score, parse
 from convscope.results import array_sha256
 from convscope.schema import Json
 

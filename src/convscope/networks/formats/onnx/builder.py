@@ -13,7 +13,7 @@ import torch
 
 from convscope import limits
 from convscope.errors import ModelError, one_line
-from convscope.networks.formats.onnx.files import Body, FileNode, Input, OnnxFile
+from convscope.networks.formats.onnx.content import Body, FileNode, Input, OnnxFile
 from convscope.networks.formats.onnx.operators import OPERATORS, TYPES, Batch, Node, check_node
 from convscope.networks.formats.onnx.step import Step, as_tuple
 from convscope.networks.torch.limits import allowance

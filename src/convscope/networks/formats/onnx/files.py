@@ -12,7 +12,6 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -23,96 +22,8 @@ from onnx import numpy_helper
 from convscope import isolation, limits
 from convscope.errors import ModelError, one_line
 from convscope.networks.foreign import Attribute, Message
-
-Shape = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Input:
-    """A graph's declaration of an input: its shape, None where free or missing, and ONNX's number of its type."""
-
-    shape: Shape | None
-    kind: int
-
-    @property
-    def text(self) -> str:
-        """For messages: "(?, 3, 224, 224)"."""
-        if self.shape is None:
-            return "of unknown shape"
-        return "(" + ", ".join("?" if side is None else str(side) for side in self.shape) + ")"
-
-
-@dataclass(frozen=True, eq=False)
-class FileNode:
-    """A node as the file has it.
-
-    Attributes:
-        domain: "" for ONNX's own operators.
-        attributes: int, float, str, lists of these, `np.ndarray`, `Body`, or None for what no operator takes.
-        references: by attribute, the attribute of the function around it that gives its value.
-        where: for messages: "the node 'stem' (Conv)".
-    """
-
-    name: str
-    domain: str
-    operator: str
-    overload: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Attribute]
-    references: dict[str, str]
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        name = self.name or next(filter(None, self.outputs), "")
-        return f"the node {name!r} ({self.operator})" if name else f"a node without a name ({self.operator})"
-
-    @property
-    def function(self) -> tuple[str, str, str]:
-        """The function that it calls, if there is one of that name."""
-        return self.domain, self.operator, self.overload
-
-
-@dataclass(frozen=True, eq=False)
-class Body:
-    """A graph, a branch, or the body of a function.
-
-    Attributes:
-        inputs, outputs: names in order; constants: arrays by name.
-        defaults: of a function's attributes; None where it has no default.
-        opset: the version of ONNX's operators; None for that of what is around it.
-    """
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    constants: dict[str, np.ndarray]
-    nodes: tuple[FileNode, ...]
-    defaults: dict[str, object] = field(default_factory=dict)
-    opset: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class OnnxFile:
-    """A file.
-
-    Attributes:
-        inputs: what the graph is given, by name: not the weights that old files list among them.
-        functions: by domain, name and overload.
-        held: bytes of its arrays; widened: True if some were of half precision.
-        beside: names of the other files that arrays were read from, relative to its folder.
-    """
-
-    path: Path
-    graph: Body
-    inputs: dict[str, Input]
-    functions: dict[tuple[str, str, str], Body]
-    opset: int
-    ir_version: int
-    made_by: str
-    held: int
-    widened: bool
-    beside: tuple[str, ...] = ()
+from convscope.networks.formats.onnx.content import Body, FileNode, Input, OnnxFile, Shape
+from convscope.networks.formats.onnx.expansion import check_expansion
 
 
 def read(path: Path) -> OnnxFile:
@@ -131,7 +42,7 @@ def of_model(model: Message, path: Path) -> OnnxFile:
         ModelError: it is damaged, lacks its external data, or goes beyond the limits.
     """
     file = _Reading(path).file(model)
-    _check_expansion(file)
+    check_expansion(file)
     return file
 
 
@@ -545,65 +456,3 @@ def _shape(kind: Message) -> Shape | None:
     return tuple(
         side.dim_value if side.HasField("dim_value") and side.dim_value > 0 else None for side in kind.shape.dim
     )
-
-
-# -- what it will be when its functions are unfolded -----------------------------------------------------
-
-
-def _check_expansion(file: OnnxFile) -> None:
-    """Count the nodes that calls of functions unfold to, and the levels, without unfolding them.
-
-    Raises:
-        ModelError: a function calls itself, or there would be too many nodes or levels.
-    """
-    nodes, depth = _Expansion(file).of(file.graph)
-    limit = limits.current()
-    for name, found, most in (("nodes", nodes, limit.nodes), ("depth", depth, limit.depth)):
-        if found > most:
-            what = "levels" if name == "depth" else "nodes"
-            count = f"{found} {what}" if found < 10**9 else f"over {10**9} {what}"
-            raise ModelError(
-                f"the functions of {file.path} unfold to {count} ({limits.how_to_raise(name)}).",
-                code="input-too-large",
-                limit=name,
-            )
-
-
-class _Expansion:
-    """Nodes and levels of each function, found once."""
-
-    def __init__(self, file: OnnxFile) -> None:
-        self._file, self._limit = file, limits.current()
-        self._known: dict[tuple[str, str, str], tuple[int, int]] = {}
-        self._open: list[tuple[str, str, str]] = []
-
-    def of(self, body: Body) -> tuple[int, int]:
-        """Nodes and levels of a body."""
-        inner = [self._of_node(node) for node in body.nodes]
-        return sum(nodes for nodes, _ in inner), 1 + max((depth for _, depth in inner), default=0)
-
-    def _of_node(self, node: FileNode) -> tuple[int, int]:
-        parts = [self.of(value) for value in node.attributes.values() if isinstance(value, Body)]
-        if node.function in self._file.functions:
-            parts.append(self._of_function(node.function))
-        return 1 + sum(nodes for nodes, _ in parts), max((depth for _, depth in parts), default=0)
-
-    def _of_function(self, key: tuple[str, str, str]) -> tuple[int, int]:
-        if key in self._open:
-            raise ModelError(
-                f"{self._file.path} can't be computed: its function {key[1]!r} calls itself.",
-                code="function-recursive",
-                path=str(self._file.path),
-                name=key[1],
-            )
-        if len(self._open) >= self._limit.depth:
-            raise ModelError(
-                f"{self._file.path} nests functions too deep ({limits.how_to_raise('depth')}).",
-                code="input-too-large",
-                limit="depth",
-            )
-        if key not in self._known:
-            self._open.append(key)
-            self._known[key] = self.of(self._file.functions[key])
-            self._open.pop()
-        return self._known[key]

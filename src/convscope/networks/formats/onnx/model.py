@@ -7,7 +7,7 @@ from collections.abc import Collection
 from convscope.errors import ModelError, UsageError, nearest
 from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.onnx import files as onnx_files
-from convscope.networks.formats.onnx.files import Body, OnnxFile, Shape
+from convscope.networks.formats.onnx.content import Body, OnnxFile, Shape
 from convscope.networks.formats.onnx.module import OnnxModule, module_of
 from convscope.networks.torch.modules import OpenedModule
 

@@ -15,7 +15,7 @@ from convscope import limits
 from convscope.errors import ModelError
 from convscope.networks.foreign import Structure
 from convscope.networks.formats.onnx.builder import HALF, Builder, is_whole, refusal
-from convscope.networks.formats.onnx.files import OnnxFile, Shape
+from convscope.networks.formats.onnx.content import OnnxFile, Shape
 from convscope.networks.formats.onnx.operators import TYPES
 from convscope.networks.formats.onnx.step import Step, as_tuple
 from convscope.networks.torch.limits import allowance

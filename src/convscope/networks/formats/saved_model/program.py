@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -25,10 +23,11 @@ from convscope import isolation, limits
 from convscope.errors import ModelError, option
 from convscope.networks.foreign import Message, Tensor
 from convscope.networks.formats.saved_model import operations
+from convscope.networks.formats.saved_model.checkpoint import parts, size_of, values_of
+from convscope.networks.formats.saved_model.nodes import calls, functions_of, node_of, shown
 from convscope.schema import Json
 
 GRAPH = "saved_model.pb"
-_CHECKPOINT = "variables/variables"
 _USUAL = (1, 224, 224, 3)  # what is tried where the size of the image is open
 _MIB = 2**20
 
@@ -101,7 +100,7 @@ def check_files(folder: Path, trust: bool = False) -> int:
             code="needs-trust",
             path=str(outside[0]),
         )
-    size = sum(map(_size, files))
+    size = sum(map(size_of, files))
     if size > limits.current().weights:
         raise ModelError(
             f"the SavedModel {folder} has {size / 2**30:.3g} GiB ({limits.how_to_raise('weights')}).",
@@ -125,32 +124,6 @@ def _damaged(folder: Path, what: str) -> ModelError:
         path=str(folder),
         reason=what,
     )
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file that is one: reading from a pipe or a device could wait for ever."""
-    try:
-        about = path.stat()
-    except OSError as error:
-        raise ModelError(
-            f"the SavedModel's file {path} can't be read ({error.strerror}). Copy it again.",
-            code="file-damaged",
-            path=str(path),
-            reason=error.strerror,
-        ) from error
-    if not stat.S_ISREG(about.st_mode):
-        raise ModelError(
-            f"expected a file at {path}, found a device, a pipe or a folder. Copy the SavedModel again.",
-            code="no-regular-file",
-            path=str(path),
-        )
-    return about.st_size
-
-
-def parts(folder: Path) -> list[Path]:
-    """The files of the checkpoint; none where the graph has its numbers inside."""
-    inside = (folder / _CHECKPOINT).parent
-    return sorted(path for path in inside.glob("variables*")) if inside.is_dir() else []
 
 
 def function(program: Program, variables: Mapping[str, Tensor]) -> Callable:
@@ -205,7 +178,7 @@ def program(folder: str, trust: bool) -> dict[str, Json]:
     outputs = {key: info.name for key, info in sorted(taken.outputs.items())}
     part = _Extraction(Path(folder), meta.graph_def, trust)
     graph = part.taken(image.name, list(outputs.values()))
-    variables = _values(Path(folder), meta, list(part.variables))
+    variables = values_of(Path(folder), meta, list(part.variables))
     found = {
         "signature": name,
         "graph": graph.SerializeToString(),
@@ -255,16 +228,11 @@ def _meta_graph(folder: Path, trust: bool) -> Message:
 _KNOWN = operations.RUNNING | operations.VARIABLES | operations.IDLE
 
 
-def _shown(names: list[str]) -> str:
-    """Names from the file, for a message."""
-    return ", ".join(name if re.fullmatch(r"[\w./>-]+", name, re.ASCII) else repr(name)[:80] for name in names)
-
-
 def _refuse(folder: Path, found: set[str]) -> None:
     if found:
         raise ModelError(
             f"the SavedModel {folder} holds operations that do more than compute, or that convscope does not know "
-            f"({_shown(sorted(found)[:4])}). If you trust it, give {option('trust=True')} to run it.",
+            f"({shown(sorted(found)[:4])}). If you trust it, give {option('trust=True')} to run it.",
             code="needs-trust",
             path=str(folder),
             names=sorted(found),
@@ -280,7 +248,7 @@ def _all_nodes(meta: Message) -> Iterator[Message]:
 def _signature(folder: Path, meta: Message) -> tuple[str, Message]:
     taking = {name: found for name, found in meta.signature_def.items() if _takes_image(found)}
     if not taking:
-        found = _shown([name for name in meta.signature_def if not name.startswith("__")]) or "none"
+        found = shown([name for name in meta.signature_def if not name.startswith("__")]) or "none"
         raise ModelError(
             f"the SavedModel {folder} has no signature that takes one image (n, h, w, c); its signatures: {found}.",
             code="no-signature",
@@ -316,7 +284,7 @@ class _Extraction:
         """The GraphDef from the tensor `image` to `outputs`."""
         from tensorflow.core.framework import graph_pb2
 
-        kept = self._needed(_node_of(image), [_node_of(tensor) for tensor in outputs])
+        kept = self._needed(node_of(image), [node_of(tensor) for tensor in outputs])
         total = sum(1 + self._called(node, ()) for node in kept)
         if total > limits.current().nodes:
             raise ModelError(
@@ -353,7 +321,7 @@ class _Extraction:
                 self.variables[name] = node
             elif name != image:
                 self._check(node, operations.RUNNING)
-                waiting += [_node_of(tensor) for tensor in node.input]
+                waiting += [node_of(tensor) for tensor in node.input]
         return [node for name, node in self.nodes.items() if name in found]
 
     def _check(self, node: Message, allowed: frozenset[str]) -> None:
@@ -371,7 +339,7 @@ class _Extraction:
 
     def _called(self, node: Message, around: tuple[str, ...]) -> int:
         """How many nodes the functions that a node calls have, once each call is written out."""
-        return sum(self._expanded(name, around) for name in _functions_of(node))
+        return sum(self._expanded(name, around) for name in functions_of(node))
 
     def _expanded(self, name: str, around: tuple[str, ...]) -> int:
         if name in around or len(around) > limits.current().depth:
@@ -403,20 +371,6 @@ class _Extraction:
         made = node_def_pb2.NodeDef(name=node.name, op="Placeholder")
         made.attr["dtype"].type = types_pb2.DT_RESOURCE if node.op == "VarHandleOp" else node.attr["dtype"].type
         return made
-
-
-def _node_of(tensor: str) -> str:
-    return tensor.removeprefix("^").split(":")[0]
-
-
-def _functions_of(node: Message) -> list[str]:
-    return [called.name for called in _calls(node)]
-
-
-def _calls(node: Message) -> list[Message]:
-    values = node.attr.values()
-    named = [value.func for value in values if value.HasField("func")]
-    return named + [item for value in values for item in value.list.func]
 
 
 def _check_constant(node: Message, folder: Path) -> None:
@@ -454,7 +408,7 @@ def _plain(node: Message, prefix: str) -> Message:
     made.ClearField("experimental_type")
     for key in [key for key in made.attr if key.startswith("_")]:
         del made.attr[key]
-    for called in _calls(made):
+    for called in calls(made):
         called.name = prefix + called.name
         called.ClearField("attr")  # which could name others
     return made
@@ -470,163 +424,6 @@ def _plain_function(function: Message, prefix: str) -> Message:
         made.control_ret[key] = value
     made.node_def.extend(_plain(node, prefix) for node in function.node_def)
     return made
-
-
-# -- which variable has which name in the checkpoint -------------------------------------------------------
-
-
-def _keys(meta: Message, reader: Message) -> dict[str, str]:
-    """Names in the checkpoint by variable node.
-
-    From TensorFlow 2 on the objects of a file say it: they come first, as for TensorFlow's own loader.
-    """
-    keys = _restored(meta.graph_def)
-    if reader.has_tensor(_OBJECTS) and meta.object_graph_def.nodes:
-        keys.update(_of_objects(meta, reader.get_tensor(_OBJECTS)))
-    return keys
-
-
-_OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
-
-
-def _of_objects(meta: Message, stored: bytes) -> dict[str, str]:
-    """Find variables by the captured inputs of each function, which are object numbers."""
-    from tensorflow.core.protobuf import trackable_object_graph_pb2
-
-    try:
-        objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(stored)
-    except Exception:  # of the protobuf library at hand; what restores the variables may still say it
-        return {}
-    keys = {
-        number: item.checkpoint_key
-        for number, node in _side_by_side(meta.object_graph_def.nodes, objects.nodes)
-        for item in node.attributes
-        if item.name == "VARIABLE_VALUE"
-    }
-    found: dict[str, str] = {}
-    for node in meta.graph_def.node:
-        for name in _functions_of(node):
-            known = meta.object_graph_def.concrete_functions
-            bound = known[name].bound_inputs if name in known else ()
-            inputs = [_node_of(tensor) for tensor in node.input if not tensor.startswith("^")]
-            pairs = zip(inputs[len(inputs) - len(bound) :], bound, strict=False)
-            found.update({taken: keys[number] for taken, number in pairs if number in keys})
-    return found
-
-
-def _side_by_side(saved: Message, stored: Message) -> Iterator[tuple[int, Message]]:
-    """Numbers of objects in the graph with their nodes in the checkpoint: both are reached by the same names."""
-    waiting, seen = [(0, 0)], set()
-    while waiting:
-        here, there = waiting.pop()
-        if here in seen or not (0 <= here < len(saved) and 0 <= there < len(stored)):
-            continue
-        seen.add(here)
-        yield here, stored[there]
-        names = {child.local_name: child.node_id for child in stored[there].children}
-        waiting += [
-            (child.node_id, names[child.local_name]) for child in saved[here].children if child.local_name in names
-        ]
-
-
-def _restored(graph: Message) -> dict[str, str]:
-    """Find variables by the operations that restore them, which are read and not run."""
-    functions = {function.signature.name: function for function in graph.library.function}
-    found = dict(_assigned({node.name: node for node in graph.node}, {}))
-    for node in graph.node:
-        for name in _functions_of(node):
-            function = functions.get(name)
-            if function is None or not any(inner.op == "RestoreV2" for inner in function.node_def):
-                continue
-            arguments = [argument.name for argument in function.signature.input_arg]
-            outside = dict(zip(arguments, (_node_of(tensor) for tensor in node.input), strict=False))
-            found.update(_assigned({inner.name: inner for inner in function.node_def}, outside))
-    return found
-
-
-def _assigned(nodes: Mapping[str, Message], outside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Variable and checkpoint name, for each assignment of an output of RestoreV2."""
-    for node in nodes.values():
-        if node.op in ("Assign", "AssignVariableOp") and len(node.input) >= 2:
-            variable = _node_of(node.input[0])
-            key = _read_from(node.input[1], nodes)
-            if key is not None:
-                yield outside.get(variable, variable), key
-
-
-def _read_from(tensor: str, nodes: Mapping[str, Message]) -> str | None:
-    """The name in the checkpoint from which a tensor comes, through copies alone."""
-    for _ in range(8):
-        node = nodes.get(_node_of(tensor))
-        if node is not None and node.op == "Identity" and node.input:
-            tensor = node.input[0]
-            continue
-        if node is None or node.op != "RestoreV2" or len(node.input) < 3:
-            return None
-        names, slices = (_texts(nodes.get(_node_of(name))) for name in node.input[1:3])
-        last = tensor.rpartition(":")[2]
-        index = int(last) if ":" in tensor and last.isdigit() else 0
-        return names[index] if index < len(names) and not any(slices[index : index + 1]) else None
-    return None
-
-
-def _texts(node: Message) -> list[str]:
-    """The texts of a constant; the last one stands for all that follow."""
-    if node is None or node.op != "Const":
-        return []
-    tensor = node.attr["value"].tensor
-    found = [text.decode("utf-8", "replace") for text in tensor.string_val]
-    count = prod(dim.size for dim in tensor.tensor_shape.dim)
-    missing = count - len(found)
-    return found + found[-1:] * missing if 0 < missing <= limits.current().entries else found
-
-
-def _values(folder: Path, meta: Message, nodes: list[str]) -> dict[str, np.ndarray]:
-    """Values from the checkpoint by variable node.
-
-    Raises:
-        ModelError: it lacks one, or holds less than it declares.
-    """
-    import tensorflow as tf
-
-    if not nodes:
-        return {}
-    held = sum(_size(path) for path in parts(folder))
-    try:
-        # Not `load_checkpoint`: where the name is a folder, it follows a file in it to a checkpoint anywhere.
-        reader = tf.compat.v1.train.NewCheckpointReader(str(folder / _CHECKPOINT))
-        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-        known = _keys(meta, reader)
-    except Exception as error:  # TensorFlow raises what its reader raises
-        raise ModelError(
-            f"the variables of the SavedModel {folder} can't be read. Copy it again.",
-            code="file-damaged",
-            path=str(folder),
-        ) from error
-    keys = {node: known.get(node, node) for node in nodes}
-    lacking = [key for key in keys.values() if key not in shapes]
-    if lacking:
-        raise ModelError(
-            f"the SavedModel {folder} is not whole: its variables/ lack {_shown(lacking[:3])}. Copy it again, or "
-            "save it anew.",
-            code="file-damaged",
-            path=str(folder),
-            names=lacking,
-        )
-    declared = sum(prod(shapes[key]) * max(1, dtypes[key].size) for key in set(keys.values()))
-    if declared > held:
-        raise ModelError(
-            f"the SavedModel {folder} declares {declared:,} bytes of variables, found {held:,} bytes.",
-            code="file-damaged",
-            path=str(folder),
-            found=held,
-            expected=declared,
-        )
-    if any(not (dtypes[key].is_floating or dtypes[key].is_integer or dtypes[key].is_bool) for key in keys.values()):
-        raise ModelError(
-            f"the SavedModel {folder} has variables that are no numbers.", code="values-unsupported", path=str(folder)
-        )
-    return {node: np.asarray(reader.get_tensor(key)) for node, key in keys.items()}
 
 
 def _try(found: dict[str, Json], folder: Path) -> None:
