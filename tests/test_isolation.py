@@ -86,6 +86,22 @@ def test_each_answers_in_order_and_goes_on_after_failures():
     assert isolation.each("math:sqrt", []) == []
 
 
+@pytest.mark.parametrize("size", [3_000, 5_000, 70_000, 2**21])
+def test_each_with_large_arguments_and_large_answers(size):
+    """Both pipes are full: neither side may wait for the other one."""
+    many = [[bytes([number]) * (size if number != 3 else 10)] for number in range(8)]
+    with limits.using(seconds=20):
+        assert isolation.each("copy:copy", many) == [one for (one,) in many]
+
+
+def test_each_with_large_arguments_goes_on_after_a_crash():
+    large = "x" * 100_000
+    ends = isolation.each("os:_exit", [[large], [3]])
+    assert (ends[0].found, ends[1].kind) == ("TypeError", "crash")
+    answers = isolation.each("operator:getitem", [[large, 5], [large, 200_000], [large, 7]])
+    assert (answers[0], answers[1].found, answers[2]) == ("x", "IndexError", "x")
+
+
 def test_limits_are_those_of_the_caller():
     with limits.using(pixels=77):
         assert call("convscope.limits:how_to_raise", "pixels").startswith("limit pixels=77;")
@@ -123,6 +139,13 @@ def test_a_library_that_ignores_python(monkeypatch):
 @pytest.mark.parametrize("end", [("os:abort",), ("os:_exit", 0), ("os:_exit", 9), ("signal:raise_signal", 11)])
 def test_a_crash(end):
     assert failure(*end).kind == "crash"
+    assert call("math:sqrt", 4.0) == 2.0
+
+
+@posix
+def test_a_reader_that_the_system_ends_ran_out_of_memory():
+    """Linux ends a process with SIGKILL where the memory runs out, and the reader before others."""
+    assert failure("signal:raise_signal", 9).kind == "memory"
     assert call("math:sqrt", 4.0) == 2.0
 
 

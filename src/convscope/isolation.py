@@ -71,8 +71,8 @@ def call(function: str, *arguments: object, memory: int | None = None, seconds: 
 def each(function: str, many: Sequence[Sequence[object]], *, memory: int | None = None) -> list[Sent]:
     """`call(function, *arguments)` for each of `many`: its return value, or the error that it raises.
 
-    The reader gets the next call while the answer to the last one is fetched, so many small files take less time.
-    Arguments have to be small (paths).
+    Where arguments are small (paths), the reader gets the next call while the answer to the last one is fetched, so
+    many small files take less time.
     """
     return SHARED_READER.each(function, many, memory=memory)
 
@@ -166,15 +166,16 @@ class Reader:
         return answers
 
     def _converse(self, many: Sequence[dict[str, Sent]], answers: list[object]) -> None:
-        """Send one call after another, until the child has to be ended: its last call has then failed."""
+        """Send one call after another, until one is large, or the child has to be ended: then its last call failed."""
         child = self._asked(many[0])
         try:
             if not self._greeted:
                 self._greeted = _receive(_Timed(child, many[0]["seconds"])) == _GREETING
             for asked, following in zip(many, [*many[1:], None], strict=True):
-                if following is not None:
-                    _post(child, following)
+                ahead = following is not None and _posted_ahead(child, following)
                 answers.append(_result(_receive(_Timed(child, asked["seconds"]))))
+                if not ahead:
+                    break
             self._clean = True
         except (EOFError, BrokenPipeError):
             answers.append(self._ended(child))
@@ -205,6 +206,8 @@ class Reader:
             return _too_late()
         if not self._greeted:
             return _not_startable(f"it ends at once, with exit status {code}")
+        if code is not None and -code == _KILLED and not self._closed:
+            return ReaderError("memory", "the system ended the reader process, as it does where the memory runs out")
         return ReaderError("crash", f"reading it ended the reader process (exit status {code})")
 
     def stop(self) -> None:
@@ -302,6 +305,7 @@ def _close(child: subprocess.Popen[bytes]) -> None:
 
 
 _ALARM = 14  # SIGALRM, which the child sets as its own limit
+_KILLED = 9  # SIGKILL: where the memory runs out, Linux ends this process first (`_harmless_end`)
 
 
 def _too_late() -> ReaderError:
@@ -415,8 +419,7 @@ def serve(modules: Sequence[str] = ()) -> None:
     _IN_THE_READER = True
     source, target = _own_pipes()
     _harmless_end()
-    for part in _message(_GREETING):
-        _write(target, part)
+    _write_all(target, _message(_GREETING))
     for module in modules:
         with contextlib.suppress(Exception):  # the caller that needs it gets the error
             importlib.import_module(module)
@@ -425,8 +428,7 @@ def serve(modules: Sequence[str] = ()) -> None:
             asked = _receive(source)
             with bounded(asked["memory"], asked["seconds"] + 5):  # the caller gives up before that, if it lives
                 parts = _answer(asked)
-            for part in parts:
-                _write(target, part)
+            _write_all(target, parts)
 
 
 def _own_pipes() -> tuple[Pipe, Pipe]:
@@ -518,8 +520,23 @@ def _ceiling(more: int) -> Callable[[], object]:
 
 
 def _post(child: subprocess.Popen[bytes], asked: dict[str, Sent]) -> None:
-    pipe = _Timed(child, asked["seconds"])
-    for part in _message(asked):
+    _write_all(_Timed(child, asked["seconds"]), _message(asked))
+
+
+_SMALL = 4096  # bytes that any pipe takes at once
+
+
+def _posted_ahead(child: subprocess.Popen[bytes], asked: dict[str, Sent]) -> bool:
+    """Whether a call was sent that the child reads later. A large one would wait for it while its answer waits."""
+    parts = _message(asked)
+    if sum(map(len, parts)) > _SMALL:
+        return False
+    _write_all(_Timed(child, asked["seconds"]), parts)
+    return True
+
+
+def _write_all(pipe: Pipe, parts: Sequence[Sent]) -> None:
+    for part in parts:
         _write(pipe, part)
 
 
