@@ -115,6 +115,22 @@ def test_a_line_is_cut_after_it_was_spelled():
     assert len(error.text(str)) <= errors.LONGEST_LINE
 
 
+def test_what_a_library_says_is_escaped():
+    error = ValueError("no layer 'a\x1b[31m\x1b]0;b\x07\u202ec\ue000d\x85'")
+    assert errors.one_line(error) == r"no layer 'a\x1b]0;b\x07\u202ec\ue000d"
+    assert errors.one_line(KeyError("größe 高")) == "'größe 高'"
+
+
+def test_a_word_is_compared_to_some_names_only_and_found_among_all(monkeypatch):
+    names, compared = [f"layer{number}" for number in range(30_000)], []
+    monkeypatch.setattr(
+        "difflib.get_close_matches",
+        lambda word, some, **_: compared.extend(some) or [one for one in some if one == word],
+    )
+    assert errors.nearest("LAYER29999", names) == "did you mean 'layer29999'?"
+    assert len(compared) < 15_000
+
+
 # -- codes -------------------------------------------------------------------------------------------------
 
 

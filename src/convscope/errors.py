@@ -13,8 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 LONGEST_LINE = 1000
+_MOST_COMPARED = 10_000  # names that a word is compared to, at some microseconds each
 # Marks around the name of a parameter: characters for private use, which no message has otherwise.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+# Compiled here: an error may be made where the memory has run out.
+_MARKED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+_MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 def option(name: str) -> str:
@@ -41,8 +46,12 @@ def _in_python(name: str) -> str:
     return name if "=" in name else f"{name.rpartition('.')[2]}="
 
 
-def _cut(line: str) -> str:
-    """The beginning and the end of a line that is too long."""
+def cut(text: str) -> str:
+    """A text, of each line of which the beginning and the end are left where it is longer than `LONGEST_LINE`."""
+    return "\n".join(map(_cut_line, text.split("\n")))
+
+
+def _cut_line(line: str) -> str:
     if len(line) <= LONGEST_LINE:
         return line
     return f"{line[: LONGEST_LINE * 2 // 3]} … {line[-LONGEST_LINE // 3 + 3 :]}"
@@ -80,9 +89,9 @@ class ConvscopeError(Exception):
 
     def text(self, spelling: Callable[[str], str]) -> str:
         """The message, with each parameter as `spelling` writes its name."""
-        spelled = re.sub(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}", lambda found: spelling(found[1]), self._message)
+        spelled = _MARKED.sub(lambda found: spelling(found[1]), self._message)
         # A message that was shortened can have lost one of two marks.
-        return "\n".join(map(_cut, re.sub(f"[{_OPEN}{_CLOSE}]", "", spelled).split("\n")))
+        return cut(_MARKS.sub("", spelled))
 
 
 class UsageError(ConvscopeError):
@@ -166,7 +175,8 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
     choices = list(dict.fromkeys(choices))
     known = {choice.lower().rpartition("/")[2]: choice for choice in reversed(choices)}
     known |= {choice.lower(): choice for choice in choices}
-    alike = difflib.get_close_matches(word.lower(), known, n=2 * count, cutoff=0.4)
+    compared = list(known)[:_MOST_COMPARED] + [word.lower()] * (word.lower() in known)
+    alike = difflib.get_close_matches(word.lower(), dict.fromkeys(compared), n=2 * count, cutoff=0.4)
     close = list(dict.fromkeys(known[name] for name in alike))[:count]
     close = close or [choice for choice in choices if word.lower() in choice.lower()][:count]
     if close:
@@ -176,11 +186,25 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error, in one line without colours, for a message of our own (which spells parameters itself)."""
+    """The text of an error, in one line without colours, for a message of our own (which spells parameters itself).
+
+    Libraries put names and bytes of files into it: what is not to be printed is written as an escape.
+    """
     if isinstance(error, ConvscopeError):
         return error.message
     # Keras names the place first, and the error after that.
-    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).rsplit("Exception encountered:", 1)[-1]
+    text = _COLOURS.sub("", str(error)).rsplit("Exception encountered:", 1)[-1]
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
-    return lines[0][:300] if lines else type(error).__name__
+    return printable(lines[0][:300]) if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text with escapes, as `repr` has them, in place of characters that are not printed, and of private ones.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

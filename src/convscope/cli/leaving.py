@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import threading
 import traceback
-from contextlib import redirect_stderr
 
 import click
 
 from convscope import terminal
 from convscope.cli.shell import FAILED, INTERRUPTED, USAGE
-from convscope.errors import ConvscopeError
+from convscope.errors import ConvscopeError, cut, one_line
 
 
 class Interrupts:
@@ -77,8 +77,9 @@ def explain(problem: BaseException, debug: bool) -> None:
         more = " Re-run with --debug for a traceback." if error.code in _WITH_TRACEBACK else ""
         _leave(error, error.text(_spelled) + more, error.exit_code, debug)
     except click.ClickException as error:
-        with redirect_stderr(terminal.Guarded(sys.stderr)):
-            error.show(file=sys.stderr)
+        shown = io.StringIO()
+        error.show(file=shown)
+        print(cut(shown.getvalue()), end="", file=terminal.Guarded(sys.stderr), flush=True)
         sys.exit(USAGE if isinstance(error, click.UsageError) else FAILED)
     except (KeyboardInterrupt, click.Abort) as error:
         # click makes an Abort of an interrupt, and also of the end of a file that somebody reads.
@@ -87,14 +88,10 @@ def explain(problem: BaseException, debug: bool) -> None:
         _tell("interrupted; files already written are whole")
         sys.exit(INTERRUPTED)
     except OSError as error:
-        _leave(error, str(error), FAILED, debug)
+        _leave(error, cut(str(error)), FAILED, debug)
     except MemoryError as error:
-        _leave(
-            error,
-            f"the memory does not suffice ({error}); give fewer images, or a smaller size, --memory or --batch.",
-            FAILED,
-            debug,
-        )
+        remedy = "give fewer images, or a smaller size, --memory or --batch."
+        _leave(error, f"the memory does not suffice ({one_line(error)}); {remedy}", FAILED, debug)
     except Exception as error:
         _leave(error, _unexpected(error), FAILED, debug)
 
