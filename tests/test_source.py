@@ -1,6 +1,8 @@
 """Streams of images: order, batches, labels, failures, and what is alive at a time."""
 
+import difflib
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -8,15 +10,17 @@ import time
 import types
 import weakref
 
+import expecting
 import numpy as np
 import pytest
 from PIL import Image
 
 from convscope import isolation, limits
 from convscope.errors import ImageError, UsageError
-from convscope.images.decode import read_image
+from convscope.images.decode import decode_file, read_image
 from convscope.images.image import InputImage, fit
-from convscope.images.source import AHEAD, CHUNK, Failure, ImageSource, image_source, stream
+from convscope.images.listing import Entry, different
+from convscope.images.source import AHEAD, CHUNK, Failure, ImageList, ImageSource, hold, image_source, stream
 
 pytestmark = pytest.mark.without_keras
 
@@ -119,6 +123,84 @@ def test_tables_that_are_none(tmp_path, text):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(ImageError, match="table"):
         image_source(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("text", ["path,path\na,b\n", "path,label,label\na,b,c\n", "label\nx\n", "path\n,\n"])
+def test_a_table_has_its_columns_once(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    with expecting.raises(ImageError, "table-invalid", path=str(tmp_path / "list.csv")):
+        image_source(tmp_path / "list.csv")
+
+
+def test_a_table_has_a_limit_of_lines(tmp_path):
+    (tmp_path / "list.csv").write_text("label,path\n\ncat,a.png\n\n,b.png\ndog,c.png\nshort\n"[:-6])
+    with limits.using(entries=3):
+        assert [entry.label for entry in image_source(tmp_path / "list.csv").entries] == ["cat", None, "dog"]
+    with limits.using(entries=2), expecting.raises(ImageError, "input-too-large", path=str(tmp_path / "list.csv")):
+        image_source(tmp_path / "list.csv")
+
+
+def test_lines_of_a_table_are_not_made_as_wide_as_its_first_one(tmp_path):
+    """Of many columns and many lines the product would have to be filled."""
+    columns = ",".join(map(str, range(100_000)))
+    (tmp_path / "list.csv").write_text(f"path,{columns}\n" + "a.png\n" * 50_000)
+    assert len(image_source(tmp_path / "list.csv").entries) == 50_000
+
+
+def slowly_different(names):
+    """By its definition: a name that was there before gets the first number from 2 on that no name has."""
+    seen, found = [], []
+    for name in names:
+        numbers = [name, *(f"{name}-{number}" for number in range(2, 3 + 2 * len(names)))]
+        others = {other.casefold() for other in names}
+        free = next(
+            one for one in numbers if one.casefold() not in seen and (one == name or one.casefold() not in others)
+        )
+        seen.append(free.casefold())
+        found.append(free)
+    return found
+
+
+def test_names_are_numbered_as_by_their_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        names = list(rng.choice(["a", "A", "a-2", "A-3", "a-2-2", "ß", "SS", "ss-2", "b"], rng.integers(0, 12)))
+        assert different(names) == slowly_different(names)
+
+
+def test_many_names_of_different_case_take_linear_time():
+    """Every spelling of 15 letters: each of them would count from 2 on again."""
+    names = ["".join(letters) for letters in itertools.product(*zip("abcdefghijklmno", "ABCDEFGHIJKLMNO", strict=True))]
+    found = different(names)
+    assert found[:3] == ["abcdefghijklmno", "abcdefghijklmnO-2", "abcdefghijklmNo-3"]
+    assert len({name.casefold() for name in found}) == len(names) == 2**15
+
+
+def test_the_names_of_failures_are_escaped():
+    entries = (Entry("nowhere/a.png", "a\x1b[2J\u202eb\r\x07c"), Entry(noise(3, 3), "good"))
+    with pytest.warns(UserWarning, match="1 of 2 images") as warned:
+        assert len(hold(ImageList(entries), (3, 3, 3))) == 1
+    assert str(warned[0].message).replace("\n", "").isprintable()
+    with expecting.raises(ImageError, "images-unreadable", count=1) as caught:
+        hold(ImageList(entries[:1]), (3, 3, 3))
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_a_missing_file_is_compared_to_some_names_only(tmp_path, monkeypatch):
+    """A table may name as many files that are missing as there are others: their product would take for ever."""
+    for number in range(3000):
+        (tmp_path / f"{number:05d}.png").touch()
+    compared = []
+    original = difflib.get_close_matches
+
+    def counted(word, possibilities, *arguments, **options):
+        compared.append(len(possibilities))
+        return original(word, possibilities, *arguments, **options)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
+    with expecting.raises(ImageError, "file-missing"):
+        decode_file(str(tmp_path / "none.png"), "none.png")
+    assert 0 < compared[0] <= 2000
 
 
 def test_there_has_to_be_something(tmp_path):

@@ -28,7 +28,7 @@ class Limits:
         file: bytes of one image file, or of one array that an input is fed with.
         weights: bytes of all the arrays that one model file contains or declares, unpacked.
         text: bytes of one configuration, class list or other text, unpacked.
-        entries: members of an archive, objects of an HDF5 file, or tensors of a checkpoint.
+        entries: members of an archive, objects of an HDF5 file, tensors of a checkpoint, or lines of a table of images.
         nodes: operations of a graph, after its functions are expanded.
         values: bytes of the output of one operation of a graph for one image; a whole pass may make 16 times as much.
         depth: levels of nesting, of groups, functions or JSON.

@@ -34,7 +34,7 @@ from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError,
 from convscope.images import memory, scans, tiff
 from convscope.images.image import InputImage, Shape, fit, fitted
 from convscope.images.kinds import Kind, address_of, is_raw_suffix, kind_of, raw_photo
-from convscope.images.listing import Entry, all_entries, different, images_in
+from convscope.images.listing import Entry, all_entries, different, some_images_in
 from convscope.images.upright import LYING, TURNED, TURNS, orientation_of, turned_upright, upright
 from convscope.images.values import Decoded, Meaning, of_channels, range_of
 
@@ -494,12 +494,10 @@ def _bytes(where: str, path: str) -> bytes:
 
 def _missing_hint(path: str, where: str) -> str:
     folder = Path(where).parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"the folder {str(Path(path).parent)!r} does not exist either, so check the path"
-    try:
-        return nearest(Path(path).name, (file.name for file in images_in(folder)))
-    except ImageError:
-        return "its folder holds no images, so check the path"
+    names = some_images_in(folder)
+    return nearest(Path(path).name, names) if names else "its folder holds no images, so check the path"
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from convscope import reading
-from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError
+from convscope import limits, reading
+from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError, one_line
 from convscope.images import memory
 from convscope.images.image import InputImage
 from convscope.images.kinds import address_of
@@ -29,6 +31,7 @@ SUFFIXES = frozenset({
 ARRAYS = ".npy"  # listed where a folder holds no other images
 SHOWN = 3  # folders that a message names
 _MOST_FOLDERS = 10_000  # that are searched for a message
+_MOST_NAMES = 2000  # of a folder, to which a message compares the name of a missing file
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,16 +136,16 @@ def different(names: Sequence[str]) -> list[str]:
     ['cat', 'dog', 'Cat-3', 'cat-2']
     """
     taken, seen = {name.casefold() for name in names}, set[str]()
-    numbers: dict[str, int] = {}
+    last: dict[str, int] = {}  # the number that was given last, so that no number is tried twice
     found = []
     for name in names:
-        free = name
-        while free.casefold() in (taken if free != name else seen):
-            numbers[name] = numbers.get(name, 1) + 1
-            free = f"{name}-{numbers[name]}"
-        taken.add(free.casefold())
-        seen.add(free.casefold())
-        found.append(free)
+        folded, end = name.casefold(), ""
+        while folded + end in (taken if end else seen):
+            last[folded] = last.get(folded, 1) + 1
+            end = f"-{last[folded]}"
+        taken.add(folded + end)
+        seen.add(folded + end)
+        found.append(name + end)
     return found
 
 
@@ -176,26 +179,25 @@ def files_in(folder: Path) -> list[Path]:
 
 def is_image_file(path: Path) -> bool:
     """True for a file with the suffix of an image."""
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and os.path.isfile(path)
 
 
 def _images_among(inside: Iterable[Path]) -> list[Path]:
     """The image files; where there are none, the arrays."""
     inside = list(inside)
     images = list(filter(is_image_file, inside))
-    return images or [path for path in inside if path.suffix.lower() == ARRAYS and path.is_file()]
+    return images or [path for path in inside if path.suffix.lower() == ARRAYS and os.path.isfile(path)]
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The image files in a folder, as `files_in` lists them.
+def some_images_in(folder: Path) -> list[str]:
+    """Names in a folder that are those of images, sorted, for a message: of the first `_MOST_NAMES` that it lists.
 
-    Raises:
-        ImageError: there is none, or the folder can't be read.
+    A table may name many files that are missing, and each of them gets a message.
     """
-    files = _images_among(files_in(folder))
-    if not files:
-        raise _without_images(folder)
-    return files
+    with contextlib.suppress(OSError), os.scandir(folder) as inside:
+        some = [entry.name for entry in itertools.islice(inside, _MOST_NAMES)]
+        return sorted(name for name in some if os.path.splitext(name)[1].lower() in SUFFIXES)
+    return []
 
 
 def _of_folder(folder: Path) -> list[Entry]:
@@ -205,7 +207,7 @@ def _of_folder(folder: Path) -> list[Entry]:
     if files:
         _say_deeper(folder, deeper(folder))
         return [Entry(str(path), as_text(path.stem)) for path in files]
-    classes = {one: _class_files(one) for one in inside if one.is_dir()}
+    classes = {one: _class_files(one) for one in inside if os.path.isdir(one)}
     found = [
         Entry(str(path), f"{as_text(one.name)}/{as_text(path.stem)}", as_text(one.name))
         for one, files in classes.items()
@@ -275,25 +277,42 @@ def _without_images(folder: Path) -> ImageError:
 
 def _of_table(path: Path) -> list[Entry]:
     try:
-        rows = csv.DictReader(io.StringIO(reading.text_of(reading.real(str(path))), newline=""))
-        cells = [(row.get("path"), row.get("label")) for row in rows]
+        cells = list(_cells(reading.text_of(reading.real(str(path)))))
     except (Unreadable, csv.Error) as error:
-        reason = error.message if isinstance(error, Unreadable) else error
+        large = isinstance(error, Unreadable) and error.code == "input-too-large"
         raise ImageError(
-            f"the table {str(path)!r} can't be read ({reason}): check the path, and save it as CSV",
-            code="table-unreadable",
+            f"the table {str(path)!r} can't be read ({one_line(error)}): check the path, and save it as CSV",
+            code="input-too-large" if large else "table-unreadable",
             path=str(path),
         ) from error
-    if not cells or not all(isinstance(file, str) and file and "\0" not in file for file, _ in cells):
+    if not cells or not all(file for file, _ in cells):
         raise ImageError(
-            f"the table {str(path)!r} should have a first line with the column path, and a path in each line after it: "
-            "give it these",
+            f"the table {str(path)!r} should have a first line with one column path and at most one column label, and "
+            "a path in each line after it: give it these",
             code="table-invalid",
             path=str(path),
         )
-    return [
-        Entry(_beside(path, str(file)), as_text(os.path.splitext(str(file))[0]), label or None) for file, label in cells
-    ]
+    return [Entry(_beside(path, file), as_text(os.path.splitext(file)[0]), label or None) for file, label in cells]
+
+
+def _cells(text: str) -> Iterator[tuple[str, str]]:
+    """Path and label of each line of a table that is not empty, "" where there is none; nothing without the columns.
+
+    No row is made as wide as the first line: a short text of many lines and columns would fill the memory.
+
+    Raises:
+        Unreadable: it has more lines than the limit. csv.Error: it is no CSV.
+    """
+    rows, most = csv.reader(io.StringIO(text, newline="")), limits.current().entries
+    names = next(rows, [])
+    if names.count("path") != 1 or names.count("label") > 1:
+        return
+    places = [names.index(name) for name in ("path", "label") if name in names]
+    for number, row in enumerate(filter(None, rows)):
+        if number == most:
+            raise reading.too_large(f"it has more than {most} lines", "entries")
+        file, label, *_ = *(row[place] if place < len(row) else "" for place in places), ""
+        yield file, label
 
 
 def _beside(table: Path, file: str) -> str:

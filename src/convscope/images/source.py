@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from convscope import isolation
-from convscope.errors import ConvscopeError, ImageError, UsageError
+from convscope.errors import ConvscopeError, ImageError, UsageError, printable
 from convscope.images.decode import Source, read_entries, read_images
 from convscope.images.image import InputImage, Shape
 from convscope.images.listing import Entry, different, entries_of, listed
@@ -177,7 +177,7 @@ def report_failures(batches: ImageStream) -> None:
     failures = batches.failures
     if not failures:
         return
-    shown = "".join(f"\n  - {failure.name}: {failure.error.message}" for failure in failures[:SHOWN])
+    shown = "".join(f"\n  - {printable(failure.name)}: {failure.error.message}" for failure in failures[:SHOWN])
     more = f"\n  - and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
     if not batches.read:
         raise ImageError(
