@@ -6,12 +6,14 @@ import io
 import struct
 import zlib
 
+import expecting
 import numpy as np
 import pytest
 from PIL import Image
 
+from convscope import limits
 from convscope.errors import ImageError, UsageError
-from convscope.images.decode import read_image, read_images
+from convscope.images.decode import decode_file, read_image, read_images
 from convscope.images.image import InputImage, fit
 from convscope.images.source import image_source, stream
 
@@ -319,6 +321,114 @@ def test_a_damaged_tiff_of_bands_is_one_message(tmp_path):
         (tmp_path / "a.tif").write_bytes(whole[:length])
         with pytest.raises(ImageError, match=r"a\.tif"):
             read_image(tmp_path / "a.tif")
+
+
+# -- what a TIFF of bands declares -------------------------------------------------------------------------------
+
+
+def test_a_page_of_more_bytes_than_four_for_each_pixel_of_the_limit_is_refused(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff([wide(21, 19, 6)]))  # 4788 bytes
+    with limits.using(pixels=1197):
+        assert read_image(tmp_path / "a.tif").values[0].shape == (21, 19, 6)
+    with limits.using(pixels=1196), expecting.raises(ImageError, "input-too-large", limit="pixels"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_small_page_in_large_tiles_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("unpacked"))
+    data = tiff([wide(4, 4, 6)], tile=16, more={322: (4, [30_000]), 323: (4, [30_000])})
+    (tmp_path / "a.tif").write_bytes(data)
+    with expecting.raises(ImageError, "input-too-large", limit="pixels"):
+        decode_file(str(tmp_path / "a.tif"), "a.tif")
+
+
+@pytest.mark.parametrize("form", [{}, {"tile": 16, "compression": 8}, {"planar": 2}], ids=str)
+@pytest.mark.parametrize("most", [None, 1, 100])
+def test_bands_do_not_depend_on_what_the_user_set_in_pillow(tmp_path, monkeypatch, form, most):
+    values = wide(21, 19, 6)
+    (tmp_path / "a.tif").write_bytes(tiff([values], **form))
+    (tmp_path / "b.tif").write_bytes(tiff([values[..., [number]] for number in range(6)], **{**form, "planar": 1}))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    for name in ("a.tif", "b.tif"):
+        found = decode_file(str(tmp_path / name), name)
+        np.testing.assert_allclose(found["values"][-1], values * (255 / 65535), atol=1e-4)
+    assert most == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("form", [{"rows": 1}, {"tile": 16}, {"rows": 1, "planar": 2}], ids=str)
+def test_strips_that_overlap_are_refused(tmp_path, form):
+    """Each of them is the whole file: together they are unpacked to many times its bytes."""
+    values = wide(33, 33, 6)
+    data = tiff([values], **form)
+    pieces = {"rows": 33, "tile": 9}["tile" if "tile" in form else "rows"] * (6 if "planar" in form else 1)
+    tags = (324, 325) if "tile" in form else (273, 279)
+    more = {tags[0]: (4, [8] * pieces), tags[1]: (4, [len(data) - 8] * pieces)}
+    (tmp_path / "a.tif").write_bytes(tiff([values], **form, more=more))
+    with expecting.raises(ImageError, "file-damaged", match="more bytes together"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("tag", [256, 257, 258, 259, 262, 273, 277, 279, 284, 317, 339])
+def test_a_tag_without_a_value_is_named(tmp_path, tag):
+    (tmp_path / "a.tif").write_bytes(tiff([wide(9, 7, 6)], more={tag: (3, [])}))
+    with expecting.raises(ImageError, "file-damaged", match=f"tag {tag} .* has no value"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("other", "tag"), [(284, 256), (317, 277), (262, 258)])
+def test_a_tag_that_is_there_twice_is_named(tmp_path, other, tag):
+    """Pillow takes the last one, and libtiff the first: one would check what the other does not use."""
+    data = tiff([wide(9, 7, 6)])
+    at = struct.unpack_from("<I", data, 4)[0]
+    place = next(
+        at + 2 + 12 * number for number in range(20) if struct.unpack_from("<H", data, at + 2 + 12 * number)[0] == other
+    )
+    (tmp_path / "a.tif").write_bytes(data[:place] + struct.pack("<H", tag) + data[place + 2 :])
+    with expecting.raises(ImageError, "file-damaged", match=f"tag {tag} .* is there twice"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("form", "more", "says"),
+    [
+        ({}, {273: (4, [8])}, "1 places and 7 sizes for 7 strips"),
+        ({}, {279: (4, [8, 9])}, "7 places and 2 sizes for 7 strips"),
+        ({"planar": 2}, {273: (4, [8] * 7), 279: (4, [9] * 7)}, "7 places and 7 sizes for 42 strips"),
+        ({}, {278: (3, [0])}, "strips have no width or height"),
+        ({"tile": 16}, {322: (3, [0])}, "tiles have no width or height"),
+        ({"tile": 16}, {323: (3, [0])}, "tiles have no width or height"),
+        ({"tile": 16}, {324: (4, [8])}, "1 places and 4 sizes for 4 tiles"),
+    ],
+)
+def test_lists_of_strips_that_are_not_those_of_the_page(tmp_path, form, more, says):
+    (tmp_path / "a.tif").write_bytes(tiff([wide(21, 19, 6)], **form, more=more))
+    with expecting.raises(ImageError, "file-damaged", match=says):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("more", [{273: (4, [8])}, {259: (3, [8])}, {277: (3, [])}], ids=str)
+def test_a_damaged_later_page_leaves_the_first_one(tmp_path, more):
+    first, second = wide(9, 7, 1), wide(9, 7, 1, seed=1)
+    whole, broken = tiff([first, second]), tiff([first, second], more=more)
+    # The first directory is that of the whole file, which names the second one of the other.
+    start = struct.unpack_from("<I", whole, 4)[0]
+    link = start + 2 + 12 * struct.unpack_from("<H", whole, start)[0]
+    data = bytearray(whole + broken)
+    at = struct.unpack_from("<I", broken, 4)[0]
+    again = at + 2 + 12 * struct.unpack_from("<H", broken, at)[0]
+    later = bytearray(broken)
+    following = struct.unpack_from("<I", later, again)[0]
+    entries = struct.unpack_from("<H", later, following)[0]
+    for number in range(entries):
+        place = following + 2 + 12 * number
+        tag, form, length, value = struct.unpack_from("<HHII", later, place)
+        if tag == 273 or length * {3: 2, 4: 4}[form] > 4:
+            struct.pack_into("<I", later, place + 8, value + len(whole))
+    data[len(whole) :] = later
+    struct.pack_into("<I", data, link, len(whole) + following)
+    (tmp_path / "a.tif").write_bytes(data)
+    image = read_image(tmp_path / "a.tif")
+    np.testing.assert_allclose(fitted(image, 1), first * (255 / 65535), atol=1e-4)
 
 
 def test_the_orientation_of_bands(tmp_path):

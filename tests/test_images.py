@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import stat
 import struct
@@ -15,11 +16,12 @@ import warnings
 import zlib
 from pathlib import Path
 
+import expecting
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from convscope import isolation, limits
 from convscope.errors import ImageError, UsageError
@@ -291,6 +293,38 @@ def test_a_missing_file_and_what_may_be_meant(tmp_path):
     assert "can't be read" in refusal("a" * 5000)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_links_that_lead_nowhere_do_not_cost_a_folder(tmp_path):
+    saved(tmp_path / "good.png", noise(4, 4, 3))
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    (tmp_path / "long.png").symlink_to("x" * 300)
+    (tmp_path / "long").symlink_to("x" * 300)
+    (tmp_path / "longer.npy").symlink_to("x/" * 2000)
+    assert [image.name for image in read_images(tmp_path)] == ["good"]
+    (tmp_path / "good.png").unlink()
+    with expecting.raises(ImageError, "no-images"):
+        read_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300 + ".png", "x" * 5000 + "/a.png", "a/" * 3000, "a\0b/c.png", "x" * 300 + ".csv"]
+)
+def test_names_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(ImageError, match=r"can't be read|does not exist"):
+        read_images(name)
+    (tmp_path / "list.csv").write_text(f"path\n{name}\n".replace("\0", ""))
+    with pytest.raises(ImageError):
+        read_images(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("name", ["it's.png", 'a "b".png', 'it\'s "c".png', "'.png", "tab\t.png"])
+def test_an_error_has_the_path_as_it_was_given(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(png(9, 9, 8, 2, b"\0"))
+    with expecting.raises(ImageError, "file-damaged", path=str(path)):
+        read_image(path)
+
+
 def test_a_folder(tmp_path):
     assert "it is a folder" in refusal(tmp_path)
 
@@ -385,24 +419,124 @@ def test_the_limit_of_pixels_can_be_raised_and_lowered(tmp_path):
         assert read_image(path).pixels.shape == (12, 12, 3)
 
 
+# Decodes a file once for each limit, in a child process whose address space may grow by that many bytes, and prints
+# what happened: the hash of the pixels, the code of the error where it is the memory's, or what else came out.
 OUT_OF_MEMORY = """
-import sys
-from convscope import isolation
-from convscope.images import decode, upright
-decode._HEADER_MEMORY, decode._PIXEL_MEMORY, isolation._IN_THE_READER = 2**20, 1, True
-try:
-    decode.decode_file(sys.argv[1], sys.argv[1])
-except decode.ImageError as error:
-    print(error)
+import hashlib, json, os, resource, sys
+from PIL import Image
+from convscope.errors import ConvscopeError
+from convscope.images import decode
+
+Image.init()
+
+def outcome(path, most):
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + most, -1))
+    try:
+        found = decode.decode_file(path, path)["pixels"]
+        error = None
+    except BaseException as caught:
+        error = caught
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    if error is None:
+        return hashlib.sha256(found.tobytes()).hexdigest()
+    if isinstance(error, ConvscopeError):
+        return error.code if "does not fit in the memory" in str(error) else str(error)
+    return repr(error)
+
+def alone(path, most):
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(tell, outcome(path, most).encode())
+        os._exit(0)
+    os.close(tell)
+    with os.fdopen(told) as answer:
+        found = answer.read()
+    ended = os.waitpid(child, 0)[1]
+    return f"ended by {ended}" if ended else found
+
+print(json.dumps([alone(sys.argv[1], most) for most in (*range(0, 22 * 2**20, 2**19), 2**31)]))
 """
+IN_MEMORY = {
+    "png": {},
+    "jpg": {},
+    "progressive.jpg": {"progressive": True},
+    "lzw.tiff": {"compression": "tiff_lzw"},
+    "plain.tiff": {},
+    "webp": {},
+    "lossless.webp": {"lossless": True},
+    "gif": {},
+    "bmp": {},
+    "jp2": {},
+    "avif": {},
+    "ppm": {},
+}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited on Linux alone")
-def test_a_decoder_out_of_memory(tmp_path):
-    # In a process of its own: this one may have freed enough memory before to need no more.
-    path = saved(tmp_path / "a.png", np.zeros((4000, 4000, 3), np.uint8))
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_a_decoder_out_of_memory(tmp_path, kind):
+    """At whatever allocation the memory runs out, the file is not called damaged."""
+    y, x = np.mgrid[:700, :800]
+    image = Image.fromarray(np.stack([x % 256, y % 256, x * y % 256], axis=-1).astype(np.uint8))
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    path = saved(tmp_path / f"a.{kind}", image, **IN_MEMORY[kind])
     ran = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, path], capture_output=True, text=True, check=True)
-    assert "smaller copy" in ran.stdout
+    outcomes = json.loads(ran.stdout)
+    whole = hashlib.sha256(read_image(path).pixels.tobytes()).hexdigest()
+    assert set(outcomes) == {"input-too-large", whole}
+    assert (outcomes[0], outcomes[-1]) == ("input-too-large", whole)
+
+
+def test_a_damaged_file_is_called_damaged_where_the_memory_suffices(tmp_path):
+    path = saved(tmp_path / "a.png", noise(200, 200, 3))
+    path.write_bytes(path.read_bytes()[:9000])
+    with expecting.raises(ImageError, "file-damaged", path=str(path)):
+        read_image(path)
+
+
+def webp_of(chunk: bytes, data: bytes) -> bytes:
+    body = b"WEBP" + chunk + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body + bytes(100)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        webp_of(b"VP8X", bytes(4) + (15_999).to_bytes(3, "little") * 2),
+        webp_of(b"VP8L", b"\x2f" + (15_999 | 15_999 << 14).to_bytes(4, "little") + bytes(5)),
+        webp_of(b"VP8 ", b"\x30\x01\0\x9d\x01\x2a" + struct.pack("<HH", 16_000, 16_000)),
+    ],
+    ids=["extended", "lossless", "lossy"],
+)
+def test_a_large_webp_is_refused_before_its_decoder_takes_memory(tmp_path, monkeypatch, data):
+    """The decoder makes its canvases when a file is opened."""
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    (tmp_path / "a.webp").write_bytes(data)
+    with expecting.raises(ImageError, "input-too-large", limit="pixels", match="16000 x 16000"):
+        decode.decode_file(str(tmp_path / "a.webp"), "a.webp")
+
+
+def test_a_large_webp_within_the_limit_is_read(tmp_path):
+    path = saved(tmp_path / "a.webp", Image.new("RGB", (7000, 7000), RED), lossless=True, method=0)
+    image = read_image(path)
+    assert image.pixels.shape == (7000, 7000, 3)
+    assert (image.pixels[::700, ::700] == RED).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])
+def test_the_limit_that_the_user_set_in_pillow_stays(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 17)
+    path = saved(tmp_path / f"a.{suffix}", noise(12, 12, 3))
+    assert decode.decode_file(str(path), "a")["pixels"].shape == (12, 12, 3)
+    assert Image.MAX_IMAGE_PIXELS == 17
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ImageError):
+        decode.decode_file(str(path), "a")
+    assert Image.MAX_IMAGE_PIXELS == 17
 
 
 def test_closed_and_empty_pillow_images():
@@ -439,6 +573,19 @@ def test_scans_of_what_follows_a_jpeg_do_not_count(tmp_path):
     assert read_image(path).pixels.shape == (32, 32, 3)
     path.write_bytes(jpeg_of_scans(8, exif=b"Exif\0\0" + b"\xff\xda\0\2" * 1000))
     assert read_image(path).pixels.shape == (32, 32, 3)
+
+
+def test_bytes_that_look_like_a_marker_take_linear_time(tmp_path):
+    """A run of bytes 0xff that ends in no marker, and enough that looks like scans for the file to be searched."""
+    buffer = io.BytesIO()
+    Image.fromarray(noise(32, 32, 3)).save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    for number, filler in enumerate((b"\xff" * 3_000_000 + b"\0", b"\xff\0" * 1_000_000, b"\xff\xd0" * 1_000_000)):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(whole[:-2] + filler + whole[-2:] + b"\xff\xda" * 101)
+        with limits.using(seconds=20):
+            np.testing.assert_array_equal(read_image(path).pixels, read_image(tmp_path / "whole.jpg").pixels)
 
 
 def tiff_of_directories(count: int) -> bytes:

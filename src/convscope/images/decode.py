@@ -18,9 +18,7 @@ import importlib.util
 import math
 import os
 import struct
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
@@ -31,7 +29,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from convscope import arrays, isolation, limits, reading
 from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError, nearest
-from convscope.images import memory, scans, tiff
+from convscope.images import guards, memory, scans, tiff
 from convscope.images.image import InputImage, Shape, fit, fitted
 from convscope.images.kinds import Kind, address_of, is_raw_suffix, kind_of, raw_photo
 from convscope.images.listing import Entry, all_entries, different, some_images_in
@@ -75,7 +73,7 @@ def read_image(source: Source) -> InputImage:
         return _from_bytes(memory.encoded(source), memory.name_of(source))
     found = memory.decoded(source)
     if found is not None:
-        _check_size(found.pixels.shape[1], found.pixels.shape[0], "this array")
+        guards.check_size(found.pixels.shape[1], found.pixels.shape[0], "this array")
         return _in_memory(memory.NAME, found)
     raise UsageError(
         "an image has to be a path, an array (h, w, 3), a Pillow image or the bytes of a file, "
@@ -187,9 +185,10 @@ def _in_memory(name: str, found: Decoded, sha256: str | None = None) -> InputIma
 
 
 def _from_pillow(image: Image.Image) -> Decoded:
-    with _one_message("this Pillow image"):
-        _check_size(*image.size, "this Pillow image")
-        return upright(image)
+    with guards.one_message("this Pillow image"):
+        guards.check_size(*image.size, "this Pillow image")
+        with guards.room(image.width * image.height * guards.PIXEL_MEMORY):
+            return upright(image)
 
 
 def _from_bytes(data: bytes, name: str) -> InputImage:
@@ -248,12 +247,6 @@ def _not_decoded(path: str, error: isolation.ReaderError) -> ImageError:
 
 # --- in the reader ---------------------------------------------------------------------------------------
 
-_HEADER_MEMORY = 256 * 2**20  # limit of opening a file and of decoding a small one
-_PIXEL_MEMORY = 32  # bytes: openjpeg, which takes most, has needed 22 for RGB; the other decoders need 6 to 18
-_WIDE_MEMORY = 64  # of a pixel of more than 8 bits, beside that of its channels
-_CHANNEL_MEMORY = 32  # of each value of an image of channels
-
-
 DRAFT = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is this many times the wanted size a side
 
 
@@ -272,7 +265,9 @@ def decode_file(where: str, path: str, shape: Sequence[int] | None = None) -> di
         ImageError: the file is missing, not an image, damaged, or larger than the limits allow.
         UsageError: it has another number of channels than `shape`.
     """
-    return _answer(_bytes(where, path), path, repr(path), shape)
+    with guards.one_message(repr(path), path):
+        data = _bytes(where, path)
+    return _answer(data, path, repr(path), shape)
 
 
 def decode_bytes(data: bytes, name: str) -> dict[str, object]:
@@ -287,8 +282,10 @@ def decode_bytes(data: bytes, name: str) -> dict[str, object]:
 
 def _answer(data: bytes, path: str, what: str, shape: Sequence[int] | None) -> dict[str, object]:
     file = _File(data, path, what, shape)
-    with _one_message(what), isolation.bounded(_HEADER_MEMORY):
-        found = _decoded_array(file) or _decoded_tiff(file) or _by_pillow(file)
+    with guards.one_message(what, path):
+        formats = _plugins()  # whose import takes memory that is not the file's
+        with isolation.bounded(guards.HEADER_MEMORY), guards.room(guards.HEADER_MEMORY / 2):
+            found = _decoded_array(file) or _decoded_tiff(file) or _by_pillow(file, formats)
     return {
         "pixels": found.pixels,
         "values": list(found.values),
@@ -327,8 +324,8 @@ def _decoded_array(file: _File) -> Decoded | None:
             reason=str(error),
         ) from None
     height, width = (1, 1, *sorted(header.shape))[-2:]
-    _check_size(width, height, file.what)
-    with _enough_for(math.prod(header.shape), _CHANNEL_MEMORY):
+    guards.check_size(width, height, file.what)
+    with guards.enough_for(math.prod(header.shape), guards.CHANNEL_MEMORY):
         values = np.frombuffer(file.data, header.dtype, offset=header.start)
         found = memory.decoded(values.reshape(header.shape, order=header.order))
         assert found is not None
@@ -351,8 +348,9 @@ def _decoded_tiff(file: _File) -> Decoded | None:
     page = tiff.page_of(data, tags)
     if page is None or not tiff.is_beyond_pillow(page):
         return None
-    _check_size(page.width, page.height, file.what)
-    with _enough_for(page.width * page.height * page.samples, _CHANNEL_MEMORY):
+    guards.check_size(page.width, page.height, file.what)
+    guards.check_bytes(page.size, file.what)
+    with guards.enough_for(page.count, guards.CHANNEL_MEMORY):
         found = _of_page(page, data)
         return file.finished(replace(found, notes=(*scans.frame_notes("TIFF", data), *found.notes)))
 
@@ -376,21 +374,25 @@ def _of_values(values: np.ndarray, what: str, meaning: Meaning, orientation: int
     return replace(found, notes=(*found.notes, *turned))
 
 
-def _by_pillow(file: _File) -> Decoded:
-    with _identify(file) as image:
-        _check_size(*image.size, file.what)
+def _by_pillow(file: _File, formats: Sequence[str]) -> Decoded:
+    with guards.pillow_limit(None), _identify(file, formats) as image:
+        guards.check_size(*image.size, file.what)  # stricter than Pillow's own check, and with a better message
         scans.check_scans(image, file.data, file.what)
-        Image.MAX_IMAGE_PIXELS = (limits.current().pixels + 1) // 2  # twice as many are refused, also while decoding
-        notes = scans.frame_notes(image.format or "", file.data, image)
-        wide, stored = _wide_png(image), image.size
-        pages = _pages(file.data, image) if notes else []
-        each = (_WIDE_MEMORY if wide else _PIXEL_MEMORY) + _CHANNEL_MEMORY * len(pages)
-        with _enough_for(image.width * image.height, each):
-            if file.shape is not None:
-                _draft(image, file.shape)
-            found = _from_wide_png(image, file.data, wide) if wide else upright(image, _declared_bits(image))
-            found = _with_pages(pages, file.data, found) if pages else found
-            return file.finished(replace(found, notes=(*notes, *found.notes)), stored)
+        with guards.pillow_limit((limits.current().pixels + 1) // 2):  # twice as many are refused while decoding
+            return _by_its_plugin(file, image)
+
+
+def _by_its_plugin(file: _File, image: ImageFile.ImageFile) -> Decoded:
+    notes = scans.frame_notes(image.format or "", file.data, image)
+    wide, stored = _wide_png(image), image.size
+    pages = _pages(file.data, image) if notes else []
+    each = (guards.WIDE_MEMORY if wide else guards.PIXEL_MEMORY) + guards.CHANNEL_MEMORY * len(pages)
+    with guards.enough_for(image.width * image.height, each):
+        if file.shape is not None:
+            _draft(image, file.shape)
+        found = _from_wide_png(image, file.data, wide) if wide else upright(image, _declared_bits(image))
+        found = _with_pages(pages, file.data, found) if pages else found
+        return file.finished(replace(found, notes=(*notes, *found.notes)), stored)
 
 
 _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow's names of the layouts with their first byte last
@@ -424,16 +426,19 @@ def _pages(data: bytes, image: Image.Image) -> list[tiff.Page]:
         return []
     try:
         pages = tiff.as_channels(tiff.pages(data))
-    except struct.error:
+    except (struct.error, guards.Damaged):
         return []
-    return pages if image.width * image.height * len(pages) <= limits.current().pixels else []
+    most = limits.current().pixels
+    few = image.width * image.height * len(pages) <= most
+    return pages if few and sum(page.size for page in pages) <= guards.BYTES_OF_A_PIXEL * most else []
 
 
 def _with_pages(pages: Sequence[tiff.Page], data: bytes, first: Decoded) -> Decoded:
     """The first page, which is shown, with all pages as the channels of one image."""
     orientation = pages[0].first(tiff.ORIENTATION, 1)
     try:
-        stored = np.concatenate([tiff.values_of(page, data) for page in pages], axis=-1)
+        with guards.room(guards.CHANNEL_MEMORY * sum(page.count for page in pages)):
+            stored = np.concatenate([tiff.values_of(page, data) for page in pages], axis=-1)
     except (OSError, ValueError, TypeError, KeyError, IndexError, struct.error):
         return first  # a damaged page: the first one is whole
     made = _of_values(turned_upright(stored, orientation), "pages", Meaning(colour=False), 1, None)
@@ -500,20 +505,6 @@ def _missing_hint(path: str, where: str) -> str:
     return nearest(Path(path).name, names) if names else "its folder holds no images, so check the path"
 
 
-@contextmanager
-def _enough_for(pixels: int, each: int) -> Iterator[None]:
-    """Time and memory for the pixels that the header declares: half of the time, and a share of the other half.
-
-    The slowest format needs 0.3 s for a million pixels (JPEG 2000), so half a minute is enough for any image, also
-    where the machine has other work, and only the largest images need more.
-    """
-    limit = limits.current()
-    more = pixels * each
-    seconds = limit.seconds * min(1, 0.5 + 0.5 * pixels / limit.pixels)
-    with isolation.bounded(_HEADER_MEMORY + more if more > _HEADER_MEMORY / 4 else None, seconds):
-        yield
-
-
 @cache
 def _plugins() -> tuple[str, ...]:
     """The formats that are there. Only their decoders are loaded."""
@@ -527,16 +518,27 @@ def _plugins() -> tuple[str, ...]:
     return tuple(known for known in FORMATS if known in Image.OPEN)
 
 
-def _identify(file: _File) -> ImageFile.ImageFile:
-    data, formats = file.data, _plugins()
+def _identify(file: _File, formats: Sequence[str]) -> ImageFile.ImageFile:
+    data = file.data
     if data[4:8] == b"ftyp" and importlib.util.find_spec("pillow_heif") is not None:
         importlib.import_module("pillow_heif").register_heif_opener()
         formats = FORMATS
-    Image.MAX_IMAGE_PIXELS = None  # `_check_size` is stricter, and has a better message
     try:
-        return Image.open(BytesIO(data), formats=[known for known in formats if known in Image.OPEN])
+        with _opening_memory(file):
+            return Image.open(BytesIO(data), formats=[known for known in formats if known in Image.OPEN])
     except UnidentifiedImageError:
         raise _no_image(file, kind_of(data, file.path)) from None
+
+
+@contextlib.contextmanager
+def _opening_memory(file: _File) -> Iterator[None]:
+    """Memory for opening a file, of which some decoders take that for the pixels already."""
+    width, height = scans.size_of_webp(file.data) or (0, 0)
+    if width * height:
+        guards.check_size(width, height, file.what)
+    more = width * height * guards.CANVAS_MEMORY
+    with isolation.bounded(guards.HEADER_MEMORY + more), guards.room(guards.HEADER_MEMORY / 2 + more):
+        yield
 
 
 def _no_image(file: _File, found: Kind) -> ImageError:
@@ -546,48 +548,3 @@ def _no_image(file: _File, found: Kind) -> ImageError:
         path=file.path,
         kind=found.name,
     )
-
-
-@contextmanager
-def _one_message(what: str) -> Iterator[None]:
-    """Turn whatever a decoder throws into one ImageError; its warnings are of no use to the reader."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ConvscopeError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(what, str(error)) from error
-    except MemoryError as error:
-        raise _too_large(what, "it does not fit in the memory") from error
-    except Exception as error:  # decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
-        raise ImageError(
-            f"{what} should be a whole image, but it is damaged or cut short (Pillow says: {error}): "
-            "copy or download it again, or save it anew as PNG",
-            code="file-damaged",
-            path=what.strip("'"),
-            reason=str(error),
-        ) from error
-
-
-def _too_large(what: str, found: str) -> ImageError:
-    most = limits.current().pixels
-    limit = f"at most {most // 1_000_000} million" if most >= 1_000_000 else f"at most {most}"
-    return ImageError(
-        f"{what} is too large to decode safely, {limit} pixels are read ({found}; {limits.how_to_raise('pixels')}): "
-        "make a smaller copy",
-        code="input-too-large",
-        limit="pixels",
-    )
-
-
-def _check_size(width: int, height: int, what: str) -> None:
-    if width * height > limits.current().pixels:
-        raise _too_large(what, f"its header says {width} x {height}")
-    if not width * height:
-        raise ImageError(
-            f"{what} should hold pixels, but it is {width} x {height}: make it anew",
-            code="image-empty",
-            size=[height, width],
-        )

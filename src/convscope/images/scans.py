@@ -1,4 +1,4 @@
-"""What a file holds beside its first image, counted without decoding: scans of a JPEG, frames of a GIF or TIFF."""
+"""What a file declares, read without decoding: scans of a JPEG, frames of a GIF or TIFF, the size of a WebP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def check_scans(image: Image.Image, data: bytes, path: str) -> None:
         )
 
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+# Of any number of bytes 0xff before a marker the last one is enough: a pattern of two bytes is found in linear time.
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
 
 def _scans(data: bytes) -> int:
@@ -57,7 +58,9 @@ def frame_notes(kind: str, data: bytes, image: Image.Image | None = None) -> tup
     counted = {"TIFF": _tiff_frames, "GIF": _gif_frames}.get(kind)
     try:
         frames = counted(data) if counted else getattr(image, "n_frames", 1)
-    except (Exception, struct.error):  # one of the later frames is damaged
+    except MemoryError:
+        raise
+    except Exception:  # one of the later frames is damaged
         return ("first of several frames",)
     if frames > MAX_FRAMES:
         return (f"first of more than {MAX_FRAMES} frames",)
@@ -92,3 +95,22 @@ def _after_blocks(data: bytes, at: int) -> int:
     while length := data[at]:
         at += length + 1
     return at + 1
+
+
+def size_of_webp(data: bytes) -> tuple[int, int] | None:
+    """Width and height that the header of a WebP declares; None where it is none.
+
+    Source: RFC 9649, sections 2.5 to 2.7 and 3.4; RFC 6386, section 9.1.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    match data[12:16]:
+        case b"VP8X":
+            return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+        case b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            width, height = struct.unpack_from("<HH", data, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return None

@@ -8,7 +8,6 @@ the order of bytes, the channels) is done here. Source: TIFF 6.0 and Adobe's sup
 from __future__ import annotations
 
 import itertools
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from convscope.images.guards import Damaged, pillow_limit
 from convscope.images.values import MOST_CHANNELS
 
 Numbers = tuple[int, ...]
@@ -68,6 +68,7 @@ def directory(data: bytes, at: int) -> Directory:
 
     Raises:
         struct.error: the file is cut short.
+        Damaged: one of them has no value, or is there twice: Pillow takes the last one then, and libtiff the first.
     """
     order, big = _form(data)
     head, entry, inline = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
@@ -81,6 +82,8 @@ def directory(data: bytes, at: int) -> Directory:
         tag, form, length = struct.unpack_from(order + entry, data, here)
         if tag not in _READ or form not in _FORMS:
             continue
+        if tag in found or not length:
+            raise Damaged(f"the tag {tag} of its TIFF directory {'is there twice' if length else 'has no value'}")
         values, there = f"{order}{length}{_FORMS[form]}", here + struct.calcsize(order + entry)
         if length * struct.calcsize(order + _FORMS[form]) > inline:
             (there,) = struct.unpack_from(order + ("Q" if big else "I"), data, there)
@@ -130,10 +133,28 @@ class Page:
         return self.samples // self.planes
 
     @property
-    def stored_width(self) -> int:
-        """Pixels of a row in the file: whole tiles, which a predictor needs."""
-        side = self.first(TILE_WIDTH, 1)
-        return math.ceil(self.width / side) * side
+    def tile(self) -> tuple[int, int] | None:
+        """Width and height of its tiles; None where it is stored in strips."""
+        if TILE_WIDTH not in self.tags:
+            return None
+        return self.first(TILE_WIDTH, 0), self.first(TILE_HEIGHT, 0)
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Width and height in the file: whole tiles, whose rows a predictor needs whole."""
+        wide, high = self.tile or (1, 1)
+        return -(-self.width // wide) * wide, -(-self.height // high) * high
+
+    @property
+    def rows(self) -> int:
+        """Rows of a strip."""
+        return min(self.first(ROWS, self.height), self.height)
+
+    @property
+    def pieces(self) -> int:
+        """Strips or tiles of a plane."""
+        wide, high = self.tile or (self.width, self.rows)
+        return -(-self.width // wide) * -(-self.height // high)
 
     @property
     def dtype(self) -> np.dtype:
@@ -151,20 +172,35 @@ class Page:
         return self.first(EXTRA, 0) in (1, 2)
 
     @property
+    def count(self) -> int:
+        """Its values, with those that fill up its tiles."""
+        width, height = self.stored
+        return width * height * self.samples
+
+    @property
     def size(self) -> int:
         """Bytes of its values, unpacked."""
-        return self.height * self.samples * math.ceil(self.width * self.bits / 8)
+        width, height = self.stored
+        return self.planes * height * -(-width * self.together * self.bits // 8)
 
 
 def page_of(data: bytes, tags: Directory) -> Page | None:
-    """The page of a directory, where its values can be read here."""
+    """The page of a directory, where its values can be read here.
+
+    Raises:
+        Damaged: its strips or tiles have no rows or columns.
+    """
     samples = tags.get(SAMPLES, (1,))[0]
     bits, kinds = set(tags.get(BITS, (1,))), set(tags.get(FORMAT, (1,)))
     if len(bits) != 1 or len(kinds) != 1 or not {WIDTH, HEIGHT} <= tags.keys() or not 1 <= samples <= MOST_CHANNELS:
         return None
     (depth,), (kind,) = bits, kinds
     page = Page(tags[WIDTH][0], tags[HEIGHT][0], samples, depth, _KINDS.get(kind, "u"), _form(data)[0], tags)
-    return page if _readable(page) else None
+    if not _readable(page):
+        return None
+    if not all(page.tile or (page.rows,)):
+        raise Damaged(f"its {'tiles' if page.tile else 'strips'} have no width or height")
+    return page
 
 
 def _readable(page: Page) -> bool:
@@ -190,6 +226,7 @@ def pages(data: bytes, most: int = MOST_CHANNELS) -> list[Page | None]:
 
     Raises:
         struct.error: the file is cut short.
+        Damaged: see `directory` and `page_of`.
     """
     return [page_of(data, directory(data, at)) for at in places(data, most + 1)]
 
@@ -208,7 +245,8 @@ def values_of(page: Page, data: bytes) -> np.ndarray:
     """The values `(h, w, samples)` of a page, as they are stored.
 
     Raises:
-        Exception: it is damaged; whatever Pillow or NumPy raises.
+        Damaged: its strips or tiles are not those of the page.
+        Exception: it is damaged in another way; whatever Pillow or NumPy raises.
     """
     planes = [_plane(page, data, number) for number in range(page.planes)]
     return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
@@ -224,13 +262,8 @@ def _plane(page: Page, data: bytes, number: int) -> np.ndarray:
 def _unpacked(page: Page, data: bytes, number: int) -> np.ndarray:
     """The bytes of a plane, `(h, bytes of a row)` uint8: Pillow takes them for an image of 8 bits."""
     wide = page.together * page.bits  # bits of a pixel
-    tiled = TILE_WIDTH in page.tags
-    offsets, counts = (page.tags[tag] for tag in ((TILE_OFFSETS, TILE_COUNTS) if tiled else (OFFSETS, COUNTS)))
-    each = len(offsets) // page.planes
-    own = slice(number * each, (number + 1) * each)
-    parts = [data[at : at + size] for at, size in zip(offsets[own], counts[own], strict=True)]
     tags: Directory = {
-        WIDTH: (math.ceil(page.stored_width * wide / 8),),
+        WIDTH: (-(-page.stored[0] * wide // 8),),
         HEIGHT: (page.height,),
         BITS: (8,),
         COMPRESSION: (page.first(COMPRESSION, 1),),
@@ -238,19 +271,35 @@ def _unpacked(page: Page, data: bytes, number: int) -> np.ndarray:
         FILL: (page.first(FILL, 1),),
         SAMPLES: (1,),
     }
-    if tiled:
-        tags |= {TILE_WIDTH: (page.first(TILE_WIDTH, 0) * wide // 8,), TILE_HEIGHT: page.tags[TILE_HEIGHT]}
+    if page.tile:
+        tags |= {TILE_WIDTH: (page.tile[0] * wide // 8,), TILE_HEIGHT: (page.tile[1],)}
     else:
-        tags[ROWS] = (min(page.first(ROWS, page.height), page.height),)
-    with Image.open(BytesIO(_written(tags, parts, tiled)), formats=["TIFF"]) as image:
+        tags[ROWS] = (page.rows,)
+    # The page was measured by its bytes, and not by the pixels that Pillow takes them for.
+    with pillow_limit(None), Image.open(BytesIO(_written(tags, _parts(page, data, number))), formats=["TIFF"]) as image:
         return np.asarray(image)
 
 
-def _written(tags: Directory, parts: Sequence[bytes], tiled: bool) -> bytes:
+def _parts(page: Page, data: bytes, number: int) -> list[bytes]:
+    """The bytes of each strip or tile of a plane."""
+    what, *tags = ("tiles", TILE_OFFSETS, TILE_COUNTS) if page.tile else ("strips", OFFSETS, COUNTS)
+    offsets, counts = (page.tags.get(tag, ()) for tag in tags)
+    each = page.pieces
+    if min(len(offsets), len(counts)) < each * page.planes:
+        raise Damaged(f"it has {len(offsets)} places and {len(counts)} sizes for {each * page.planes} {what}")
+    # Strips that overlap could be unpacked to many times what the file holds.
+    if sum(counts[: each * page.planes]) > len(data):
+        raise Damaged(f"its {what} have more bytes together than the whole file")
+    own = slice(number * each, (number + 1) * each)
+    return [data[at : at + size] for at, size in zip(offsets[own], counts[own], strict=True)]
+
+
+def _written(tags: Directory, parts: Sequence[bytes]) -> bytes:
     """A TIFF file of one page."""
     sizes = tuple(map(len, parts))
     at = tuple(itertools.accumulate(sizes[:-1], initial=8))
-    lists = {TILE_OFFSETS if tiled else OFFSETS: at, TILE_COUNTS if tiled else COUNTS: sizes}
+    places, counts = (TILE_OFFSETS, TILE_COUNTS) if TILE_WIDTH in tags else (OFFSETS, COUNTS)
+    lists = {places: at, counts: sizes}
     body = b"".join(parts)
     after = 8 + len(body) + len(body) % 2
     entries, beyond = b"", b""

@@ -22,6 +22,8 @@ def orientation_of(image: Image.Image) -> int:
     """The number of EXIF that says how the stored rows lie; 1 where there is none."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:  # the note may be whole
+        raise
     except Exception:  # a damaged note is no reason to refuse the pixels
         return 1
 
