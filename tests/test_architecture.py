@@ -230,6 +230,25 @@ def test_every_heatmap_method_is_in_the_docs():
     assert not [name for name in METHODS if f"| `{name}` |" not in text]
 
 
+RAISING = {"is_file", "is_dir", "exists", "is_symlink", "resolve", "samefile"}
+
+
+def raising_checks(tree):
+    """Checks of a path by pathlib, which raise an error for a name that is too long or a link that leads to itself."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    return [node.lineno for node in calls if node.func.attr in RAISING and not node.args and not node.keywords]
+
+
+def test_paths_are_checked_by_what_never_raises():
+    """`os.path.isfile` and its like are False for a path that can't be; a user, a table or a model may name any."""
+    assert not [f"{name}:{line}" for name, tree in modules() for line in raising_checks(tree)]
+    assert raising_checks(ast.parse("path.is_file()\nPath(a).exists()\nos.path.exists(a)\npath.parent.resolve()")) == [
+        1,
+        2,
+        4,
+    ]
+
+
 def test_public_functions_have_docstrings():
     bare = [
         f"{name}: {node.name}"

@@ -27,6 +27,7 @@ from PIL import Image
 
 import convscope
 from convscope import cli
+from convscope.cli import leaving
 from convscope.cli.shell import Shell
 from convscope.events import Advanced
 from convscope.networks import BACKENDS
@@ -288,6 +289,25 @@ def test_an_earlier_run_is_replaced(desk, tmp_path):
     before = files_in(tmp_path)
     assert run(*arguments).code == 0
     assert files_in(tmp_path) == before
+
+
+def test_names_that_no_file_can_have(desk, tmp_path):
+    ran = run("heatmap", desk / "nested.keras", "x" * 5000, "--out", tmp_path)
+    assert (ran.code, "check the path" in ran.error) == (1, True)
+    assert run("layers", "x" * 5000).error.startswith("Error: no model file")
+    for name in ("x" * 300, "x" * 5000):
+        ran = run("heatmap", desk / "nested.keras", desk / "cat.png", "--out", tmp_path / name)
+        assert (ran.code, "Choose another place" in ran.error) == (2, True)
+        assert len(ran.err) < 3000
+
+
+def test_the_text_of_an_error_of_the_system_is_cut(capsys):
+    with pytest.raises(SystemExit):
+        leaving.explain(OSError(36, "File name too long", "x" * 10**6), False)
+    assert len(capsys.readouterr().err) < 1100
+    with pytest.raises(SystemExit):
+        leaving.explain(MemoryError("x" * 10**6), False)
+    assert len(capsys.readouterr().err) < 1100
 
 
 def test_quiet_says_nothing(desk, tmp_path):

@@ -1,12 +1,14 @@
 """`file.py:function` and `package.module:function`: run when they are named, and errors that say where."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from expecting import raises
 
-from convscope.errors import UsageError
-from convscope.networks.formats import code
+from convscope.errors import ModelError, UsageError
+from convscope.networks.formats import code, files
 
 
 @pytest.fixture
@@ -47,6 +49,25 @@ def test_a_file_that_exists_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py:make").write_text("")
     assert not code.is_code("net.py:make")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".py:make", "x/" * 3000 + "net.py:make", "a\0b.keras"])
+def test_names_that_no_file_can_have(name):
+    assert code.is_code(name) is name.endswith(":make")
+    if code.is_code(name):
+        with raises(UsageError, "file-missing"):
+            code.build(name)
+    with raises(ModelError, "file-missing"):
+        files.sniff(Path(name))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_link_that_leads_to_itself_is_no_file(tmp_path):
+    (tmp_path / "net.py").symlink_to(tmp_path / "net.py")
+    with raises(UsageError, "file-missing"):
+        code.build(f"{tmp_path / 'net.py'}:make")
+    with raises(ModelError, "file-missing"):
+        files.sniff(tmp_path / "net.py")
 
 
 def test_build(home):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -150,19 +151,19 @@ def _peak_bytes() -> int | None:
 
 
 def _file(model: object) -> dict[str, Json]:
-    if not isinstance(model, str | PathLike) or not Path(fspath(model)).exists():
+    if not isinstance(model, str | PathLike) or not os.path.exists(model):
         return {}
     path = Path(fspath(model))
     try:
         kind = KINDS[kind_of_file(path)]
     except (ConvscopeError, OSError):
         kind = "unknown"
-    files = [path] if path.is_file() else [entry for entry in sorted(path.rglob("*")) if entry.is_file()]
+    files = [path] if os.path.isfile(path) else [entry for entry in sorted(path.rglob("*")) if os.path.isfile(entry)]
     return {
         "path": str(path),
         "bytes": sum(entry.stat().st_size for entry in files),
         "kind": kind,
-        "sha256": sha256(path) if path.is_file() else None,
+        "sha256": sha256(path) if os.path.isfile(path) else None,
     }
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import unicodedata
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -47,7 +48,7 @@ def write_file(
     """
     goal = Path(os.path.realpath(path))  # renaming would put a file in the place of a link
     try:
-        if goal.exists() and not goal.is_file():
+        if not _is_free(goal):
             raise IsADirectoryError(errno.EISDIR, "it is a folder or a device")
         goal.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(str(goal.parent))
@@ -59,6 +60,14 @@ def write_file(
             code="file-not-writable",
             path=os.fspath(path),
         ) from error
+
+
+def _is_free(goal: Path) -> bool:
+    """True where a file is or could be; OSError where no file can have this name, before anything is written."""
+    try:
+        return stat.S_ISREG(os.stat(goal).st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def _write_aside(goal: Path, data: bytes | str | Callable[[BinaryIO], object], before: Callable[[], object]) -> None:
@@ -86,7 +95,7 @@ def _created(goal: Path) -> tuple[int, Path]:
         if fcntl is not None:
             with suppress(OSError):  # some network folders have no locks
                 fcntl.flock(held, fcntl.LOCK_EX)
-        if aside.exists():  # else another process took it for one that was left, before it was locked
+        if os.path.exists(aside):  # else another process took it for one that was left, before it was locked
             return held, aside
         os.close(held)
 

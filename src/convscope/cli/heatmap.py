@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -144,7 +144,7 @@ def heatmap(
     options = Options(**given)
     methods = _methods(options)
     # A file that was named has to be an image; those of a folder or a table need not.
-    several_in_one = any(Path(image).is_dir() or image.lower().endswith(".csv") for image in images)
+    several_in_one = any(os.path.isdir(image) or image.lower().endswith(".csv") for image in images)
     given_images, left_out = read_and_left_out(shell, images) if several_in_one else (read(shell, images), 0)
     if several_in_one:
         say_notes(shell, given_images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -105,8 +106,16 @@ def _option_if(wanted: bool, *names: str, **about: Choice) -> Callable:
 
 def writable(context: click.Context, option: click.Parameter, path: str) -> str:
     """`path` unchanged, if it can be written to: an error is better before the work than after it."""
-    there = next(folder for folder in [Path(path).absolute(), *Path(path).absolute().parents] if folder.exists())
-    if there != Path(path).absolute() and not there.is_dir():
+    wanted = Path(path).absolute()
+    try:
+        os.stat(wanted)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise click.BadParameter(
+                f"{path!r} can't be made ({error.strerror}). Choose another place.", context, option
+            ) from None
+    there = next(folder for folder in [wanted, *wanted.parents] if os.path.exists(folder))
+    if there != wanted and not os.path.isdir(there):
         raise click.BadParameter(
             f"{path!r} can't be made: {str(there)!r} is a file. Choose another place.", context, option
         )

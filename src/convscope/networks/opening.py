@@ -325,7 +325,7 @@ def _weights_of(spec: ModelSpec) -> Path | None:
     if spec.weights is None:
         return None
     path = Path(spec.located(spec.weights))
-    if path.is_file():
+    if os.path.isfile(path):
         _check_unchanged(path, spec.origin.weights_sha256, lambda: files.sha256(path))
     return path
 
@@ -351,7 +351,7 @@ def _check_unchanged(path: Path | str, expected: str | None, sha256: Callable[[]
 
 
 def _sha256_if_file(path: Path | None) -> str | None:
-    return files.sha256(path) if path is not None and path.is_file() else None
+    return files.sha256(path) if path is not None and os.path.isfile(path) else None
 
 
 def _python_file(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -76,7 +77,7 @@ class Folder:
 
     def _before(self, path: Path) -> Callable[[], None]:
         def before() -> None:
-            if path.exists():
+            if os.path.exists(path):
                 while self._outdated:
                     self._outdated.pop().unlink(missing_ok=True)
 

@@ -94,7 +94,7 @@ def chosen(path: str | PathLike, kinds: Sequence[str], kind: str | None) -> Path
     """
     check_kind(kind, kinds)
     real = Path(os.path.realpath(path))  # a link that the user names is the user's; those inside are not followed
-    if not real.is_dir() and real.suffix.lower() == ".json":
+    if not os.path.isdir(real) and real.suffix.lower() == ".json":
         return real
     there = found(path, kinds)
     fitting = [file for file in there if kind is None or re.match(rf"{kind}(-|\.)", file.name)]

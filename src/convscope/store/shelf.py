@@ -7,6 +7,7 @@ anything is read as a whole, and every value is checked against a schema, so tha
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,7 +169,7 @@ class Shelf:
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def check(holds: bool, where: str, expected: str, found: object) -> None:

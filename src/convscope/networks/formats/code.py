@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -27,7 +28,7 @@ Made = Any  # what the user's code has under a name, or returns
 
 def is_code(name: str) -> bool:
     """True if `name` is `file.py:function` or `package.module:function`, perhaps with `?argument=value`."""
-    if Path(name).exists():
+    if os.path.exists(name):
         return False
     return bool(_FILE.fullmatch(name) or (_MODULE.fullmatch(name) and len(name.partition(":")[0]) > 1))
 
@@ -82,9 +83,8 @@ def _module(home: str) -> ModuleType:
                 ) from None
             raise
     path = Path(home)
-    if not path.is_file():
-        folder = path.parent
-        names = sorted(entry.name for entry in folder.glob("*.py")) if folder.is_dir() else []
+    if not os.path.isfile(path):
+        names = sorted(entry.name for entry in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
         raise UsageError(f"no file at {path}; {nearest(path.name, names)}", code="file-missing", path=str(path))
     spec = importlib.util.spec_from_file_location(f"_convscope_code_{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -101,11 +101,12 @@ def _module(home: str) -> ModuleType:
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
     """Modules beside the user's file can be imported while it is being run."""
-    sys.path.insert(0, str(folder.resolve()))
+    real = os.path.realpath(folder)
+    sys.path.insert(0, real)
     try:
         yield
     finally:
-        sys.path.remove(str(folder.resolve()))
+        sys.path.remove(real)
 
 
 def _member(module: object, name: str, home: str) -> Made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class ModelFile:
             beside: names of the other files that its weights were read from, relative to the folder that the file is
                 in, or that it is.
         """
-        folder = self.path if self.path.is_dir() else self.path.parent
+        folder = self.path if os.path.isdir(self.path) else self.path.parent
         return Source(self.path.name, str(self.path), self.sha256, notes, sha256_of_several(folder, beside))
 
 
@@ -75,15 +76,15 @@ def check_file(path: Path) -> None:
     Raises:
         ModelError: it is missing, a folder of another kind, empty, or can't be read.
     """
-    if path.is_dir():
-        if (path / SAVED_MODEL_GRAPH).exists():
+    if os.path.isdir(path):
+        if os.path.exists(path / SAVED_MODEL_GRAPH):
             return
         raise ModelError(
             f"expected a model file, found a folder: {path}. Give {EXPECTED}.", code="is-folder", path=str(path)
         )
-    if not path.exists():
+    if not os.path.exists(path):
         raise ModelError(f"no model file at {path}; {_missing_hint(path)}", code="file-missing", path=str(path))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(
             f"expected a model file, found a device or a pipe: {path}. Give {EXPECTED}.",
             code="no-regular-file",
@@ -106,9 +107,12 @@ def check_file(path: Path) -> None:
 def _missing_hint(path: Path) -> str:
     if re.match(r"\w+:/", path.as_posix()):  # Path makes one "/" of the two
         return "convscope does not download models, so fetch it first and give the file."
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f"there is no folder {path.parent} either, so check the path."
-    return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+    try:
+        return nearest(path.name, sorted(os.listdir(path.parent)))
+    except OSError as error:
+        return f"its folder can't be read ({error.strerror}), so check the path and its permissions."
 
 
 def kind_of_file(path: Path) -> str:
@@ -117,7 +121,7 @@ def kind_of_file(path: Path) -> str:
     Raises:
         ModelError: none of them; the message has the kind that the content suggests.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return "saved_model"
     with path.open("rb") as file:
         head = file.read(64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ _LAST_USER_BLOCK = 1 << 20  # HDF5 may begin after a block of the user's own, of
 def is_hdf5(path: Path | str) -> bool:
     """True if the file at `path` is HDF5, whatever its name."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return False
     with path.open("rb") as file:
         offset, size = 0, path.stat().st_size

@@ -18,7 +18,7 @@ def models_folder() -> Path:
 
 def imagenet_names(download: bool) -> tuple[str, ...] | None:
     """ImageNet's class names as Keras decodes them; None where its list is neither at hand nor to be had."""
-    if not (models_folder() / "imagenet_class_index.json").exists() and not download:
+    if not os.path.exists(models_folder() / "imagenet_class_index.json") and not download:
         return None
     try:
         decoded = keras.applications.imagenet_utils.decode_predictions(np.eye(CLASSES, dtype=np.float32), top=1)

@@ -361,7 +361,7 @@ class _Reading:
             raise self._damaged(f"its shape takes {size} bytes, and {length} are said to be in another file")
         try:
             place = self._place(said.get("location", ""))
-            self._others.add(place.relative_to(self._path.parent.resolve()).as_posix())
+            self._others.add(place.relative_to(os.path.realpath(self._path.parent)).as_posix())
             with _opened(place) as file:
                 if offset + size > os.fstat(file.fileno()).st_size:
                     raise ModelError(
@@ -382,12 +382,12 @@ class _Reading:
     def _place(self, name: str) -> Path:
         """Where a file of weights lies; also through links it has to be inside of the model's folder."""
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        folder = self._path.parent.resolve()
+        folder = Path(os.path.realpath(self._path.parent))
         plain = (
             parts and not name.startswith(("/", "\\")) and ".." not in parts and ":" not in name and "\0" not in name
         )
         place = folder.joinpath(*parts) if plain else folder
-        if not plain or not place.resolve().is_relative_to(folder):
+        if not plain or not Path(os.path.realpath(place)).is_relative_to(folder):
             raise ModelError(
                 f"{self._path} keeps its weights outside of its folder, in {name!r}, which is not read. "
                 "Put them beside it, as a file and not as a link, and save the model anew.",
@@ -395,7 +395,7 @@ class _Reading:
                 path=str(self._path),
                 name=name,
             )
-        if not place.is_file():  # not there, or a pipe or a device
+        if not os.path.isfile(place):  # not there, or a pipe or a device
             raise ModelError(
                 f"{self._path} keeps its weights in {name!r}, which is not beside it. Put it into the folder.",
                 code="weights-missing",

@@ -5,6 +5,7 @@ What saves and restores variables in a file is read to learn these names, and ne
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -44,7 +45,7 @@ def size_of(path: Path) -> int:
 def parts(folder: Path) -> list[Path]:
     """The files of the checkpoint; none where the graph has its numbers inside."""
     inside = (folder / CHECKPOINT).parent
-    return sorted(path for path in inside.glob("variables*")) if inside.is_dir() else []
+    return sorted(path for path in inside.glob("variables*")) if os.path.isdir(inside) else []
 
 
 def _keys(meta: Message, reader: Message) -> dict[str, str]:

@@ -91,8 +91,8 @@ def check_files(folder: Path, trust: bool = False) -> int:
         ModelError: one is missing, lies elsewhere, or is a pipe or a device; or they are larger than the limit.
     """
     files = [folder / GRAPH, *parts(folder)]
-    home = folder.resolve()
-    outside = [path for path in files if not trust and not path.resolve().is_relative_to(home)]
+    home = Path(os.path.realpath(folder))
+    outside = [path for path in files if not trust and not Path(os.path.realpath(path)).is_relative_to(home)]
     if outside:
         raise ModelError(
             f"the SavedModel's file {outside[0]} is a link out of its folder, and would be read from there. Copy the "
