@@ -183,6 +183,7 @@ MEANINGS: Mapping[str, str] = {
     "place-out-of-range": "A place is outside of the layer's map.",
     "placeholder-unfed": "A SavedModel needs a value that no signature names.",
     "precision-unknown": "No precision has this name, or the backend does not have it.",
+    "preprocessing-misfit": "A preprocessing has a mean or a deviation for another number of channels.",
     "preprocessing-unknown": "No preprocessing has this name.",
     "reader-not-startable": "The process that reads files can't be started.",
     "recipe-of-whole-layers": "A recipe takes whole layers, and channels were given.",

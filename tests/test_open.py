@@ -9,6 +9,7 @@ import sys
 import models
 import numpy as np
 import pytest
+from expecting import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import keras, layers
@@ -321,10 +322,37 @@ def test_restore_undoes_apply(preprocessing, channels, seed):
 
 
 @settings(max_examples=100, deadline=None)
-@given(TRIPLES, st.tuples(DEVIATIONS, DEVIATIONS, DEVIATIONS))
-def test_mean_and_deviation_of_each_channel_are_read(mean, std):
+@given(st.lists(st.tuples(NUMBERS, DEVIATIONS), min_size=1, max_size=16))
+def test_mean_and_deviation_of_each_channel_are_read(channels):
+    mean, std = zip(*channels, strict=True)
     found = parse(",".join(map(str, mean + std)))
     assert (found.mean, found.std, found.bgr, found.certainty) == (mean, std, False, "set")
+
+
+def _grey_or_not(channels):
+    picture = layers.Input((8, 8, channels))
+    return keras.Model(picture, layers.Dense(2)(layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(picture))))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_each_channel_has_its_own_mean_and_deviation(channels):
+    mean, std = [10.0 * (number + 1) for number in range(channels)], [2.0 + number for number in range(channels)]
+    network = open_model(_grey_or_not(channels), preprocess=",".join(map(str, mean + std)))
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, channels))
+    found = network.preprocessing.apply(pixels.astype(np.float32))
+    np.testing.assert_allclose(found, (pixels - mean) / std, rtol=1e-4, atol=1e-4)
+    one = open_model(_grey_or_not(channels), preprocess="10,4").preprocessing.apply(pixels.astype(np.float32))
+    np.testing.assert_allclose(one, (pixels - 10) / 4, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "given"), [(1, 3), (3, 2), (2, 3), (4, 3)])
+def test_numbers_for_another_number_of_channels_are_refused(channels, given):
+    numbers = ",".join(["5"] * 2 * given)
+    with raises(UsageError, "preprocessing-misfit", expected=channels, found=[given, given]):
+        open_model(_grey_or_not(channels), preprocess=numbers)
+    with raises(UsageError, "preprocessing-misfit", expected=channels, found=[1, given]):
+        open_model(_grey_or_not(channels), preprocess=Preprocessing("own", (0.0,), (5.0,) * given))
+    assert open_model(_grey_or_not(channels), preprocess="torch").preprocessing.name == "torch"
 
 
 def test_one_mean_and_deviation_are_read():
@@ -335,7 +363,7 @@ def test_one_mean_and_deviation_are_read():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "half", "1", "1,0", "1,-2", "1,2,3", "1,2,3,4", "nan,1", "1,inf", "0,0,0,1,1,0", "1;2"]
+    "text", ["", "half", "1", "1,0", "1,-2", "1,2,3", "1,2,3,0", "1,2,3,4,5", "nan,1", "1,inf", "0,0,0,1,1,0", "1;2"]
 )
 def test_preprocessing_that_is_not_understood(text):
     with pytest.raises(UsageError, match=r"Expected one of none, 0\.\.1"):

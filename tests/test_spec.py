@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from expecting import raises
 
 import convscope
 from convscope import limits
 from convscope.errors import ConvscopeError, ModelError, UsageError
 from convscope.networks import ModelSpec, open_model
+from convscope.networks.preprocessing import CERTAINTIES, Preprocessing
+from convscope.networks.spec import Options
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (2, 12, 12, 3)).astype(np.float32)
 
@@ -282,6 +285,35 @@ def test_preprocessing_and_classes_come_back_from_json(tmp_path, monkeypatch):
         again = ModelSpec.from_json(json.loads(json.dumps(network.spec.describe()))).open()
         assert again.preprocessing == network.preprocessing
         assert again.class_names == tuple("abcde")
+
+
+@pytest.mark.parametrize("certainty", CERTAINTIES)
+@pytest.mark.parametrize("bgr", [False, True])
+def test_every_field_of_a_preprocessing_comes_back_from_json(certainty, bgr):
+    given = Preprocessing("own", (1.0, 2.0), (3.0, 4.0), bgr, certainty, "a reason", "resnet50", "torch")
+    spec = ModelSpec("net.onnx", options=Options(preprocess=given))
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.describe()))).options.preprocess == given
+
+
+def test_a_preprocessing_without_the_newer_fields_comes_back_from_json():
+    data = ModelSpec("net.onnx", options=Options(preprocess=Preprocessing("own"))).describe()
+    del data["preprocess"]["named_after"], data["preprocess"]["instead_of"]
+    assert ModelSpec.from_json(data).options.preprocess == Preprocessing("own")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"certainty": "sure"}, {"name": None}, {"reason": None}, {"order": 1}, {"mean": []}, {"mean": 3}),
+        *({"std": [-1]}, {"std": ["1"]}, {"named_after": 3}, {"instead_of": []}),
+    ],
+    ids=str,
+)
+def test_json_that_is_no_preprocessing(change):
+    data = ModelSpec("net.onnx", options=Options(preprocess=Preprocessing("own"))).describe()
+    data["preprocess"] |= change
+    with raises(ModelError, "spec-invalid", match=f"preprocess.{next(iter(change))}"):
+        ModelSpec.from_json(data)
 
 
 def test_a_file_is_sniffed_once(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from saved_results import MAKERS
 import convscope
 from convscope import render, store
 from convscope.errors import ConvscopeError, UsageError
+from convscope.networks.preprocessing import CERTAINTIES, Preprocessing
 from convscope.results import Filters, Heatmap, Origin, RecipeParameters, Result
 
 pytestmark = pytest.mark.without_keras
@@ -128,6 +129,13 @@ def test_every_result_of_a_folder_is_loaded(tmp_path):
     assert convscope.load_all(tmp_path, "concepts") == ()
     with raises(UsageError, "result-kind-unknown", name="heatmap", match="did you mean 'heatmaps'"):
         convscope.load_all(tmp_path, "heatmap")
+
+
+@pytest.mark.parametrize("certainty", CERTAINTIES)
+def test_filters_keep_all_that_is_known_of_the_preprocessing(certainty, tmp_path):
+    known = Preprocessing("own", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), True, certainty, "a reason", "resnet50", "torch")
+    convscope.save(replace(MAKERS["filters"](), preprocessing=known), tmp_path)
+    assert convscope.load(tmp_path).preprocessing == known
 
 
 @pytest.fixture(params=MAKERS)

@@ -77,8 +77,8 @@ def model_options(command: Callable, precision: bool = True) -> Callable:
     @click.option(
         "--preprocess",
         metavar="HOW",
-        help="Preprocessing: none, 0..1, -0.5..0.5, -1..1, caffe, torch, or MEAN,STD in pixel units; detected, "
-        "measured or guessed by default.",
+        help="Preprocessing: none, 0..1, -0.5..0.5, -1..1, caffe, torch, or MEAN,STD in pixel units (for each channel: "
+        "all means, then all deviations); detected, measured or guessed by default.",
     )
     @click.option("--classes", metavar="FILE", help="Class names: one per line, or JSON.")
     @click.option("--input", metavar="NAME", help="Input that takes the image, of a model with several.")

@@ -96,10 +96,11 @@ def inspected(watched: Watched, trace: Trace, choices: Choices, steps: Steps[Mad
     """The network of a model that was watched once; the user's choices come before what is found.
 
     Raises:
-        UsageError: no such output, or not as many names as classes.
+        UsageError: no such output, or not as many names as classes; see `Preprocessing.check_channels`.
     """
     graph = graph_of(trace, trace.output_named(choices.output))
     preprocessing = choices.preprocess or steps.preprocessing(graph)
+    preprocessing.check_channels(watched.inputs.channels)
     found = Inspection(watched.inputs, graph, preprocessing, Head(graph.units))
     if preprocessing.certainty == GUESS and choices.preprocess is None:
         found = _settled(found, measured(steps.network(found)))

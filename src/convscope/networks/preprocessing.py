@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convscope.errors import UsageError
+from convscope import schema
+from convscope.errors import UsageError, option
 from convscope.images.natural import MEAN as IMAGENET_MEAN
 from convscope.schema import Json
 
-FOUND, GUESS, MEASURED, SET = "found", "guess", "measured", "set"
+CERTAINTIES = FOUND, GUESS, MEASURED, SET = ("found", "guess", "measured", "set")
 
 # ImageNet's channel deviations as torchvision and keras.applications use them, RGB on 0..1.
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,7 +32,8 @@ class Preprocessing:
         name: "none", "0..1", "-0.5..0.5", "-1..1", "caffe", "torch" or "mean,std".
         mean, std: one value, or one for each channel, in pixel units 0..255 and in the network's order.
         bgr: True if the network takes blue first.
-        certainty: "found" (in the model), "measured" (on the model: see `measuring`), "guess" or "set" (by the user).
+        certainty: one of `CERTAINTIES`: "found" (in the model), "measured" (on the model: see `measured`), "guess" or
+            "set" (by the user).
         reason: why this one, for people.
         named_after: the name that a guess goes by, of the model or of one in it; None where it goes by no name.
         instead_of: the name of the guess that a measurement contradicts; None where there is none.
@@ -91,11 +93,56 @@ class Preprocessing:
             "instead_of": self.instead_of,
         }
 
+    def check_channels(self, channels: int) -> None:
+        """Refuse numbers of the user's for another number of channels; those of presets are averaged.
+
+        Raises:
+            UsageError: a mean or a deviation for neither all channels nor each of them.
+        """
+        own = self.certainty == SET and self.name not in PRESETS
+        counts = (len(self.mean), len(self.std))
+        if own and not set(counts) <= {1, channels}:
+            several = channels > 1
+            each = f", or {channels} means and then {channels} deviations" if several else ""
+            raise UsageError(
+                f"the network takes images of {channels} channel{'s' if several else ''}, so {option('preprocess')} "
+                f"needs one mean and one deviation{each}; found {counts[0]} and {counts[1]}.",
+                code="preprocessing-misfit",
+                expected=channels,
+                found=list(counts),
+            )
+
     def _mean(self, x: np.ndarray) -> np.ndarray:
         return _for_channels(self.mean, x.shape[-1])
 
     def _std(self, x: np.ndarray) -> np.ndarray:
         return _for_channels(self.std, x.shape[-1])
+
+
+def _deviation(value: object, where: str) -> float:
+    found = schema.number(value, where)
+    if found <= 0:
+        raise schema.Misfit(where, "a deviation above 0", schema.shown(value))
+    return found
+
+
+# The reader of the fields of a preprocessing as JSON has them.
+RECORD = schema.record(
+    Preprocessing,
+    mean=schema.sequence(schema.number, 1),
+    std=schema.sequence(_deviation, 1),
+    certainty=schema.one_of(*CERTAINTIES),
+)
+_DESCRIBED = schema.entries(
+    dict.fromkeys(("name", "mean", "std", "certainty", "reason"), schema.anything),
+    {"order": schema.one_of("rgb", "bgr")},
+)
+
+
+def read(value: object, where: str) -> Preprocessing:
+    """The preprocessing that `Preprocessing.describe` wrote; a reader as those of `schema`."""
+    found = _DESCRIBED(value, where)
+    return RECORD({**found, "bgr": found.get("order") == "bgr"}, where)
 
 
 _VALUES = {
@@ -181,7 +228,12 @@ def parse(text: str) -> Preprocessing:
             in pixel units 0..255: `x = (pixel - MEAN) / STD`.
 
     Raises:
-        UsageError: neither a preset nor two or six numbers with positive deviations.
+        UsageError: neither a preset nor as many means as positive deviations. Whether there are as many as the network
+            has channels is checked when it is opened.
+
+    Example:
+        >>> parse("1,2,3,4,10,10,10,20").std
+        (10.0, 10.0, 10.0, 20.0)
     """
     if text in PRESETS:
         return PRESETS[text]
@@ -190,10 +242,11 @@ def parse(text: str) -> Preprocessing:
     except ValueError:
         numbers = []
     half = len(numbers) // 2
-    if len(numbers) not in (2, 6) or min(numbers[half:]) <= 0 or not np.isfinite(numbers).all():
+    if not half or len(numbers) != 2 * half or min(numbers[half:]) <= 0 or not np.isfinite(numbers).all():
         raise UsageError(
             f"preprocessing {text!r} is not known. Expected one of {', '.join(PRESETS)}, or MEAN,STD in pixel units "
-            'such as "127.5,127.5" (for three channels: three means, then three deviations above 0).',
+            'such as "127.5,127.5": a mean and a deviation above 0, or the means of all channels and then their '
+            "deviations.",
             code="preprocessing-unknown",
             name=text,
         )

@@ -27,7 +27,7 @@ from convscope.networks.feeding import Feed, read_feed
 from convscope.networks.formats import code
 from convscope.networks.head import HeadChoice
 from convscope.networks.network import Network
-from convscope.schema import Json
+from convscope.schema import Json, Misfit
 
 _TEXTS = (
     *(
@@ -306,18 +306,11 @@ def _preprocessing(given: Json) -> pp.Preprocessing | None:
     if given is None:
         return None
     try:
-        mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
-        name, certainty, reason = (str(given[key]) for key in ("name", "certainty", "reason"))
-        if (
-            not np.isfinite([*mean, *std]).all()
-            or min(std) <= 0
-            or certainty not in (pp.FOUND, pp.GUESS, pp.MEASURED, pp.SET)
-        ):
-            raise ValueError("its numbers can't be used")
-    except (KeyError, TypeError, ValueError) as error:
-        message = f"expected the preprocessing in a spec as convscope writes it, found {given!r:.60}."
-        raise ModelError(message, code="spec-invalid") from error
-    return pp.Preprocessing(name, mean, std, given.get("order") == "bgr", certainty, reason)
+        return pp.read(given, "preprocess")
+    except Misfit as error:
+        raise ModelError(
+            f"expected the preprocessing in a spec as convscope writes it: {error}.", code="spec-invalid"
+        ) from error
 
 
 def open_model(
@@ -350,8 +343,8 @@ def open_model(
             an installed one.
         device: for PyTorch: "cpu", "cuda", "cuda:1", "mps"; a module in memory stays where it is.
         precision: for PyTorch: "float32", or "bfloat16" or "float16" for autocast.
-        preprocess: "none", "0..1", "-0.5..0.5", "-1..1", "caffe", "torch" or "MEAN,STD"; found out, measured or
-            guessed where None.
+        preprocess: "none", "0..1", "-0.5..0.5", "-1..1", "caffe", "torch" or "MEAN,STD" in pixel units (one of
+            each, or the means of all channels and then their deviations); found out, measured or guessed where None.
         classes: names in the order of the outputs, or a file of them (a line each, or JSON).
         input, output: names, where the model has several; the first that fits where None.
         size: pixels `(height, width)` to bring images to, where the model takes any size.

@@ -10,7 +10,7 @@ from os import PathLike
 from convscope import schema
 from convscope.files import safe_name
 from convscope.networks import Layer
-from convscope.networks.preprocessing import FOUND, GUESS, SET, Preprocessing
+from convscope.networks import preprocessing as pp
 from convscope.render import filters as views
 from convscope.render.plots import png
 from convscope.results import STATUSES, FilterRow, Filters
@@ -28,12 +28,6 @@ _FILTER_ROW = schema.record(
     variant=schema.whole(0),
     tries=schema.whole(0),
     steps=schema.whole(0),
-)
-_PREPROCESSING = schema.record(
-    Preprocessing,
-    mean=schema.sequence(schema.number, 1),
-    std=schema.sequence(schema.number, 1),
-    certainty=schema.one_of(FOUND, GUESS, SET),
 )
 
 
@@ -82,7 +76,7 @@ def read(report: Mapping[str, Json], shelf: Shelf) -> Filters:
             **MADE,
             "raw": schema.text,
             "layer": schema.optional(schema.record(Layer, shape=shape, parameters=schema.whole(0, 2**62))),
-            "preprocessing": _PREPROCESSING,
+            "preprocessing": pp.RECORD,
             "crop": schema.whole(0),
         },
         {"look": schema.one_of(*views.STYLES), "alpha": schema.text, "frames": schema.text},
