@@ -81,7 +81,7 @@ def ending_of(flow: Flow, output: Value) -> Ending:
         value, call = passed_back(flow, value)
         if call is None:
             break
-        found = _probabilities(flow, call)
+        found = _probabilities(flow, value, call)
         if found is not None:
             return replace(found, left_out=(*found.left_out[:1], *passed, *found.left_out[1:]))
         if not (_name(call) == "log" or _clips_nothing(call)) or not call.inputs:
@@ -95,19 +95,19 @@ def ending_of(flow: Flow, output: Value) -> Ending:
 def passed_back(flow: Flow, value: Value) -> tuple[Value, Call | None]:
     """The tensor with the same values that a call made which does more than pass on or reshape, and this call."""
     call = flow.maker(value)
-    while call is not None and _passes(call):
+    while call is not None and _passes(call, value):
         value = call.inputs[0]
         call = flow.maker(value)
     return value, call
 
 
-def _passes(call: Call) -> bool:
-    """True for a call that returns all values of its input."""
+def _passes(call: Call, output: Value) -> bool:
+    """True for a call one of whose outputs, `output`, has all values of its input."""
     if not call.inputs or call.activation is not None or call.facts.get("function") is not None:
         return False
     if call.kind in PASSING or call.kind == "activation":  # an activation without a name is linear
         return True
-    return call.kind == "reshape" and prod(call.inputs[0].shape) == prod(call.outputs[0][1].shape)
+    return call.kind == "reshape" and prod(call.inputs[0].shape) == prod(output.shape)
 
 
 def _name(call: Call) -> str:
@@ -116,17 +116,17 @@ def _name(call: Call) -> str:
     return name.lower().removesuffix("_v2").replace("_", "")
 
 
-def _probabilities(flow: Flow, call: Call) -> Ending | None:
-    """The ending in a call that makes probabilities of scores, or their logarithms."""
+def _probabilities(flow: Flow, value: Value, call: Call) -> Ending | None:
+    """The ending in a call whose output `value` are probabilities that it makes of scores, or their logarithms."""
     if not call.inputs:
         return None
     if call.facts.get("opaque") and call.facts.get("function") is None:
         return None
     name, fused = _name(call), call.kind != "activation" and call.activation is not None
-    scores = call.outputs[0][1] if fused else call.inputs[0]
+    scores = value if fused else call.inputs[0]
     maker = call if fused else None
     if name in _SOFTMAX:
-        return _with_maker(flow, Ending("softmax", (call,), scores, maker, classes=_size_along(call)))
+        return _with_maker(flow, Ending("softmax", (call,), scores, maker, classes=_size_along(call, value)))
     if name in _SIGMOID:
         return _with_maker(flow, Ending("sigmoid", (call,), scores, maker))
     slope = call.facts.get("slope", SLOPE)
@@ -143,10 +143,10 @@ def _with_maker(flow: Flow, ending: Ending) -> Ending:
     return replace(ending, scores=value, maker=call)
 
 
-def _size_along(call: Call) -> int | None:
-    """The number of values along the axes of a softmax; None where they are not known."""
+def _size_along(call: Call, output: Value) -> int | None:
+    """The number of values of `output` along the axes of a softmax; None where they are not known."""
     axes: slice | None = call.facts.get("axes")
-    return None if axes is None else prod(call.outputs[0][1].shape[axes])
+    return None if axes is None else prod(output.shape[axes])
 
 
 def _clips_nothing(call: Call) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from convscope.networks.foreign import Operation, Tensor
 from convscope.networks.layers import PASSING, Layer
 
+Outputs = set[tuple[int, int]]  # of calls: the id of the call, and the number of the output
 Fact = Any  # what a format tells of a layer beside the rest: numbers, or which outputs were changed in place
 
 
@@ -80,11 +81,11 @@ class Flow:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         # A call that returns its input (Dropout outside training) neither makes nor takes a tensor.
-        self._leaves = [call for call in calls if call.kind != "model" and not _hands_on(call)]
+        self._leaves = [call for call in calls if call.kind != "model" and (_made(call) or not call.outputs)]
         self._maker: dict[Hashable, Call] = {}
         self._takers: dict[Hashable, list[Call]] = {}
         for call in self._leaves:
-            for _, value in call.outputs:
+            for _, value in _made(call):
                 self._maker.setdefault(value.key, call)
             for value in call.inputs:
                 self._takers.setdefault(value.key, []).append(call)
@@ -102,30 +103,34 @@ class Flow:
         takers = [taker for _, value in call.outputs for taker in self._takers.get(value.key, [])]
         return takers[0] if len(takers) == 1 else None
 
-    def between(self, given: Sequence[Value], picture: Value, output: Value) -> set[int] | None:
-        """Ids of the calls through which `picture` reaches `output`; None where some step between calls is not seen.
+    def between(self, given: Sequence[Value], image: Value, output: Value) -> Outputs | None:
+        """The outputs of calls through which `image` reaches `output`; None where some step between calls is not seen.
 
         Args:
-            given: the tensors that the model was called with; `picture` is one of them.
-            picture, output: the ends of the way.
+            given: the tensors that the model was called with; `image` is one of them.
+            image, output: the ends of the way.
+
+        Returns:
+            for each the id of the call and the number of the output: a call may have another one that is not used.
         """
         known = set(self._maker) | {value.key for value in given}
         used = {value.key for call in self._leaves for value in call.inputs if len(value.shape) > 1}
-        if not used <= known or picture.key not in used or output.key not in self._maker:
+        if not used <= known or image.key not in used or output.key not in self._maker:
             return None
         after: set[int] = set()
-        reached = {picture.key}
+        reached = {image.key}
         for call in self._leaves:  # in the order of execution, so one sweep does
             if any(value.key in reached for value in call.inputs):
                 after.add(id(call))
                 reached.update(value.key for _, value in call.outputs)
-        before: set[int] = set()
+        before: set[tuple[int, int]] = set()
         needed = {output.key}
         for call in reversed(self._leaves):
-            if any(value.key in needed for _, value in call.outputs):
-                before.add(id(call))
+            wanted = {(id(call), index) for index, value in _made(call) if value.key in needed}
+            if wanted:
+                before |= wanted
                 needed.update(value.key for value in call.inputs)
-        return after & before
+        return {(call, index) for call, index in before if call in after}
 
     def nonlinearities(self, call: Call) -> list[Call]:
         """The calls with the non-linearities of `call`: its own, or those of what it concatenates or passes on.
@@ -163,10 +168,10 @@ class Flow:
                 waiting += self._makers(here.inputs)
         return found
 
-    def first_steps(self, picture: Value) -> list[Call]:
+    def first_steps(self, image: Value) -> list[Call]:
         """The calls that the image passes one after the other, up to the first convolution or dense layer."""
         steps: list[Call] = []
-        value = picture
+        value = image
         while True:
             takers = self._takers.get(value.key, [])
             if len(takers) != 1 or takers[0].kind in ("conv", "dense", "norm", "pool"):
@@ -212,9 +217,10 @@ def _concatenates(call: Call) -> bool:
     return call.kind == "merge" and call.class_name.lower().startswith(("concat", "cat", "depthconcat"))
 
 
-def _hands_on(call: Call) -> bool:
+def _made(call: Call) -> list[tuple[int, Value]]:
+    """The outputs of a call, by their number, that are none of its inputs."""
     given = {value.key for value in call.inputs}
-    return any(value.key in given for _, value in call.outputs)
+    return [(index, value) for index, (_, value) in enumerate(call.outputs) if value.key not in given]
 
 
 def paths_of(calls: Sequence[Call]) -> dict[str, tuple[Call, int]]:
@@ -238,7 +244,7 @@ def nonlinearities_at(paths: Mapping[str, tuple[Call, int]], path: str) -> list[
     return [names[id(call)] for call in Flow(calls).nonlinearities(paths[path][0])]
 
 
-def layers_of(paths: Mapping[str, tuple[Call, int]], flow: Flow, on_path: set[int] | None) -> tuple[Layer, ...]:
+def layers_of(paths: Mapping[str, tuple[Call, int]], flow: Flow, on_path: Outputs | None) -> tuple[Layer, ...]:
     """The public face of every output of every call."""
     names: dict[int, str] = {}
     for path, (call, _) in paths.items():
@@ -249,21 +255,21 @@ def layers_of(paths: Mapping[str, tuple[Call, int]], flow: Flow, on_path: set[in
 _COUNTED = ("conv", "pool", "norm", "activation", "merge", "dense")
 
 
-def _layer(path: str, call: Call, index: int, flow: Flow, names: dict[int, str], on_path: set[int] | None) -> Layer:
+def _layer(path: str, call: Call, index: int, flow: Flow, names: dict[int, str], on_path: Outputs | None) -> Layer:
     rectified = flow.rectified(call) if call.kind in _COUNTED else None
     return Layer(
         path=path,
         kind=call.kind,
         class_name=call.class_name,
-        shape=_shape_of(call.outputs[index][1], bool(call.channels_first)),
+        shape=shape_of(call, index),
         parameters=call.parameters if call.nth == 0 and index == 0 else 0,
-        rectified=None if rectified is None else names[id(rectified)],
-        on_path=on_path is None or id(call) in on_path,
+        rectified=path if rectified is call else None if rectified is None else names[id(rectified)],
+        on_path=on_path is None or (id(call), index) in on_path,
         activation=call.activation,
     )
 
 
-def _shape_of(value: Value, channels_first: bool) -> tuple[int, ...]:
-    """Shape for one image, channels last."""
-    shape = value.shape[1:]
-    return (*shape[1:], shape[0]) if channels_first and len(shape) == 3 else shape
+def shape_of(call: Call, index: int) -> tuple[int, ...]:
+    """The shape of one output of a call, for one image, channels last."""
+    shape = call.outputs[index][1].shape[1:]
+    return (*shape[1:], shape[0]) if call.channels_first and len(shape) == 3 else shape

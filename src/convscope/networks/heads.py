@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from convscope.networks.endings import Ending, ending_of
-from convscope.networks.graph import Call
+from convscope.networks.graph import Call, Value
 from convscope.networks.head import Head, HeadActivation, HeadChoice
 from convscope.networks.layers import Layer
 from convscope.networks.trace import Graph
@@ -80,12 +80,17 @@ def _undone(graph: Graph, ending: Ending, classes: int, habits: Habits) -> Head 
     alone = habits.leaves_out_calls or all(graph.calls_of(call.operation) == 1 for call in ending.left_out)
     if ending.activation is None or not alone or ending.classes not in (None, classes):
         return None
-    first, *more = (_path_of(graph, call) for call in ending.left_out)
+    first, *more = (_path_of(graph, call, call.outputs[0][1]) for call in ending.left_out)
     return Head(classes, ending.activation, undone=first, also_left_out=tuple(more), slope=ending.slope)
 
 
-def _path_of(graph: Graph, call: Call) -> str:
-    return next(path for path, (other, _) in graph.calls.items() if other is call)
+def _path_of(graph: Graph, call: Call, value: Value) -> str:
+    """The path of the output `value` of a call, which may have several."""
+    return next(
+        path
+        for path, (other, index) in graph.calls.items()
+        if other is call and call.outputs[index][1].key == value.key
+    )
 
 
 def activation_by_values(values: np.ndarray | None) -> HeadActivation | None:
@@ -134,7 +139,7 @@ def _map_of_scores(graph: Graph, ending: Ending) -> Layer | None:
     flow, value = graph.trace.flow, ending.scores
     layers = {layer.path: layer for layer in graph.layers}
     while (call := flow.maker(value)) is not None:
-        layer = layers[_path_of(graph, call)]
+        layer = layers[_path_of(graph, call, value)]
         if layer.spatial and prod(layer.shape) == graph.units and prod(layer.shape[:2]) > 1:
             return layer
         if call.kind != "reshape" or not call.inputs:

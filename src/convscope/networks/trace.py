@@ -8,7 +8,7 @@ from math import prod
 
 from convscope.errors import UsageError, nearest
 from convscope.networks.endings import ending_of
-from convscope.networks.graph import Call, Flow, Value, layers_of, paths_of
+from convscope.networks.graph import Call, Flow, Outputs, Value, layers_of, paths_of
 from convscope.networks.layers import Layer
 
 Calls = Mapping[str, tuple[Call, int]]
@@ -61,8 +61,8 @@ class Trace:
             found[id(call)] = tuple(name for name in self.names if name in names)
         return found
 
-    def reached(self, output: str) -> set[int] | None:
-        """Ids of the calls through which the image reaches `output`; None where that is unknown."""
+    def reached(self, output: str) -> Outputs | None:
+        """The outputs of calls through which the image reaches `output`; None where that is unknown."""
         value = self.outputs.get(output)
         return None if value is None else self.flow.between(self.given, self.image, value)
 
