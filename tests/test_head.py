@@ -86,14 +86,12 @@ def layer(kind):
 def test_properties_of_layers_partition_the_kinds():
     having = {
         name: {kind for kind in KINDS if getattr(layer(kind), name)}
-        for name in ("container", "structural", "passing", "computes", "pads", "convolves", "only_activates", "resizes")
+        for name in ("container", "structural", "passing", "computes", "pads", "convolves")
     }
     assert having["container"] == {"model"} < having["structural"]
     assert having["structural"] | having["passing"] == set(KINDS) - having["computes"]
     assert not having["structural"] & having["passing"]
-    assert [having[name] for name in ("pads", "convolves", "only_activates", "resizes")] == [
-        {"padding"}, {"conv"}, {"activation"}, {"resize"}
-    ]  # fmt: skip
+    assert [having[name] for name in ("pads", "convolves")] == [{"padding"}, {"conv"}]
 
 
 def test_a_place_counts_no_containers():

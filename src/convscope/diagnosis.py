@@ -17,6 +17,7 @@ from convscope.images.decode import Source, read_image
 from convscope.networks import Network, open_model
 from convscope.networks.formats.files import KINDS, kind_of_file, sha256
 from convscope.networks.measured import Resemblance, resemblances
+from convscope.networks.preprocessing import GUESS
 from convscope.results import versions
 from convscope.schema import Json
 from convscope.techniques.activations import activations
@@ -80,12 +81,12 @@ class Diagnosis:
         return {"ok": self.ok, **asdict(self), "resemblance": resemblance, "versions": versions()}
 
 
-def doctor(model: object, picture: Source | None = None, **opening: Json) -> Diagnosis:
+def doctor(model: object, image: Source | None = None, **opening: Json) -> Diagnosis:
     """Report the detected properties of a model, and try the three techniques on it.
 
     Args:
         model: what `open_model` takes, or an opened network.
-        picture: what `read_image` takes, for the dry run; None for an image that convscope draws.
+        image: what `read_image` takes, for the dry run; None for an image that convscope draws.
         opening: the options of `open_model`.
 
     Returns:
@@ -105,23 +106,23 @@ def doctor(model: object, picture: Source | None = None, **opening: Json) -> Dia
     trials = [_trial("open", opened)]
     if network is None:
         return Diagnosis(_file(model), {}, {}, tuple(trials), (), (trials[0].found,))
-    image = _drawn(network) if picture is None else picture
+    tried = _drawn(network) if image is None else image
     layers = _layers(network)
     trials += [
-        _trial("activations", lambda: _activations(network, image)),
+        _trial("activations", lambda: _activations(network, tried)),
         _trial("filters", lambda: _filters(network, layers["filters"])),
-        _trial("heatmap", lambda: _heatmap(network, image)),
+        _trial("heatmap", lambda: _heatmap(network, tried)),
     ]
     problems = tuple(f"{trial.name}: {trial.found}" for trial in trials if not trial.ok)
     doubts = (*_doubts(network), *(f"{trial.name}: {trial.doubt}" for trial in trials if trial.doubt))
-    resemblance = None if picture is None else _resemblance(network, picture)
+    resemblance = None if image is None else _resemblance(network, image)
     return Diagnosis(_file(model), network.describe(), layers, tuple(trials), doubts, problems, resemblance)
 
 
-def _resemblance(network: Network, picture: Source) -> Resemblance | None:
+def _resemblance(network: Network, image: Source) -> Resemblance | None:
     """How far the user's image lies from what the network was trained on; None where that can't be measured."""
     try:
-        return next(iter(resemblances(network, [read_image(picture)])), None)
+        return next(iter(resemblances(network, [read_image(image)])), None)
     except ConvscopeError:  # a step of the dry run has said why
         return None
 
@@ -235,7 +236,7 @@ def _heatmap(network: Network, image: Source) -> str:
 
 def _doubts(network: Network) -> tuple[str, ...]:
     found = []
-    if network.preprocessing.certainty == "guess":
+    if network.preprocessing.certainty == GUESS:
         found.append(f"preprocessing: {network.preprocessing.text}.")
     if network.contradiction:
         found.append(f"preprocessing: {network.contradiction}.")

@@ -91,11 +91,6 @@ class Layer:
         return self.kind == "conv"
 
     @property
-    def only_activates(self) -> bool:
-        """True if it is a non-linearity and nothing else."""
-        return self.kind == "activation"
-
-    @property
     def makes_features(self) -> bool:
         """True for convolutions, pooling and dense layers: those that a network is made of in a diagram."""
         return self.kind in ("conv", "pool", "global_pool", "dense")
@@ -104,11 +99,6 @@ class Layer:
     def affine(self) -> bool:
         """True if it is affine apart from its own non-linearity, so that its output for zeros is its bias."""
         return self.kind in ("conv", "dense", "norm", "rescaling", "merge", "padding")
-
-    @property
-    def resizes(self) -> bool:
-        """True if it interpolates maps to another size."""
-        return self.kind == "resize"
 
 
 def find_layer(layers: Sequence[Layer], path: str) -> Layer:

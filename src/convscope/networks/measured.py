@@ -231,7 +231,8 @@ class Meter:
         self._network, self._norms = network, tuple(norms)
         paths = dict.fromkeys(norm.before for norm in norms if norm.before is not None)
         self._request = Pass(record=tuple(paths), logits=False, stop=True)
-        self._program = network.compile(_moments_at(network, self._request)) if paths else None
+        self._program = network.program(_moments_at, self._request) if paths else None
+        self._batch = BATCH
 
     def together(self, x: np.ndarray) -> float:
         """The distance of prepared images `x` `(n, h, w, c)` as one set."""
@@ -250,15 +251,18 @@ class Meter:
         """What enters each norm, for each image."""
         own = Moments(x.mean(axis=(1, 2), dtype=np.float64), x.var(axis=(1, 2), dtype=np.float64))
         try:
-            found = self._run(x, BATCH)
-        except ModelError:  # a model may take one image at a time
-            found = self._run(x, 1)
+            found = self._run(x)
+        except ModelError:
+            if self._batch == 1:
+                raise
+            self._batch = 1  # a model may take one image at a time
+            found = self._run(x)
         return [own if norm.before is None else found[norm.before] for norm in self._norms]
 
-    def _run(self, x: np.ndarray, batch: int) -> dict[str, Moments]:
+    def _run(self, x: np.ndarray) -> dict[str, Moments]:
         if self._program is None:
             return {}
-        parts = [(some.count, self._program(self._network.tensor(some.arrays[0]))) for some in batched(batch, x)]
+        parts = [(some.count, self._program(self._network.tensor(some.arrays[0]))) for some in batched(self._batch, x)]
 
         def joined(path: str, which: int) -> np.ndarray:
             rows = [self._network.numpy(found[path][which])[:count] for count, found in parts]

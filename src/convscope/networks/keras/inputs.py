@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -11,31 +11,39 @@ import numpy as np
 from convscope.errors import ModelError, UsageError, option
 from convscope.images.image import InputImage
 from convscope.networks import preprocessing as pp
-from convscope.networks.feeding import Feed, described, fed_values, image_input, prepared
-from convscope.networks.foreign import KerasModel, Structure, Tensor
+from convscope.networks.choices import Choices
+from convscope.networks.feeding import described, fed_values, image_input, prepared
+from convscope.networks.foreign import KerasLayer, KerasModel, Structure, Tensor
 from convscope.networks.inputs import Inputs, check_input
-from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of, named_operations
+from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of
 
 
 class Entry:
-    """The model's inputs: the image's input, its shape, and the values of the others."""
+    """The model's inputs: the image's input, its shape, and the values of the others.
+
+    Args:
+        model: the model.
+        operations: all below it, with their paths.
+        choices: the user's options for it.
+        family: that it belongs to, of which the size is known.
+    """
 
     def __init__(
         self,
         model: KerasModel,
-        name: str | None,
-        size: tuple[int, int] | None,
-        feed: Mapping[str, Feed],
+        operations: Sequence[tuple[str, KerasLayer]],
+        choices: Choices,
         family: pp.Family | None,
     ) -> None:
+        size, feed = choices.size, choices.feed
         self._specs = _input_specs(model, size)
         self._preprocessing: pp.Preprocessing | None = None
         graph = getattr(model, "_functional", None) or model  # a Sequential keeps its graph aside
         self._struct = getattr(graph, "_inputs_struct", None)
-        name = image_input(name, self._specs, feed)
+        name = image_input(choices.input, self._specs, feed)
         self.position = list(self._specs).index(name)
         spec = self._specs[name]
-        self.channels_first = _is_channels_first(model, spec)
+        self.channels_first = _is_channels_first(operations, spec)
         height, width, channels = _picture_shape(name, spec, self.channels_first)
         self._rank = len(spec)
         self._others = fed_values([other for other in self._specs if other != name], self._specs, feed)
@@ -113,9 +121,9 @@ def _input_specs(model: KerasModel, size: tuple[int, int] | None) -> dict[str, t
     return {"input": (None, *size, 3)}
 
 
-def _is_channels_first(model: KerasModel, spec: tuple[int | None, ...]) -> bool:
+def _is_channels_first(operations: Sequence[tuple[str, KerasLayer]], spec: tuple[int | None, ...]) -> bool:
     """From the first layer that has a `data_format`, else guessed from the shape."""
-    for _, operation in named_operations(model):
+    for _, operation in operations:
         if getattr(operation, "data_format", None) and kind_of(operation) in ("conv", "pool", "global_pool"):
             return operation.data_format == CHANNELS_FIRST
     return len(spec) == 4 and spec[1] in (1, 3) and spec[3] not in (1, 3)

@@ -57,7 +57,7 @@ def network_of(opened: OpenedModel, choices: Choices = _NO_CHOICES) -> KerasNetw
     runner = Runner(opened.model)
     kinship = _kinship(runner, opened)
     family = None if kinship is None else kinship.family
-    entry = Entry(opened.model, choices.input, choices.size, choices.feed, family)
+    entry = Entry(opened.model, runner.operations, choices, family)
     watched = WatchedModel(runner, entry, opened.source)
 
     def preprocessing(graph: Graph) -> Preprocessing:
@@ -132,7 +132,8 @@ class KerasNetwork(TracedNetwork):
         if not isinstance(norm.operation, keras.layers.BatchNormalization):
             return None
         mean, variance = norm.operation.moving_mean, norm.operation.moving_variance
-        return keras.ops.convert_to_numpy(mean.value), keras.ops.convert_to_numpy(variance.value)
+        # Copies: on torch the arrays would share the memory of the variables, and the user may train on.
+        return np.array(keras.ops.convert_to_numpy(mean.value)), np.array(keras.ops.convert_to_numpy(variance.value))
 
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`. The states of random generators are no weights: they differ at every opening."""

@@ -18,10 +18,9 @@ from convscope.errors import BackendError, ModelError, UsageError, one_line
 from convscope.networks.backends import TorchBackend
 from convscope.networks.choices import Choices
 from convscope.networks.foreign import Structure
-from convscope.networks.graph import Call, layers_of, paths_of
+from convscope.networks.graph import Call, shape_of
 from convscope.networks.heads import Habits
 from convscope.networks.inspection import Inspection, Steps, inspected
-from convscope.networks.layers import Layer
 from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.restoring import exclusively, restored
@@ -107,7 +106,7 @@ def _watched(runner: Runner, opened: OpenedModule, choices: Choices) -> tuple[Wa
     trace = watched.trace(inputs.size)
     if choices.size is not None or opened.size is not None or not inputs.free:
         return watched, trace
-    smaller = _small_images(layers_of(paths_of(trace.calls), trace.flow, None), inputs.size)
+    smaller = _small_images(trace.calls, inputs.size)
     if smaller is None:
         return watched, trace
     note = f"a guess: it halves images {smaller[1]} times only; give the input size if it is another"
@@ -188,7 +187,9 @@ class TorchNetwork(TracedNetwork):
         mean, variance = (getattr(norm.operation, name, None) for name in ("running_mean", "running_var"))
         if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
             return None
-        return mean.detach().float().cpu().numpy(), variance.detach().float().cpu().numpy()
+        # Copies: the user may train on. Not while another thread's pass has the tensors point elsewhere.
+        kept = exclusively(ONE_AT_A_TIME, lambda: [_array(one).astype(np.float32) for one in (mean, variance)])
+        return kept[0], kept[1]
 
     def weights(self) -> list[np.ndarray]:
         """See `Network.weights`. Not while another thread's pass has them point to the memory of others."""
@@ -272,14 +273,15 @@ def _array(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
 
 
-def _small_images(layers: Sequence[Layer], size: tuple[int, int]) -> tuple[int, int] | None:
+def _small_images(calls: Sequence[Call], size: tuple[int, int]) -> tuple[int, int] | None:
     """The side of the images that a network is likely made for, and how often it halves them; None for the usual.
 
     Networks bring images down to maps of about 4 to 16 cells a side; one that leaves 28 or more of 224 was made for
     smaller ones.
     """
-    sides = [min(layer.shape[:2]) for layer in layers if layer.spatial and min(layer.shape[:2]) > 1]
-    if not sides or any(layer.resizes for layer in layers):
+    shapes = [shape_of(call, index) for call in calls for index in range(len(call.outputs))]
+    sides = [min(shape[:2]) for shape in shapes if len(shape) == 3 and min(shape[:2]) > 1]
+    if not sides or any(call.kind == "resize" for call in calls):
         return None
     halvings = round(np.log2(min(size) / min(sides)))
     return (64 if halvings == 3 else 32, halvings) if 1 <= halvings <= 3 else None
