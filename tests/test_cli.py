@@ -496,7 +496,7 @@ TORCH = importlib.util.find_spec("torch") is not None
 BAD_MODELS = {
     "empty.keras": (b"", "empty (0 bytes)", "download it again"),
     "text.keras": (b"this is no model\n", "it is text", "Expected a .keras"),
-    "picture.h5": (encoded("PNG"), "it is a picture", "Expected a .keras"),
+    "picture.h5": (encoded("PNG"), "it is an image", "Expected a .keras"),
     "pickle.h5": (b"\x80\x04K\x01.", "pickle", "never loaded"),
     "mnist.onnx": (b"\x08\x07\x12\x07pytorch", "ONNX"),
     "weights.safetensors": (SAFETENSORS, "can't be read whole" if TORCH else "needs torch"),

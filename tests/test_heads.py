@@ -313,17 +313,24 @@ TORCH_HEADS = torch_heads() if HAS["torch"] else {}
 FIRST = os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow"
 
 
+def checked_head(runtime, make, case, name, folder):
+    """The network of a case of `keras_heads` or `torch_heads`, whose head and, where seen, probabilities are right."""
+    follow, units, bias, asked, expected = case
+    model = make(follow, units, bias)
+    network = opened(runtime, model, folder, SIDE, head=asked)
+    z = scores(X, units, bias)
+    assert_head(network, z, expected)
+    if network.head.activation and not network.head.returns_logits and "log" not in name:
+        own = returned(model, X).reshape(len(X), -1)
+        np.testing.assert_allclose(own, expected[2](z)[:, -units:], atol=1e-5)
+    return network
+
+
 @pytest.mark.skipif(not HAS["keras"], reason="keras is not installed")
 @pytest.mark.parametrize("name", KERAS_HEADS)
 def test_a_head_of_keras(name, tmp_path):
-    follow, units, bias, asked, expected = KERAS_HEADS[name]
-    model = keras_model(follow, units, bias)
-    network = opened("keras", model, tmp_path, SIDE, head=asked)
-    z = scores(X, units, bias)
-    assert_head(network, z, expected)
-    if expected[2] is not None and asked is None and "log" not in name:
-        own = returned(model, X).reshape(len(X), -1)
-        np.testing.assert_allclose(own, expected[2](z)[:, -units:], atol=1e-5)
+    _, units, bias, _, expected = KERAS_HEADS[name]
+    network = checked_head("keras", keras_model, KERAS_HEADS[name], name, tmp_path)
     if FIRST or name in ("by hand, less the highest", "sigmoid by hand", "hard sigmoid"):
         assert_gradient(network, expected[1], units, bias)
 
@@ -340,14 +347,8 @@ def test_a_head_in_the_activation_of_a_layer(activation, tmp_path):
 @pytest.mark.without_keras
 @pytest.mark.parametrize("name", TORCH_HEADS)
 def test_a_head_of_torch(name, tmp_path):
-    follow, units, bias, asked, expected = TORCH_HEADS[name]
-    module = torch_module(follow, units, bias)
-    network = opened("torch", module, tmp_path, SIDE, head=asked)
-    z = scores(X, units, bias)
-    assert_head(network, z, expected)
-    if network.head.undone and "log" not in name:
-        own = returned(module, X).reshape(len(X), -1)
-        np.testing.assert_allclose(own, expected[2](z)[:, -units:], atol=1e-5)
+    _, units, bias, _, expected = TORCH_HEADS[name]
+    network = checked_head("torch", torch_module, TORCH_HEADS[name], name, tmp_path)
     assert_gradient(network, expected[1], units, bias)
 
 

@@ -565,7 +565,7 @@ def test_batches_are_their_images():
     batch = np.stack([BYTES, BYTES // 2])
     for sources in (batch, [batch], (batch,), [batch[0], batch[1]], batch.transpose(0, 3, 1, 2)):
         images = read_images(sources)
-        assert [image.name for image in images] == ["picture", "picture-2"]
+        assert [image.name for image in images] == ["image", "image-2"]
         for image, expected in zip(images, batch, strict=True):
             np.testing.assert_array_equal(image.pixels, expected)
         assert len(image_source(sources)) == 2
@@ -587,7 +587,7 @@ def test_the_bytes_of_a_file(make):
     source = make(png_bytes())
     for image in (read_image(source), *read_images(source), *read_images([source]), *image_source(source).images()):
         np.testing.assert_array_equal(image.pixels, BYTES)
-        assert image.name == "picture"
+        assert image.name == "image"
         assert image.sha256 is not None
 
 

@@ -87,7 +87,7 @@ def test_arrays(depth):
     expected = array[..., :3] if depth in ((3,), (4,)) else np.stack([array.reshape(5, 7)] * 3, axis=-1)
     image = read_image(array)
     np.testing.assert_array_equal(image.pixels, expected)
-    assert (image.name, image.source, image.sha256, image.notes) == ("picture", None, None, ())
+    assert (image.name, image.source, image.sha256, image.notes) == ("image", None, None, ())
     array[:] = 0
     np.testing.assert_array_equal(image.pixels, read_image(image).pixels)
     assert image.pixels.any()
@@ -263,7 +263,7 @@ def test_pillow_images(tmp_path):
     pixels = noise(6, 5, 3)
     image = read_image(Image.fromarray(pixels))
     np.testing.assert_array_equal(image.pixels, pixels)
-    assert (image.name, image.source, image.sha256) == ("picture", None, None)
+    assert (image.name, image.source, image.sha256) == ("image", None, None)
     with Image.open(saved(tmp_path / "a.png", pixels)) as lazy:
         np.testing.assert_array_equal(read_image(lazy).pixels, pixels)
 
@@ -741,7 +741,7 @@ def test_a_folder_stands_for_its_images(tmp_path):
         saved(target, np.full((4, 4, 3), index, np.uint8), format="PNG")
     (tmp_path / "inner.png").mkdir()
     images = read_images([tmp_path, np.zeros((2, 2), np.uint8)])
-    assert [image.name for image in images] == ["A", "b", "c", "picture"]
+    assert [image.name for image in images] == ["A", "b", "c", "image"]
     assert [int(image.pixels[0, 0, 0]) for image in images] == [1, 0, 2, 0]
     assert [image.name for image in read_images(str(tmp_path))] == ["A", "b", "c"]
 
@@ -753,7 +753,7 @@ def test_one_source_and_a_batch(tmp_path):
         (image,) = read_images(source)
         np.testing.assert_array_equal(image.pixels, pixels)
     several = read_images(np.stack([pixels, pixels // 2]))
-    assert [image.name for image in several] == ["picture", "picture-2"]
+    assert [image.name for image in several] == ["image", "image-2"]
     np.testing.assert_array_equal(several[1].pixels, pixels // 2)
 
 

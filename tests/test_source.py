@@ -78,7 +78,7 @@ def test_a_list_keeps_its_order_and_its_kinds(tmp_path):
     )
     with stream(source, 3) as batches:
         images = [image for batch in batches for image in batch.images]
-    assert [image.name for image in images] == ["b", "picture", "picture-2", "b-2", "x"]
+    assert [image.name for image in images] == ["b", "image", "image-2", "b-2", "x"]
     assert [image.pixels.shape[0] for image in images] == [4, 3, 2, 4, 5]
     assert images[-1].label == "y"
     assert len(source) == 5

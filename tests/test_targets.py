@@ -236,7 +236,7 @@ def test_one_class_of_a_map_is_where_it_is_above_the_middle(photo):
 def test_targets_that_mean_nothing_are_said(network, photo):
     with pytest.raises(UsageError, match="a target is"):
         convscope.heatmap(network, photo, None)
-    with pytest.raises(UsageError, match="a number for each picture"):
+    with pytest.raises(UsageError, match="a number for each image"):
         convscope.heatmap(network, photo, Custom(lambda ops, logits, activations: logits))
     with pytest.raises(UsageError, match="no layer 'typo'"):
         convscope.heatmap(network, photo, Custom(lambda ops, logits, activations: logits[:, 0], ("typo",)))

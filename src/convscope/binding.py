@@ -89,7 +89,7 @@ def no_border(side: int) -> int:
 
 
 def layer_with_channels(network: Network, path: str, size: tuple[int, int]) -> Layer:
-    """The layer of an objective, with its shape for images of `size`.
+    """The layer of an objective or a target, with its shape for images of `size`.
 
     Args:
         network: the network.
@@ -116,7 +116,7 @@ def layer_with_channels(network: Network, path: str, size: tuple[int, int]) -> L
         )
     if len(found.shape) not in (1, 3):
         raise UsageError(
-            f"layer {path!r} has no channels to raise; its output has the shape {found.shape}.",
+            f"layer {path!r} has no channels; its output has the shape {found.shape}.",
             code="layer-without-channels",
             layer=path,
             shape=list(found.shape),

@@ -455,7 +455,7 @@ class Own:
         if shape is None or len(shape) != 1:
             what = f"the shape {shape}" if shape else type(found).__name__ if shape is None else "a single number"
             raise UsageError(
-                f"expected a number for each picture (n,) from {self.text}, found {what}.",
+                f"expected a number for each image (n,) from {self.text}, found {what}.",
                 code="scores-misfit",
                 name=self.text,
                 found=what,

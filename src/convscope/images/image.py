@@ -19,7 +19,7 @@ class InputImage:
     """A decoded image.
 
     Attributes:
-        name: the file's name without its suffix; "picture" where there is no file.
+        name: the file's name without its suffix; "image" where there is no file.
         pixels: (h, w, 3) uint8, RGB, upright, read-only: what is shown.
         source: the path as it was given, None where there is no file.
         notes: descriptions of the changes by decoding, such as "transparency laid over white".

@@ -16,7 +16,7 @@ from convscope import limits
 from convscope.errors import ImageError, UsageError, one_line
 from convscope.images.values import MOST_CHANNELS, Decoded, Meaning, of_channels, range_of
 
-NAME = "picture"  # of an image without a file
+NAME = "image"  # of an image without a file
 _USUAL = (1, 3, 4)
 _WANTED = (
     f"an image has to be an array (h, w) or (h, w, c) of 1 to {MOST_CHANNELS} channels, of uint8 0..255, uint16, or "

@@ -9,7 +9,7 @@ that the network takes. An image that can't be read is left out, counted and nam
 >>> source = image_source([np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)])
 >>> with stream(source, batch=1) as batches:
 ...     print([batch.images[0].name for batch in batches], batches.failures)
-['picture', 'picture-2'] []
+['image', 'image-2'] []
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from textwrap import shorten
 from types import CodeType
 
 from convscope.errors import ConvscopeError, ModelError, one_line
@@ -35,6 +36,28 @@ def failure(error: Exception, name: str, path: str | None) -> ModelError | None:
         "call it yourself on an array of that shape to see the whole error.",
         code="layer-failed",
         layer=path,
+    )
+
+
+def cant_run(name: str, size: tuple[int, int], channels: Collection[int], reason: str, advice: str) -> ModelError:
+    """The message for a model that can't be called on a blank image.
+
+    Args:
+        name: the model's.
+        size: `(h, w)` of the image.
+        channels: the numbers of channels that were tried.
+        reason: of the failure, for people.
+        advice: the remedy, a sentence or more.
+    """
+    several = "s" if list(channels) != [1] else ""
+    shown = shorten(reason, 300, placeholder=" …").rstrip(".")
+    return ModelError(
+        f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
+        f"channel{several} ({shown}). {advice}",
+        code="model-not-runnable",
+        name=name,
+        size=list(size),
+        reason=reason,
     )
 
 

@@ -10,12 +10,12 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from convscope.errors import ModelError, UsageError, option
 from convscope.networks import installed
@@ -32,16 +32,18 @@ ORIGINS = ("file", "code", "collection", "memory")
 _COLLECTIONS = ("keras", "torchvision", "timm")
 
 
-Opened = Any  # what a reader gives: an `OpenedModel`, an `OpenedModule`, or the notes of weights that were filled in
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Generic[Read]):
     """Who reads one kind of file or one collection: a module that imports a framework, when it is needed.
+
+    Its type has that of the result: an `OpenedModel`, an `OpenedModule`, or notes on weights that were filled in.
 
     Attributes:
         module: below `convscope.networks`.
-        function: in it, that gives an `OpenedModel` or an `OpenedModule`.
+        function: in it, that gives the result.
         framework: "keras" or "torch".
         extra: the extra of this package that installs the dependencies.
     """
@@ -51,13 +53,14 @@ class Reader:
     framework: str
     extra: str = "torch"
 
-    def __call__(self, *arguments: object) -> Opened:
+    def __call__(self, *arguments: object) -> Read:
         """Call the function; its module is imported now."""
-        return getattr(_module(self.module), self.function)(*arguments)
+        function: Callable[..., Read] = getattr(_module(self.module), self.function)
+        return function(*arguments)
 
 
 # By the kind of a file; a pickle has none.
-READERS = {
+READERS: Mapping[str, Reader[OpenedModel | OpenedModule]] = {
     "keras": Reader("formats.keras.files", "read", "keras"),
     "hdf5": Reader("formats.keras.files", "read", "keras"),
     "saved_model": Reader("formats.keras.files", "read_saved_model", "keras"),
@@ -67,9 +70,9 @@ READERS = {
     "safetensors": Reader("formats.torch.files", "read", "torch"),
     "torch": Reader("formats.torch.files", "read", "torch"),
 }
-_APPLICATION = Reader("formats.keras.files", "open_application", "keras")
-_ZOO = Reader("formats.torch.files", "open_zoo", "torch")
-_FILL = {
+_APPLICATION: Reader[OpenedModel] = Reader("formats.keras.files", "open_application", "keras")
+_ZOO: Reader[OpenedModule] = Reader("formats.torch.files", "open_zoo", "torch")
+_FILL: Mapping[str, Reader[Sequence[str]]] = {
     "keras": Reader("formats.keras.files", "load_weights", "keras"),
     "torch": Reader("formats.torch.files", "fill", "torch"),
 }
@@ -276,7 +279,7 @@ def _network(made: OpenedModel | OpenedModule, spec: ModelSpec) -> Network:
     return _module("torch.network").network_of(made, choices, device, precision)
 
 
-def _prepare(reader: Reader, spec: ModelSpec, what: str) -> None:
+def _prepare(reader: Reader[Read], spec: ModelSpec, what: str) -> None:
     """Make sure that the framework is there before a reader imports it."""
     _check_runtime(reader.framework, spec)
     if reader.framework == "keras":

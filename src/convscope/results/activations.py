@@ -86,13 +86,13 @@ class Activations(Result):
         """
         return self.arrays[self.layer(layer).path]
 
-    def channel(self, layer: str, channel: int, picture: int = 0) -> np.ndarray:
+    def channel(self, layer: str, channel: int, image: int = 0) -> np.ndarray:
         """One channel's map `(h, w)`, raw.
 
         Raises:
             UsageError: no such layer or channel, or the layer has no map.
         """
-        values = self[layer][picture]
+        values = self[layer][image]
         if values.ndim != 3:
             raise UsageError(
                 f"layer {layer!r} has no map to show; its output has the shape {values.shape}.",
@@ -103,17 +103,17 @@ class Activations(Result):
         check_channel(channel, values.shape[-1], layer)
         return values[..., channel]
 
-    def row(self, layer: str, picture: int = 0) -> LayerStatistics:
+    def row(self, layer: str, image: int = 0) -> LayerStatistics:
         """The numbers of one layer and image."""
-        return self.statistics[picture * len(self.layers) + self.layers.index(self.layer(layer))]
+        return self.statistics[image * len(self.layers) + self.layers.index(self.layer(layer))]
 
     def to_json(self) -> dict[str, Json]:
         """See `Result.to_json`."""
         return {"activations": [asdict(row) for row in self.statistics], "provenance": self.provenance}
 
-    def rows_of(self, picture: int) -> Sequence[LayerStatistics]:
+    def rows_of(self, image: int) -> Sequence[LayerStatistics]:
         """The numbers of one image, a row for each layer."""
-        return self.statistics[picture * len(self.layers) : (picture + 1) * len(self.layers)]
+        return self.statistics[image * len(self.layers) : (image + 1) * len(self.layers)]
 
     def layer(self, path: str) -> Layer:
         """The layer at a path.

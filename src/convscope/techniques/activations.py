@@ -68,7 +68,7 @@ def activations(
         >>> found = convscope.activations(network, PHOTOS[:2], "block4_conv")
         >>> found["block4_conv"].shape
         (2, 28, 28, 96)
-        >>> 0 <= found.row("block4_conv", picture=1).zeros <= 1
+        >>> 0 <= found.row("block4_conv", image=1).zeros <= 1
         True
     """
     network = open_model(network)

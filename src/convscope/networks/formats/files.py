@@ -175,7 +175,7 @@ def _looks_like(head: bytes) -> str:
     if head.startswith(b"PK"):
         return "it begins like a zip archive but has no end; it may have been cut off while copying"
     if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")):
-        return "it is a picture"
+        return "it is an image"
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return f"it is text, beginning with {head[:24].decode()!r}"
     return f"it begins with the bytes {head[:8].hex(' ')}"

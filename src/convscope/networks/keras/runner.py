@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
-from textwrap import shorten
 
 import keras
 import numpy as np
 
 from convscope.errors import ModelError, UsageError, option
 from convscope.networks.backends import backend_named
-from convscope.networks.failing import failing_layer, said
+from convscope.networks.failing import cant_run, failing_layer, said
 from convscope.networks.foreign import KerasModel, KerasVariable, Structure, Tensor
 from convscope.networks.graph import Flow, Value, flat_outputs, mark_layouts
-from convscope.networks.inputs import Inputs
 from convscope.networks.keras.graph import Observer, call_method, is_wrapped, named_operations, patch, python_call
 from convscope.networks.keras.inputs import Entry
 from convscope.networks.keras.state import keep_state
@@ -131,27 +129,16 @@ class WatchedModel:
             # At a size that is not the model's own, the layers before a dense one run all the same.
             if size == self.inputs.size or not observer.calls:
                 reason = said(error, self.failing_layer(error))
-                raise _cant_run(self.name, size, self.inputs, reason) from error
+                raise self._cant_run(size, reason) from error
         # JAX runs an image that is too small all the same, on maps without a cell.
         observer.forget()
         empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
         if empty and size == self.inputs.size:
-            raise _cant_run(self.name, size, self.inputs, f"nothing is left of it at {empty[0]}")
+            raise self._cant_run(size, f"nothing is left of it at {empty[0]}")
         mark_layouts(observer.calls, entry.channels_first)
         return Trace(observer.calls, Flow(observer.calls), given, given[entry.position], outputs, entry.names)
 
-
-def _cant_run(name: str, size: tuple[int, int], inputs: Inputs, reason: str) -> ModelError:
-    channels = "1 channel" if inputs.channels == 1 else f"{inputs.channels} channels"
-    reason = shorten(reason, 160, placeholder=" …").rstrip(".")
-    advice = (
-        f"If that is too small for it, give a larger size with {option('open_model.size')}. " if inputs.free else ""
-    )
-    return ModelError(
-        f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with {channels} ({reason}). "
-        f"{advice}Call it yourself on an array of that shape to see the whole error.",
-        code="model-not-runnable",
-        name=name,
-        size=list(size),
-        reason=reason,
-    )
+    def _cant_run(self, size: tuple[int, int], reason: str) -> ModelError:
+        larger = f"If that is too small for it, give a larger size with {option('open_model.size')}. "
+        advice = "Call it yourself on an array of that shape to see the whole error."
+        return cant_run(self.name, size, [self.inputs.channels], reason, (larger if self.inputs.free else "") + advice)

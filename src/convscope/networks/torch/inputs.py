@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from convscope import limits
-from convscope.errors import ModelError, UsageError, option
+from convscope.errors import UsageError, option
 from convscope.images.image import InputImage
-from convscope.networks.failing import failing_layer, said
+from convscope.networks.failing import cant_run, failing_layer, said
 from convscope.networks.feeding import Feed, described, fed_values, image_input, prepared
 from convscope.networks.foreign import Structure
 from convscope.networks.graph import flat_outputs
@@ -140,12 +140,12 @@ class Entry:
                 if side:
                     note = "a guess: the first size that its layers fit; give the input size if it is another"
                     return count, (side, side), False, note
-        raise ModelError(
-            _cant_run(type(self._module).__name__, known, wanted, self._reason()),
-            code="model-not-runnable",
-            name=type(self._module).__name__,
-            reason=self._reason(),
-        ) from self._last_error
+        advice = (
+            "Expected a module that takes images (n, c, h, w); give its size, height and width for one that is not "
+            f"square, such as 66x200, with {option('open_model.size')}."
+        )
+        name = type(self._module).__name__
+        raise cant_run(name, wanted, known, self._reason(), advice) from self._last_error
 
     def _reason(self) -> str:
         if self._last_error is None:
@@ -292,12 +292,3 @@ def _likely_channels(module: nn.Module) -> list[int]:
     ]
     loose = [parameter.shape[1] for parameter in module.parameters() if parameter.dim() == 4]
     return list(dict.fromkeys([*first[:1], *loose[:1], 3, 1]))
-
-
-def _cant_run(name: str, channels: list[int], size: tuple[int, int], reason: str) -> str:
-    reason = reason[:300].rstrip(".")
-    return (
-        f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with {' or '.join(map(str, channels))} "
-        f"channels ({reason}). Expected a module that takes images (n, c, h, w); give its size, height and width "
-        f"for one that is not square, such as 66x200, with {option('open_model.size')}."
-    )

@@ -7,14 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from textwrap import shorten
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from convscope.errors import ModelError, option
-from convscope.networks.failing import failing_layer, said
+from convscope.networks.failing import cant_run, failing_layer, said
 from convscope.networks.foreign import Structure
 from convscope.networks.graph import Flow, Value, flat_outputs, mark_layouts
 from convscope.networks.inputs import Inputs
@@ -164,13 +163,8 @@ class WatchedModule:
                 # At a size that is not the module's own, the layers before a dense one run all the same.
                 if size == self.inputs.size or not watch.calls:
                     reason = said(error, self.failing_layer(error))
-                    raise ModelError(
-                        _cant_run(self.name, size, self.inputs.channels, reason),
-                        code="model-not-runnable",
-                        name=self.name,
-                        size=list(size),
-                        reason=reason,
-                    ) from error
+                    advice = f"Give another size with {option('open_model.size')}."
+                    raise cant_run(self.name, size, [self.inputs.channels], reason, advice) from error
             else:
                 outputs.update({name: watch.value(output) for name, output in returned.items()})
             watch.finish()
@@ -236,12 +230,3 @@ def _recording(undo: ExitStack) -> None:
 def _eagerly() -> AbstractContextManager[object]:
     """Hooks don't fire inside the result of `torch.compile`: run the original."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-def _cant_run(name: str, size: tuple[int, int], channels: int, reason: str) -> str:
-    reason = shorten(reason, 160, placeholder=" …").rstrip(".")
-    return (
-        f"{name} can't be run on an image of {size[0]}x{size[1]} pixels with "
-        f"{channels} channel{'s' if channels > 1 else ''} ({reason}). Give another size with "
-        f"{option('open_model.size')}."
-    )

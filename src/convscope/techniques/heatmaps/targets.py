@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.binding import Binder, ProgramKey
+from convscope.binding import Binder, ProgramKey, layer_with_channels
 from convscope.errors import UsageError, option
 from convscope.images.decode import Source, read_images
 from convscope.images.image import InputImage
@@ -454,7 +454,7 @@ def channel_target(
         >>> convscope.heatmap(network, PHOTOS[0], target, "block3_conv").maps.shape
         (1, 56, 56)
     """
-    found = _with_channels(network, layer)
+    found = layer_with_channels(network, layer, network.inputs.size)
     check_channel(channel, found.channels, found.path)
     if mask is not None:
         return Channel(found.path, channel, f"{found.path}:{channel} inside of a mask", mask=_shares(mask, found))
@@ -474,19 +474,6 @@ def channel_target(
     return Channel(found.path, channel, f"{found.path}:{channel}@{place[0]},{place[1]}", mask=point)
 
 
-def _with_channels(network: Network, path: str) -> Layer:
-    """The layer at `path`, whose output is a map or a vector."""
-    found = network.layer(path)
-    if len(found.shape) not in (1, 3):
-        raise UsageError(
-            f"layer {found.path!r} has no channels to explain; its output has the shape {found.shape}.",
-            code="layer-without-channels",
-            layer=found.path,
-            shape=list(found.shape),
-        )
-    return found
-
-
 def similarity_target(network: Network, image: Source, layer: str | None = None) -> Similarity:
     """The cosine similarity of an image to `image` in a layer, the last one before the class scores where None.
 
@@ -498,7 +485,8 @@ def similarity_target(network: Network, image: Source, layer: str | None = None)
         >>> convscope.heatmap(network, PHOTOS[0], target).rows[0].class_name
         'similarity to coffee (average)'
     """
-    path = _with_channels(network, layer).path if layer else _embedding(network).path
+    found = layer_with_channels(network, layer, network.inputs.size) if layer else _embedding(network)
+    path = found.path
     (other,) = read_images([image])
     answer = network.forward(network.prepare([other]), (path,))[1][path][0]
     answer = answer.mean(axis=(0, 1)) if answer.ndim == 3 else answer
@@ -607,7 +595,7 @@ def _classes(network: Network, target: object, count: int, words: dict[str, int]
     given = as_targets(target)
     if len(given) not in (1, count):
         raise UsageError(
-            f"expected one class, or one for each of the {count} pictures; found {len(given)}.",
+            f"expected one class, or one for each of the {count} images; found {len(given)}.",
             code="targets-misfit",
             expected=count,
             found=len(given),
