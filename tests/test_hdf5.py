@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+from expecting import raises
 
 h5py = pytest.importorskip("h5py")
 from h5py import h5d, h5p, h5s, h5t  # noqa: E402
@@ -195,7 +196,7 @@ def test_libhdf5_itself_does_not_end_there(tmp_path):
 def test_terabytes_are_declared_and_not_allocated(chunks, tmp_path):
     with h5py.File(tmp_path / "bomb.h5", "w") as file:
         file.create_dataset("unclaimed", (2**40,), "f4", chunks=chunks, compression="gzip" if chunks else None)
-    with pytest.raises(ModelError, match=r"arrays of 4.1e\+03 GiB declared.*limit weights"):
+    with raises(ModelError, "input-too-large", limit="weights"):
         hdf5.read(tmp_path / "bomb.h5")
 
 
@@ -203,7 +204,7 @@ def test_gigabytes_that_the_file_can_not_hold(tmp_path):
     with h5py.File(tmp_path / "bomb.h5", "w") as file:
         for number in range(8):
             file.create_dataset(f"part{number}", (2**27,), "f4", chunks=(2**20,), compression="gzip")
-    with pytest.raises(ModelError, match="can't hold them"):
+    with raises(ModelError, "file-invalid", found=2**32):
         hdf5.read(tmp_path / "bomb.h5")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 LONGEST_LINE = 1000
@@ -37,6 +37,19 @@ def option(name: str) -> str:
         'give one with --image IMAGE.'
     """
     return f"{_OPEN}{name}{_CLOSE}"
+
+
+def bulleted(lines: Sequence[str], most: int) -> str:
+    """The first `most` of some lines for the end of a message, each on a line of its own, and how many more there are.
+
+    Example:
+        >>> print("found:" + bulleted(["a cat", "a dog", "a cup"], 1))
+        found:
+          - a cat
+          - and 2 more
+    """
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return "".join(f"\n  - {line}" for line in [*lines[:most], *more])
 
 
 def _in_python(name: str) -> str:

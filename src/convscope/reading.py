@@ -105,6 +105,16 @@ def text_of(path: str) -> str:
     return decoded(bytes_of(path, "text"))
 
 
+def as_text(name: str) -> str:
+    """A name as text that can be written: a file's name may hold bytes that are none, and JSON halves of surrogates.
+
+    Example:
+        >>> as_text("cat\ud800")
+        'cat?'
+    """
+    return name.encode("utf-8", "replace").decode()
+
+
 def decoded(data: bytes) -> str:
     """Bytes decoded as text.
 

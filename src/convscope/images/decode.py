@@ -28,11 +28,11 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from convscope import arrays, isolation, limits, reading
-from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError, nearest
+from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError, bulleted, nearest
 from convscope.images import guards, memory, scans, tiff
 from convscope.images.image import InputImage, Shape, fit, fitted
 from convscope.images.kinds import Kind, address_of, is_raw_suffix, kind_of, raw_photo
-from convscope.images.listing import Entry, all_entries, different, some_images_in
+from convscope.images.listing import Entry, all_entries, different, no_images, some_images_in
 from convscope.images.upright import LYING, TURNED, TURNS, orientation_of, turned_upright, upright
 from convscope.images.values import Decoded, Meaning, of_channels, range_of
 
@@ -103,15 +103,14 @@ def read_images(sources: Source | Iterable[Source]) -> list[InputImage]:
     if failures and not found and len(failures) == 1:
         raise failures[0]
     if failures:
-        shown = "".join(f"\n  - {failure.message}" for failure in failures[:MOST_SHOWN])
-        more = f"\n  - and {len(failures) - MOST_SHOWN} more" if len(failures) > MOST_SHOWN else ""
+        shown = bulleted([failure.message for failure in failures], MOST_SHOWN)
         raise ImageError(
-            f"{len(failures)} of {len(failures) + len(found)} images can't be read:{shown}{more}",
+            f"{len(failures)} of {len(failures) + len(found)} images can't be read:{shown}",
             code="images-unreadable",
             count=len(failures),
         )
     if not found:
-        raise UsageError("at least one image is needed, but none was given: name a file or a folder", code="no-images")
+        raise no_images()
     return found
 
 
@@ -215,8 +214,7 @@ def _decoded(path: str, answer: isolation.Sent) -> InputImage | ConvscopeError:
         return _not_decoded(path, answer)
     if isinstance(answer, ConvscopeError):
         return answer
-    # The name goes into texts, and a file's name may hold bytes that are none.
-    return _of_answer(answer, Path(path).stem.encode("utf-8", "replace").decode(), path)
+    return _of_answer(answer, reading.as_text(Path(path).stem), path)
 
 
 def _of_answer(answer: isolation.Sent, name: str, path: str | None) -> InputImage:

@@ -20,6 +20,7 @@ from convscope.errors import ConvscopeError, ImageError, Unreadable, UsageError,
 from convscope.images import memory
 from convscope.images.image import InputImage
 from convscope.images.kinds import address_of
+from convscope.reading import as_text
 
 if TYPE_CHECKING:
     from convscope.images.decode import Source
@@ -149,9 +150,9 @@ def different(names: Sequence[str]) -> list[str]:
     return found
 
 
-def as_text(name: str) -> str:
-    """A file's name, which goes into texts, and may hold bytes that are none."""
-    return name.encode("utf-8", "replace").decode()
+def no_images(found: str = "none was given: name a file or a folder") -> UsageError:
+    """The message where there is no image at all."""
+    return UsageError(f"at least one image is needed, but {found}", code="no-images")
 
 
 # -- folders ---------------------------------------------------------------------------------------------------

@@ -25,10 +25,10 @@ from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from convscope import isolation
-from convscope.errors import ConvscopeError, ImageError, UsageError, printable
+from convscope.errors import ConvscopeError, ImageError, UsageError, bulleted, printable
 from convscope.images.decode import Source, read_entries, read_images
 from convscope.images.image import InputImage, Shape
-from convscope.images.listing import Entry, different, entries_of, listed
+from convscope.images.listing import Entry, different, entries_of, listed, no_images
 
 AHEAD = 2  # batches that wait for the network, beside the one that it works on and the one that is being read
 SHOWN = 5  # failures that a message names
@@ -142,7 +142,7 @@ def image_source(images: Images) -> ImageSource:
         return images
     entries = [entry for one in listed(images) for entry in entries_of(one)]
     if not entries:
-        raise UsageError("at least one image is needed, but none was given: name a file or a folder", code="no-images")
+        raise no_images()
     names = different([entry.name for entry in entries])
     return ImageList(tuple(replace(entry, name=name) for entry, name in zip(entries, names, strict=True)))
 
@@ -164,7 +164,7 @@ def hold(images: Images, shape: Shape) -> tuple[InputImage, ...]:
         found = tuple(image for batch in batches for image in batch.images)
     report_failures(batches)
     if not found:
-        raise UsageError("at least one image is needed, but the source gives none", code="no-images")
+        raise no_images("the source gives none")
     return found
 
 
@@ -177,13 +177,12 @@ def report_failures(batches: ImageStream) -> None:
     failures = batches.failures
     if not failures:
         return
-    shown = "".join(f"\n  - {printable(failure.name)}: {failure.error.message}" for failure in failures[:SHOWN])
-    more = f"\n  - and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+    shown = bulleted([f"{printable(failure.name)}: {failure.error.message}" for failure in failures], SHOWN)
     if not batches.read:
         raise ImageError(
-            f"none of {len(failures)} images can be read:{shown}{more}", code="images-unreadable", count=len(failures)
+            f"none of {len(failures)} images can be read:{shown}", code="images-unreadable", count=len(failures)
         )
-    text = f"{len(failures)} of {len(failures) + batches.read} images can't be read and are left out:{shown}{more}"
+    text = f"{len(failures)} of {len(failures) + batches.read} images can't be read and are left out:{shown}"
     warnings.warn(str(ConvscopeError(text, code="images-left-out", count=len(failures))), stacklevel=3)
 
 

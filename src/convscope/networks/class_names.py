@@ -63,7 +63,7 @@ def _names_given(classes: Json) -> tuple[str, ...]:
         return (
             _names_from_json(dict(classes))
             if isinstance(classes, Mapping)
-            else tuple(_writable(str(name)) for name in classes)
+            else tuple(reading.as_text(str(name)) for name in classes)
         )
     except (TypeError, ValueError) as error:
         raise UsageError(
@@ -115,9 +115,4 @@ def _name(entry: object) -> str:
         entry = entry[-1]
     if not isinstance(entry, str) and type(entry) is not int:
         raise ValueError(f"a name has to be text, but this is {str(entry)[:40]!r}")
-    return _writable(str(entry))
-
-
-def _writable(name: str) -> str:
-    """JSON can hold halves of surrogates, which no file that a result is written to can."""
-    return name.encode("utf-8", "replace").decode()
+    return reading.as_text(str(entry))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from convscope import limits
-from convscope.errors import ModelError
+from convscope.errors import ModelError, UsageError
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,21 @@ class Inputs:
     channels: int
     others: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+
+def check_size(only: tuple[int, int], asked: tuple[int, int] | None) -> None:
+    """Refuse a size `(h, w)` of the user's that is not the one that a model of a fixed size takes.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    if asked not in (None, only):
+        raise UsageError(
+            f"the model takes images of {only[0]}x{only[1]} pixels only, not {asked[0]}x{asked[1]}.",
+            code="size-misfit",
+            expected=list(only),
+            found=list(asked),
+        )
 
 
 def check_input(name: str, shape: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from math import prod
 
 import numpy as np
 
@@ -112,6 +113,13 @@ class TracedNetwork(Network):
         if size not in self._graphs:
             self._graphs[size] = graph_of(self._watched.trace(size), self.output)
         return self._graphs[size]
+
+    def _logits(self, outputs: Mapping[str, Tensor], images: int | None) -> Tensor:
+        """The scores of a run on `images`, from the model's outputs by name: see `Head.logits`."""
+        output = outputs[self.output]
+        self._check_output(output.shape, images)
+        rows = self.ops.reshape(self.ops.cast(output, "float32"), (-1, prod(output.shape[1:])))
+        return self.head.logits(self.ops, rows)
 
     def _check_output(self, shape: Sequence[int | None], images: int | None) -> None:
         """Refuse an output that is not a row of values for each image: it has no value for one image.

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from convscope import limits
-from convscope.errors import ModelError, one_line
+from convscope.errors import ModelError
+from convscope.networks.formats.damage import check_unpacked, damaged
 
 # What zipfile raises for archives that are damaged, encrypted, or packed in a way that it does not know.
 DAMAGE = (
@@ -61,7 +62,7 @@ class Archive:
                 if done != len(held) or member.read(1):
                     raise zipfile.BadZipFile(f"{name!r} has another length than it declares")
         except DAMAGE as error:
-            raise damaged(self.path, error) from error
+            raise damaged(self.path, error, " whole") from error
         return held
 
     def text(self, name: str) -> bytes:
@@ -88,16 +89,6 @@ def _fill(member: IO[bytes], into: memoryview) -> int:
             break
         done += more
     return done
-
-
-def damaged(path: Path, error: Exception) -> ModelError:
-    """The error of an archive that can't be read."""
-    return ModelError(
-        f"the archive {path} can't be read whole: {one_line(error)}. Copy or download it again.",
-        code="file-damaged",
-        path=str(path),
-        reason=one_line(error),
-    )
 
 
 def member_names(path: Path) -> list[str]:
@@ -137,7 +128,7 @@ def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Archi
                 )
             _check_entry(path, entry, size)
             members[name] = entry
-        _check_sum(path, entries, size)
+        check_unpacked(str(path), sum(entry.file_size for entry in entries), size)
         yield Archive(path, root, members, archive)
 
 
@@ -148,7 +139,7 @@ def _directory(path: Path, inner: bytes | bytearray | None = None) -> Iterator[z
             _check_directory(path, file)
             archive = zipfile.ZipFile(file)
         except DAMAGE as error:
-            raise damaged(path, error) from error
+            raise damaged(path, error, " whole") from error
         with archive:
             _check_count(path, len(archive.infolist()))
             yield archive
@@ -194,26 +185,6 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo, size: int) -> None:
             code="file-damaged",
             path=str(path),
             name=entry.filename,
-        )
-
-
-def _check_sum(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
-    total = sum(entry.file_size for entry in entries)
-    if total > limits.current().weights:
-        raise ModelError(
-            f"{path} unpacks to {limits.shown('weights', total)} of its own account "
-            f"({limits.how_to_raise('weights')}).",
-            code="input-too-large",
-            limit="weights",
-        )
-    if total > limits.most_unpacked(size):
-        raise ModelError(
-            f"{path} unpacks to {limits.shown('weights', total)} from {size} bytes, more than a hundredfold. Expected "
-            "an archive as PyTorch writes it, with weights that are not compressed.",
-            code="file-invalid",
-            path=str(path),
-            found=total,
-            expected=limits.most_unpacked(size),
         )
 
 

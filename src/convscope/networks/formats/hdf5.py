@@ -23,6 +23,7 @@ import numpy as np
 from convscope import isolation, limits
 from convscope.errors import BackendError, ModelError
 from convscope.isolation import Sent
+from convscope.networks.formats.damage import check_unpacked
 from convscope.schema import Json
 
 _MIB = 2**20
@@ -218,7 +219,7 @@ def _contents(source: object, but: str, size: int) -> dict[str, Json]:
             (found if isinstance(item, h5py.Dataset) else groups)[path] = item
         wanted = {path for path in found if not (but and re.match(but, path))}
         about = {path: _about(path, item) for path, item in found.items()}
-        _check_total(sum(_bytes(about[path]) for path in wanted), size)
+        check_unpacked("the HDF5 file", sum(_bytes(about[path]) for path in wanted), size)
         for path in wanted:
             if _is_numbers(about[path]["dtype"], about[path]["bfloat16"]):
                 about[path]["values"] = _values(path, found[path])
@@ -310,24 +311,6 @@ def _dtype(item: Item) -> str:
 def _bytes(about: dict[str, Json]) -> int:
     numbers = _is_numbers(about["dtype"], about["bfloat16"])
     return prod(about["shape"]) * np.dtype(about["dtype"]).itemsize if numbers else 0
-
-
-def _check_total(declared: int, size: int) -> None:
-    if declared > limits.current().weights:
-        raise ModelError(
-            f"expected weights in HDF5, found arrays of {declared / 2**30:.3g} GiB declared ("
-            f"{limits.how_to_raise('weights')}).",
-            code="input-too-large",
-            limit="weights",
-        )
-    if declared > limits.most_unpacked(size):
-        raise ModelError(
-            f"expected weights in HDF5, found arrays of {declared / 2**30:.3g} GiB declared in a file of "
-            f"{size / _MIB:.3g} MiB, which can't hold them. Fetch it anew.",
-            code="file-damaged",
-            found=declared,
-            expected=size,
-        )
 
 
 def _values(path: str, item: Item) -> np.ndarray:

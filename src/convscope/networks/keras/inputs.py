@@ -14,7 +14,7 @@ from convscope.networks import preprocessing as pp
 from convscope.networks.choices import Choices
 from convscope.networks.feeding import described, fed_values, image_input, prepared
 from convscope.networks.foreign import KerasLayer, KerasModel, Structure, Tensor
-from convscope.networks.inputs import Inputs, check_input
+from convscope.networks.inputs import Inputs, check_input, check_size
 from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of
 
 
@@ -148,14 +148,9 @@ def _size(
     fixed: bool, shape: tuple[int | None, int | None], asked: tuple[int, int] | None, family: pp.Family | None
 ) -> tuple[int, int]:
     if fixed:
-        if asked is not None and asked != shape:
-            raise UsageError(
-                f"the model takes images of {shape[0]}x{shape[1]} pixels only, not {asked[0]}x{asked[1]}.",
-                code="size-misfit",
-                expected=list(shape[:2]),
-                found=list(asked),
-            )
-        return int(shape[0] or 0), int(shape[1] or 0)
+        only = (int(shape[0] or 0), int(shape[1] or 0))
+        check_size(only, asked)
+        return only
     side = family.size if family else 224
     height, width = asked or (side, side)
     return shape[0] or height, shape[1] or width

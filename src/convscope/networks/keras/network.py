@@ -208,7 +208,7 @@ class KerasNetwork(TracedNetwork):
 
         returned = restored(switch, lambda _: unless_enough(lambda: self.model(self._entry.feed(x), training=False)))
         taps.check_fired(list(early))
-        logits = None if returned is None else self._logits(returned, x.shape[0])
+        logits = None if returned is None else self._logits(self._runner.named_outputs(returned), x.shape[0])
         return Record(logits, taps.recorded)
 
     def _folds_at(self, size: tuple[int, int]) -> list[Fold]:
@@ -224,11 +224,6 @@ class KerasNetwork(TracedNetwork):
         if self._backend.name == "tensorflow":
             first_in_blocks(undo, operations)
         norms_folded(undo, operations, folds, scope)
-
-    def _logits(self, returned: Structure, images: int | None) -> Tensor:
-        outputs = keras.ops.cast(self._runner.named_outputs(returned)[self.output], "float32")
-        self._check_output(outputs.shape, images)
-        return self.head.logits(self.ops, keras.ops.reshape(outputs, (-1, int(np.prod(outputs.shape[1:])))))
 
     def _can_leave_out(self, calls: Calls, path: str) -> bool:
         """See `TracedNetwork`. Patching an operation reaches all of its calls, so it must have only one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import keras
@@ -10,7 +10,7 @@ import keras
 from convscope.networks.foreign import KerasLayer, Structure, Tensor
 from convscope.networks.graph import Call, flat_outputs
 from convscope.networks.keras.graph import Observer, call_method, patch, python_call
-from convscope.networks.passes import Pass, Reduction, Rule
+from convscope.networks.passes import Rule
 from convscope.networks.restoring import checkpoint
 from convscope.networks.trace import Calls
 from convscope.networks.traced import Enough, Taps
@@ -19,16 +19,10 @@ from convscope.networks.traced import Enough, Taps
 class KerasTaps(Taps):
     """Wraps the calls of the tapped operations for one pass: records outputs and applies rules."""
 
-    def __init__(
-        self,
-        calls: Calls,
-        request: Pass,
-        rules: Mapping[str, Rule],
-        reductions: Mapping[str, Reduction],
-        images: int | None,
-    ) -> None:
-        super().__init__(calls, request, rules, reductions, images)
-        self.operations = {id(call.operation) for call, _ in self._at.values()}
+    @property
+    def operations(self) -> set[int]:
+        """The tapped operations, by their `id`."""
+        return {id(call.operation) for call, _ in self._at.values()}
 
     def place(self, undo: ExitStack) -> None:
         """Tap, until `undo` is run."""

@@ -19,7 +19,7 @@ from convscope.networks.failing import cant_run, failing_layer, said
 from convscope.networks.feeding import Feed, described, fed_values, image_input, prepared
 from convscope.networks.foreign import Structure
 from convscope.networks.graph import flat_outputs
-from convscope.networks.inputs import Inputs, check_input
+from convscope.networks.inputs import Inputs, check_input, check_size
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.torch.graph import named_modules
 from convscope.networks.torch.limits import BeyondLimits
@@ -120,13 +120,7 @@ class Entry:
         """Channels, size, whether other sizes are possible, and a remark."""
         channels, height, width = _of(declared, self._channels_last)
         if declared is not None and height and width:
-            if asked not in (None, (height, width)):
-                raise UsageError(
-                    f"the model takes images of {height}x{width} pixels only, not {asked[0]}x{asked[1]}.",
-                    code="size-misfit",
-                    expected=[height, width],
-                    found=list(asked),
-                )
+            check_size((height, width), asked)
             self._runs(channels or 3, (height, width))  # for the layout
             return channels or 3, (height, width), False, ""
         known = [channels] if channels else _likely_channels(self._module)

@@ -246,7 +246,8 @@ class TorchNetwork(TracedNetwork):
             ),
         )
         taps.check_fired()
-        return Record(None if returned is None else self._logits(returned, len(x)), taps.recorded)
+        logits = None if returned is None else self._logits(self._runner.named_outputs(returned), len(x))
+        return Record(logits, taps.recorded)
 
     def _left_out(self, request: Pass) -> set[str]:
         """Paths whose non-linearity is left out: the head's too, unless the run stops before it."""
@@ -261,11 +262,6 @@ class TorchNetwork(TracedNetwork):
                 torch.as_tensor(np.array(weight)).to(tensor.device, tensor.dtype)
                 for tensor, weight in zip(self._runner.tensors(), weights, strict=True)
             ]
-
-    def _logits(self, returned: object, images: int) -> Tensor:
-        outputs = self._runner.named_outputs(returned)[self.output].float()
-        self._check_output(outputs.shape, images)
-        return self.head.logits(self.ops, outputs.reshape(len(outputs), -1))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

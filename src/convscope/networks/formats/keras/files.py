@@ -303,15 +303,7 @@ def _endpoint(folder: Path, loaded: KerasModel) -> tuple[str, tuple[int | None, 
         specs = list(signature.structured_input_signature[1].values())
         if len(specs) == 1 and specs[0].shape.rank == 4:
             taking[name] = (tuple(specs[0].shape), specs[0].dtype.name)
-    if not taking:
-        found = ", ".join(loaded.signatures) or "none"
-        raise ModelError(
-            f"the SavedModel {folder} has no signature that takes one image (n, h, w, c); its signatures: {found}.",
-            code="no-signature",
-            path=str(folder),
-            found=found,
-        )
-    name = "serving_default" if "serving_default" in taking else next(iter(taking))
+    name = saved_model.chosen_signature(folder, taking, list(loaded.signatures))
     return name, *taking[name]
 
 

@@ -22,6 +22,7 @@ from onnx import numpy_helper
 from convscope import isolation, limits
 from convscope.errors import ModelError, one_line
 from convscope.networks.foreign import Attribute, Message
+from convscope.networks.formats.damage import damaged
 from convscope.networks.formats.onnx.content import Body, FileNode, Input, OnnxFile, Shape
 from convscope.networks.formats.onnx.expansion import check_expansion
 
@@ -72,15 +73,8 @@ def _parsed(path: Path) -> Message:
         model = onnx.ModelProto.FromString(path.read_bytes())
     except ModelError:
         raise
-    except isolation.ReaderError as error:
-        raise ModelError(
-            f"{path} can't be read as ONNX: {error}. Copy or download it again.",
-            code="file-damaged",
-            path=str(path),
-            reason=str(error),
-        ) from error
-    except Exception as error:  # protobuf has its own errors
-        raise _unreadable(path, error) from error
+    except Exception as error:  # the reader and protobuf have their own errors
+        raise damaged(path, error, " as ONNX") from error
     if not model.graph.node:
         raise ModelError(
             f"{path} holds no ONNX graph: it is damaged, or of another format. Copy or download it again.",
@@ -101,16 +95,7 @@ def parse(path: str) -> None:
     except MemoryError:
         raise
     except Exception as error:
-        raise _unreadable(Path(path), error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"{path} can't be read as ONNX ({one_line(error)[:160]}). Copy or download it again.",
-        code="file-damaged",
-        path=str(path),
-        reason=one_line(error)[:160],
-    )
+        raise damaged(Path(path), error, " as ONNX") from error
 
 
 # -- from protobuf to plain values -----------------------------------------------------------------------

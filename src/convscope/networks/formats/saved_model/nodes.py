@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from convscope.networks.foreign import Message
 
@@ -24,6 +25,6 @@ def calls(node: Message) -> list[Message]:
     return named + [item for value in values for item in value.list.func]
 
 
-def shown(names: list[str]) -> str:
+def shown(names: Sequence[str]) -> str:
     """Names from the file, for a message."""
     return ", ".join(name if re.fullmatch(r"[\w./>-]+", name, re.ASCII) else repr(name)[:80] for name in names)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -247,16 +247,30 @@ def _all_nodes(meta: Message) -> Iterator[Message]:
 
 def _signature(folder: Path, meta: Message) -> tuple[str, Message]:
     taking = {name: found for name, found in meta.signature_def.items() if _takes_image(found)}
+    name = chosen_signature(folder, taking, [name for name in meta.signature_def if not name.startswith("__")])
+    return name, taking[name]
+
+
+def chosen_signature(folder: Path, taking: Collection[str], every: Sequence[str]) -> str:
+    """The signature to run: "serving_default" where it takes one image, else the first that does.
+
+    Args:
+        folder: of the SavedModel.
+        taking: the names of those that take one image.
+        every: the names of all.
+
+    Raises:
+        ModelError: none does.
+    """
     if not taking:
-        found = shown([name for name in meta.signature_def if not name.startswith("__")]) or "none"
+        found = shown(every) or "none"
         raise ModelError(
             f"the SavedModel {folder} has no signature that takes one image (n, h, w, c); its signatures: {found}.",
             code="no-signature",
             path=str(folder),
             found=found,
         )
-    name = "serving_default" if "serving_default" in taking else next(iter(taking))
-    return name, taking[name]
+    return "serving_default" if "serving_default" in taking else next(iter(taking))
 
 
 def _takes_image(signature: Message) -> bool:
@@ -301,6 +315,14 @@ class _Extraction:
             graph.library.function.append(_plain_function(self.functions[name], self._prefix))
         return graph
 
+    def _lacking(self, what: str, name: str) -> ModelError:
+        return ModelError(
+            f"{self.folder / GRAPH} is damaged: it lacks its {what} {name!r}. Copy it again.",
+            code="file-damaged",
+            path=str(self.folder),
+            name=name,
+        )
+
     def _needed(self, image: str, outputs: list[str]) -> list[Message]:
         found: dict[str, Message] = {}
         waiting = list(outputs)
@@ -310,12 +332,7 @@ class _Extraction:
                 continue
             node = self.nodes.get(name)
             if node is None:
-                raise ModelError(
-                    f"{self.folder / GRAPH} is damaged: it lacks its operation {name!r}. Copy it again.",
-                    code="file-damaged",
-                    path=str(self.folder),
-                    name=name,
-                )
+                raise self._lacking("operation", name)
             found[name] = node
             if node.op in operations.VARIABLES:
                 self.variables[name] = node
@@ -352,12 +369,7 @@ class _Extraction:
         if name not in self._sizes:
             function = self.functions.get(name)
             if function is None:
-                raise ModelError(
-                    f"{self.folder / GRAPH} is damaged: it lacks its function {name!r}. Copy it again.",
-                    code="file-damaged",
-                    path=str(self.folder),
-                    name=name,
-                )
+                raise self._lacking("function", name)
             for node in function.node_def:
                 self._check(node, operations.RUNNING)
             self._sizes[name] = sum(1 + self._called(node, (*around, name)) for node in function.node_def)

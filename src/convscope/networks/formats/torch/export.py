@@ -14,9 +14,10 @@ from torch import nn
 from torch._export.serde import schema, serialize
 
 from convscope import limits
-from convscope.errors import ModelError, one_line, option
+from convscope.errors import ModelError, option
 from convscope.networks.foreign import Exported, Structure
 from convscope.networks.formats import archives, pickles
+from convscope.networks.formats.damage import damaged
 from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.torch import pickles as torch_pickles
 from convscope.networks.formats.torch import schema as torch_schema
@@ -48,12 +49,7 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
             program = load()
             module = _unflattened(program)
     except Exception as error:  # torch raises what its reader raises
-        raise ModelError(
-            f"{path} can't be read as an exported program ({one_line(error)[:200]}).",
-            code="file-damaged",
-            path=str(path),
-            reason=one_line(error)[:200],
-        ) from error
+        raise damaged(path, error, " as an exported program") from error
     shape = _input_shape(program)
     _describe(module, program)
     declared = (None, *shape[1:]) if shape else None

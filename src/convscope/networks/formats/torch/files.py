@@ -21,6 +21,7 @@ from convscope.networks import preprocessing as pp
 from convscope.networks.foreign import Structure
 from convscope.networks.formats import pickles
 from convscope.networks.formats.code import literal
+from convscope.networks.formats.damage import damaged
 from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file, sha256
 from convscope.networks.formats.torch import pickles as torch_pickles
 from convscope.networks.network import Source
@@ -101,12 +102,7 @@ def _unwrapped(path: Path, found: object, kind: type) -> tuple[dict[str, Structu
         found = found[key]
     if not isinstance(found, Mapping) or not found or not _is_state(found, kind):
         what = "an empty one" if isinstance(found, Mapping) and not found else _contents(found)
-        raise ModelError(
-            f"expected a state dict of tensors by name in {path}, found {what}.",
-            code="no-weights",
-            path=str(path),
-            found=what,
-        )
+        raise _no_state(path, what)
     tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, kind)}
     try:
         _check_names(tensors)
@@ -118,6 +114,15 @@ def _unwrapped(path: Path, found: object, kind: type) -> tuple[dict[str, Structu
             reason=str(error),
         ) from error
     return tensors, tuple(notes)
+
+
+def _no_state(path: Path, found: str) -> ModelError:
+    return ModelError(
+        f"expected a state dict of tensors by name in {path}, found {found}.",
+        code="no-weights",
+        path=str(path),
+        found=found,
+    )
 
 
 def _is_state(found: Mapping, kind: type) -> bool:
@@ -147,19 +152,9 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = load_file(path)
     except Exception as error:  # the library's own error class is no ValueError
-        raise ModelError(
-            f"{path} can't be read whole: {one_line(error)}. Copy or download it again.",
-            code="file-damaged",
-            path=str(path),
-            reason=one_line(error),
-        ) from error
+        raise damaged(path, error, " whole") from error
     if not state:
-        raise ModelError(
-            f"expected a state dict of tensors by name in {path}, found an empty one.",
-            code="no-weights",
-            path=str(path),
-            found="an empty one",
-        )
+        raise _no_state(path, "an empty one")
     return state
 
 
@@ -187,12 +182,7 @@ def _check_header(path: Path) -> None:
             tensors = json.loads(header, object_pairs_hook=_each_once)
             _check_places({name: told for name, told in tensors.items() if name != "__metadata__"}, size - 8 - length)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(
-                f"{path} can't be read whole: {one_line(error)}. Copy or download it again.",
-                code="file-damaged",
-                path=str(path),
-                reason=one_line(error),
-            ) from error
+            raise damaged(path, error, " whole") from error
 
 
 _MARKS = 20  # commas and brackets that describe one tensor: 9 at most with 4 sides, and a reserve for metadata

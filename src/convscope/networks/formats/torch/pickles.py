@@ -18,8 +18,9 @@ from typing import IO
 import torch
 
 from convscope import limits
-from convscope.errors import ModelError, one_line
+from convscope.errors import ModelError
 from convscope.networks.formats import archives, pickles
+from convscope.networks.formats.damage import damaged
 from convscope.networks.formats.pickles import Made, Value
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what files from before the zip archives begin with
@@ -303,12 +304,7 @@ def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Check
     except pickles.UnknownOpcode as error:
         raise _unreadable(path, error) from error
     except (*pickles.DAMAGE, EOFError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.",
-            code="file-damaged",
-            path=str(path),
-            reason=one_line(error),
-        ) from error
+        raise damaged(path, error) from error
 
 
 def is_archive(path: Path) -> bool:
@@ -328,12 +324,7 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
             found=protocol,
             expected=2,
         )
-    return ModelError(
-        f"{path} can't be read: {one_line(error)[:200]}. Copy or download it again.",
-        code="file-damaged",
-        path=str(path),
-        reason=one_line(error),
-    )
+    return damaged(path, error)
 
 
 def _of_archive(archive: archives.Archive) -> Checkpoint:
@@ -446,9 +437,4 @@ def names(path: Path) -> list[tuple[list[str], int]]:
                     break  # after a single pickle comes anything
         return found
     except pickles.DAMAGE as error:
-        raise ModelError(
-            f"{path} can't be read: {one_line(error)}. Copy or download it again.",
-            code="file-damaged",
-            path=str(path),
-            reason=one_line(error),
-        ) from error
+        raise damaged(path, error) from error

@@ -16,6 +16,7 @@ import torch
 from convscope import isolation, limits
 from convscope.errors import ModelError, one_line, option
 from convscope.networks.formats import archives, pickles
+from convscope.networks.formats.damage import damaged
 from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.torch import code as torch_code
 from convscope.networks.formats.torch import pickles as torch_pickles
@@ -50,12 +51,7 @@ def _loaded(unit: object, load: Callable[..., object], source: object, path: Pat
         loaded = load(unit, source, torch.device("cpu"), {}, False)
         return torch.jit._recursive.wrap_cpp_module(loaded).eval()
     except Exception as error:  # torch raises what its reader raises
-        raise ModelError(
-            f"{path} can't be read as TorchScript ({one_line(error)[:200]}). Copy it again.",
-            code="file-damaged",
-            path=str(path),
-            reason=one_line(error)[:200],
-        ) from error
+        raise damaged(path, error, " as TorchScript") from error
 
 
 _LARGE_TYPE = 2**16  # parts of a type that torch's compiler compares in no time

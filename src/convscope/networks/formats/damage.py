@@ -1,0 +1,52 @@
+"""What is said of a file that is damaged, or that unpacks to more than it can hold: the same for every format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convscope import limits
+from convscope.errors import ModelError, one_line
+
+
+def damaged(path: Path, error: Exception, how: str = "") -> ModelError:
+    """The message for a file whose content can't be read.
+
+    Args:
+        path: of the file.
+        error: of its reader.
+        how: what it can't be read as, such as " as ONNX".
+    """
+    reason = one_line(error)[:200]
+    return ModelError(
+        f"{path} can't be read{how}: {reason}. Copy or download it again.",
+        code="file-damaged",
+        path=str(path),
+        reason=reason,
+    )
+
+
+def check_unpacked(what: str, unpacked: int, size: int) -> None:
+    """Refuse a file of `size` bytes that unpacks to `unpacked` bytes of its own account, before memory is taken.
+
+    Args:
+        what: the file, for people.
+        unpacked, size: in bytes.
+
+    Raises:
+        ModelError: that is more than the limit, or more than a hundredfold.
+    """
+    if unpacked > limits.current().weights:
+        raise ModelError(
+            f"{what} unpacks to {limits.shown('weights', unpacked)} of its own account "
+            f"({limits.how_to_raise('weights')}).",
+            code="input-too-large",
+            limit="weights",
+        )
+    if unpacked > limits.most_unpacked(size):
+        raise ModelError(
+            f"{what} unpacks to {limits.shown('weights', unpacked)} from {size} bytes, more than a hundredfold. "
+            "Expected weights that are hardly compressed, as frameworks write them.",
+            code="file-invalid",
+            found=unpacked,
+            expected=limits.most_unpacked(size),
+        )
