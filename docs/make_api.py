@@ -41,7 +41,7 @@ _INTERNAL = {
     "convscope.requests": "",
     "convscope.session": "",
     "convscope.events": "",
-    "convscope.errors": "nearest one_line",
+    "convscope.errors": "bulleted nearest one_line",
     "convscope.limits": "how_to_raise most_unpacked shown",
     "convscope.demo": "",
 }

@@ -51,6 +51,7 @@ NETWORK_FLOORS = (
     ("inspection",),
     ("traced",),
     ("keras", "torch"),
+    ("formats.damage",),
     ("formats.code", "formats.archives", "formats.hdf5", "formats.pickles"),
     ("formats.files",),
     ("formats.saved_model",),

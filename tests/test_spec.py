@@ -312,8 +312,9 @@ def test_a_preprocessing_without_the_newer_fields_comes_back_from_json():
 def test_json_that_is_no_preprocessing(change):
     data = ModelSpec("net.onnx", options=Options(preprocess=Preprocessing("own"))).describe()
     data["preprocess"] |= change
-    with raises(ModelError, "spec-invalid", match=f"preprocess.{next(iter(change))}"):
+    with raises(ModelError, "spec-invalid") as caught:
         ModelSpec.from_json(data)
+    assert caught.value.data["name"].startswith(f"preprocess.{next(iter(change))}")
 
 
 def test_a_file_is_sniffed_once(tmp_path, monkeypatch):

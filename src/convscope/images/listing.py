@@ -150,9 +150,9 @@ def different(names: Sequence[str]) -> list[str]:
     return found
 
 
-def no_images(found: str = "none was given: name a file or a folder") -> UsageError:
-    """The message where there is no image at all."""
-    return UsageError(f"at least one image is needed, but {found}", code="no-images")
+def no_images() -> UsageError:
+    """The message where no image is given at all."""
+    return UsageError("at least one image is needed, but none was given: name a file or a folder", code="no-images")
 
 
 # -- folders ---------------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def hold(images: Images, shape: Shape) -> tuple[InputImage, ...]:
         found = tuple(image for batch in batches for image in batch.images)
     report_failures(batches)
     if not found:
-        raise no_images("the source gives none")
+        raise UsageError("at least one image is needed, but the source gives none", code="no-images")
     return found
 
 

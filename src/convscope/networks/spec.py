@@ -309,7 +309,10 @@ def _preprocessing(given: Json) -> pp.Preprocessing | None:
         return pp.read(given, "preprocess")
     except Misfit as error:
         raise ModelError(
-            f"expected the preprocessing in a spec as convscope writes it: {error}.", code="spec-invalid"
+            f"expected the preprocessing in a spec as convscope writes it: {error}.",
+            code="spec-invalid",
+            name=error.where,
+            found=error.found,
         ) from error
 
 
