@@ -103,6 +103,7 @@ MEANINGS: Mapping[str, str] = {
     "kind-refused": "A file is of a kind that is never loaded, because that runs code.",
     "layer-after-target": "The layer comes after what is explained.",
     "layer-ambiguous": "Several layers have this name.",
+    "layer-beside-target": "The layer lies in another branch than what is explained.",
     "layer-class-unknown": "A file has layers of a class that this Keras does not know.",
     "layer-failed": "A layer of the model raised an error in a pass.",
     "layer-not-run": "A layer did not run in a pass, though it did when the model was opened.",

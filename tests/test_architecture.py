@@ -25,6 +25,7 @@ FLOORS = (
     ("images",),
     ("networks",),
     ("measures",),
+    ("ways",),
     ("objectives",),
     ("binding",),
     ("results",),

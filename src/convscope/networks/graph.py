@@ -113,24 +113,23 @@ class Flow:
         Returns:
             for each the id of the call and the number of the output: a call may have another one that is not used.
         """
-        known = set(self._maker) | {value.key for value in given}
-        used = {value.key for call in self._leaves for value in call.inputs if len(value.shape) > 1}
-        if not used <= known or image.key not in used or output.key not in self._maker:
-            return None
-        after: set[int] = set()
-        reached = {image.key}
-        for call in self._leaves:  # in the order of execution, so one sweep does
-            if any(value.key in reached for value in call.inputs):
-                after.add(id(call))
-                reached.update(value.key for _, value in call.outputs)
         before: set[tuple[int, int]] = set()
-        needed = {output.key}
-        for call in reversed(self._leaves):
+        needed, maps = {output.key}, {output.key}
+        for call in reversed(self._leaves):  # in the order of execution, so one sweep does
             wanted = {(id(call), index) for index, value in _made(call) if value.key in needed}
             if wanted:
                 before |= wanted
                 needed.update(value.key for value in call.inputs)
-        return {(call, index) for call, index in before if call in after}
+                maps.update(value.key for value in call.inputs if len(value.shape) > 1)
+        if not maps <= set(self._maker) | {value.key for value in given}:
+            return None
+        after: set[int] = set()
+        reached = {image.key}
+        for call in self._leaves:
+            if any(value.key in reached for value in call.inputs):
+                after.add(id(call))
+                reached.update(value.key for _, value in call.outputs)
+        return {(call, index) for call, index in before if call in after} or None
 
     def nonlinearities(self, call: Call) -> list[Call]:
         """The calls with the non-linearities of `call`: its own, or those of what it concatenates or passes on.

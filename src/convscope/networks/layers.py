@@ -11,7 +11,7 @@ from convscope.errors import UsageError, nearest
 
 KINDS = (
     *("conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "reshape", "padding", "resize"),
-    *("rescaling", "augmentation", "dropout", "identity", "model", "other"),
+    *("recurrent", "rescaling", "augmentation", "dropout", "identity", "model", "other"),
 )
 # Layers of these kinds return their input outside training.
 PASSING = frozenset({"dropout", "identity"})
@@ -92,8 +92,8 @@ class Layer:
 
     @property
     def makes_features(self) -> bool:
-        """True for convolutions, pooling and dense layers: those that a network is made of in a diagram."""
-        return self.kind in ("conv", "pool", "global_pool", "dense")
+        """True for convolutions, pooling, recurrent and dense layers: those that a network is made of in a diagram."""
+        return self.kind in ("conv", "pool", "global_pool", "recurrent", "dense")
 
     @property
     def affine(self) -> bool:

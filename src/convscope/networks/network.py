@@ -170,6 +170,13 @@ class Network(ABC):
         another, or where one can't be left out.
         """
 
+    def ancestors(self, path: str) -> frozenset[str] | None:
+        """Paths of the layers that the image passes on its way to the output of the layer at `path`, without itself.
+
+        None where the graph does not tell.
+        """
+        return None
+
     def stored_norms(self, count: int) -> tuple[StoredNorm, ...]:
         """The first `count` trained batch norms that maps of the image enter, in the order of execution."""
         return ()
@@ -238,14 +245,17 @@ class Network(ABC):
         """The layers that `spec` names, in the order of execution; see `select_layers`."""
         return select_layers(self.layers, spec)
 
-    def last_spatial_layer(self, before: int | None = None) -> Layer:
-        """The last layer with an output of its own and a map with h * w > 1; of the first `before` layers.
+    def last_spatial_layer(self, among: Sequence[Layer] | None = None) -> Layer:
+        """The last layer with an output of its own and a map with h * w > 1.
+
+        Args:
+            among: layers in the order of execution; those between the image and the output where None.
 
         Raises:
-            UsageError: the network has none.
+            UsageError: there is none.
         """
-        for layer in reversed(self.layers[:before]):
-            if layer.on_path and layer.computes and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
+        for layer in reversed([one for one in self.layers if one.on_path] if among is None else among):
+            if layer.computes and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
                 return layer
         raise UsageError(
             f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "

@@ -93,6 +93,25 @@ class Graph:
         """Number of values of the output that is explained, for one image."""
         return prod(self.value.shape[1:])
 
+    def ancestors(self, path: str) -> frozenset[str] | None:
+        """Paths of the layers that the image passes on its way to the output of the layer at `path`.
+
+        Without the layer itself, and others with the same output. None where some step between them is not seen.
+        """
+        call, index = self.calls[path]
+        value = call.outputs[index][1]
+        between = self.trace.flow.between(self.trace.given, self.trace.image, value)
+        if between is None:
+            return None
+        before = {name for name, (one, place) in self.calls.items() if one.outputs[place][1].key != value.key}
+        return frozenset(name for name in before if self._within(name, between))
+
+    def _within(self, path: str, between: set[int]) -> bool:
+        """True for a call in `between`, and for a container whose output one of them makes."""
+        call, index = self.calls[path]
+        maker = self.trace.flow.maker(call.outputs[index][1]) if call.kind == "model" else call
+        return id(maker) in between
+
     def calls_of(self, operation: object) -> int:
         """How often an operation is called."""
         return sum(call.operation is operation for call in self.trace.calls)

@@ -79,6 +79,10 @@ class TracedNetwork(Network):
         """See `Network.layers_at`."""
         return self._graph_at(size).layers
 
+    def ancestors(self, path: str) -> frozenset[str] | None:
+        """See `Network.ancestors`."""
+        return self._graph_at(self.inputs.size).ancestors(path)
+
     def stored_norms(self, count: int) -> tuple[StoredNorm, ...]:
         """See `Network.stored_norms`."""
         stored = (self._stored(norm) for norm in norms_of(self._graph_at(self.inputs.size)))

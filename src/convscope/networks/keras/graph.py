@@ -34,8 +34,15 @@ def _without(target: object, name: str) -> None:
 # -- the parts of the model ------------------------------------------------------------------------------
 
 
+def is_recurrent(operation: KerasLayer) -> bool:
+    """True for a layer that runs its cell over a sequence: no tensor may leave the loop that it does so in."""
+    return isinstance(operation, keras.layers.RNN)
+
+
 def _children(operation: KerasLayer) -> list[KerasLayer]:
-    """The operations directly inside `operation`, without input placeholders."""
+    """The operations directly inside `operation`, without input placeholders and the cells of recurrent layers."""
+    if is_recurrent(operation):
+        return []
     if isinstance(operation, keras.Sequential):
         inside = operation.layers
     elif hasattr(operation, "operations"):
@@ -137,6 +144,8 @@ _KINDS = (
 
 def kind_of(operation: KerasLayer) -> str:
     """The kind of an operation, from the names of its class and of the classes it derives from."""
+    if is_recurrent(operation):
+        return "recurrent"
     if _children(operation) and not type(operation).__module__.startswith("keras."):
         return "model"  # a block of the user's own, whatever it is called
     for cls in type(operation).__mro__:
@@ -168,6 +177,8 @@ _LINEAR = ("linear",)
 
 def activation_name(operation: KerasLayer) -> str | None:
     """The name of the non-linearity that an operation ends in; None if it has none."""
+    if is_recurrent(operation):
+        return None  # it works inside the cell, and what the layer returns is a product
     function = getattr(operation, "activation", None)
     if function is None or not callable(function):
         name = type(operation).__name__.lower()

@@ -9,7 +9,7 @@ import keras
 
 from convscope.networks.foreign import KerasLayer, Structure, Tensor
 from convscope.networks.graph import Call, flat_outputs
-from convscope.networks.keras.graph import Observer, call_method, patch, python_call
+from convscope.networks.keras.graph import Observer, call_method, is_recurrent, patch, python_call
 from convscope.networks.passes import Rule
 from convscope.networks.restoring import checkpoint
 from convscope.networks.trace import Calls
@@ -83,6 +83,8 @@ def _channels_back(tensor: Tensor, channels_first: bool) -> Tensor:
 
 def has_activation(operation: KerasLayer) -> bool:
     """True if an operation ends in a non-linearity of its own."""
+    if is_recurrent(operation):
+        return False
     activation = getattr(operation, "activation", None)
     return callable(activation) and activation is not keras.activations.linear
 

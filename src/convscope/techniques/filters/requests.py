@@ -247,11 +247,13 @@ def first_layer(objective: Objective) -> str:
 
 def _halfway(network: Network, objective: Objective) -> str:
     """The layer with a map in the middle of the way to the first layer of an objective."""
-    before = [layer.path for layer in network.layers if layer.spatial and layer.on_path]
     first = first_layer(objective)
     path = None if first in (LOGITS, LOGIT) else network.layer(first).path
-    upto = before.index(path) if path in before else len(before)
-    return before[upto // 2]
+    known = None if path is None else network.ancestors(path)
+    leading = [layer for layer in network.layers if (layer.on_path if known is None else layer.path in known)]
+    maps = [layer.path for layer in leading if layer.spatial]
+    before = maps[: maps.index(path)] if path in maps else maps
+    return before[len(before) // 2] if before else path or ""
 
 
 def with_variants(wanted: Sequence[Wanted], variants: int) -> list[tuple[Wanted, int]]:

@@ -19,6 +19,7 @@ from convscope.networks import Layer, Network, Pass, Run
 from convscope.networks.foreign import Tensor
 from convscope.techniques.heatmaps.methods import Unfit
 from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
+from convscope.ways import layers_in
 
 MAPS_AT_ONCE = 128  # replays of a map
 IMAGES_AT_ONCE = 16  # replays of an image
@@ -250,7 +251,7 @@ def input_gradients(
     """
     network, target, batch = spec.network, spec.target, spec.batch
     found: list[list[np.ndarray]] = []
-    gates = _gates(network) if guided else ()
+    gates = _gates(network, target) if guided else ()
     if guided and not gates:
         raise Unfit(
             f"guided backpropagation changes how gradients pass a ReLU, and {network.name} has none; use saliency.",
@@ -265,9 +266,9 @@ def input_gradients(
     return gradients, scores
 
 
-def _gates(network: Network) -> tuple[str, ...]:
-    """Paths of the layers that end in a ReLU, under any framework's name: "relu", "ReLU6", "Clip"."""
-    ends = ((layer.path, (layer.activation or "").lower()) for layer in network.layers if layer.on_path)
+def _gates(network: Network, target: Target) -> tuple[str, ...]:
+    """Paths of the layers before a target that end in a ReLU, under any framework's name: "relu", "ReLU6", "Clip"."""
+    ends = ((layer.path, (layer.activation or "").lower()) for layer in layers_in(network, target))
     return tuple(path for path, name in ends if name.startswith(("relu", "clip")))
 
 

@@ -20,6 +20,7 @@ from convscope.networks.foreign import Tensor
 from convscope.techniques.heatmaps.evidence import ImageView
 from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, registered
 from convscope.techniques.heatmaps.targets import Target
+from convscope.ways import layers_in
 
 
 @registered
@@ -66,7 +67,7 @@ def _over_range(sizes: np.ndarray) -> np.ndarray:
 def _contributions(view: ImageView, layers: Sequence[Layer]) -> list[np.ndarray]:
     """The contributions of the pixels `(h, w, c)` and of the biases of each of `layers`, `(h, w, c)` or `(c,)`."""
     network, target = view.network, view.target
-    answering = network.program(_answering_zeros, tuple(layers))
+    answering = network.program(_answering_zeros, target, tuple(layers))
     differentiating = network.program(_gradients, target, tuple(layers))
     x = network.tensor(view.x)
     zeros = tuple(network.tensor(np.zeros((1, *layer.shape), np.float32)) for layer in layers)
@@ -80,9 +81,7 @@ def _contributions(view: ImageView, layers: Sequence[Layer]) -> list[np.ndarray]
 
 def _affine(network: Network, target: Target) -> list[Layer]:
     """The affine layers on the way to the target."""
-    names = [layer.path for layer in network.layers]
-    last = max((names.index(path) for path in target.record), default=len(names) - 1)
-    return [layer for layer in network.layers[: last + 1] if layer.on_path and layer.affine]
+    return [layer for layer in layers_in(network, target) if layer.affine]
 
 
 def _nonlinear(network: Network, layer: Layer) -> bool:
@@ -90,9 +89,9 @@ def _nonlinear(network: Network, layer: Layer) -> bool:
     return layer.activation is not None and layer.path != network.head.undone
 
 
-def _answering_zeros(network: Network, layers: Sequence[Layer]) -> Callable:
+def _answering_zeros(network: Network, target: Target, layers: Sequence[Layer]) -> Callable:
     """From images the output of each of `layers` before its own non-linearity, where its input is zero."""
-    silenced = [layer.path for layer in network.layers if layer.on_path and not layer.container]
+    silenced = [layer.path for layer in layers_in(network, target) if not layer.container]
     nonlinear = tuple(layer.path for layer in layers if _nonlinear(network, layer))
 
     def answer(run: Callable, x: Tensor) -> list:

@@ -14,6 +14,7 @@ from convscope.techniques.heatmaps.evidence import TraceSpec, trace
 from convscope.techniques.heatmaps.faithfulness import better_layers
 from convscope.techniques.heatmaps.methods import Method, Unfit, results_of
 from convscope.techniques.heatmaps.targets import Goal, Similarity
+from convscope.ways import layers_in, layers_to
 
 TRIED_LAYERS, TRIED_IMAGES = 4, 4  # by layer="best"
 
@@ -86,8 +87,8 @@ def _best(goal: Goal, method: Method, images: Sequence[InputImage], spec: TraceS
 def _candidates(network: Network, goal: Goal) -> list[Layer]:
     """The last layer at each of the smallest sizes of map."""
     last = _last_before(network, goal)
-    before = network.layers[: network.layers.index(last) + 1]
-    by_size = {la.shape[:2]: la for la in before if la.on_path and la.spatial and la.computes and not la.pads}
+    before = _leading(network, goal)
+    by_size = {la.shape[:2]: la for la in before if la.spatial and la.computes and not la.pads}
     by_size[last.shape[:2]] = last
     sizes = sorted((size for size in by_size if min(size) > 1), key=lambda size: size[0] * size[1])
     return [by_size[size] for size in sizes[:TRIED_LAYERS]] or [last]
@@ -97,12 +98,14 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
     if path == "auto":
         return _last_before(network, goal)
     layer = network.layer(path)
-    names = [one.path for one in network.layers]
-    if goal.target.record and names.index(layer.path) > max(map(names.index, goal.target.record)):
+    if goal.target.record and layer not in layers_in(network, goal.target):
+        names = [one.path for one in network.layers]
+        after = names.index(layer.path) > max(map(names.index, goal.target.record))
+        where = "comes after" if after else "lies in another branch than"
         raise UsageError(
-            f"layer {layer.path!r} comes after {goal.target.text}, which is explained; give a layer before it, or "
+            f"layer {layer.path!r} {where} {goal.target.text}, which is explained; give a layer that leads to it, or "
             "auto.",
-            code="layer-after-target",
+            code="layer-after-target" if after else "layer-beside-target",
             layer=layer.path,
             target=goal.target.text,
         )
@@ -119,21 +122,23 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
 
 
 def _last_before(network: Network, goal: Goal) -> Layer:
-    """The last layer with a map; before the first that the target reads, where it reads layers.
+    """The last layer with a map among those that all which the target reads is computed from."""
+    record, before = goal.target.record, _leading(network, goal)
+    if record and not any(layer.spatial for layer in before):
+        raise UsageError(
+            f"no layer with a map lies before {' and '.join(record)}, which is explained; give that layer itself, or a "
+            "method that works at the image, such as saliency or occlusion.",
+            code="no-map-before-target",
+            layer=record[0],
+        )
+    return network.last_spatial_layer(before)
+
+
+def _leading(network: Network, goal: Goal) -> list[Layer]:
+    """The layers that can explain a target, in the order of execution.
 
     A similarity is one of means over places, so the layer in which it is measured has a map of its own to show.
     """
-    record = goal.target.record
-    if not record:
-        return network.last_spatial_layer()
-    names = [layer.path for layer in network.layers]
-    first = min(map(names.index, record))
-    end = first + 1 if isinstance(goal.target, Similarity) else first
-    if not any(layer.spatial for layer in network.layers[:end]):
-        raise UsageError(
-            f"no layer with a map lies before {names[first]}, which is explained; give that layer itself, or a method "
-            "that works at the image, such as saliency or occlusion.",
-            code="no-map-before-target",
-            layer=names[first],
-        )
-    return network.last_spatial_layer(end)
+    if isinstance(goal.target, Similarity):
+        return layers_in(network, goal.target)
+    return layers_to(network, goal.target)
