@@ -79,6 +79,8 @@ MEANINGS: Mapping[str, str] = {
     "function-missing": "A file of Python code was given without the name of a function in it.",
     "function-recursive": "A function in a file calls itself.",
     "function-unknown": "A file of Python code has no such function.",
+    "gradient-cut": "The graph of a network is cut, so that no gradient comes back.",
+    "gradient-failed": "A network runs, and the framework can't compute its gradient.",
     "grid-empty": "A grid has no tile or no column.",
     "head-not-pooled": "CAM needs global average pooling and one dense layer after the layer.",
     "head-unknown": "No activation of the output has this name.",

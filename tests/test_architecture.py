@@ -26,6 +26,7 @@ FLOORS = (
     ("networks",),
     ("measures",),
     ("ways",),
+    ("cuts",),
     ("objectives",),
     ("binding",),
     ("results",),

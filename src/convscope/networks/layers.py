@@ -81,6 +81,11 @@ class Layer:
         return not (self.structural or self.passing)
 
     @property
+    def stops_gradients(self) -> bool:
+        """True if it returns its input, and no gradient comes back through it: the first layer with one is itself."""
+        return self.class_name.lower() in ("detach", "stopgradient")
+
+    @property
     def pads(self) -> bool:
         """True if it only puts a border around its input."""
         return self.kind == "padding"

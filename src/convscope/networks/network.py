@@ -255,7 +255,8 @@ class Network(ABC):
             UsageError: there is none.
         """
         for layer in reversed([one for one in self.layers if one.on_path] if among is None else among):
-            if layer.computes and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
+            own = layer.computes or layer.stops_gradients
+            if own and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
                 return layer
         raise UsageError(
             f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from convscope.networks.foreign import Structure
 from convscope.networks.graph import Call, Fact, Value, flat_outputs
+from convscope.networks.layers import PASSING
 from convscope.networks.restoring import checkpoint
 from convscope.networks.torch.modules import Described
 
@@ -228,6 +229,7 @@ class Watch:
         self._count: dict[object, int] = {}
         self._alive: list[torch.Tensor] = []
         self._flowing: set[object] = set()
+        self._changes: dict[int, int] = {}
 
     def place(self, undo: ExitStack) -> None:
         """Watch, until `undo` is run."""
@@ -240,7 +242,7 @@ class Watch:
     def finish(self) -> None:
         """Note which values were changed in place (by a ReLU that works so): they have to be copied when recorded."""
         for call, index, tensor, version in self._made:
-            if tensor._version != version:
+            if self._version(tensor) != version:
                 call.facts.setdefault("overwritten", set()).add(index)
         self._made.clear()
         self._alive.clear()
@@ -248,7 +250,11 @@ class Watch:
     def value(self, tensor: torch.Tensor) -> Value:
         """The identity of a tensor at this moment: a change in place makes another value of it."""
         self._alive.append(tensor)
-        return Value((id(tensor), tensor._version), tuple(tensor.shape))
+        return Value((id(tensor), self._version(tensor)), tuple(tensor.shape))
+
+    def _version(self, tensor: torch.Tensor) -> int:
+        """A number that grows when a tensor is changed in place; under `inference_mode` torch does not count."""
+        return self._changes.get(id(tensor), 0) if tensor.is_inference() else tensor._version
 
     def begin(self, tensor: torch.Tensor) -> Value:
         """The value of an input of the network."""
@@ -303,11 +309,14 @@ class Watch:
     def _finish(self, call: Call, result: object) -> None:
         if not any(tensor.is_floating_point() for tensor in tensors_of(result)):
             return  # a shape or a mask is no layer
+        taken = {value.key[0] for value in call.inputs if isinstance(value.key, tuple)}
         for index, (mark, tensor) in enumerate(flat_outputs(result)):
+            if tensor.is_inference() and id(tensor) in taken and call.kind not in PASSING | {"model"}:
+                self._changes[id(tensor)] = self._changes.get(id(tensor), 0) + 1
             value = self.value(tensor)
             self._flowing.add(value.key)
             call.outputs.append((mark, value))
-            self._made.append((call, index, tensor, tensor._version))
+            self._made.append((call, index, tensor, self._version(tensor)))
         self.calls.append(call)
 
 

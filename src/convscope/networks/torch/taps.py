@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 
+import torch
 from torch import Tensor, nn
 
 from convscope.networks.foreign import Operation, Structure
@@ -35,6 +36,7 @@ class TorchTaps(Taps):
         self._at |= {path: calls[path] for path in left_out}
         self._count: dict[object, int] = {}
         self._busy = False
+        self._recording = torch.is_grad_enabled()  # where a pass is to be differentiated
 
     def place(self, undo: ExitStack) -> None:
         """Tap; `undo` takes the taps away."""
@@ -89,6 +91,14 @@ class TorchTaps(Taps):
             raise Enough
         return result
 
+    def _differentiates(self, call: Call, index: int) -> bool:
+        """True if a gradient is to come back to the output of a call that a rule replaces.
+
+        The module's own `no_grad` is about the layers before: a score has a gradient at this output, if layers after it
+        are outside of that. One that is overwritten in there would get the gradient of what was not overwritten.
+        """
+        return torch.is_grad_enabled() or (self._recording and index not in call.facts.get("overwritten", ()))
+
     def _touch(self, path: str, call: Call, index: int, given: object, result: object) -> Structure:
         tensor = flat_outputs(result)[index][1]
         if path in self._left_out:
@@ -98,8 +108,11 @@ class TorchTaps(Taps):
         if path in self._record:
             self._check_rows(path, tensor.shape)
         if path in self._rules:
-            activation = self._rules[path](_channels_last(tensor, call))
-            changed = _channels_back(activation, call).to(tensor.dtype)
+            differentiates = self._differentiates(call, index)
+            with torch.inference_mode(False), torch.set_grad_enabled(differentiates):
+                given = tensor.clone() if tensor.is_inference() else tensor
+                activation = self._rules[path](_channels_last(given, call))
+                changed = _channels_back(activation, call).to(tensor.dtype)
             result, tensor = _replaced(result, tensor, changed), changed
         if path in self._record:
             activation = _channels_last(tensor, call)

@@ -49,7 +49,7 @@ from convscope.techniques.filters.requests import (
     wanted_objectives,
     with_variants,
 )
-from convscope.techniques.filters.runs import run
+from convscope.techniques.filters.runs import refuse_cut, run
 from convscope.techniques.filters.verdicts import Judged, cut_off, judge
 
 __all__ = [
@@ -203,6 +203,8 @@ def first_with_gradient(
         traces = [Trace() for _ in jobs]
         for index in ascend(plan, jobs, traces):
             (without if traces[index].has_no_gradient else with_one).append(numbers[index])
+        if without and not with_one:
+            refuse_cut(plan, jobs[0])
         if len(with_one) >= count:
             break
     return sorted((sorted(with_one) + sorted(without))[:count]), len(with_one) + len(without), len(without)

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from convscope.cuts import Score, Strength, may_be_of_gradient
+from convscope.errors import ModelError
 from convscope.techniques.filters.ascent import Job, Plan, Trace, ascend, before_nonlinearity, resized
 from convscope.techniques.filters.recipes import Recipe
 
@@ -52,6 +54,8 @@ def _made(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[int, Trace]]:
             else:
                 yield index, trace
         without = dict(sorted(without.items()))
+        if without and len(without) == len(jobs):
+            refuse_cut(plan, jobs[0])
         if without:
             _retry(plan, [jobs[index] for index in without], list(without.values()))
     except KeyboardInterrupt as error:
@@ -75,7 +79,10 @@ def _ascended(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[int, Trace]]:
                 left.remove(now[place])
                 yield now[place], trace
         except Exception as error:
-            if plan.batch == 1 or grouped or not plan.network.out_of_memory(error):
+            if not plan.network.out_of_memory(error):
+                refuse_cut(plan, jobs[0], error)
+                raise
+            if plan.batch == 1 or grouped:
                 raise
             plan = replace(plan, batch=plan.batch // 2)
 
@@ -155,6 +162,38 @@ def _grown(recipe: Recipe, image: np.ndarray, size: tuple[int, int]) -> np.ndarr
 
 
 # -- filters without a gradient --------------------------------------------------------------------------
+
+
+def refuse_cut(plan: Plan, job: Job, error: Exception | None = None) -> None:
+    """Refuse to follow a gradient that does not come back to the image, which is measured for all channels at once.
+
+    Args:
+        plan: the settings of the call.
+        job: one of those without a gradient.
+        error: of their pass, where it failed.
+
+    Raises:
+        ModelError: the graph is cut.
+    """
+    if error is not None and not may_be_of_gradient(plan.network, error):
+        return
+    network, key = plan.network, job.bound.key
+    black, white = network.preprocessing.range(network.inputs.channels)
+    noise = black + np.random.default_rng(plan.seed).random((1, *plan.size, len(black))) * (white - black)
+    strength = Score(network, Strength(tuple(key.paths), key.scores), noise.astype(np.float32))
+    if not strength.effect(None).is_cut:
+        return
+    cut = strength.cut(None)
+    raise ModelError(
+        f"the graph of {network.name} is cut: changing the image changes {' and '.join(key.paths) or 'the scores'}, "
+        f"but no gradient tells so, and filters follow it; {cut.text}. Activations work, and heatmaps by a method "
+        "that needs no gradient; for filters give a network without torch.no_grad, detach or stop_gradient there.",
+        code="gradient-cut",
+        name=network.name,
+        before=cut.before,
+        after=cut.after,
+        reason=cut.error,
+    ) from error
 
 
 def _retry(plan: Plan, jobs: Sequence[Job], traces: Sequence[Trace]) -> None:

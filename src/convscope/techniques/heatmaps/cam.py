@@ -96,7 +96,12 @@ def grad_cam_plus_plus(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return np.einsum("nhwc,nc->nhw", maps, weights).astype(np.float32)
 
 
-@formula("eigen-cam", "Muhammad and Yeasin 2020, Eigen-CAM, arXiv:2008.00299, eq. 3: not centred", warning=CLASSLESS)
+@formula(
+    "eigen-cam",
+    "Muhammad and Yeasin 2020, Eigen-CAM, arXiv:2008.00299, eq. 3: not centred",
+    warning=CLASSLESS,
+    needs_gradient=False,
+)
 def eigen_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """The maps' first principal component, whatever the class: no gradient is used; else as `grad_cam`.
 
@@ -109,6 +114,7 @@ def eigen_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     "eigen-cam-centred",
     "Muhammad and Yeasin 2020, Eigen-CAM, of each channel less its mean",
     warning=CLASSLESS,
+    needs_gradient=False,
 )
 def eigen_cam_centred(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """As `eigen_cam` of maps less their mean over space, which is how several tools compute it.
@@ -131,7 +137,12 @@ def eigen_grad_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
 MOST_PLACES = 4096  # of a map, for a matrix of all pairs of them
 
 
-@formula("kpca-cam", "Karmani et al. 2024, KPCA-CAM, arXiv:2410.00267, with a sigmoid kernel", warning=CLASSLESS)
+@formula(
+    "kpca-cam",
+    "Karmani et al. 2024, KPCA-CAM, arXiv:2410.00267, with a sigmoid kernel",
+    warning=CLASSLESS,
+    needs_gradient=False,
+)
 def kpca_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """The first kernel principal component of the places of the centred maps, kernel tanh(x y / c + 1).
 

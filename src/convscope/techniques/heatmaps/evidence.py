@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from convscope.arrays import batched, padded
+from convscope.cuts import may_be_of_gradient, reason_of
 from convscope.networks import Layer, Network, Pass, Run
 from convscope.networks.foreign import Tensor
-from convscope.techniques.heatmaps.methods import Unfit
+from convscope.techniques.heatmaps.methods import Unfit, without_gradients
 from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
 from convscope.ways import layers_in
 
@@ -25,6 +27,9 @@ MAPS_AT_ONCE = 128  # replays of a map
 IMAGES_AT_ONCE = 16  # replays of an image
 # Layers at which a map can't be repeated alone, since what comes before them is joined again after them.
 WHOLE: WeakKeyDictionary[Network, set[str]] = WeakKeyDictionary()
+# Layers and targets whose gradient the framework can't compute.
+WITHOUT_GRADIENT: WeakKeyDictionary[Network, set[tuple[str | None, Target]]] = WeakKeyDictionary()
+Found = TypeVar("Found")
 
 Images = Callable[[np.ndarray], np.ndarray]  # from numbers `(n,)` to prepared images `(n, h, w, c)`
 
@@ -100,7 +105,8 @@ class Evidence(_OfSpec):
         arguments: the target's arguments, resolved: a row for each image.
         scores: the explained score of each image `(n,)`.
         logits: `(n, classes)`; None where the network has no class scores.
-        maps, gradients: the layer's, `(n, h, w, c)`; without a layer the images and the gradients at their pixels.
+        maps, gradients: the layer's, `(n, h, w, c)`; without a layer the images and the gradients at their pixels. The
+            gradients are zero where the framework can't compute them.
     """
 
     spec: TraceSpec
@@ -120,11 +126,15 @@ class Evidence(_OfSpec):
 
     def gradients_of(self, arguments: tuple[np.ndarray, ...]) -> np.ndarray:
         """The layer's gradients `(n, h, w, c)` of the same target with other resolved arguments."""
-        return _passed(self.spec, _explaining, self.x, arguments)[2]
+        return self._differentiated(lambda: _passed(self.spec, _explaining, self.x, arguments)[2])
 
     def hessian_vector_product(self) -> np.ndarray:
         """The product of the score's Hessian at the layer with the layer's own maps `(n, h, w, c)`."""
-        return _passed(self.spec, _differentiating_twice, self.x, self.arguments, self.maps)[0]
+        make = _differentiating_twice
+        return self._differentiated(lambda: _passed(self.spec, make, self.x, self.arguments, self.maps)[0])
+
+    def _differentiated(self, body: Callable[[], np.ndarray]) -> np.ndarray:
+        return differentiated(self.network, body, lambda: _passed(self.spec, _only_scoring, self.x, self.arguments))
 
     def again(self, x: np.ndarray) -> Evidence:
         """The evidence about other images `x` `(n, h, w, c)` for the same target with the same arguments."""
@@ -146,8 +156,7 @@ def trace(spec: TraceSpec, x: np.ndarray, arguments: tuple[np.ndarray, ...], *, 
         arguments: the target's arguments, a row for each image.
         resolved: the arguments are resolved already.
     """
-    make = _explaining if resolved else _settling
-    scores, maps, gradients, logits, *settled = _passed(spec, make, x, arguments)
+    scores, maps, gradients, logits, *settled = _with_gradient_if_any(spec, x, arguments, resolved)
     return Evidence(
         spec,
         x,
@@ -157,6 +166,61 @@ def trace(spec: TraceSpec, x: np.ndarray, arguments: tuple[np.ndarray, ...], *, 
         maps,
         gradients,
     )
+
+
+def _with_gradient_if_any(
+    spec: TraceSpec, x: np.ndarray, arguments: tuple[np.ndarray, ...], resolved: bool
+) -> list[np.ndarray]:
+    """The values of `_explaining`; with a gradient of zero where the framework can't compute it.
+
+    An operation without a gradient must not keep methods from work that need none.
+    """
+    make, instead = (_explaining, _only_scoring) if resolved else (_settling, _only_settling)
+    without = WITHOUT_GRADIENT.setdefault(spec.network, set())
+    if (spec.path, spec.target) not in without:
+        try:
+            return _passed(spec, make, x, arguments)
+        except Exception as error:
+            if not may_be_of_gradient(spec.network, error):
+                raise
+            found = _or_raise(error, lambda: _passed(spec, instead, x, arguments))
+        without.add((spec.path, spec.target))
+        return found
+    return _passed(spec, instead, x, arguments)
+
+
+def differentiated(network: Network, body: Callable[[], Found], plainly: Callable[[], object]) -> Found:
+    """The result of `body`, which needs a gradient.
+
+    Args:
+        network: the network.
+        body: passes with a gradient.
+        plainly: the same without: where it works it is the gradient that fails.
+
+    Raises:
+        Unfit: the framework can't compute the gradient.
+    """
+    try:
+        return body()
+    except Exception as error:
+        if not may_be_of_gradient(network, error):
+            raise
+        _or_raise(error, plainly)
+        raise Unfit(
+            f"{network.name} runs, and its gradient can't be computed ({reason_of(error)}). "
+            f"Use a method that needs no gradient: {without_gradients()}.",
+            code="gradient-failed",
+            name=network.name,
+            reason=reason_of(error),
+        ) from error
+
+
+def _or_raise(error: Exception, body: Callable[[], Found]) -> Found:
+    """The result of `body`; where it fails too, `error` is what matters."""
+    try:
+        return body()
+    except Exception:
+        raise error from error.__cause__
 
 
 def _passed(
@@ -200,7 +264,17 @@ def _settling(spec: TraceSpec) -> Callable:
     return _explaining(spec, settle=True)
 
 
-def _explaining(spec: TraceSpec, settle: bool = False) -> Callable:
+def _only_settling(spec: TraceSpec) -> Callable:
+    """As `_settling`, with a gradient of zero that is not computed."""
+    return _explaining(spec, settle=True, differentiate=False)
+
+
+def _only_scoring(spec: TraceSpec) -> Callable:
+    """As `_explaining`, with a gradient of zero that is not computed."""
+    return _explaining(spec, differentiate=False)
+
+
+def _explaining(spec: TraceSpec, settle: bool = False, differentiate: bool = True) -> Callable:
     network, target, ops = spec.network, spec.target, spec.network.ops
 
     def explain(run: Run, x: Tensor, delta: Tensor, *arguments: object) -> list:
@@ -211,7 +285,10 @@ def _explaining(spec: TraceSpec, settle: bool = False) -> Callable:
             maps = x if spec.path is None else activations[spec.path]
             return ops.sum(values), (values, maps, values if logits is None else logits, *settled)
 
-        (_, (values, maps, logits, *settled)), gradient = network.value_and_grad(score)(delta)
+        if differentiate:
+            (_, (values, maps, logits, *settled)), gradient = network.value_and_grad(score)(delta)
+        else:
+            (_, (values, maps, logits, *settled)), gradient = score(delta), ops.zeros_like(delta)
         return [values, maps, gradient, logits, *settled]
 
     return explain
@@ -259,9 +336,11 @@ def input_gradients(
             name=network.name,
         )
     program = network.program(_at_pixels, target, gates)
+    plain = network.program(_scoring, target, "float32")
     for some in batched(batch, x.astype(np.float32), *arguments):
-        parts = [network.numpy(tensor) for tensor in program(*map(network.tensor, some.arrays))]
-        found.append([part[: some.count] for part in parts])
+        given = [network.tensor(array) for array in some.arrays]
+        made = differentiated(network, lambda given=given: program(*given), lambda given=given: plain(*given))
+        found.append([network.numpy(tensor)[: some.count] for tensor in made])
     gradients, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return gradients, scores
 

@@ -84,6 +84,7 @@ class Method:
         at_image: the map is one of the image's pixels or places, whatever the layer.
         one_pass: the pass that gives a layer's maps and gradients is enough.
         warning: a remark to show beside each of its maps.
+        needs_gradient: it is made of gradients, so that it needs a network whose graph is whole.
         sampled: the name of the option that sets the number of passes on an image; empty where none does.
 
     Example:
@@ -104,6 +105,7 @@ class Method:
     at_image: bool = False
     one_pass: bool = False
     warning: str = ""
+    needs_gradient: bool = True
     sampled: str = ""
 
     def __post_init__(self) -> None:
@@ -227,7 +229,7 @@ class Formula(Method):
     """A method without options that a pure function defines.
 
     Attributes:
-        name, paper, at_image, warning: see `Method`.
+        name, paper, at_image, warning, needs_gradient: see `Method`.
         function: from maps and gradients `(n, h, w, c)` to heatmaps `(n, h, w)`: those of the layer, or where it is
             `at_image` the images and the gradients at their pixels.
 
@@ -242,6 +244,7 @@ class Formula(Method):
     function: Function = field(repr=False)
     at_image: bool = False
     warning: str = ""
+    needs_gradient: bool = True
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -271,7 +274,7 @@ class Own(Method):
     method: Explains
 
     def __post_init__(self) -> None:
-        for name in ("name", "paper", "at_image", "one_pass", "warning"):
+        for name in ("name", "paper", "at_image", "one_pass", "warning", "needs_gradient"):
             object.__setattr__(self, name, getattr(self.method, name, getattr(Method, name)))
 
     def explain(self, evidence: Evidence) -> Sequence[np.ndarray] | Sequence[MethodResult]:
@@ -302,7 +305,9 @@ METHODS: dict[str, Method] = {}
 MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
-def formula(name: str, paper: str, *, at_image: bool = False, warning: str = "") -> Callable[[Function], Function]:
+def formula(
+    name: str, paper: str, *, at_image: bool = False, warning: str = "", needs_gradient: bool = True
+) -> Callable[[Function], Function]:
     """Register a pure function of maps and gradients as a method, see `Formula`; the function is returned unchanged.
 
     Example:
@@ -315,7 +320,7 @@ def formula(name: str, paper: str, *, at_image: bool = False, warning: str = "")
     """
 
     def register(function: Function) -> Function:
-        METHODS[name] = Formula(name, paper, function, at_image, warning)
+        METHODS[name] = Formula(name, paper, function, at_image, warning, needs_gradient)
         return function
 
     return register
@@ -340,6 +345,16 @@ def registered(method: MethodClass) -> MethodClass:
     """
     METHODS[method.name] = method()
     return method
+
+
+def without_gradients() -> str:
+    """The names of the methods that need no gradient, for a message.
+
+    Example:
+        >>> without_gradients().split(", ")[-2:]
+        ['occlusion', 'rise']
+    """
+    return ", ".join(name for name, one in METHODS.items() if not one.needs_gradient)
 
 
 def as_method(given: str | Method | Explains) -> Method:

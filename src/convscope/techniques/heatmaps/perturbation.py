@@ -34,6 +34,7 @@ class AblationCAM(PerImageMethod):
 
     name = "ablation-cam"
     paper = "Desai and Ramaswamy 2020, Ablation-CAM, WACV 2020, eq. 3"
+    needs_gradient = False
 
     def explain_image(self, view: ImageView) -> MethodResult:
         """See `PerImageMethod.explain_image`."""
@@ -72,6 +73,7 @@ class ScoreCAM(PerImageMethod):
 
     name = "score-cam"
     paper = "Wang et al. 2020, Score-CAM, arXiv:1910.01279, eq. 6 to 8"
+    needs_gradient = False
     sampled = "channels"
     channels: int | None = option(None, "number of channels that are passed", low=2, none="all")
 
@@ -177,6 +179,7 @@ class Occlusion(PerImageMethod):
 
     name = "occlusion"
     paper = "Zeiler and Fergus 2013, Visualizing Convolutional Networks, arXiv:1311.2901"
+    needs_gradient = False
     at_image = True
     patch: int | None = option(None, "side of the patch in pixels", low=1, none="auto: an eighth of each side")
     stride: int | None = option(
@@ -266,6 +269,7 @@ class RISE(PerImageMethod):
 
     name = "rise"
     paper = "Petsiuk et al. 2018, RISE, arXiv:1806.07421, eq. 6"
+    needs_gradient = False
     at_image = True
     sampled = "masks"
     masks: int = option(1000, "number of random masks", low=2)

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from convscope.cuts import Score
 from convscope.images.image import InputImage
 from convscope.results import HeatmapRow
 from convscope.techniques.heatmaps.evidence import Evidence
-from convscope.techniques.heatmaps.methods import Method, MethodResult
+from convscope.techniques.heatmaps.methods import Method, MethodResult, without_gradients
 from convscope.techniques.heatmaps.targets import ClassScore, MapClass, chosen
 
 SATURATED = 1 - 1e-6
+AFTER = ", or a layer after the cut"
 
 
 def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, result: MethodResult) -> HeatmapRow:
@@ -47,7 +49,7 @@ def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, re
             probability=explained.probability,
             against=None if rival is None else network.class_name(rival),
         )
-    reason = _why_blank(result.heat, evidence.gradients[index], row.probability, network.head.log_probabilities)
+    reason = _why_blank(evidence, index, method, result.heat, row.probability)
     if isinstance(evidence.target, MapClass):
         row = replace(row, against=evidence.target.against)
         if not evidence.arguments[0][index].any():
@@ -55,16 +57,40 @@ def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, re
     return replace(row, status="blank" if reason else "ok", reason=reason)
 
 
-def _why_blank(heat: np.ndarray, gradient: np.ndarray, probability: float | None, saturates: bool) -> str:
+def _why_blank(evidence: Evidence, index: int, method: Method, heat: np.ndarray, probability: float | None) -> str:
     """The reason why a map is blank, or "" where it is not."""
     if not np.isfinite(heat).all():
         return "the map holds values that are not finite numbers"
     if heat.max() > 0:
         return ""
-    if not gradient.any():
-        if saturates and probability is not None and not 1 - SATURATED < probability < SATURATED:
-            return f"saturated: the probability is {round(probability)} in floating point, so its gradient is zero"
-        return "zero gradient: nothing in this layer changes the score of this class"
+    place = None if method.at_image else evidence.spec.path
+    if method.needs_gradient and not _has_gradient(evidence, index, place, heat):
+        return _why_no_gradient(evidence, index, place, probability)
     if not heat.any():
         return "the map is zero everywhere: the channels that matter for this class are zero"
     return "all negative: every place in this layer lowers the score of this class"
+
+
+def _has_gradient(evidence: Evidence, index: int, place: str | None, heat: np.ndarray) -> bool:
+    """True if a gradient reaches the layer at `place`, or the pixels where None."""
+    # The gradient at the pixels is another one than that at the layer; a map of pixels shows it.
+    return bool(evidence.gradients[index].any() if place == evidence.spec.path else heat.any())
+
+
+def _why_no_gradient(evidence: Evidence, index: int, place: str | None, probability: float | None) -> str:
+    """Why the gradient at a layer, or at the pixels where None, is zero: measured by changing these."""
+    arguments = tuple(argument[index][None] for argument in evidence.arguments)
+    score = Score(evidence.network, evidence.target, evidence.x[index][None], arguments)
+    here = "the image" if place is None else "this layer's output"
+    saturated = probability is not None and not 1 - SATURATED < probability < SATURATED
+    if evidence.network.head.log_probabilities and saturated:
+        return f"saturated: the probability is {round(probability or 0)} in floating point, so its gradient is zero"
+    effect = score.effect(place)
+    if effect.is_cut:
+        return (
+            f"the graph is cut: changing {here} changes the score, but no gradient tells so; {score.cut(place).text}. "
+            f"Use a method that needs no gradient ({without_gradients()})" + ("" if place is None else AFTER)
+        )
+    if not effect.changes:
+        return f"zero gradient: changing {here} was tried, and does not change the score of this class"
+    return f"zero gradient: the score is flat here, and only larger changes of {here} change it"

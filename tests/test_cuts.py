@@ -1,0 +1,259 @@
+"""Networks whose graph is cut, so that no gradient comes back: what is said of them, and what works all the same.
+
+Each has a twin with the same weights and no cut, whose maps are the truth.
+"""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+from expecting import raises
+from spellings import opened, runtimes
+
+import convscope
+from convscope.errors import ModelError, UsageError
+from convscope.techniques.heatmaps import Occlusion
+
+SIDE = 16
+HAS = {name: importlib.util.find_spec(name) is not None for name in ("keras", "tensorflow", "torch")}
+TENSORFLOW = HAS["keras"] and HAS["tensorflow"] and os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow"
+WITHOUT_GRADIENTS = ("eigen-cam", "kpca-cam", "ablation-cam", "score-cam", "occlusion")
+needs_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow is not Keras' backend here")
+
+
+def torch_model(how):
+    """Two convolutions, with a cut of the kind `how` behind them, and a dense layer."""
+    import torch
+    from torch import nn
+    from torch.utils.checkpoint import checkpoint
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.fc = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 6, 3, stride=2), nn.Linear(6, 4)
+
+        def features(self, x):
+            return torch.relu(self.two(torch.relu(self.one(x))))
+
+        def cut(self, x):
+            if how == "no_grad":
+                with torch.no_grad():
+                    return self.features(x)
+            if how == "inference":
+                with torch.inference_mode():
+                    return self.features(x)
+            if how == "in place":
+                with torch.inference_mode():
+                    return torch.relu_(self.two(torch.relu_(self.one(x))))
+            if how == "detach":
+                return self.features(x).detach()
+            if how == "numpy":
+                return torch.from_numpy(self.features(x).detach().numpy())
+            if how in ("reentrant", "not reentrant"):
+                return checkpoint(self.features, x, use_reentrant=how == "reentrant")
+            if how == "rounded":
+                return torch.round(8 * self.features(x)) / 8
+            return self.features(x)
+
+        def forward(self, x):
+            if how == "whole":
+                with torch.no_grad():
+                    return self.fc(self.features(x).mean((2, 3)))
+            if how == "whole inference":
+                with torch.inference_mode():
+                    return self.fc(self.features(x).mean((2, 3)))
+            return self.fc(self.cut(x).mean((2, 3)))
+
+    torch.manual_seed(5)
+    module = Network().eval()
+    return module.requires_grad_(False) if how == "frozen" else module
+
+
+def keras_model(how):
+    """The same for Keras, with an operation or a layer of one's own that stops the gradient."""
+    import keras
+    import models
+    from keras import Model, layers, ops
+
+    class Stop(layers.Layer):
+        def call(self, x):
+            return ops.stop_gradient(x)
+
+    class Rounded(layers.Layer):
+        def call(self, x):
+            return ops.round(8 * x) / 8
+
+    class Area(layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.image.resize(x, (3, 3), "area")  # TensorFlow has no gradient for it
+
+    picture = layers.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(5, 3, activation="relu", name="one")(picture)
+    if how in ("layer", "rounded", "area"):
+        x = {"layer": Stop, "rounded": Rounded, "area": Area}[how](name="cut")(x)
+    if how == "operation":
+        x = ops.stop_gradient(x)
+    x = layers.Conv2D(6, 3, activation="relu", strides=1 if how == "area" else 2, name="two")(x)
+    x = layers.Dense(4, name="fc")(layers.GlobalAveragePooling2D(name="mean")(x))
+    model = models.seeded(Model(picture, x))
+    model.trainable = how != "frozen"
+    assert keras.backend.backend()
+    return model
+
+
+def torch_network(how):
+    return opened("torch", torch_model(how), None, SIDE)
+
+
+def keras_network(how, folder=None, runtime="keras"):
+    return opened(runtime, keras_model(how), folder, SIDE)
+
+
+CUT_IN_TORCH = ("no_grad", "inference", "in place", "detach", "numpy", "reentrant", "whole", "whole inference")
+torch_only = pytest.mark.skipif(not HAS["torch"], reason="torch not installed")
+keras_only = pytest.mark.skipif(not HAS["keras"], reason="keras not installed")
+
+
+@torch_only
+@pytest.mark.parametrize("how", ["frozen", "not reentrant"])
+@pytest.mark.parametrize("method", ["grad-cam", "saliency", "integrated-gradients"])
+def test_where_only_weights_are_frozen_there_is_a_gradient(how, method, photo):
+    found, truth = (convscope.heatmap(torch_network(one), photo, 1, method=method) for one in (how, "plain"))
+    np.testing.assert_allclose(found.maps, truth.maps, rtol=1e-4, atol=1e-7)
+    assert truth.maps.any()
+
+
+@keras_only
+def test_where_only_keras_weights_are_frozen_there_is_a_gradient(photo):
+    found, truth = (convscope.heatmap(keras_network(one), photo, 1) for one in ("frozen", "plain"))
+    np.testing.assert_allclose(found.maps, truth.maps, rtol=1e-4, atol=1e-7)
+    assert truth.maps.any()
+
+
+@torch_only
+@pytest.mark.parametrize("how", ["no_grad", "inference", "in place", "reentrant", "detach"])
+def test_the_layer_right_before_a_cut_has_the_gradient_of_what_follows(how, photo):
+    found, truth = (convscope.heatmap(torch_network(one), photo, 1) for one in (how, "plain"))
+    np.testing.assert_allclose(found.maps, truth.maps, rtol=1e-4, atol=1e-7)
+    assert truth.maps.any()
+
+
+@torch_only
+@pytest.mark.parametrize("how", CUT_IN_TORCH)
+def test_methods_without_gradients_work_on_a_cut_module(how, photo):
+    layer = {"detach": "detach"}.get(how)
+    methods = list(WITHOUT_GRADIENTS)
+    truth = convscope.heatmap(torch_network("plain"), photo, 1, method=methods)
+    found = convscope.heatmap(torch_network(how), photo, 1, method=methods)
+    assert layer is None or found.rows[0].layer == layer
+    for one, other, row in zip(found.maps, truth.maps, found.rows, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5, err_msg=row.method)
+        assert "gradient" not in row.reason
+
+
+@torch_only
+@pytest.mark.parametrize("how", CUT_IN_TORCH)
+def test_pixels_before_a_cut_are_said_to_be_so(how, photo):
+    row = convscope.heatmap(torch_network(how), photo, 1, method="saliency").rows[0]
+    assert row.status == "blank"
+    assert row.reason.startswith("the graph is cut")
+    place = {"detach": "between 'relu#1' and 'detach'", "numpy": "reaches 'detach', and no layer that is seen"}
+    place |= dict.fromkeys(("whole", "whole inference"), "between 'mean' and 'fc'")
+    # The output of the last layer under no_grad has the gradient of what follows.
+    assert place.get(how, "between 'two' and 'relu#1'") in row.reason
+    assert "occlusion" in row.reason
+
+
+@torch_only
+@pytest.mark.parametrize("how", ["no_grad", "detach", "inference", "rounded"])
+def test_a_layer_before_a_cut_is_said_to_be_so(how, photo):
+    found = convscope.heatmap(torch_network(how), photo, 1, "one", method=["grad-cam", "eigen-cam", "layercam"])
+    assert [row.reason[:16] for row in found.rows] == ["the graph is cut", "", "the graph is cut"]
+    assert "torch" not in found.rows[1].reason
+
+
+@keras_only
+@pytest.mark.parametrize(("how", "name"), [("layer", "cut"), ("operation", "stop_gradient"), ("rounded", "cut")])
+def test_a_keras_layer_before_a_cut_is_said_to_be_so(how, name, photo):
+    network = keras_network(how)
+    found = convscope.heatmap(network, photo, 1, "one", method=["grad-cam", "eigen-cam"])
+    assert found.rows[0].reason.startswith("the graph is cut")
+    path = next(layer.path for layer in network.layers if name in layer.path)
+    assert f"between 'one' and '{path}'" in found.rows[0].reason
+    assert found.rows[1].status == "ok"
+    truth = convscope.heatmap(keras_network("rounded" if how == "rounded" else "plain"), photo, 1)
+    after = convscope.heatmap(network, photo, 1)
+    assert after.rows[0].layer == "two"
+    np.testing.assert_allclose(after.maps, truth.maps, rtol=1e-4, atol=1e-7)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("runtime", runtimes("keras", "saved_model"))
+def test_an_operation_without_a_gradient_is_said_with_the_same_advice(runtime, photo, tmp_path):
+    network = keras_network("area", tmp_path, runtime)
+    row = convscope.heatmap(network, photo, 1, method="saliency").rows[0]
+    assert row.reason.startswith("the graph is cut")
+    assert {"keras": "ResizeArea", "saved_model": "SymbolicGradient"}[runtime] in row.reason
+    assert "occlusion" in row.reason
+    with raises(UsageError, "gradient-failed"):
+        convscope.heatmap(network, photo, 1, method="smoothgrad")
+    found = convscope.heatmap(network, photo, 1, method=Occlusion(patch=4))
+    assert found.maps.any()
+
+
+# -- what is no cut --------------------------------------------------------------------------------------
+
+
+@torch_only
+def test_a_layer_without_an_effect_is_no_cut(photo):
+    import torch
+
+    module = torch_model("plain")
+    with torch.no_grad():
+        module.fc.weight.zero_()
+    row = convscope.heatmap(opened("torch", module, None, SIDE), photo, 1).rows[0]
+    assert row.reason.startswith("zero gradient: changing this layer's output was tried")
+
+
+@torch_only
+def test_a_flat_place_is_no_cut(photo):
+    import torch
+
+    module = torch_model("plain")
+    with torch.no_grad():
+        module.two.bias.fill_(-3.0)  # every ReLU behind `one` is off, and a larger image would turn some on
+    row = convscope.heatmap(opened("torch", module, None, SIDE), photo, 1, "one").rows[0]
+    assert row.reason.startswith("zero gradient: the score is flat here")
+
+
+# -- filters ---------------------------------------------------------------------------------------------
+
+
+@torch_only
+@pytest.mark.parametrize("how", ["no_grad", "inference", "reentrant", "whole"])
+def test_filters_before_a_cut_are_refused_and_not_called_dead(how):
+    with raises(ModelError, "gradient-cut", match="is cut"):
+        convscope.filters(torch_network(how), "two", [0, 1], steps=2)
+
+
+@torch_only
+def test_filters_of_a_dead_layer_are_dead():
+    import torch
+
+    module = torch_model("plain")
+    with torch.no_grad():
+        module.two.weight.zero_()
+        module.two.bias.fill_(-1.0)
+    rows = convscope.filters(opened("torch", module, None, SIDE), "relu#1", [0], steps=2).rows
+    assert [row.status for row in rows] == ["dead"]
+
+
+@keras_only
+def test_filters_behind_a_keras_cut_are_refused():
+    network = keras_network("layer")
+    with raises(ModelError, "gradient-cut", before="one", after="cut"):
+        convscope.filters(network, "two", [0], steps=2)
+    assert convscope.filters(network, "one", [0], steps=2).rows[0].status != "dead"
