@@ -251,7 +251,8 @@ def test_a_pickled_module_opens_as_weights_with_code_or_with_trust(tmp_path, mon
 
 
 def test_code_of_an_old_file_is_given_as_code(tmp_path, monkeypatch):
-    keras, h5py = pytest.importorskip("keras"), pytest.importorskip("h5py")
+    pytest.importorskip("keras")
+    h5py = pytest.importorskip("h5py")
     monkeypatch.chdir(tmp_path)
     source = (
         "import keras\n"
