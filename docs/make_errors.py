@@ -228,6 +228,8 @@ MEANINGS: Mapping[str, str] = {
     "wait-in-callback": "A callback of a session waits for a request to it.",
     "weight-not-finite": "The weight of a term is not a finite number.",
     "weights-alone": "A file holds weights without an architecture.",
+    "weights-ambiguous": "A file of weights has several state dicts that fit the network.",
+    "weights-key-unknown": "A file of weights has nothing of this key.",
     "weights-misfit": "Weights do not fit the network.",
     "weights-missing": "A file of weights is not beside its model.",
     "weights-not-fetched": "Pretrained weights can't be downloaded.",

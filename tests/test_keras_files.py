@@ -12,6 +12,7 @@ from assets import ASSETS, needs_assets
 keras = pytest.importorskip("keras")
 import h5py  # noqa: E402
 import models  # noqa: E402
+from expecting import raises  # noqa: E402
 from keras import layers  # noqa: E402
 from test_legacy_h5 import conv, conv2d, dense, flat, norm, pictures, relu, sigmoid  # noqa: E402
 
@@ -505,3 +506,59 @@ def test_a_model_that_is_not_built(tmp_path):
     models.seeded(small()).save_weights(tmp_path / "w.weights.h5")
     with pytest.raises(UsageError, match="not built"):
         keras_files.load_weights(keras.Sequential([layers.Conv2D(4, 3)]), tmp_path / "w.weights.h5")
+
+
+UNBUILT = """
+import keras
+from keras import layers
+
+
+def sequential():
+    return keras.Sequential([layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D(), layers.Dense(2)])
+
+
+class Own(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.out = layers.Conv2D(4, 3), layers.GlobalAveragePooling2D(), layers.Dense(2)
+
+    def call(self, x):
+        return self.out(self.pool(self.conv(x)))
+
+
+def broken():
+    return keras.Sequential([layers.Conv2D(4, 30), layers.Flatten(), layers.Dense(2)])
+"""
+
+
+@pytest.mark.parametrize("maker", ["sequential", "Own"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_code_whose_model_was_never_called_is_built_by_the_size(tmp_path, maker, channels):
+    (tmp_path / "code.py").write_text(UNBUILT)
+    space = {}
+    exec(UNBUILT, space)
+    made = space[maker]()
+    x = np.random.default_rng(0).uniform(size=(2, 12, 16, channels)).astype("float32")
+    made(x)
+    models.seeded(made)
+    made.save_weights(tmp_path / "w.weights.h5")
+    network = convscope.open_model(f"{tmp_path / 'code.py'}:{maker}", weights=tmp_path / "w.weights.h5", size=(12, 16))
+    assert network.image_shape == (12, 16, channels)
+    np.testing.assert_allclose(network.predict(x), np.asarray(made(x)), atol=1e-5)
+
+
+def test_a_size_at_which_the_model_can_not_be_called(tmp_path):
+    (tmp_path / "code.py").write_text(UNBUILT)
+    models.seeded(small()).save_weights(tmp_path / "w.weights.h5")
+    code = f"{tmp_path / 'code.py'}:broken"
+    with raises(UsageError, "not-built"):
+        convscope.open_model(code, weights=tmp_path / "w.weights.h5", size=12)
+    with raises(UsageError, "not-built", match="size="):
+        convscope.open_model(code, weights=tmp_path / "w.weights.h5")
+
+
+def test_a_key_is_for_checkpoints_of_pytorch(tmp_path):
+    (tmp_path / "road.py").write_text(CODE)
+    models.seeded(small()).save_weights(tmp_path / "w.weights.h5")
+    with raises(UsageError, "option-misfit", name="weights"):
+        convscope.open_model(f"{tmp_path / 'road.py'}:steering", weights=f"{tmp_path / 'w.weights.h5'}::model")

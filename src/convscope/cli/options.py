@@ -70,7 +70,12 @@ def model_options(command: Callable, precision: bool = True) -> Callable:
     Without `precision` that one is left out, for a command that has one of its own.
     """
 
-    @click.option("--weights", metavar="FILE", help="Weights of a model that code makes (MODEL is file.py:function).")
+    @click.option(
+        "--weights",
+        metavar="FILE",
+        help="Weights of a model that code makes (MODEL is file.py:function); FILE::KEY where a checkpoint holds "
+        "several.",
+    )
     @click.option("--backend", help="Keras backend: tensorflow, jax or torch.")
     @click.option("--device", help="Device of PyTorch: cpu, cuda, cuda:1 or mps.")
     @_option_if(precision, "--precision", help="Precision of PyTorch: float32, bfloat16 or float16 (autocast).")

@@ -71,11 +71,12 @@ READERS: Mapping[str, Reader[OpenedModel | OpenedModule]] = {
     "torch": Reader("formats.torch.files", "read", "torch"),
 }
 _APPLICATION: Reader[OpenedModel] = Reader("formats.keras.files", "open_application", "keras")
-_ZOO: Reader[OpenedModule] = Reader("formats.torch.files", "open_zoo", "torch")
+_ZOO: Reader[OpenedModule] = Reader("formats.torch.zoo", "open_zoo", "torch")
 _FILL: Mapping[str, Reader[Sequence[str]]] = {
     "keras": Reader("formats.keras.files", "load_weights", "keras"),
     "torch": Reader("formats.torch.files", "fill", "torch"),
 }
+_GROW = Reader("torch.lazy", "grown", "torch")
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
     """The model that a function of the user's returns, with the weights of a file."""
     weights = _weights_of(spec)
     if weights is not None:
-        files.check_file(weights)
+        files.check_file(weights.path)
     python = Path(_python_file(named.name))
     _check_unchanged(python, spec.origin.sha256, lambda: _sha256_if_file(python))
     installed.name_backend_for_code(spec.runtime.backend)
@@ -236,10 +237,15 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
         )
     if framework == "torch":
         _check_runtime(framework, spec)
+        if spec.options.size is not None:
+            _GROW(made, spec.options.size)
     if weights is None:
         notes: Sequence[str] = _UNTRAINED
+    elif framework == "keras":
+        _check_no_key(weights)
+        notes = _FILL[framework](made, weights.path, None, spec.options.size)
     else:
-        notes = _FILL[framework](made, weights) if framework == "keras" else _FILL[framework](made, weights, trust)
+        notes = _FILL[framework](made, weights, trust)
     network = _of_object(made, _source_of_code(spec, weights, notes), spec, in_memory=False)
     assert network is not None
     return network
@@ -248,13 +254,24 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
 _UNTRAINED = ("weights as the function left them: no file of weights was given",)
 
 
-def _source_of_code(spec: ModelSpec, weights: Path | None, notes: Sequence[str]) -> Source:
+def _check_no_key(weights: files.WeightsFile) -> None:
+    if weights.key is not None:
+        raise UsageError(
+            f"a key picks one of the state dicts in a PyTorch checkpoint; {weights.path} goes into a Keras model. Give "
+            f"it as {option('weights')} without ::{weights.key}.",
+            code="option-misfit",
+            name="weights",
+        )
+
+
+def _source_of_code(spec: ModelSpec, weights: files.WeightsFile | None, notes: Sequence[str]) -> Source:
     name = spec.source
     if ".py:" in name:  # the name alone, as for a model file
         name, notes = os.path.basename(name), (f"made by {name}", *notes)
     if weights is None:
         return Source(name, notes=tuple(notes))
-    return Source(name, str(weights), files.sha256(weights), (f"weights of {weights.name}", *notes))
+    path = weights.path
+    return Source(name, str(path), files.sha256(path), (f"weights of {path.name}", *notes))
 
 
 def _of_object(model: object, source: Source, spec: ModelSpec, in_memory: bool) -> Network | None:
@@ -323,14 +340,15 @@ def _check_no_weights(spec: ModelSpec, name: str) -> None:
         )
 
 
-def _weights_of(spec: ModelSpec) -> Path | None:
+def _weights_of(spec: ModelSpec) -> files.WeightsFile | None:
     """The file of weights, checked to be unchanged."""
     if spec.weights is None:
         return None
-    path = Path(spec.located(spec.weights))
+    weights = files.weights_file(spec.located(spec.weights))
+    path = weights.path
     if os.path.isfile(path):
         _check_unchanged(path, spec.origin.weights_sha256, lambda: files.sha256(path))
-    return path
+    return weights
 
 
 def _check_unchanged(path: Path | str, expected: str | None, sha256: Callable[[], str | None]) -> None:

@@ -341,7 +341,7 @@ def open_model(
             `"torchvision:resnet50"` or `"timm:convnext_tiny"`, with arguments as a query
             (`"keras:VGG16?weights=none&classes=10"`); a `ModelSpec`, which is
             opened again; or a `Network`, which is returned unchanged.
-        weights: a file of weights for a model that code makes.
+        weights: a file of weights for a model that code makes; `FILE::KEY` where a PyTorch checkpoint holds several.
         backend: that of Keras: "tensorflow", "jax" or "torch"; by default `KERAS_BACKEND`, else the imported one, else
             an installed one.
         device: for PyTorch: "cpu", "cuda", "cuda:1", "mps"; a module in memory stays where it is.

@@ -60,6 +60,28 @@ class ModelFile:
         return Source(self.path.name, str(self.path), self.sha256, notes, sha256_of_several(folder, beside))
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights, and the key of those that are meant.
+
+    Attributes:
+        path: of the file.
+        key: of one of several state dicts in it; None where it was not given.
+    """
+
+    path: Path
+    key: str | None = None
+
+
+def weights_file(name: str) -> WeightsFile:
+    """What `FILE` or `FILE::KEY` names; the names of files, and keys, may hold colons too."""
+    marks = [] if os.path.exists(name) else [place.start() for place in re.finditer("::", name)]
+    if not marks:
+        return WeightsFile(Path(name))
+    mark = next((mark for mark in marks if os.path.exists(name[:mark])), marks[0])
+    return WeightsFile(Path(name[:mark]), name[mark + 2 :])
+
+
 def sniff(path: Path) -> ModelFile:
     """Find the kind of a file, before any framework is imported.
 

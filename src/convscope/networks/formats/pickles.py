@@ -63,6 +63,22 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Stub:
+    """Stands for an object of which nothing is made: its class or function is not called, its parts are left out.
+
+    Attributes:
+        name: of the class or function that the pickle names.
+    """
+
+    name: str
+
+
+def stub(name: str) -> Made:
+    """A table's entry that makes a `Stub` of whatever the pickle does with a name."""
+    return Made(lambda *_, **__: Stub(name), takes_state=True)
+
+
+@dataclass(frozen=True)
 class Named:
     """A name that the table has, on the stack."""
 
@@ -181,6 +197,11 @@ def count(value: object, kind: type = object) -> int:
     return found[id(value)]
 
 
+def parts_of(value: object, kind: type) -> Iterator[Value]:
+    """Each part of a kind that a value has, once."""
+    return (part for part, _ in _innermost_first(value) if isinstance(part, kind))
+
+
 def _too_deep() -> ModelError:
     return ModelError(
         f"a pickle in the file is nested too deeply ({limits.how_to_raise('depth')}).",
@@ -276,6 +297,8 @@ def _marked_dict(machine: _Machine, _: object) -> None:
 
 
 def _set(target: object, pairs: list[object]) -> None:
+    if isinstance(target, Stub):
+        return
     if not isinstance(target, dict):
         raise TypeError("items are set of what is no dictionary")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -301,7 +324,7 @@ _LARGEST_KEY = 2**61 - 1  # Python hashes whole numbers modulo this
 def _is_plain_key(key: object) -> bool:
     if isinstance(key, int):
         return abs(key) < _LARGEST_KEY
-    return isinstance(key, str | bytes | float | type(None))
+    return isinstance(key, str | bytes | float | type(None) | Stub)
 
 
 def _set_one(machine: _Machine, _: object) -> None:
@@ -316,6 +339,8 @@ def _set_marked(machine: _Machine, _: object) -> None:
 
 def _add(machine: _Machine, found: list[object]) -> None:
     target = machine.stack[-1]
+    if isinstance(target, Stub):
+        return
     if not isinstance(target, list):
         raise TypeError("values are appended to what is no list")
     target.extend(found)
@@ -352,6 +377,9 @@ def _global(machine: _Machine, argument: object) -> None:
 
 def _reduce(machine: _Machine, _: object) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
+    if isinstance(function, Stub):  # what a call has made is called itself
+        machine.stack.append(function)
+        return
     if not isinstance(function, Named) or function.made.call is None or not isinstance(arguments, tuple):
         raise TypeError("it calls what is no function")
     made = function.made.call(*arguments)
@@ -367,6 +395,8 @@ def _build(machine: _Machine, _: object) -> None:
         if target.finished:
             raise ValueError("an object is given its state twice")
         target.state, target.finished = state, True
+    elif isinstance(target, Stub):
+        return
     elif machine.states.get(id(target)) is not target:
         raise TypeError(f"a {type(target).__name__} is given a state")
 

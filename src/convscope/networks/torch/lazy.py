@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import torch
@@ -27,6 +27,18 @@ def materialised(opened: OpenedModule, name: str, size: tuple[int, int] | None) 
     restored(_seeded, lambda _: _create(module, name, size))
     note = "its lazily created layers have random weights, drawn with seed 0"
     return replace(opened, module=module, source=replace(opened.source, notes=(*opened.source.notes, note)))
+
+
+def grown(module: nn.Module, size: tuple[int, int]) -> None:
+    """Call a module that code has just made on a blank image of `size` `(h, w)`: it may make layers in its first call.
+
+    One with lazy layers is left alone, since a file can tell their shapes; and so is one that can't be called so, which
+    says more when it is opened.
+    """
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        return
+    with suppress(ModelError):
+        restored(_seeded, lambda _: _create(module, "", size))
 
 
 def _create(module: nn.Module, name: str, size: tuple[int, int] | None) -> None:

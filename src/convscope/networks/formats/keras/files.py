@@ -81,42 +81,69 @@ def _weights_of(archive: Archive, path: Path) -> Contents:
     return archive.weights
 
 
-def load_weights(model: KerasModel, path: Path, name: str | None = None) -> tuple[str, ...]:
-    """Give a model that is built already the weights in a file, each by its path and shape.
+def load_weights(
+    model: KerasModel, path: Path, name: str | None = None, size: tuple[int, int] | None = None
+) -> tuple[str, ...]:
+    """Give a model the weights in a file, each by its path and shape.
 
     Args:
-        model: a built `keras.Model`; it is as it was where the weights don't fit.
+        model: a `keras.Model`; it is as it was where the weights don't fit.
         path: weights of Keras 1 to 3 (`.h5`, `.weights.h5`), or a whole model, whose weights alone are read.
         name: of the file, for messages.
+        size: of an image `(h, w)`, to build a model that was never called.
 
     Returns:
         what had to be decided for that.
 
     Raises:
-        ModelError: it holds no weights, or a weight is missing, has another shape, or is left over.
+        ModelError: it holds no weights, or a weight is missing, has another shape, or is left over; UsageError: the
+        model is not built, and there is no size or it can't be built by it.
     """
     name = name or path.name
-    if not model.built:
+    if not model.built and size is None:
         raise UsageError(
-            "the model that the code makes is not built; give it an Input, or call it on an image there.",
+            "the model that the code makes is not built; give it an Input, call it on an image there, or give the size "
+            f"of one with {option('open_model.size')}.",
             code="not-built",
         )
     kind = kind_of_file(path)
-    if kind == "keras":
-        _fill_by_keras(model, _weights_of(keras_archive.read(path), path), name)
-        return ()
-    if kind != "hdf5":
+    if kind not in ("keras", "hdf5"):
         raise ModelError(
             f"expected weights of Keras (.h5, .weights.h5 or .keras) in {path}, found {KINDS[kind]}.",
             code="file-of-another-kind",
             path=str(path),
             found=kind,
         )
-    contents = hdf5.read(path, but=keras_archive.BESIDE)
-    if legacy_h5.holds_layers(contents):
-        return tuple(legacy_h5.fill(model, path, contents))
-    _fill_by_keras(model, contents, name)
-    return ()
+    archived = kind == "keras"
+    read = _weights_of(keras_archive.read(path), path) if archived else hdf5.read(path, but=keras_archive.BESIDE)
+    said = () if model.built or size is None else _built(model, (*size, _channels(read)))
+    if not archived and legacy_h5.holds_layers(read):
+        return (*said, *legacy_h5.fill(model, path, read))
+    _fill_by_keras(model, read, name)
+    return said
+
+
+def _channels(weights: Contents) -> int:
+    """The channels of an image, by the kernels `(h, w, channels, filters)` of a file: colours where one takes them."""
+    taken = {item.shape[2] for item in weights.datasets.values() if len(item.shape) == 4}
+    return 1 if 1 in taken and 3 not in taken else 3
+
+
+def _built(model: KerasModel, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Build a model for images of a shape `(h, w, c)`."""
+    try:
+        if isinstance(model, keras.Sequential):
+            model.build((None, *shape))
+        else:
+            model(np.zeros((1, *shape), np.float32), training=False)
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(
+            f"the model that the code makes is not built, and can't be called on an image of {shape[0]}x{shape[1]} "
+            f"pixels with {shape[2]} channels ({one_line(error)[:200]}). Give it an Input there.",
+            code="not-built",
+            reason=one_line(error)[:200],
+        ) from error
+    return (f"built for images of {shape[0]}x{shape[1]} with {shape[2]} channels, since it was never called",)
 
 
 def _fill_by_keras(model: KerasModel, weights: Contents, name: str) -> None:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-from urllib.parse import parse_qsl
 
-import numpy as np
 import torch
 from torch import nn
 
 from convscope import limits
 from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line, option
-from convscope.networks import preprocessing as pp
-from convscope.networks.foreign import Structure
+from convscope.networks.foreign import Structure, Tensor
 from convscope.networks.formats import pickles
-from convscope.networks.formats.code import literal
 from convscope.networks.formats.damage import damaged
-from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file, sha256
+from convscope.networks.formats.files import KINDS, ModelFile, WeightsFile, kind_of_file
 from convscope.networks.formats.torch import pickles as torch_pickles
-from convscope.networks.network import Source
+from convscope.networks.formats.torch.states import (
+    Fit,
+    Shapes,
+    State,
+    fits,
+    keys,
+    may_lack,
+    narrowed,
+    nearest_fit,
+    shapes_of,
+    states_in,
+)
 from convscope.networks.torch.modules import OpenedModule
 from convscope.schema import Json
 
@@ -38,35 +43,51 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
         ModelError: the file holds weights only, is damaged, or would have to run code.
     """
     if file.kind != "safetensors" and trust and foreign_globals(file.path):
-        return _pickled_module(file)
-    state, _ = load_state_dict(file, trust=False)
-    raise ModelError(_weights_only(file.path, state), code="weights-alone", path=str(file.path))
+        found = _unpickled(file.path)
+        module = next((part for part in (found, *_values(found)) if isinstance(part, nn.Module)), None)
+        if module is not None:
+            return OpenedModule(module, file.source("a pickled module, run because it was trusted"))
+    with _states_of(file, trust) as held:
+        if held.hides_weights:
+            raise _needs_trust(file.path, held.foreign)
+        raise _weights_only(file.path, held.states)
+
+
+def _values(found: object) -> list[object]:
+    return list(found.values()) if isinstance(found, Mapping) else []
 
 
 # -- weights ---------------------------------------------------------------------------------------------
 
-# What checkpoints keep their weights under, the first that is there; averaged weights are asked for by name.
-_WRAPPERS = (
-    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights", "generator"),
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
-)
-# Prefixes that wrappers of modules put before every name.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
+
+@dataclass(frozen=True)
+class Held:
+    """What a file of weights holds.
+
+    Attributes:
+        states: its state dicts, at least one.
+        make: a tensor of one of them.
+        foreign: the classes and functions that a pickle names beside tensors; they are not called.
+        hides_weights: some of these make tensors, or more values lie within their objects than outside of them.
+    """
+
+    states: Sequence[State]
+    make: Callable[[Tensor], torch.Tensor]
+    foreign: Sequence[str] = ()
+    hides_weights: bool = False
 
 
-def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """The weights of a `.safetensors` file or a PyTorch checkpoint by name, and the wrappers removed for them.
-
-    Args:
-        file: one of these.
-        trust: let what lies beside the weights in a checkpoint run its author's code.
+@contextmanager
+def _states_of(file: ModelFile, trust: bool = False) -> Iterator[Held]:
+    """The state dicts of a `.safetensors` file or a PyTorch checkpoint, for the length of the block.
 
     Raises:
-        ModelError: the file holds no weights, is damaged, or would have to run code.
+        ModelError: the file holds none, is damaged, or only its author's code could make them.
     """
     path = file.path
     if file.kind == "safetensors":
-        return _safetensors(path), ()
+        yield Held([State("", _safetensors(path))], lambda tensor: tensor)
+        return
     if file.kind != "torch":
         raise ModelError(
             f"expected a state dict of tensors by name in {path}, found {KINDS[file.kind]}. Open it by itself.",
@@ -74,38 +95,117 @@ def load_state_dict(file: ModelFile, trust: bool = False) -> tuple[dict[str, tor
             path=str(path),
             found=file.kind,
         )
+    with _checkpoint(path) as checkpoint:
+        states, foreign = states_in(checkpoint.value, torch_pickles.Declared), foreign_globals(path)
+        hides = bool(foreign) and _hides_weights(checkpoint, foreign)
+        if states and not (hides and trust):
+            stored: dict[object, bytearray] = {}
+            yield Held(states, lambda declared: checkpoint.tensor(declared, stored), foreign, hides)
+            return
+        found = checkpoint.value
+    if foreign and trust:
+        found = _unpickled(path)
+        states = states_in(found, torch.Tensor)
+        if states:
+            yield Held(states, lambda tensor: tensor)
+            return
+    elif foreign:
+        raise _needs_trust(path, foreign)
+    raise _no_weights(path, found)
+
+
+@contextmanager
+def _checkpoint(path: Path) -> Iterator[torch_pickles.Checkpoint]:
     try:
-        with torch_pickles.opened(path) as checkpoint:
-            found, notes = _unwrapped(path, checkpoint.value, torch_pickles.Declared)
-            held: dict[object, bytearray] = {}
-            return {name: checkpoint.tensor(declared, held) for name, declared in found.items()}, notes
-    except pickles.ForeignName as error:
-        if trust:
-            return _unwrapped(path, _unpickled(path), torch.Tensor)
-        raise ModelError(
-            _would_run_code(path, foreign_globals(path) or [error.name]),
-            code="needs-trust",
+        with torch_pickles.opened(path, known=torch_pickles.lenient) as checkpoint:
+            yield checkpoint
+    except pickles.ForeignName as error:  # before the tensors, where a checkpoint has a number
+        raise _needs_trust(path, foreign_globals(path) or [error.name]) from error
+
+
+def _hides_weights(checkpoint: torch_pickles.Checkpoint, foreign: Sequence[str]) -> bool:
+    if any(name.startswith("torch._utils.") for name in foreign):  # sparse tensors and the like
+        return True
+    shown = {tensor.storage for tensor in pickles.parts_of(checkpoint.value, torch_pickles.Declared)}
+    hidden = checkpoint.storages - shown
+    return sum(storage.nbytes for storage in hidden) > sum(storage.nbytes for storage in shown)
+
+
+def _no_weights(path: Path, found: object) -> ModelError:
+    what = "an empty one" if isinstance(found, Mapping) and not found else _contents(found)
+    return ModelError(
+        f"expected a state dict of tensors by name in {path}, found {what}.",
+        code="no-weights",
+        path=str(path),
+        found=what,
+    )
+
+
+def load_state_dict(
+    file: ModelFile, trust: bool = False, key: str | None = None
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The weights of a `.safetensors` file or a PyTorch checkpoint by name, and where they lay.
+
+    Args:
+        file: one of these.
+        trust: let a checkpoint that holds no state dict run its author's code.
+        key: which of several state dicts.
+
+    Raises:
+        ModelError: the file holds no weights, is damaged, would have to run code, or holds several and no key was
+            given; UsageError: it has nothing of that key.
+    """
+    with _states_of(file, trust) as held:
+        states = _asked(file.path, held.states, key)
+        if len(states) > 1:
+            raise _ambiguous(file.path, [state.place for state in states])
+        (state,) = states
+        _check_plain(file.path, state)
+        note = (f"taken from {state.place!r}",) if state.place else ()
+        return {name: held.make(tensor) for name, tensor in state.tensors.items()}, note
+
+
+def _asked(path: Path, states: Sequence[State], key: str | None) -> Sequence[State]:
+    """The state dicts that a user's key names."""
+    if key is None:
+        return states
+    found = narrowed(states, key)
+    if not found:
+        known = keys(states)
+        raise UsageError(
+            f"{path} has nothing of the key {_shown(key)}; {nearest(key, known)} "
+            f"Its keys are {_listed(known)}: give {path.name}::KEY with one of them as {option('weights')}.",
+            code="weights-key-unknown",
             path=str(path),
-            names=foreign_globals(path) or [error.name],
-        ) from error
+            name=key,
+            names=known,
+        )
+    return found
 
 
-def _unwrapped(path: Path, found: object, kind: type) -> tuple[dict[str, Structure], tuple[str, ...]]:
-    """What is of a `kind` of tensors in the state dict of a checkpoint, by its name."""
-    notes: list[str] = []
-    while isinstance(found, Mapping) and not _is_state(found, kind):
-        key = next((key for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
-        if key is None:
-            break
-        beside = [other for other in _WRAPPERS if other != key and isinstance(found.get(other), Mapping)]
-        notes.append(f"taken from {key!r}" + (f" (beside it: {', '.join(beside)})" if beside else ""))
-        found = found[key]
-    if not isinstance(found, Mapping) or not found or not _is_state(found, kind):
-        what = "an empty one" if isinstance(found, Mapping) and not found else _contents(found)
-        raise _no_state(path, what)
-    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, kind)}
+def _ambiguous(path: Path, found: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"{path} holds several state dicts that fit: {_listed(found)}. Choose one by its key: give {path.name}::KEY as "
+        f"{option('weights')}, such as {path.name}::{_shown(max(found))}.",
+        code="weights-ambiguous",
+        path=str(path),
+        names=list(found),
+    )
+
+
+def _listed(found: Sequence[str]) -> str:
+    most = 12
+    return ", ".join(map(_shown, found[:most])) + (f", … ({len(found)} in all)" if len(found) > most else "")
+
+
+def _shown(key: str) -> str:
+    """A key from a file as a message may show it."""
+    return (key if key.isprintable() else ascii(key))[:80] or "'' (the file itself)"
+
+
+def _check_plain(path: Path, state: State) -> None:
     try:
-        _check_names(tensors)
+        _check_names(state.tensors)
     except ValueError as error:
         raise ModelError(
             f"expected a state dict of tensors by name in {path}, but {error}.",
@@ -113,28 +213,12 @@ def _unwrapped(path: Path, found: object, kind: type) -> tuple[dict[str, Structu
             path=str(path),
             reason=str(error),
         ) from error
-    return tensors, tuple(notes)
-
-
-def _no_state(path: Path, found: str) -> ModelError:
-    return ModelError(
-        f"expected a state dict of tensors by name in {path}, found {found}.",
-        code="no-weights",
-        path=str(path),
-        found=found,
-    )
-
-
-def _is_state(found: Mapping, kind: type) -> bool:
-    """True if names lead to tensors; a few numbers beside them do no harm."""
-    tensors = sum(isinstance(value, kind) for value in found.values())
-    return tensors > 0 and tensors >= len(found) / 2
 
 
 def _contents(found: object) -> str:
     if isinstance(found, Mapping):
         return f"{', '.join(ascii(key)[:60] for key in list(found)[:4])}, …"
-    if isinstance(found, torch_pickles.Beside):
+    if isinstance(found, pickles.Stub):
         return f"a {found.name}"
     return "a tensor" if isinstance(found, torch_pickles.Declared) else f"a {type(found).__name__}"
 
@@ -154,7 +238,7 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # the library's own error class is no ValueError
         raise damaged(path, error, " whole") from error
     if not state:
-        raise _no_state(path, "an empty one")
+        raise _no_weights(path, {})
     return state
 
 
@@ -218,20 +302,28 @@ def _check_names(tensors: Iterable[object]) -> None:
             raise ValueError(f"a tensor has the name {ascii(name)[:80]}")
 
 
-def fill(module: nn.Module, path: Path, trust: bool = False) -> tuple[str, ...]:
+def fill(module: nn.Module, weights: WeightsFile | Path, trust: bool = False) -> tuple[str, ...]:
     """Load the weights in a file into a module: each by its name and shape, none left over, none missing.
+
+    Args:
+        module: it is as it was where the weights don't fit.
+        weights: a checkpoint or a `.safetensors` file; with a key, that state dict of it or that part of one, else the
+            one that fits.
+        trust: let a checkpoint that holds no state dict run its author's code.
 
     Returns:
         what had to be unwrapped or taken off for that.
 
     Raises:
-        ModelError: names or shapes don't match, with the nearest names.
+        ModelError: names or shapes don't match, with the nearest names, or several state dicts do; UsageError: the
+            file has nothing of that key.
     """
-    state, notes = load_state_dict(ModelFile(path, kind_of_file(path)), trust)
-    target = _targets(module)
-    state, taken_off = _without_prefix(state, target)
-    _check(path, state, target)
-    lazy = any(nn.parameter.is_lazy(tensor) for tensor in target.values())
+    path, key = (weights.path, weights.key) if isinstance(weights, WeightsFile) else (weights, None)
+    target = shapes_of(module)
+    with _states_of(ModelFile(path, kind_of_file(path)), trust) as held:
+        asked = _asked(path, held.states, key)
+        fit = _fitting(path, held, asked, target)
+        state = {name: held.make(tensor) for name, tensor in fit.tensors.items()}
     try:
         module.load_state_dict(state, strict=False, assign=False)
     except RuntimeError as error:
@@ -241,52 +333,42 @@ def fill(module: nn.Module, path: Path, trust: bool = False) -> tuple[str, ...]:
             path=str(path),
             reason=one_line(error)[:200],
         ) from error
-    return (*notes, *taken_off, *(("its lazily created layers took their shapes from the file",) if lazy else ()))
+    lazy = ("its lazily created layers took their shapes from the file",) if None in target.values() else ()
+    return (*_taken_from(fit.state, held.states), *fit.notes, *lazy)
 
 
-def _targets(module: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(module.state_dict(keep_vars=True))
+def _fitting(path: Path, held: Held, asked: Sequence[State], target: Shapes) -> Fit:
+    """The one state dict that has the names and shapes of a module."""
+    found = fits(asked, target)
+    if len(found) == 1:
+        _check_plain(path, found[0].state)
+        return found[0]
+    if found:
+        raise _ambiguous(path, [fit.key for fit in found])
+    if held.hides_weights:
+        raise _needs_trust(path, held.foreign)
+    best = nearest_fit(asked, target)
+    _check_plain(path, best.state)
+    raise _misfit(path, best, target, [state.place for state in asked if state.place])
 
 
-def _without_prefix(
-    state: dict[str, torch.Tensor], target: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """The state under the names of the module: what wrappers put before every name is taken off, or put on."""
-    notes: list[str] = []
-    while not _matching(state, target):
-        prefix = next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in state)), None)
-        if prefix is None:
-            break
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        notes.append(f"the prefix {prefix!r} taken off its names")
-    if not _matching(state, target):
-        for prefix in _PREFIXES:
-            # A trainer's checkpoint holds the network beside its losses; a module may be wrapped where its file is not.
-            inside = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
-            outside = {prefix + name: tensor for name, tensor in state.items()}
-            if _matching(inside, target) == len(target):
-                left = len(state) - len(inside)
-                return inside, (*notes, f"what lies under {prefix!r}; {left} other tensors are none of the network's")
-            if _matching(outside, target) == len(target):
-                return outside, (*notes, f"the prefix {prefix!r} put before its names")
-    return state, tuple(notes)
+def _taken_from(state: State, states: Sequence[State]) -> tuple[str, ...]:
+    if not state.place:
+        return ()
+    beside = [other.place for other in states if other.place and other.place != state.place]
+    return (f"taken from {_shown(state.place)!r}" + (f" (beside it: {_listed(beside)})" if beside else ""),)
 
 
-def _matching(state: Mapping[str, object], target: Mapping[str, object]) -> int:
-    return len(state.keys() & target.keys())
-
-
-def _check(path: Path, state: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
-    # Counts how often a norm was trained; files from before it was counted lack it, and it changes nothing.
-    missing = [name for name in target if name not in state and not name.endswith("num_batches_tracked")]
+def _misfit(path: Path, fit: Fit, target: Shapes, places: Sequence[str]) -> ModelError:
+    """The error of weights that are another network's."""
+    state = fit.tensors
+    missing = [name for name in target if name not in state and not may_lack(name)]
     unexpected = [name for name in state if name not in target]
     wrong = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(target[name].shape)}"
+        f"{name} is {tuple(state[name].shape)}, not {target[name]}"
         for name in state
-        if name in target and not nn.parameter.is_lazy(target[name]) and state[name].shape != target[name].shape
+        if name in target and target[name] not in (None, tuple(state[name].shape))
     ]
-    if not (missing or unexpected or wrong):
-        return
     said = []
     if missing:
         said.append(f"{len(missing)} missing ({_some(missing)}; {nearest(missing[0], unexpected or list(state))})")
@@ -294,8 +376,9 @@ def _check(path: Path, state: Mapping[str, torch.Tensor], target: Mapping[str, t
         said.append(f"{len(unexpected)} that the network has no place for ({_some(unexpected)})")
     if wrong:
         said.append(f"{len(wrong)} of another shape ({_some(wrong)})")
-    raise ModelError(
-        f"the weights in {path} are not this network's: of its {len(target)} tensors {' and '.join(said)}. "
+    where = f" under {_shown(fit.key)!r}, the nearest of {_listed(places)}," if len(places) > 1 and fit.key else ""
+    return ModelError(
+        f"the weights in {path}{where} are not this network's: of its {len(target)} tensors {' and '.join(said)}. "
         "Give the file that belongs to the code, or the code's right arguments (file.py:function?classes=10).",
         code="weights-misfit",
         path=str(path),
@@ -305,13 +388,25 @@ def _check(path: Path, state: Mapping[str, torch.Tensor], target: Mapping[str, t
     )
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _weights_only(path: Path, state: Mapping[str, torch.Tensor]) -> str:
-    named = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(state.items())[:3])
-    return f"{path} holds weights only ({len(state)} tensors: {named}, …), and no architecture. {HOW_TO_GIVE_CODE}."
+def _weights_only(path: Path, states: Sequence[State]) -> ModelError:
+    for state in states:
+        _check_plain(path, state)
+    tensors = states[0].tensors
+    named = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
+    places = [state.place for state in states]
+    held = f"{len(tensors)} tensors: {named}, …"
+    held += f"; in all the state dicts {_listed(places)}" if len(states) > 1 else ""
+    several = f", or one of its state dicts as {path.name}::KEY" if len(states) > 1 else ""
+    return ModelError(
+        f"{path} holds weights only ({held}), and no architecture. {HOW_TO_GIVE_CODE}{several}.",
+        code="weights-alone",
+        path=str(path),
+        names=places,
+    )
 
 
 # -- pickles ---------------------------------------------------------------------------------------------
@@ -327,12 +422,15 @@ def foreign_globals(path: Path) -> list[str]:
     return [name for name in dict.fromkeys(wanted) if torch_pickles.table(name) is None]
 
 
-def _would_run_code(path: Path, wanted: list[str]) -> str:
-    return (
+def _needs_trust(path: Path, wanted: Sequence[str]) -> ModelError:
+    return ModelError(
         f"{path} is a pickle that would run code of its author's: it asks for {_some(wanted)}. Expected weights alone: "
         "save them with torch.save(model.state_dict(), FILE), and give the code, file.py:function, and that file as "
         f"{option('weights')}. If you trust the file and have that code installed, give {option('trust=True')} to run "
-        "it."
+        "it.",
+        code="needs-trust",
+        path=str(path),
+        names=list(wanted),
     )
 
 
@@ -347,171 +445,3 @@ def _unpickled(path: Path) -> Structure:
             path=str(path),
             reason=one_line(error)[:200],
         ) from error
-
-
-def _pickled_module(file: ModelFile) -> OpenedModule:
-    path = file.path
-    found = _unpickled(path)
-    if isinstance(found, Mapping):
-        found = next((value for value in found.values() if isinstance(value, nn.Module)), found)
-    if not isinstance(found, nn.Module):
-        raise ModelError(
-            f"expected a torch.nn.Module in {path}, found {_contents(found)}.",
-            code="not-a-model",
-            path=str(path),
-            found=_contents(found),
-        )
-    return OpenedModule(found, file.source("a pickled module, run because it was trusted"))
-
-
-# -- collections of networks -----------------------------------------------------------------------------
-
-
-def open_zoo(name: str, weights: Path | None = None) -> OpenedModule:
-    """A network of torchvision or timm: `torchvision:resnet50?weights=none`, `timm:convnext_tiny`.
-
-    Args:
-        name: collection, function, and its arguments as a query; pretrained weights unless they say otherwise.
-        weights: a file to take the weights from.
-
-    Raises:
-        BackendError: the collection is not installed; UsageError: it has no such network or argument; ModelError: the
-        weights can't be downloaded.
-    """
-    collection, _, rest = name.partition(":")
-    function, _, query = rest.partition("?")
-    arguments = {key: literal(text) for key, text in parse_qsl(query, keep_blank_values=True)}
-    library = _library(collection)
-    make = {"torchvision": _from_torchvision, "timm": _from_timm}[collection]
-    with _seeded():
-        opened = make(library, name, function, arguments, weights is not None)
-    if weights is None:
-        return opened
-    notes = fill(opened.module, weights)
-    source = Source(name, str(weights), sha256(weights), (f"weights of {weights.name}", *notes))
-    return OpenedModule(opened.module, source, size=opened.size, preprocessing=opened.preprocessing)
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise BackendError(
-                f"{name} can't be imported ({one_line(error)}). Run: pip install {name}",
-                code="backend-broken",
-                name=name,
-            ) from error
-        raise BackendError(
-            f"{name} is not installed. Run: pip install {name}", code="backend-missing", name=name
-        ) from None
-    except Exception as error:  # a torchvision that was built for another torch raises RuntimeError
-        raise BackendError(
-            f"{name} is installed but can't be imported ({type(error).__name__}: {one_line(error)}); "
-            f"it has to be built for this torch ({torch.__version__}).",
-            code="backend-broken",
-            name=name,
-        ) from error
-
-
-def _from_torchvision(
-    library: ModuleType, name: str, function: str, arguments: dict[str, object], bare: bool
-) -> OpenedModule:
-    models = importlib.import_module("torchvision.models")
-    if function not in models.list_models():
-        raise UsageError(
-            f"torchvision has no network {function!r}; {nearest(function, models.list_models())}",
-            code="network-unknown",
-            name=function,
-        )
-    asked = arguments.pop("weights", None if bare else "DEFAULT")
-    chosen = None if asked is None else _torchvision_weights(models.get_model_weights(function), name, str(asked))
-    module = _made(lambda: models.get_model(function, weights=chosen, **arguments), name)
-    if chosen is None:
-        return OpenedModule(module, Source(name, notes=(_DRAWN,)))
-    transforms = chosen.transforms()  # those of detectors have neither
-    crop = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)
-    known = None
-    if hasattr(transforms, "mean"):
-        known = _preprocessing(transforms.mean, transforms.std, f"as torchvision's {chosen} were trained")
-    categories = tuple(chosen.meta["categories"]) if "categories" in chosen.meta else None
-    return OpenedModule(
-        module,
-        Source(name, notes=(f"weights={chosen}",)),
-        preprocessing=known,
-        size=(crop[0], crop[0]) if crop else None,
-        class_names=None if arguments else categories,
-    )
-
-
-Weights = Any  # of torchvision: a member of a model's enumeration, with its transforms and its metadata
-
-
-def _torchvision_weights(there: Mapping[str, Weights], name: str, asked: str) -> Weights:
-    try:
-        return there[asked]
-    except KeyError:
-        names = [str(key) for key in getattr(there, "__members__", there)]
-        raise UsageError(
-            f"{name}: no weights {asked!r}; {nearest(asked, names)}", code="weights-unknown", name=str(asked)
-        ) from None
-
-
-def _from_timm(library: ModuleType, name: str, function: str, arguments: dict[str, object], bare: bool) -> OpenedModule:
-    base = function.partition(".")[0]
-    if not library.is_model(base):
-        raise UsageError(
-            f"timm has no network {function!r}; {nearest(base, library.list_models())}",
-            code="network-unknown",
-            name=function,
-        )
-    arguments = {"pretrained": not bare, **arguments}
-    module = _made(lambda: library.create_model(function, **arguments), name)
-    config = dict(getattr(module, "pretrained_cfg", None) or {})
-    known = None
-    if "mean" in config and "std" in config:
-        known = _preprocessing(config["mean"], config["std"], "as its timm configuration says")
-    size = tuple(config["input_size"][1:]) if "input_size" in config else None
-    note = f"pretrained ({config.get('tag') or 'default'})" if arguments["pretrained"] else _DRAWN
-    return OpenedModule(module, Source(name, notes=(note,)), preprocessing=known, size=size)
-
-
-_DRAWN = "random weights, drawn with seed 0"
-
-
-def _made(make: Callable[[], nn.Module], name: str) -> nn.Module:
-    try:
-        return make()
-    except (TypeError, KeyError, ValueError) as error:
-        raise UsageError(
-            f"{name} refuses these arguments: {one_line(error)}", code="function-arguments", name=name
-        ) from error
-    except Exception as error:  # each hub has its own errors for a network that is not there
-        raise ModelError(
-            f"the pretrained weights of {name} can't be had ({type(error).__name__}: {one_line(error)[:160]}). "
-            f"Try again online, give a file as {option('weights')}, or take random weights: {name.partition('?')[0]}?"
-            + ("weights=none" if name.startswith("torchvision") else "pretrained=false"),
-            code="weights-not-fetched",
-            name=name,
-        ) from error
-
-
-def _preprocessing(mean: Iterable[float], std: Iterable[float], reason: str) -> pp.Preprocessing:
-    """Means and deviations on 0..1, as data configs give them."""
-    means, deviations = (tuple(255 * float(value) for value in values) for values in (mean, std))
-    for preset in pp.PRESETS.values():
-        if (
-            not preset.bgr
-            and np.allclose(preset.mean, means, atol=0.1)
-            and np.allclose(preset.std, deviations, atol=0.1)
-        ):
-            return preset.because(pp.FOUND, reason)
-    return pp.Preprocessing("mean,std", means, deviations, certainty=pp.FOUND, reason=reason)
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Draw initial weights from seed 0, and leave torch's generator where it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield

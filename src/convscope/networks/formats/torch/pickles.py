@@ -67,16 +67,6 @@ class Declared:
         return self.offset + 1 + sum((s - 1) * step for s, step in zip(self.shape, self.strides, strict=True))
 
 
-@dataclass(frozen=True)
-class Beside:
-    """A placeholder for the values that checkpoints hold beside the weights (NumPy numbers, arguments). None is needed.
-
-    NumPy's own constructors are not called: given the wrong bytes they read memory that is none of theirs.
-    """
-
-    name: str
-
-
 # -- the table -------------------------------------------------------------------------------------------
 
 _STORAGES: Mapping[str, torch.dtype | None] = {
@@ -97,6 +87,8 @@ _STORAGES: Mapping[str, torch.dtype | None] = {
     "QInt32Storage": torch.qint32,
     "UntypedStorage": None,
 }
+# The values that checkpoints hold beside the weights (NumPy numbers, arguments); stubs stand for them. NumPy's own
+# constructors are not called: given the wrong bytes they read memory that is none of theirs.
 _BESIDE = (
     r"numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(scalar|_reconstruct))|argparse\.Namespace|_codecs\.encode"
     r"|torch\.(device|Size|torch_version\.TorchVersion|serialization\._get_layout)|collections\.Counter"
@@ -116,7 +108,7 @@ def table(name: str) -> Made | None:
     if name == "collections.defaultdict":
         return Made(lambda *_: {}, takes_state=True)
     if re.fullmatch(_BESIDE, name):
-        return Made(lambda *_, **__: Beside(name), takes_state=True)
+        return pickles.stub(name)
     if (
         name in (*_HANDED_ON, _AFFINE)
         or _FACTORIES.fullmatch(name)
@@ -125,6 +117,11 @@ def table(name: str) -> Made | None:
     ):
         return Made(None)
     return None
+
+
+def lenient(name: str) -> Made:
+    """The same, and a stub for each name that is none of a tensor's: what it would make is left out, never run."""
+    return table(name) or pickles.stub(name)
 
 
 _NONE: Value = object()
@@ -198,13 +195,17 @@ def _declared(storage: Storage, place: tuple[Value, Value, Value], dtype: torch.
     return made
 
 
-def _parameter(tensor: object, *_: object) -> Declared:
+def _parameter(tensor: object, *_: object) -> Declared | pickles.Stub:
+    if isinstance(tensor, pickles.Stub):
+        return tensor
     if not isinstance(tensor, Declared):
         raise TypeError("a parameter that is no tensor")
     return replace(tensor, is_parameter=True)
 
 
 def _of_type(function: object, _: object, arguments: Iterable[object], *__: object) -> object:
+    if isinstance(function, pickles.Named) and table(function.name) is None:
+        return pickles.Stub(function.name)
     if not isinstance(function, pickles.Named) or function.name not in _REBUILDERS or function.name == _OF_TYPE:
         raise TypeError("a tensor that is made by what makes no tensors")
     return _REBUILDERS[function.name](*arguments)
@@ -247,10 +248,17 @@ def stored(told: object) -> Storage:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is open: its value, with a `Declared` for each tensor, and where the bytes are."""
+    """A checkpoint that is open.
+
+    Attributes:
+        value: with a `Declared` for each tensor, and a `Stub` for each object of another class.
+        bytes_of: the bytes of a storage.
+        storages: all that the pickle refers to, also from within objects that are stubs now.
+    """
 
     value: Value
     bytes_of: Callable[[Storage], bytearray]
+    storages: frozenset[Storage]
 
     def tensor(self, declared: Declared, held: dict[object, bytearray]) -> torch.Tensor:
         """A tensor of the file; `held` keeps the storages that others share."""
@@ -283,24 +291,27 @@ def _with_scale(tensor: torch.Tensor, declared: Declared) -> torch.Tensor:
 
 
 @contextmanager
-def opened(path: Path, inner: bytes | bytearray | None = None) -> Iterator[Checkpoint]:
+def opened(
+    path: Path, inner: bytes | bytearray | None = None, known: Callable[[str], Made | None] = table
+) -> Iterator[Checkpoint]:
     """A checkpoint, of today's kind or from before the zip archives.
 
     Args:
         path: the file.
         inner: the bytes of a checkpoint that is a member of it, to open that.
+        known: `table`, or `lenient` where objects of other classes may lie beside the tensors.
 
     Raises:
         ModelError: it is damaged, or larger than the limits.
-        pickles.ForeignName: it asks for what is none of a tensor's.
+        pickles.ForeignName: it asks for what is not `known`.
     """
     try:
         if inner is not None or is_archive(path):
             with archives.opened(path, inner) as archive:
-                yield _of_archive(archive)
+                yield _of_archive(archive, known)
         else:
             with path.open("rb") as file:
-                yield _of_pickles(file)
+                yield _of_pickles(file, known)
     except pickles.UnknownOpcode as error:
         raise _unreadable(path, error) from error
     except (*pickles.DAMAGE, EOFError, OSError, RuntimeError) as error:
@@ -327,15 +338,21 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
     return damaged(path, error)
 
 
-def _of_archive(archive: archives.Archive) -> Checkpoint:
+def _of_archive(archive: archives.Archive, known: Callable[[str], Made | None]) -> Checkpoint:
     if "byteorder" in archive.members and archive.text("byteorder") != b"little":
         raise ModelError(
             f"{archive.path} was written on a machine of another byte order, which is not read here.",
             code="byte-order",
             path=str(archive.path),
         )
-    value = pickles.load(archive.text("data.pkl"), table, lambda told: in_archive(archive, "data", stored(told)))
-    return Checkpoint(value, lambda storage: archive.read(f"data/{storage.key}"))
+    asked: set[Storage] = set()
+
+    def persistent(told: object) -> Storage:
+        asked.add(storage := in_archive(archive, "data", stored(told)))
+        return storage
+
+    value = pickles.load(archive.text("data.pkl"), known, persistent)
+    return Checkpoint(value, lambda storage: archive.read(f"data/{storage.key}"), frozenset(asked))
 
 
 def in_archive(archive: archives.Archive, folder: str, storage: Storage) -> Storage:
@@ -351,7 +368,7 @@ def in_archive(archive: archives.Archive, folder: str, storage: Storage) -> Stor
     return storage
 
 
-def _of_pickles(file: IO[bytes]) -> Checkpoint:
+def _of_pickles(file: IO[bytes], known: Callable[[str], Made | None]) -> Checkpoint:
     """Before the zip archives: five pickles after each other, then the storages' bytes."""
     magic = pickles.load(file, table)
     if magic != _MAGIC:
@@ -362,7 +379,9 @@ def _of_pickles(file: IO[bytes]) -> Checkpoint:
         raise ValueError("it was written on a machine of another byte order")
     asked: dict[str, Storage] = {}
 
-    def persistent(told: object) -> Storage:
+    def persistent(told: object) -> object:
+        if isinstance(told, tuple) and len(told) == 4 and told[0] == "module":  # a class, beside the text of its code
+            return told[1]
         storage = stored(told)
         asked[storage.key] = storage
         if len(asked) > limits.current().entries:
@@ -373,12 +392,12 @@ def _of_pickles(file: IO[bytes]) -> Checkpoint:
             )
         return storage
 
-    value = pickles.load(file, table, persistent)
+    value = pickles.load(file, known, persistent)
     keys = pickles.load(file, table)
     if not isinstance(keys, list):
         raise ValueError("it has no list of storages")
     places = _places(file, [str(key) for key in keys], asked)
-    return Checkpoint(value, lambda storage: _bytes_at(file, places, storage))
+    return Checkpoint(value, lambda storage: _bytes_at(file, places, storage), frozenset(asked.values()))
 
 
 def _places(file: IO[bytes], keys: list[str], asked: Mapping[str, Storage]) -> dict[str, tuple[int, int]]:
