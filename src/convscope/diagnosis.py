@@ -216,8 +216,9 @@ def _filters(network: Network, path: str | None) -> tuple[str, str]:
         raise ConvscopeError("the network has no layer that the image passes.", code="no-layer-with-a-filter")
     channels, looked, stuck = first_with_gradient(network, path, CHANNELS, batch=CHANNELS)
     if stuck == looked:
+        kind = network.layer(path).class_name
         raise ConvscopeError(
-            f"none of the {looked} filters of {path} that were tried has a gradient.",
+            f"none of the {looked} filters of {path} ({kind}) that were tried has a gradient.",
             code="no-gradient",
             layer=path,
             count=looked,

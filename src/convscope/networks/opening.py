@@ -76,6 +76,7 @@ _FILL: Mapping[str, Reader[Sequence[str]]] = {
     "keras": Reader("formats.keras.files", "load_weights", "keras"),
     "torch": Reader("formats.torch.files", "fill", "torch"),
 }
+_SCRIPTED = Reader("formats.torch.script", "read_memory", "torch")
 _GROW = Reader("torch.lazy", "grown", "torch")
 
 
@@ -120,6 +121,8 @@ def origin_of(name: str) -> str:
 
 def described(model: KerasModel) -> str:
     """A model in memory, for people."""
+    if _is_scripted(model):
+        return f"TorchScript {model.original_name} in memory"
     return f"keras.Model {model.name!r} in memory" if _is_keras(model) else f"{type(model).__name__} in memory"
 
 
@@ -153,10 +156,10 @@ def opened(spec: ModelSpec, trust: bool, named: Named | None = None) -> Network:
     return network
 
 
-def of_memory(model: object, spec: ModelSpec) -> Network:
-    """The network of a model in memory."""
+def of_memory(model: object, spec: ModelSpec, trust: bool = False) -> Network:
+    """The network of a model in memory; a scripted one is checked as its file is, unless it is trusted."""
     _check_no_weights(spec, "a model in memory")
-    network = _of_object(model, Source(spec.source), spec, in_memory=True)
+    network = _of_object(model, Source(spec.source), spec, in_memory=True, trust=trust)
     if network is None:
         raise ModelError(_not_a_model(model), code="not-a-model", found=type(model).__name__)
     network.spec = spec
@@ -246,7 +249,7 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
         notes = _FILL[framework](made, weights.path, None, spec.options.size)
     else:
         notes = _FILL[framework](made, weights, trust)
-    network = _of_object(made, _source_of_code(spec, weights, notes), spec, in_memory=False)
+    network = _of_object(made, _source_of_code(spec, weights, notes), spec, in_memory=False, trust=trust)
     assert network is not None
     return network
 
@@ -274,7 +277,7 @@ def _source_of_code(spec: ModelSpec, weights: files.WeightsFile | None, notes: S
     return Source(name, str(path), files.sha256(path), (f"weights of {path.name}", *notes))
 
 
-def _of_object(model: object, source: Source, spec: ModelSpec, in_memory: bool) -> Network | None:
+def _of_object(model: object, source: Source, spec: ModelSpec, *, in_memory: bool, trust: bool) -> Network | None:
     """The network of a `keras.Model` or a `torch.nn.Module`; None for anything else."""
     # Under Keras' torch backend a Keras model is a torch module too: ask "is it Keras?" first.
     if _is_keras(model):
@@ -283,6 +286,8 @@ def _of_object(model: object, source: Source, spec: ModelSpec, in_memory: bool) 
         return _network(OpenedModel(model, source, imagenet=False), spec)
     if _is_torch(model):
         _check_runtime("torch", spec)
+        if _is_scripted(model):
+            return _network(_SCRIPTED(model, source, trust), spec)
         return _network(OpenedModule(model, source, in_memory=in_memory), spec)
     return None
 
@@ -388,6 +393,11 @@ def _is_keras(model: object) -> bool:
 def _is_torch(model: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def _is_scripted(model: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.jit.ScriptModule)
 
 
 def _not_a_model(model: object) -> str:

@@ -400,4 +400,4 @@ def open_model(
         origin = Origin(opening.origin_of(named.name), os.getcwd(), trusted=trust)
         return opening.opened(ModelSpec(named.name, file, options, runtime, limits.current(), origin), trust, named)
     spec = ModelSpec(opening.described(model), file, options, runtime, limits.current(), Origin("memory"))
-    return opening.of_memory(model, spec)
+    return opening.of_memory(model, spec, trust)

@@ -19,6 +19,7 @@ from convscope.networks.foreign import Structure
 from convscope.networks.graph import Call, Fact, Value, flat_outputs
 from convscope.networks.layers import PASSING
 from convscope.networks.restoring import checkpoint
+from convscope.networks.torch import quantized
 from convscope.networks.torch.modules import Described
 
 # -- the parts of the module -----------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def described(module: nn.Module) -> Described | None:
 def class_name(module: nn.Module) -> str:
     """The name of a module's class, or of the class or operator that it stands for."""
     found = described(module)
-    return found.class_name if found else type(module).__name__
+    return found.class_name if found else quantized.class_name(module) or type(module).__name__
 
 
 def module_kind(module: nn.Module) -> str:
@@ -84,6 +85,8 @@ def module_kind(module: nn.Module) -> str:
     found = described(module)
     if found is not None and found.kind is not None:
         return found.kind
+    if quantized.is_quantized(module):
+        return quantized_kind(type(module).__name__)
     if any(name != "parametrizations" for name, _ in module.named_children()):
         return "model"
     if found is not None:
@@ -92,6 +95,11 @@ def module_kind(module: nn.Module) -> str:
         if cls.__module__.startswith("torch.nn.modules") and cls is not nn.Module:
             return _kind(cls.__name__, _MODULES) or ("model" if "container" in cls.__module__ else "other")
     return "model"
+
+
+def quantized_kind(name: str) -> str:
+    """The kind of a quantized module, from the name of its class; what it is made of is no part of the network."""
+    return _kind(quantized.plain_name(name), _MODULES) or "other"
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -278,7 +286,7 @@ class Watch:
         kind = _pooling(module_kind(module), "Adaptive" in name, result)
         parameters = 0 if kind == "model" else sum(parameter.numel() for parameter in module.parameters())
         call = Call(self._modules[module], kind, name, module, nth, inputs, [], parameters=parameters)
-        call.activation = activation_of(kind, name)
+        call.activation = activation_of(kind, name.partition(" ")[0])
         call.channels_first = _layout(kind, module, result)
         call.facts |= {"axes": _axes(getattr(module, "dim", None)), **getattr(module, "facts", {})}
         call.facts["scalars"] = [number for value in getattr(module, "constants", ()) for number in _numbers(value)]
@@ -307,7 +315,7 @@ class Watch:
         return self._count[operation]
 
     def _finish(self, call: Call, result: object) -> None:
-        if not any(tensor.is_floating_point() for tensor in tensors_of(result)):
+        if not any(tensor.is_floating_point() or tensor.is_quantized for tensor in tensors_of(result)):
             return  # a shape or a mask is no layer
         taken = {value.key[0] for value in call.inputs if isinstance(value.key, tuple)}
         for index, (mark, tensor) in enumerate(flat_outputs(result)):

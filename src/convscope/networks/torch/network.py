@@ -25,6 +25,7 @@ from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.preprocessing import Preprocessing
 from convscope.networks.restoring import exclusively, restored
 from convscope.networks.torch import ops as torch_ops
+from convscope.networks.torch import quantized
 from convscope.networks.torch.graph import class_name, unwrapped
 from convscope.networks.torch.inputs import Asked, Entry
 from convscope.networks.torch.lazy import materialised
@@ -83,6 +84,9 @@ def _ready(opened: OpenedModule, choices: Choices, device: str | None, precision
     name = opened.name or class_name(module)
     opened = materialised(replace(opened, module=module, name=name), name, choices.size or opened.size)
     _refuse_inference_tensors(opened.module, name)
+    note = quantized.note(map(class_name, opened.module.modules()))
+    if note is not None:
+        opened = replace(opened, source=replace(opened.source, notes=(*opened.source.notes, note)))
     return opened
 
 

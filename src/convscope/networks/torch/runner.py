@@ -21,6 +21,7 @@ from convscope.networks.network import Source
 from convscope.networks.restoring import checkpoint, restored
 from convscope.networks.torch.graph import Watch, named_modules
 from convscope.networks.torch.inputs import Entry
+from convscope.networks.torch.quantized import dequantized
 from convscope.networks.torch.taps import OWN_CODE
 from convscope.networks.trace import Trace
 
@@ -62,7 +63,7 @@ class Runner:
 
     def named_outputs(self, returned: object) -> dict[str, Tensor]:
         """The module's outputs, by the names that a user can choose from."""
-        flat = flat_outputs(returned)
+        flat = [(mark, dequantized(tensor)) for mark, tensor in flat_outputs(returned)]
         names = list(getattr(self.module, "output_names", None) or [])
         if len(names) != len(flat):
             names = [mark.strip("[]") for mark, _ in flat]

@@ -15,6 +15,7 @@ from convscope.networks.graph import Call, flat_outputs
 from convscope.networks.passes import Pass, Reduction, Rule
 from convscope.networks.restoring import checkpoint
 from convscope.networks.torch.graph import FunctionMode, Places, Watch, tensors_of
+from convscope.networks.torch.quantized import dequantized, like
 from convscope.networks.trace import Calls
 from convscope.networks.traced import Enough, Taps
 
@@ -112,7 +113,7 @@ class TorchTaps(Taps):
             with torch.inference_mode(False), torch.set_grad_enabled(differentiates):
                 given = tensor.clone() if tensor.is_inference() else tensor
                 activation = self._rules[path](_channels_last(given, call))
-                changed = _channels_back(activation, call).to(tensor.dtype)
+                changed = like(_channels_back(activation, call), tensor)
             result, tensor = _replaced(result, tensor, changed), changed
         if path in self._record:
             activation = _channels_last(tensor, call)
@@ -140,6 +141,7 @@ OWN_CODE = {function.__code__ for function in (TorchTaps._touched, Watch._before
 
 def _channels_last(tensor: Tensor, call: Call) -> Tensor:
     """A map with its channels last, float32."""
+    tensor = dequantized(tensor)
     tensor = tensor.permute(0, 2, 3, 1) if call.channels_first and tensor.dim() == 4 else tensor
     return tensor.float()
 

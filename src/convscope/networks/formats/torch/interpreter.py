@@ -21,6 +21,8 @@ from torch import nn
 from convscope import limits
 from convscope.errors import ModelError
 from convscope.networks.formats.torch import code as torch_code
+from convscope.networks.torch import quantized
+from convscope.networks.torch.graph import quantized_kind
 from convscope.networks.torch.limits import BeyondLimits, allowance, held_to
 from convscope.networks.torch.modules import Described
 
@@ -114,9 +116,11 @@ class Scripted(nn.Module):
         mirrors[scripted._c] = self
         self._scripted, self._code = scripted._c, code
         self._programs: dict[str, tuple[_Program, object]] = {}
-        name = str(scripted.original_name)
-        own = "torch.nn.modules" in scripted._c._type().qualified_name() and list(scripted.children()) == []
+        name, home = str(scripted.original_name), scripted._c._type().qualified_name()
+        own = "torch.nn.modules" in home and list(scripted.children()) == []
         self.described = Described(name, None if own else "model")
+        if quantized.is_home(home):
+            self.described = Described(quantized.named(name, home), quantized_kind(name))
         for child_name, child in scripted.named_children():
             self.add_module(child_name, mirrors.get(child._c) or Scripted(child, code, mirrors))
         for key, value in scripted.named_parameters(recurse=False):

@@ -9,7 +9,9 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -21,6 +23,7 @@ from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.torch import code as torch_code
 from convscope.networks.formats.torch import pickles as torch_pickles
 from convscope.networks.formats.torch.interpreter import Code, Scripted
+from convscope.networks.network import Source
 from convscope.networks.torch.modules import OpenedModule
 
 
@@ -44,6 +47,33 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
     code.steps.held = path.stat().st_size
     origin = file.source("TorchScript archive", f"the class {scripted.original_name}")
     return OpenedModule(Scripted(scripted, code, {}), origin)
+
+
+def read_memory(scripted: torch.jit.ScriptModule, source: Source, trust: bool = False) -> OpenedModule:
+    """A scripted or traced module in memory, as the file that it would be saved to: the module itself stays as it is.
+
+    Raises:
+        ModelError: as of a file, and where it can't be saved.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "module.pt"
+        try:
+            torch.jit.save(scripted, str(path))
+        except Exception as error:  # torch raises what its writer raises
+            raise ModelError(
+                f"{source.name} can't be saved as TorchScript, and so not be opened ({one_line(error)[:200]}).",
+                code="not-a-model",
+                name=source.name,
+                reason=one_line(error)[:200],
+            ) from error
+        try:
+            opened = read(ModelFile(path, "torchscript"), trust)
+        except ModelError as error:
+            data = {**error.data, "path": source.name}
+            raise ModelError(error.message.replace(str(path), source.name), code=error.code, **data) from error
+    device = next((tensor.device for tensor in scripted.parameters()), torch.device("cpu"))
+    notes = (*source.notes, *opened.source.notes)
+    return replace(opened, module=opened.module.to(device), source=replace(source, notes=notes))
 
 
 def _loaded(unit: object, load: Callable[..., object], source: object, path: Path) -> torch.jit.ScriptModule:
@@ -138,8 +168,9 @@ _LINE = 20  # bytes of code for an operation, at least
 
 def _refuse(path: Path, found: object) -> None:
     if found is not None:
+        quantized = "It is an int8 (quantized) model, which sets its own state. " if "quantized" in str(found) else ""
         raise ModelError(
-            f"{path} is a TorchScript program, and may do more than compute: it holds {found}. "
+            f"{path} is a TorchScript program, and may do more than compute: it holds {found}. {quantized}"
             f"If you trust the file, give {option('trust=True')} to open it.",
             code="needs-trust",
             path=str(path),
