@@ -48,7 +48,7 @@ NETWORK_FLOORS = (
     ("graph", "choices"),
     ("endings",),
     ("trace",),
-    ("heads",),
+    ("heads", "scaling"),
     ("network",),
     ("inspection",),
     ("traced",),

@@ -605,11 +605,11 @@ def test_scaling_of_another_input_tells_nothing_of_the_picture():
     assert open_model(model).preprocessing.certainty == "guess"
 
 
-def test_arithmetic_inside_is_a_guess():
+def test_arithmetic_inside_tells_what_it_expects():
     picture = layers.Input((8, 8, 3))
     model = keras.Model(picture, layers.Dense(2)(layers.Flatten()(layers.Conv2D(2, 3)(picture / 127.5 - 1.0))))
     network = open_model(model)
-    assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "guess")
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "found")
 
 
 def test_the_weights_hash_is_of_weights_alone():

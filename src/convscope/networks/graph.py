@@ -6,7 +6,7 @@ head, the non-linearity after a convolution, the first operations on the image.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -167,18 +167,25 @@ class Flow:
                 waiting += self._makers(here.inputs)
         return found
 
-    def first_steps(self, image: Value) -> list[Call]:
-        """The calls that the image passes one after the other, up to the first convolution or dense layer."""
+    def entrance(self, picture: Value, is_step: Callable[[Call], bool]) -> tuple[list[Call], list[Value]]:
+        """The calls that the image passes up to the first that is no step, and the tensors where they narrow to one.
+
+        All that is computed of the image later is computed from each of these tensors, in the order of execution.
+        """
+        last = {value.key: place for place, call in enumerate(self._leaves) for value in call.inputs}
         steps: list[Call] = []
-        value = image
-        while True:
-            takers = self._takers.get(value.key, [])
-            if len(takers) != 1 or takers[0].kind in ("conv", "dense", "norm", "pool"):
-                return steps
-            steps.append(takers[0])
-            if len(takers[0].outputs) != 1:
-                return steps
-            value = takers[0].outputs[0][1]
+        narrow: list[Value] = []
+        made = {picture.key}
+        for place, call in enumerate(self._leaves):
+            if not any(value.key in made for value in call.inputs):
+                continue
+            if not is_step(call):
+                break
+            steps.append(call)
+            made.update(value.key for _, value in call.outputs)
+            wanted = {key for key in made if last.get(key, -1) > place}
+            narrow += [value for _, value in call.outputs if wanted == {value.key}]
+        return steps, narrow
 
     def rectified(self, call: Call) -> Call | None:
         """The call after whose non-linearity the zeros of `call` are counted (FIELD.md §1), None if there is none."""

@@ -20,7 +20,8 @@ from convscope.networks.heads import Habits, head_of
 from convscope.networks.inputs import Inputs
 from convscope.networks.measured import Measurement, measured, settled
 from convscope.networks.network import Network, Source, checked_names
-from convscope.networks.preprocessing import GUESS, Preprocessing
+from convscope.networks.preprocessing import GUESS, PRESETS, Preprocessing
+from convscope.networks.scaling import preprocessing_of
 from convscope.networks.trace import Graph, Trace, graph_of
 
 
@@ -80,13 +81,13 @@ class Steps(Generic[Made]):
     """The steps that a framework does in its own way.
 
     Attributes:
-        preprocessing: the preprocessing that a graph indicates.
+        preprocessing: the usual one of such a model, where it does no scaling of its own.
         habits: what is usual for a model's outputs.
         class_names: known without the user, for a head; None where they are not.
         network: the network that is made of finished values.
     """
 
-    preprocessing: Callable[[Graph], Preprocessing]
+    preprocessing: Callable[[], Preprocessing]
     habits: Habits
     class_names: Callable[[Head], tuple[str, ...] | None]
     network: Callable[[Inspection], Made]
@@ -99,10 +100,14 @@ def inspected(watched: Watched, trace: Trace, choices: Choices, steps: Steps[Mad
         UsageError: no such output, or not as many names as classes; see `Preprocessing.check_channels`.
     """
     graph = graph_of(trace, trace.output_named(choices.output))
-    preprocessing = choices.preprocess or steps.preprocessing(graph)
-    preprocessing.check_channels(watched.inputs.channels)
-    found = Inspection(watched.inputs, graph, preprocessing, Head(graph.units))
-    if preprocessing.certainty == GUESS and choices.preprocess is None:
+    found = Inspection(watched.inputs, graph, choices.preprocess or PRESETS["none"], Head(graph.units))
+    if choices.preprocess is None:
+        preprocessing = preprocessing_of(
+            graph, watched.inputs.channels, lambda: steps.network(found), steps.preprocessing()
+        )
+        found = replace(found, preprocessing=preprocessing)
+    found.preprocessing.check_channels(watched.inputs.channels)
+    if found.preprocessing.certainty == GUESS and choices.preprocess is None:
         found = _settled(found, measured(steps.network(found)))
     head = head_of(graph, choices.head, steps.habits, lambda: _outputs(steps.network(found)))
     if choices.class_names is None:

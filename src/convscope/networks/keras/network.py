@@ -28,7 +28,7 @@ from convscope.networks.keras.imagenet import imagenet_names
 from convscope.networks.keras.inputs import Entry
 from convscope.networks.keras.models import OpenedModel
 from convscope.networks.keras.runner import TRACING, Runner, WatchedModel
-from convscope.networks.keras.scaling import Kinship, preprocessing_of
+from convscope.networks.keras.scaling import Kinship, usual_preprocessing
 from convscope.networks.keras.taps import (
     KerasTaps,
     called_once,
@@ -41,7 +41,7 @@ from convscope.networks.ops import Axes, namespace
 from convscope.networks.passes import PLAIN, Pass, Record, Reduction, Rule
 from convscope.networks.preprocessing import Preprocessing, family_of
 from convscope.networks.restoring import exclusively, restored
-from convscope.networks.trace import Calls, Graph
+from convscope.networks.trace import Calls
 from convscope.networks.traced import TracedNetwork, unless_enough
 
 _NO_CHOICES = Choices()
@@ -60,8 +60,8 @@ def network_of(opened: OpenedModel, choices: Choices = _NO_CHOICES) -> KerasNetw
     entry = Entry(opened.model, runner.operations, choices, family)
     watched = WatchedModel(runner, entry, opened.source)
 
-    def preprocessing(graph: Graph) -> Preprocessing:
-        return preprocessing_of(graph, kinship)
+    def preprocessing() -> Preprocessing:
+        return usual_preprocessing(kinship)
 
     def class_names(head: Head) -> tuple[str, ...] | None:
         if not opened.imagenet or kinship is None or head.classes != IMAGENET_CLASSES:

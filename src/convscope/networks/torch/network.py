@@ -31,9 +31,9 @@ from convscope.networks.torch.inputs import Asked, Entry
 from convscope.networks.torch.lazy import materialised
 from convscope.networks.torch.modules import OpenedModule
 from convscope.networks.torch.runner import ONE_AT_A_TIME, PRECISIONS, Runner, WatchedModule, version_of
-from convscope.networks.torch.scaling import preprocessing_of
+from convscope.networks.torch.scaling import usual_preprocessing
 from convscope.networks.torch.taps import TorchTaps
-from convscope.networks.trace import Graph, Trace
+from convscope.networks.trace import Trace
 from convscope.networks.traced import TracedNetwork, unless_enough
 
 _NO_CHOICES = Choices()
@@ -62,8 +62,8 @@ def network_of(
     watched, trace = _watched(runner, opened, choices)
     runner.know_buffers()
 
-    def preprocessing(graph: Graph) -> Preprocessing:
-        return preprocessing_of(graph, watched.inputs.channels)
+    def preprocessing() -> Preprocessing:
+        return usual_preprocessing(watched.inputs.channels)
 
     def network(found: Inspection) -> TorchNetwork:
         return TorchNetwork(watched, found)
@@ -243,11 +243,10 @@ class TorchNetwork(TracedNetwork):
         rules, reductions = rules or {}, reductions or {}
         self._checked(request, rules, reductions, calls)
         taps = TorchTaps(calls, self._runner.paths, request, (rules, reductions), self._left_out(request), len(x))
+        arguments = self._entry.arguments(x)  # before the taps are there: they count the calls of the module alone
         returned = restored(
             taps.place,
-            lambda _: unless_enough(
-                lambda: self._runner.called(*self._entry.arguments(x), precision=request.precision)
-            ),
+            lambda _: unless_enough(lambda: self._runner.called(*arguments, precision=request.precision)),
         )
         taps.check_fired()
         logits = None if returned is None else self._logits(self._runner.named_outputs(returned), len(x))
