@@ -75,6 +75,7 @@ MEANINGS: Mapping[str, str] = {
     "file-unreadable": "The system does not let a file be read.",
     "folder-unreadable": "A folder is missing, or can't be listed.",
     "format-unknown": "No format of a film has this name.",
+    "function-ambiguous": "A file names a function of which there are several, and does not tell which.",
     "function-arguments": "A function that makes a network does not take these arguments.",
     "function-missing": "A file of Python code was given without the name of a function in it.",
     "function-recursive": "A function in a file calls itself.",

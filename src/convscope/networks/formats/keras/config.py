@@ -17,6 +17,7 @@ from math import prod
 from convscope import limits
 from convscope.errors import ModelError, option
 from convscope.networks.foreign import KerasLayer, KerasModel
+from convscope.networks.formats.keras.lambdas import is_application
 from convscope.reading import is_deeper
 from convscope.schema import Json
 
@@ -65,9 +66,10 @@ _NN = """
 """
 
 # Where Keras keeps a kind of thing, and the names there that only compute. Not in it are layers that hold code or run
-# another framework's (Lambda, TFSMLayer, TorchModuleWrapper, JaxLayer, FlaxLayer), layers that read word lists from
-# files (StringLookup, IntegerLookup, TextVectorization, FeatureSpace), operations that call functions or loop (Map,
-# Cond, WhileLoop, ...), and everything else that Keras exports (keras.utils, keras.saving, ...).
+# another framework's (TFSMLayer, TorchModuleWrapper, JaxLayer, FlaxLayer; a Lambda where it is not `is_harmless`),
+# layers that read word lists from files (StringLookup, IntegerLookup, TextVectorization, FeatureSpace), operations that
+# call functions or loop (Map, Cond, WhileLoop, ...), and everything else that Keras exports (keras.utils, keras.saving,
+# ...).
 ALLOWED: dict[str, frozenset[str]] = {
     module: frozenset(names.split())
     for module, names in {
@@ -214,6 +216,8 @@ def _addressed(node: dict[str, object], registered: Callable, unknown: dict[str,
         if not _MARKS[name](node.get("config")):
             unknown[f"a value of the kind {name!r} that can't be read"] = None
         return node
+    if name == "Lambda" and is_harmless(node.get("config"), registered):
+        return {**node, "module": "keras.layers", "registered_name": None}
     place, full = _home(module, name), node.get("registered_name")
     if place is not None and (full in (None, name) or registered(full) is None):
         return {**node, "registered_name": None, **({"module": place} if module else {})}
@@ -239,13 +243,27 @@ def _home(module: object, name: object) -> str | None:
 
 
 def _function(node: dict[str, object], registered: Callable, unknown: dict[str, None]) -> dict[str, Json]:
-    """A function is an activation, or one that the user registered."""
+    """A function is an activation, one of `keras.applications`, or one that the user registered."""
     name = node.get("config")
+    if is_application(node):
+        return node
     if registered(name) or registered(node.get("registered_name")):
         return node
     if not isinstance(name, str) or name not in _FUNCTIONS.split():
         unknown[f"the function {name!r}"] = None
     return {"class_name": "function", "config": name, "module": "builtins", "registered_name": name}
+
+
+def is_harmless(config: object, registered: Callable[[object], str | None]) -> bool:
+    """True for the config of a `Lambda` that holds no code: it calls a known function, with plain arguments."""
+    if not isinstance(config, dict):
+        return False
+    function, unknown = config.get("function"), dict[str, None]()
+    if not isinstance(function, dict) or function.get("class_name") != "function":
+        return False
+    _function(function, registered, unknown)
+    others = [value for key, value in config.items() if key not in ("function", "dtype")]
+    return not unknown and not any(True for _ in _nodes(others))
 
 
 def _is_values(config: object) -> bool:

@@ -27,6 +27,7 @@ from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file
 from convscope.networks.formats.hdf5 import Contents
 from convscope.networks.formats.keras import archive as keras_archive
 from convscope.networks.formats.keras import config as keras_config
+from convscope.networks.formats.keras import lambdas
 from convscope.networks.formats.keras.archive import Archive
 from convscope.networks.formats.keras.legacy_h5 import files as legacy_h5
 from convscope.networks.formats.keras.legacy_h5.building import registered_key
@@ -53,6 +54,8 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModel:
 
 def _read_zip(path: Path, trust: bool) -> tuple[KerasModel, tuple[str, ...]]:
     archive = keras_archive.read(path)
+    config, decided = lambdas.resolved(archive.config, path.name, registered_key(lambdas.NAME) is not None)
+    archive = replace(archive, config=config)
     code = dict.fromkeys(f"{kind} layer {name!r}" for kind, name, _ in code_layers(archive.config, ""))
     if code and not trust:
         raise ModelError(
@@ -66,8 +69,8 @@ def _read_zip(path: Path, trust: bool) -> tuple[KerasModel, tuple[str, ...]]:
         weights = _weights_of(archive, path)
         model, said = legacy_h5.build(path, archive.version, archive.config, weights.size, trust)
         _fill_by_keras(model, weights, path.name)
-        return model, (f"archive of Keras {archive.version}", *said)
-    return _load_zip(archive, path, trust), (f"archive of Keras {archive.version}",)
+        return model, (f"archive of Keras {archive.version}", *decided, *said)
+    return _load_zip(archive, path, trust), (f"archive of Keras {archive.version}", *decided)
 
 
 def _weights_of(archive: Archive, path: Path) -> Contents:

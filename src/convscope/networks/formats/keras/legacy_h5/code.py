@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from convscope.errors import ModelError, option
+from convscope.networks.formats.keras.config import is_harmless
+from convscope.networks.formats.keras.legacy_h5.building import registered_key
 from convscope.networks.formats.keras.legacy_h5.stored import Stored
 
 # Layers whose config is code, or names a file that holds code.
@@ -44,6 +46,8 @@ def code_layers(item: object, layer: str) -> Iterator[tuple[str, str, bool]]:
             layer = config["name"]
         if class_name == "__lambda__":  # the code itself: inside a Lambda, or an activation
             yield "Lambda", layer, False
+        elif class_name == "Lambda" and is_harmless(config, registered_key):
+            pass
         elif class_name in CODE or (class_name == "Merge" and _is_bytecode(config)):
             yield class_name, layer, _is_bytecode(config)
     if isinstance(item, (dict, list)):

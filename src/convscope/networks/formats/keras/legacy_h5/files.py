@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convscope.errors import ModelError
@@ -18,7 +18,8 @@ from convscope.networks.foreign import KerasModel
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.files import KINDS, ModelFile
 from convscope.networks.formats.hdf5 import Contents
-from convscope.networks.formats.keras.legacy_h5.building import model_of, refuse_unknown
+from convscope.networks.formats.keras import lambdas
+from convscope.networks.formats.keras.legacy_h5.building import model_of, refuse_unknown, registered_key
 from convscope.networks.formats.keras.legacy_h5.code import refuse_code
 from convscope.networks.formats.keras.legacy_h5.migrations.table import migrate
 from convscope.networks.formats.keras.legacy_h5.nodes import Node, is_node
@@ -74,12 +75,14 @@ def read(file: ModelFile, trust: bool = False) -> Opened:
             found=file.kind,
         )
     stored = stored_of(hdf5.read(path, but=BESIDE), path)
+    config, decided = lambdas.resolved(stored.config, path.name, registered_key(lambdas.NAME) is not None)
+    stored = replace(stored, config=config)
     refuse_code(stored, trust)
     said = migrate(stored)
     refuse_unknown(stored)
     model = model_of(stored, trust)
     said += fill_model(model, stored)
-    return Opened(model, stored.version, tuple(said))
+    return Opened(model, stored.version, (*decided, *said))
 
 
 def build(path: Path, version: str, config: Node, size: int, trust: bool) -> tuple[KerasModel, list[str]]:

@@ -1,0 +1,233 @@
+"""The scaling that a Keras model does on its own input: the network's outputs are those of the model on raw pixels."""
+
+import json
+import zipfile
+
+import models
+import numpy as np
+import pytest
+from expecting import raises
+
+import convscope
+from convscope.errors import ModelError
+from convscope.networks.preprocessing import PRESETS
+
+keras = models.keras
+layers, ops, applications = keras.layers, keras.ops, keras.applications
+
+SIDE = 16
+
+
+class HalfRange(layers.Layer):
+    """A step of one's own that is an affine map."""
+
+    def call(self, x):
+        return x / 127.5 - 1
+
+
+class Whitened(layers.Layer):
+    """A step of one's own whose values tell nothing of the pixels."""
+
+    def call(self, x):
+        return ops.sign(x - ops.mean(x, axis=(1, 2), keepdims=True))
+
+
+def depthwise(x):
+    constant = keras.initializers.Constant
+    made = layers.DepthwiseConv2D(1, depthwise_initializer=constant(1 / 127.5), bias_initializer=constant(-1))
+    return made(x)
+
+
+def from_caffe(x):
+    """From the values of the caffe mode to -1..1, red first."""
+    return ops.flip(x, -1) / 127.5 + ops.convert_to_tensor(
+        [123.68 / 127.5 - 1, 116.779 / 127.5 - 1, 103.939 / 127.5 - 1]
+    )
+
+
+# First steps, with the range of pixels that each is written for.
+FIRST = {
+    "mode tf": (applications.mobilenet.preprocess_input, "none"),
+    "mode caffe": (applications.resnet50.preprocess_input, "none"),
+    "mode torch": (applications.densenet.preprocess_input, "none"),
+    "caffe, then back": (lambda x: from_caffe(applications.vgg16.preprocess_input(x)), "none"),
+    "named Lambda": (lambda x: layers.Lambda(applications.resnet50.preprocess_input)(x), "none"),
+    "own Lambda": (lambda x: layers.Lambda(lambda v: v / 127.5 - 1)(x), "none"),
+    "own layer": (lambda x: HalfRange()(x), "none"),
+    "cast": (lambda x: ops.cast(x, "float32") / 127.5 - 1, "none"),
+    "resized": (lambda x: ops.image.resize(x, (20, 20)) / 127.5 - 1, "none"),
+    "resized by a layer": (lambda x: layers.Rescaling(1 / 255)(layers.Resizing(20, 20)(x)), "none"),
+    "augmented": (lambda x: layers.Rescaling(1 / 127.5, -1)(layers.RandomZoom(0.1)(layers.RandomFlip()(x))), "none"),
+    "augmented inside": (
+        lambda x: keras.Sequential([layers.RandomRotation(0.1), layers.Rescaling(1 / 255), layers.RandomContrast(0.2)])(
+            x
+        ),
+        "none",
+    ),
+    "padded": (lambda x: layers.ZeroPadding2D(2)(x) / 127.5 - 1, "none"),
+    "cropped": (lambda x: layers.Cropping2D(((3, 0), (0, 1)))(x) / 255.0, "none"),
+    "Subtract": (lambda x: layers.Subtract()([x, ops.ones_like(x) * 127.5]) / 127.5, "none"),
+    "clipped": (lambda x: ops.clip(x, 0, 255) / 127.5 - 1, "none"),
+    "clipped only": (lambda x: ops.clip(x, 0.0, 1.0), "0..1"),
+    "depthwise": (depthwise, "none"),
+    "flipped": (lambda x: ops.flip(x, -1) / 255.0, "none"),
+    "sliced": (lambda x: x[..., ::-1] - ops.convert_to_tensor([103.939, 116.779, 123.68]), "none"),
+    "Normalization": (lambda x: layers.Normalization(mean=[0.48, 0.45, 0.41], variance=[0.05, 0.05, 0.05])(x), "0..1"),
+    "two layers": (lambda x: layers.Rescaling(2.0, -1)(layers.Rescaling(1 / 255)(x)), "none"),
+    "grey to RGB": (lambda x: layers.Concatenate()([x / 255.0] * 3)[..., 2:5], "none"),
+}
+
+
+def wrapped(first, **options):
+    keras.utils.set_random_seed(3)
+    picture = layers.Input((SIDE, SIDE, 3))
+    core = keras.Sequential(
+        [
+            *(layers.Conv2D(5, 3, activation="relu", name="conv"), layers.GlobalAveragePooling2D()),
+            layers.Dense(4, activation="softmax", name="dense"),
+        ],
+        name="core",
+    )
+    return keras.Model(picture, core(first(picture)), **options)
+
+
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.float32)
+
+
+def probabilities(network):
+    logits = network.predict(network.preprocessing.apply(pixels())).astype(np.float64)
+    grown = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return grown / grown.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_a_model_that_scales_gets_the_pixels_that_it_is_written_for(case):
+    first, taken = FIRST[case]
+    model = wrapped(first)
+    network = convscope.open_model(model)
+    assert (network.preprocessing.name, network.preprocessing.certainty) == (taken, "found")
+    own = keras.ops.convert_to_numpy(model(PRESETS[taken].apply(pixels()), training=False))
+    np.testing.assert_allclose(probabilities(network), own, rtol=1e-3, atol=1e-5)
+
+
+def test_before_a_step_whose_values_tell_nothing_nothing_is_guessed():
+    network = convscope.open_model(wrapped(lambda x: Whitened(name="mine")(x), name="mobilenet"))
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "guess")
+    assert "nothing is known" in network.preprocessing.reason
+    assert "mine" in network.preprocessing.reason
+
+
+@pytest.mark.parametrize(("family", "order"), [("vgg16", "rgb"), ("mobilenet", "bgr")])
+def test_a_flip_alone_changes_what_the_family_of_a_model_takes(family, order):
+    """What enters the first convolution is what the family takes, written out here."""
+    model = wrapped(lambda x: ops.flip(x, -1), name=family)
+    network = convscope.open_model(model)
+    assert network.preprocessing.describe()["order"] == order
+    values = pixels()
+    if family == "vgg16":
+        expected = values[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32)
+    else:
+        expected = values / 127.5 - 1
+    np.testing.assert_allclose(network.preprocessing.apply(values)[..., ::-1], expected, rtol=1e-4, atol=1e-4)
+
+
+# -- preprocess_input in a Lambda ----------------------------------------------------------------------------
+
+FUNCTIONS = {
+    "mobilenet": applications.mobilenet.preprocess_input,
+    "resnet50": applications.resnet50.preprocess_input,
+    "densenet": applications.densenet.preprocess_input,
+}
+
+
+def saved(model, path):
+    model.save(path)
+    return str(path)
+
+
+def in_lambda(function, **options):
+    return lambda x: layers.Lambda(function, name="prepare", **options)(x)
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.parametrize("family", FUNCTIONS)
+def test_a_lambda_with_a_function_of_keras_applications_opens_without_trust(family, ending, tmp_path):
+    model = wrapped(in_lambda(FUNCTIONS[family]), name=f"my_{family}")
+    network = convscope.open_model(saved(renamed(model, family), tmp_path / f"model.{ending}"))
+    own = keras.ops.convert_to_numpy(model(pixels(), training=False))
+    np.testing.assert_allclose(probabilities(network), own, rtol=1e-3, atol=1e-5)
+    assert network.preprocessing.certainty == "found"
+    assert any("'prepare'" in note for note in network.source.notes)
+
+
+def renamed(model, family):
+    model.name = family
+    return model
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_where_nothing_tells_which_function_is_meant_it_is_refused(trust, tmp_path):
+    path = saved(wrapped(in_lambda(FUNCTIONS["mobilenet"]), name="mine"), tmp_path / "model.keras")
+    with raises(ModelError, "function-ambiguous", names=["prepare"]):
+        convscope.open_model(path, trust=trust)
+
+
+def test_the_advice_for_a_function_that_is_not_told_leads_on(tmp_path, monkeypatch):
+    model = wrapped(in_lambda(FUNCTIONS["densenet"]), name="mine")
+    path = saved(model, tmp_path / "model.keras")
+    monkeypatch.setitem(keras.saving.get_custom_objects(), "preprocess_input", FUNCTIONS["densenet"])
+    network = convscope.open_model(path)
+    own = keras.ops.convert_to_numpy(model(pixels(), training=False))
+    np.testing.assert_allclose(probabilities(network), own, rtol=1e-3, atol=1e-5)
+
+
+def test_a_mode_among_the_arguments_tells_the_function(tmp_path):
+    general = applications.imagenet_utils.preprocess_input
+    model = wrapped(in_lambda(general, arguments={"mode": "torch"}), name="mine")
+    network = convscope.open_model(saved(model, tmp_path / "model.keras"))
+    own = keras.ops.convert_to_numpy(model(pixels(), training=False))
+    np.testing.assert_allclose(probabilities(network), own, rtol=1e-3, atol=1e-5)
+
+
+def changed(path, change):
+    """The archive with the config of its Lambda changed."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Lambda")
+    change(layer["config"])
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return path
+
+
+HOSTILE = {
+    "another function": lambda config: config["function"].update(config="system", module="os"),
+    "a module that only looks right": lambda config: config["function"].update(config="load_img", module="keras.utils"),
+    "code as the shape": lambda config: config.update(
+        mask={"class_name": "__lambda__", "config": {"code": "4wAAAA==", "defaults": None, "closure": None}}
+    ),
+    "an object among the arguments": lambda config: config.update(
+        arguments={"mode": {"class_name": "TFSMLayer", "module": "keras.layers", "config": {"filepath": "/tmp"}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_else_a_lambda_may_hold_needs_trust(case, tmp_path):
+    path = saved(wrapped(in_lambda(FUNCTIONS["mobilenet"]), name="mobilenet"), tmp_path / "model.keras")
+    with raises(ModelError, "needs-trust"):
+        convscope.open_model(changed(path, HOSTILE[case]))
+
+
+def test_the_module_that_a_file_names_is_compared_and_never_imported(tmp_path):
+    """Keras 2 stores the module of a function; here it is one that doesn't exist, and one on the list."""
+    path = saved(wrapped(in_lambda(FUNCTIONS["mobilenet"]), name="mine"), tmp_path / "model.keras")
+    with raises(ModelError, "function-ambiguous"):
+        convscope.open_model(changed(path, lambda config: config["function"].update(module="mobilenet")))
+    module = "keras.src.applications.mobilenet"
+    network = convscope.open_model(changed(path, lambda config: config["function"].update(module=module)))
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "found")
