@@ -491,6 +491,22 @@ def tensorflow_operations():
 
 
 @sample
+def functions_of_keras_applications():
+    """`Lambda(vgg16.preprocess_input)`: Keras 2 stored the module of the function beside its name."""
+    (kernel,) = arrays((1, 1, 3, 2))
+    stored = {"function_type": "function", "module": "keras.applications.vgg16", "arguments": {}}
+    shape = {"output_shape": None, "output_shape_type": "raw", "output_shape_module": None}
+    layers = [
+        layer("Lambda", "prepare", function="preprocess_input", batch_input_shape=[None, 4, 4, 3], **stored, **shape),
+        conv2d("conv", 2, size=1, use_bias=False),
+    ]
+    x = 255 * np.abs(pictures(4, 4, 3))
+    expected = conv(x[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32), kernel)
+    weights = {"prepare": {}, "conv": {"conv/kernel:0": kernel}}
+    return Sample("2.6.0", sequential("net", *layers), weights, x, expected, ("'prepare' is that of keras",))
+
+
+@sample
 def activations_and_classes():
     """hard_sigmoid had another slope, LeakyReLU another argument; ThresholdedReLU, RandomHeight are gone."""
     (kernel,) = arrays((1, 1, 2, 3))

@@ -129,8 +129,8 @@ def own_outputs(module, taken):
         return module(torch.tensor(PRESETS[taken].apply(pixels()).transpose(0, 3, 1, 2))).numpy()
 
 
-def opened(first, channels=3, **options):
-    module = Wrapped(first, **options)
+def opened(first, channels=3):
+    module = Wrapped(first, channels)
     return module, convscope.open_model(module, size=SIDE)
 
 
@@ -156,3 +156,136 @@ def test_the_measured_response_is_the_first_step_itself(case):
         own = module.first(image)
     middle = own[0, :, own.shape[2] // 2, own.shape[3] // 2].numpy()
     np.testing.assert_allclose(unit @ responses[taken].matrix + responses[taken].offset, middle, rtol=1e-4, atol=1e-4)
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+IN_FILES = (
+    "divided",
+    "buffers",
+    "Normalize",
+    "caffe, indexed",
+    "caffe, stacked",
+    "padded",
+    "resized",
+    "clamped",
+    "depthwise",
+)
+
+
+def written(module, kind, path):
+    example = torch.rand(1, 3, SIDE, SIDE)
+    if kind == "exported":
+        torch.export.save(torch.export.export(module, (example,)), path)
+    else:
+        torch.jit.trace(module, example).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["traced", "exported"])
+@pytest.mark.parametrize("case", IN_FILES)
+def test_the_scaling_inside_of_a_file_is_measured(case, kind, tmp_path):
+    first, taken = FIRST[case]
+    module = Wrapped(first).eval()
+    network = convscope.open_model(
+        written(module, kind, tmp_path / "model.pt2"), size=None if kind == "exported" else SIDE
+    )
+    assert (network.preprocessing.name, network.preprocessing.certainty) == (taken, "found")
+    own = own_outputs(module, taken)
+    for image, logits in zip(network.preprocessing.apply(pixels()), own, strict=True):
+        np.testing.assert_allclose(network.predict(image[None])[0], logits, rtol=1e-4, atol=1e-5)
+
+
+def onnx_model(path, nodes, constants):
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    kernel = np.random.default_rng(2).normal(0, 0.1, (4, 3, 3, 3))
+    nodes = [
+        *(
+            helper.make_node(operator, inputs, [output], name=output, **given)
+            for operator, inputs, output, given in nodes
+        ),
+        helper.make_node("Conv", ["prepared", "kernel"], ["conv"], name="conv"),
+        helper.make_node("GlobalAveragePool", ["conv"], ["pooled"], name="pooled"),
+        helper.make_node("Flatten", ["pooled"], ["scores"], name="scores"),
+    ]
+    kind = onnx.TensorProto.FLOAT
+    values = {name: np.asarray(value, getattr(value, "dtype", np.float32)) for name, value in constants.items()}
+    values["kernel"] = kernel.astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "scaled",
+        [helper.make_tensor_value_info("image", kind, (1, 3, SIDE, SIDE))],
+        [helper.make_tensor_value_info("scores", kind, (1, 4))],
+        [onnx.numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return str(path)
+
+
+def of_channels(values):
+    return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
+
+
+ONNX = {
+    "Sub, Div": (
+        [("Sub", ["image", "mean"], "less", {}), ("Div", ["less", "std"], "prepared", {})],
+        {"mean": of_channels(MEAN), "std": of_channels(STD)},
+        "0..1",
+    ),
+    "Mul, Add": (
+        [("Mul", ["image", "factor"], "scaled", {}), ("Add", ["scaled", "shift"], "prepared", {})],
+        {"factor": 1 / 127.5, "shift": -1.0},
+        "none",
+    ),
+    "Gather, Sub": (
+        [("Gather", ["image", "order"], "swapped", {"axis": 1}), ("Sub", ["swapped", "mean"], "prepared", {})],
+        {"order": np.array([2, 1, 0], np.int64), "mean": of_channels(CAFFE)},
+        "none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ONNX)
+def test_the_scaling_inside_of_an_onnx_file_is_measured(case, tmp_path):
+    nodes, constants, taken = ONNX[case]
+    network = convscope.open_model(onnx_model(tmp_path / "model.onnx", nodes, constants))
+    assert (network.preprocessing.name, network.preprocessing.certainty) == (taken, "found")
+
+
+# -- what shows no range --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda x: x,
+        lambda x: x.float().contiguous(),
+        lambda x: F.pad(x, (1, 1, 1, 1)),
+        lambda x: x[:, [2, 1, 0]],
+        lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 1e-6),
+        lambda x: torch.sign(x - x.amax((2, 3), keepdim=True)),
+    ],
+    ids=["nothing", "casts", "padding", "a flip", "standardised", "signs"],
+)
+def test_where_no_scaling_is_shown_the_usual_is_a_guess(first):
+    _, network = opened(first)
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("torch", "guess")
+
+
+def test_arithmetic_that_tells_no_range_is_a_guess_and_said():
+    _, network = opened(lambda x: x * 0.1 - 5)
+    assert network.preprocessing.certainty == "guess"
+    assert "arithmetic on its own input up to sub" in network.preprocessing.reason
+
+
+def test_one_channel_and_other_numbers_of_channels():
+    for channels in (1, 4, 6):
+        _, network = opened(lambda x: x / 255 - 0.5, channels=channels)
+        assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "found")
+
+
+def test_pixels_given_by_the_user_win_over_the_models_scaling():
+    _, network = opened(lambda x: x / 255)
+    again = convscope.open_model(network.module, size=SIDE, preprocess="0..1")
+    assert (again.preprocessing.name, again.preprocessing.certainty) == ("0..1", "set")
