@@ -76,8 +76,8 @@ _FILL: Mapping[str, Reader[Sequence[str]]] = {
     "keras": Reader("formats.keras.files", "load_weights", "keras"),
     "torch": Reader("formats.torch.files", "fill", "torch"),
 }
-_SCRIPTED = Reader("formats.torch.script", "read_memory", "torch")
-_GROW = Reader("torch.lazy", "grown", "torch")
+_SCRIPTED: Reader[OpenedModule] = Reader("formats.torch.script", "read_memory", "torch")
+_GROW: Reader[None] = Reader("torch.lazy", "grown", "torch")
 
 
 @dataclass(frozen=True)

@@ -106,11 +106,15 @@ class Graph:
         before = {name for name, (one, place) in self.calls.items() if one.outputs[place][1].key != value.key}
         return frozenset(name for name in before if self._within(name, between))
 
-    def _within(self, path: str, between: set[int]) -> bool:
-        """True for a call in `between`, and for a container whose output one of them makes."""
+    def _within(self, path: str, between: Outputs) -> bool:
+        """True for an output in `between`, and for that of a container which one of them is."""
         call, index = self.calls[path]
-        maker = self.trace.flow.maker(call.outputs[index][1]) if call.kind == "model" else call
-        return id(maker) in between
+        if call.kind != "model":
+            return (id(call), index) in between
+        value = call.outputs[index][1]
+        maker = self.trace.flow.maker(value)
+        made = maker.outputs if maker else ()
+        return any((id(maker), place) in between for place, (_, one) in enumerate(made) if one.key == value.key)
 
     def calls_of(self, operation: object) -> int:
         """How often an operation is called."""

@@ -111,8 +111,8 @@ class TorchTaps(Taps):
         if path in self._rules:
             differentiates = self._differentiates(call, index)
             with torch.inference_mode(False), torch.set_grad_enabled(differentiates):
-                given = tensor.clone() if tensor.is_inference() else tensor
-                activation = self._rules[path](_channels_last(given, call))
+                usable = tensor.clone() if tensor.is_inference() else tensor
+                activation = self._rules[path](_channels_last(usable, call))
                 changed = like(_channels_back(activation, call), tensor)
             result, tensor = _replaced(result, tensor, changed), changed
         if path in self._record:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -339,7 +339,7 @@ def input_gradients(
     plain = network.program(_scoring, target, "float32")
     for some in batched(batch, x.astype(np.float32), *arguments):
         given = [network.tensor(array) for array in some.arrays]
-        made = differentiated(network, lambda given=given: program(*given), lambda given=given: plain(*given))
+        made = differentiated(network, partial(program, *given), partial(plain, *given))
         found.append([network.numpy(tensor)[: some.count] for tensor in made])
     gradients, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return gradients, scores
