@@ -178,6 +178,14 @@ CASES = [
         lambda: convscope.heatmap(opened(Losing(), output="loss"), IMAGE),
         {"output=": lambda: convscope.heatmap(opened(Losing(), output="scores"), IMAGE)},
     ),
+    Case(
+        "preprocessing-misfit",
+        lambda: opened(preprocess="0,0,1,1"),
+        {
+            "one mean and one deviation": lambda: opened(preprocess="0,255"),
+            "3 means and then 3 deviations": lambda: opened(preprocess="0,0,0,255,255,255"),
+        },
+    ),
     Case("option-misfit", lambda: opened(backend="jax"), {"backend=": lambda: opened(backend="torch")}),
     Case(
         "no-class-scores",
@@ -272,7 +280,47 @@ def test_code_of_an_old_file_is_given_as_code(tmp_path, monkeypatch):
         convscope.open_model("old.h5", trust=True)
     network = convscope.open_model("net.py:make", weights="old.h5", preprocess="0..1", head="linear")
     x = network.prepare([read_image(IMAGE)])
-    np.testing.assert_allclose(network.predict(x), np.asarray(model(x)), atol=1e-6)
+    np.testing.assert_allclose(network.predict(x), names["keras"].ops.convert_to_numpy(model(x)), atol=1e-5)
+
+
+def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())\n"
+    )
+    modules = {name: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()) for name in ("plain", "average")}
+    torch.save({name: module.state_dict() for name, module in modules.items()}, "net.pth")
+    options = {"size": 16, "preprocess": "0..1", "head": "linear"}
+    with raises(ConvscopeError, "weights-ambiguous", match="plain(.|\n)*weights=") as several:
+        convscope.open_model("net.py:make", weights="net.pth", **options)
+    with raises(ConvscopeError, "weights-key-unknown", match="plain(.|\n)*weights=") as unknown:
+        convscope.open_model("net.py:make", weights="net.pth::other", **options)
+    for key in {*several.value.data["names"], *unknown.value.data["names"]} & modules.keys():
+        network = convscope.open_model("net.py:make", weights=f"net.pth::{key}", **options)
+        np.testing.assert_array_equal(network.weights()[0], modules[key][0].weight.detach().numpy())
+
+
+def test_a_model_that_was_never_called_gets_a_size(tmp_path, monkeypatch):
+    keras = pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    source = (
+        "import keras\n"
+        "def make():\n"
+        "    layers = keras.layers\n"
+        "    return keras.Sequential([layers.Conv2D(4, 3), layers.GlobalAveragePooling2D(), layers.Dense(3)])\n"
+    )
+    Path("net.py").write_text(source)
+    names = {}
+    exec(source, names)
+    model = names["make"]()
+    model.build((None, 16, 16, 3))
+    model.save_weights("net.weights.h5")
+    with raises(ConvscopeError, "not-built", match="size="):
+        convscope.open_model("net.py:make", weights="net.weights.h5", preprocess="0..1", head="linear")
+    options = {"weights": "net.weights.h5", "preprocess": "0..1", "head": "linear"}
+    network = convscope.open_model("net.py:make", size=16, **options)
+    x = network.prepare([read_image(IMAGE)])
+    np.testing.assert_allclose(network.predict(x), keras.ops.convert_to_numpy(model(x)), atol=1e-5)
 
 
 def test_weights_of_a_collection_are_given_as_a_file(tmp_path, monkeypatch):

@@ -508,3 +508,14 @@ def test_the_nearest_names():
     assert nearest("xyz", []) == "there is none"
     assert nearest("inn", ["spinning", "q"]) == "did you mean 'spinning'?"
     assert nearest("zzz", [f"a{number}" for number in range(20)]).endswith("'a7', …")
+
+
+@pytest.mark.parametrize("given", ["0..2", "1,2,3", "5,-1", "", (1, 2, 3), 7, object(), ("a", "b")])
+def test_preprocessing_that_is_none_is_refused_and_numbers_are_one(given):
+    with raises(UsageError, "preprocessing-unknown"):
+        open_model("keras:TinyNet?weights=none", preprocess=given)
+
+
+def test_numbers_of_preprocessing_in_python():
+    assert parse((10, 20)) == parse("10,20")
+    assert parse(np.array([1, 2, 3, 4.0])) == parse("1,2,3,4")

@@ -7,6 +7,7 @@ order. So one small class applies it, undoes it and knows the range that the net
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -220,12 +221,12 @@ def range_before_scaling(factor: float) -> str:
     return "none" if abs(np.log(255 * abs(factor) / 2)) < abs(np.log(abs(factor) / 2)) else "0..1"
 
 
-def parse(text: str) -> Preprocessing:
-    """The preprocessing that a text names.
+def parse(given: str | Sequence[float]) -> Preprocessing:
+    """The preprocessing that a text or numbers name.
 
     Args:
-        text: a preset's name, or "MEAN,STD" (two numbers, or the means and then the deviations of each channel)
-            in pixel units 0..255: `x = (pixel - MEAN) / STD`.
+        given: a preset's name, or "MEAN,STD" (two numbers, or the means and then the deviations of each channel)
+            in pixel units 0..255: `x = (pixel - MEAN) / STD`; or these numbers in a sequence.
 
     Raises:
         UsageError: neither a preset nor as many means as positive deviations. Whether there are as many as the network
@@ -235,19 +236,19 @@ def parse(text: str) -> Preprocessing:
         >>> parse("1,2,3,4,10,10,10,20").std
         (10.0, 10.0, 10.0, 20.0)
     """
-    if text in PRESETS:
-        return PRESETS[text]
+    if isinstance(given, str) and given in PRESETS:
+        return PRESETS[given]
     try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
+        numbers = [float(part) for part in (given.split(",") if isinstance(given, str) else given)]
+    except (TypeError, ValueError):
         numbers = []
     half = len(numbers) // 2
     if not half or len(numbers) != 2 * half or min(numbers[half:]) <= 0 or not np.isfinite(numbers).all():
         raise UsageError(
-            f"preprocessing {text!r} is not known. Expected one of {', '.join(PRESETS)}, or MEAN,STD in pixel units "
+            f"preprocessing {given!r:.80} is not known. Expected one of {', '.join(PRESETS)}, or MEAN,STD in pixels "
             'such as "127.5,127.5": a mean and a deviation above 0, or the means of all channels and then their '
             "deviations.",
             code="preprocessing-unknown",
-            name=text,
+            name=f"{given!r:.80}" if not isinstance(given, str) else given,
         )
     return Preprocessing("mean,std", tuple(numbers[:half]), tuple(numbers[half:]))

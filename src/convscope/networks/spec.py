@@ -323,7 +323,7 @@ def open_model(
     backend: str | None = None,
     device: str | None = None,
     precision: str | None = None,
-    preprocess: str | pp.Preprocessing | None = None,
+    preprocess: str | Sequence[float] | pp.Preprocessing | None = None,
     classes: str | os.PathLike | Sequence[str] | None = None,
     input: str | None = None,
     output: str | None = None,
@@ -346,7 +346,7 @@ def open_model(
             an installed one.
         device: for PyTorch: "cpu", "cuda", "cuda:1", "mps"; a module in memory stays where it is.
         precision: for PyTorch: "float32", or "bfloat16" or "float16" for autocast.
-        preprocess: "none", "0..1", "-0.5..0.5", "-1..1", "caffe", "torch" or "MEAN,STD" in pixel units (one of
+        preprocess: "none", "0..1", "-0.5..0.5", "-1..1", "caffe", "torch", or numbers MEAN,STD in pixel units (one of
             each, or the means of all channels and then their deviations); found out, measured or guessed where None.
         classes: names in the order of the outputs, or a file of them (a line each, or JSON).
         input, output: names, where the model has several; the first that fits where None.
@@ -388,7 +388,7 @@ def open_model(
         output,
         (size, size) if isinstance(size, int) else size,
         None if feed is None else tuple(Fed(name, value) for name, value in read_feed(feed).items()),
-        pp.parse(preprocess) if isinstance(preprocess, str) else preprocess,
+        preprocess if preprocess is None or isinstance(preprocess, pp.Preprocessing) else pp.parse(preprocess),
         read_class_names(classes),
         head,
         os.fspath(classes) if isinstance(classes, str | os.PathLike) else None,

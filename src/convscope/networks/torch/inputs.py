@@ -82,7 +82,7 @@ class Entry:
         self.position = self.names.index(name)
         self._others = self._fed(name, asked.feed)
         self._layout = torch.channels_last
-        self._last_error: Exception | None = None
+        self._first_failure: Exception | str = ""  # of the likeliest size and channels, which are tried first
         self._blueprint: nn.Module | None = None
         channels, size, free, note = self._found(asked.declared, asked.size, asked.advised)
         others = {other: described(value) for other, value in self._others.items()}
@@ -139,18 +139,19 @@ class Entry:
             f"square, such as 66x200, with {option('open_model.size')}."
         )
         name = type(self._module).__name__
-        raise cant_run(name, wanted, known, self._reason(), advice) from self._last_error
+        failure = self._first_failure
+        raise cant_run(name, wanted, known, self._reason(), advice) from (None if isinstance(failure, str) else failure)
 
     def _reason(self) -> str:
-        if self._last_error is None:
-            return "it returned no tensor of one image"
+        if isinstance(self._first_failure, str):
+            return self._first_failure
         fed = "".join(
             f"; {name!r} was fed an array {value.shape}"
             for name, value in self._others.items()
             if not isinstance(value, InputImage)
         )
         paths = {id(self._module): "", **{id(child): path for child, path in named_modules(self._module).items()}}
-        return said(self._last_error, failing_layer(self._last_error, paths))[:150] + fed
+        return said(self._first_failure, failing_layer(self._first_failure, paths))[:150] + fed
 
     def _is_free(self, channels: int, size: tuple[int, int]) -> bool:
         other = (max(8, size[0] * 3 // 4 // 32 * 32), max(8, size[1] * 3 // 4 // 32 * 32))
@@ -200,12 +201,14 @@ class Entry:
         for layout in dict.fromkeys((self._layout, torch.contiguous_format)):
             before, self._layout = self._layout, layout
             try:
-                if _kept(self._attempt(*self.arguments(self._blank(channels, size)))):
+                returned = self._attempt(*self.arguments(self._blank(channels, size)))
+                if _kept(returned):
                     return True
+                self._first_failure = self._first_failure or _not_kept(returned)
             except BeyondLimits:  # at another size, too
                 raise
             except Exception as error:  # whatever the user's code raises
-                self._last_error = self._last_error or error
+                self._first_failure = self._first_failure or error
             self._layout = before
         return False
 
@@ -247,9 +250,17 @@ class Entry:
 
 
 def _kept(returned: object) -> bool:
-    """True if one image gave outputs for one image: a fixed size behind a `view` may give more, or fewer."""
-    tensors = [tensor for _, tensor in flat_outputs(returned)]
-    return bool(tensors) and tensors[0].dim() > 0 and tensors[0].shape[0] == 1
+    """True if one image gave outputs for one image: a fixed size behind a `view` may give more, or fewer.
+
+    Single numbers beside them, such as a loss, say nothing of that.
+    """
+    tensors = [tensor for _, tensor in flat_outputs(returned) if tensor.dim()]
+    return bool(tensors) and tensors[0].shape[0] == 1
+
+
+def _not_kept(returned: object) -> str:
+    shapes = [str(tuple(tensor.shape)) for _, tensor in flat_outputs(returned)]
+    return f"it returned {' and '.join(shapes[:4])} for one image" if shapes else "it returned no tensor"
 
 
 def _input_names(module: nn.Module, wanted: Sequence[str | None]) -> list[str]:
