@@ -112,11 +112,12 @@ class TorchTaps(Taps):
             differentiates = self._differentiates(call, index)
             with torch.inference_mode(False), torch.set_grad_enabled(differentiates):
                 usable = tensor.clone() if tensor.is_inference() else tensor
-                activation = self._rules[path](_channels_last(usable, call))
-                changed = like(_channels_back(activation, call), tensor)
+                changed = like(_channels_back(self._rules[path](_channels_last(usable, call)), call), tensor)
+                activation = _channels_last(changed, call)
             result, tensor = _replaced(result, tensor, changed), changed
-        if path in self._record:
+        else:
             activation = _channels_last(tensor, call)
+        if path in self._record:
             kept = self._record[path](activation)
             overwritten = index in call.facts.get("overwritten", ()) and not self._stops_here
             self.recorded[path] = _replaced(kept, activation, activation.clone()) if overwritten else kept
