@@ -175,6 +175,23 @@ def test_a_layer_before_a_cut_is_said_to_be_so(how, photo):
     assert "torch" not in found.rows[1].reason
 
 
+@torch_only
+def test_a_quantised_layer_cuts_the_graph(photo):
+    import torch
+
+    module = torch.ao.quantization.quantize_dynamic(torch_model("plain"), {torch.nn.Linear}, dtype=torch.qint8)
+    network = opened("torch", module, None, SIDE)
+    found = convscope.heatmap(network, photo, 1, method=["grad-cam", "saliency", *WITHOUT_GRADIENTS])
+    for row in found.rows[:2]:
+        assert row.reason.startswith("the graph is cut")
+        assert "between 'mean' and 'fc" in row.reason
+    assert all("gradient" not in row.reason for row in found.rows[2:])
+    assert all(one.any() for one in found.maps[2:])
+    assert convscope.filters(network, "two", [0], steps=2).rows[0].status != "dead"
+    with raises(ModelError, "gradient-cut"):
+        convscope.filters(network, "fc", [0], steps=2)
+
+
 @keras_only
 @pytest.mark.parametrize(("how", "name"), [("layer", "cut"), ("operation", "stop_gradient"), ("rounded", "cut")])
 def test_a_keras_layer_before_a_cut_is_said_to_be_so(how, name, photo):
