@@ -84,6 +84,7 @@ MEANINGS: Mapping[str, str] = {
     "gradient-failed": "A network runs, and the framework can't compute its gradient.",
     "grid-empty": "A grid has no tile or no column.",
     "head-not-pooled": "CAM needs global average pooling and one dense layer after the layer.",
+    "graph-model": "A TensorFlow.js file holds a graph without layers.",
     "head-unknown": "No activation of the output has this name.",
     "image-empty": "An image has no pixels.",
     "image-is-address": "An address on the network, or a text that holds an image, was given as the path of an image.",

@@ -64,6 +64,7 @@ READERS: Mapping[str, Reader[OpenedModel | OpenedModule]] = {
     "keras": Reader("formats.keras.files", "read", "keras"),
     "hdf5": Reader("formats.keras.files", "read", "keras"),
     "saved_model": Reader("formats.keras.files", "read_saved_model", "keras"),
+    "tfjs": Reader("formats.keras.tfjs", "read", "keras"),
     "onnx": Reader("formats.onnx.model", "read", "torch", "onnx"),
     "torchscript": Reader("formats.torch.script", "read", "torch"),
     "exported": Reader("formats.torch.export", "read", "torch"),

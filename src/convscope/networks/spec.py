@@ -336,8 +336,9 @@ def open_model(
 
     Args:
         model: a `keras.Model` or `torch.nn.Module` in memory; the path of a model file, whose content decides and not
-            its name (`.keras`, `.h5` of any age, a SavedModel folder, `.onnx`, TorchScript, `.pt2`); code,
-            `"file.py:function"` or `"package.module:function"`, that returns a model; `"keras:ResNet50V2"`,
+            its name (`.keras`, `.h5` of any age, a SavedModel folder, a TensorFlow.js `model.json`, `.onnx`,
+            TorchScript, `.pt2`); code, `"file.py:function"` or `"package.module:function"`, that returns a model;
+            `"keras:ResNet50V2"`,
             `"torchvision:resnet50"` or `"timm:convnext_tiny"`, with arguments as a query
             (`"keras:VGG16?weights=none&classes=10"`); a `ModelSpec`, which is
             opened again; or a `Network`, which is returned unchanged.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from convscope import limits
 from convscope.errors import ModelError, nearest
 from convscope.networks.formats import archives
 from convscope.networks.formats.hdf5 import is_hdf5
@@ -20,6 +21,7 @@ KINDS = {
     "keras": "a .keras archive",
     "hdf5": "an HDF5 file",
     "saved_model": "a SavedModel folder",
+    "tfjs": "a TensorFlow.js model",
     "onnx": "an ONNX model",
     "safetensors": "a .safetensors file",
     "torchscript": "a TorchScript archive",
@@ -28,7 +30,10 @@ KINDS = {
     "pickle": "a Python pickle",
 }
 SAVED_MODEL_GRAPH = "saved_model.pb"
-EXPECTED = "a .keras, .h5, .onnx, .pt, .pth, .pt2 or .safetensors file, or a SavedModel folder"
+TFJS = "model.json"
+EXPECTED = (
+    "a .keras, .h5, .onnx, .pt, .pth, .pt2 or .safetensors file, a TensorFlow.js model.json, or a SavedModel folder"
+)
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,9 @@ def check_file(path: Path) -> None:
     if os.path.isdir(path):
         if os.path.exists(path / SAVED_MODEL_GRAPH):
             return
+        inside = f"{path / TFJS}" if (path / TFJS).is_file() else EXPECTED
         raise ModelError(
-            f"expected a model file, found a folder: {path}. Give {EXPECTED}.", code="is-folder", path=str(path)
+            f"expected a model file, found a folder: {path}. Give {inside}.", code="is-folder", path=str(path)
         )
     if not os.path.exists(path):
         raise ModelError(f"no model file at {path}; {_missing_hint(path)}", code="file-missing", path=str(path))
@@ -160,6 +166,8 @@ def kind_of_file(path: Path) -> str:
         return "pickle"
     if path.suffix.lower() == ".onnx" or (head.startswith(b"\x08") and head[1:2] < b" " and b"\x12" in head):
         return "onnx"
+    if head.lstrip().startswith(b"{") and _is_tfjs(path):
+        return "tfjs"
     if path.suffix == ".py":
         raise ModelError(
             f"{path} is Python code: name the function in it that makes the model, {path}:FUNCTION.",
@@ -171,6 +179,13 @@ def kind_of_file(path: Path) -> str:
         code="file-unknown",
         path=str(path),
     )
+
+
+def _is_tfjs(path: Path) -> bool:
+    """True for JSON with what TensorFlow.js writes; it is parsed by its reader."""
+    with path.open("rb") as file:
+        text = file.read(limits.current().text)
+    return re.search(rb'"(weightsManifest|modelTopology)"\s*:', text) is not None
 
 
 def _kind_of_zip(path: Path) -> str:

@@ -27,7 +27,7 @@ from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file
 from convscope.networks.formats.hdf5 import Contents
 from convscope.networks.formats.keras import archive as keras_archive
 from convscope.networks.formats.keras import config as keras_config
-from convscope.networks.formats.keras import lambdas
+from convscope.networks.formats.keras import lambdas, tfjs
 from convscope.networks.formats.keras.archive import Archive
 from convscope.networks.formats.keras.legacy_h5 import files as legacy_h5
 from convscope.networks.formats.keras.legacy_h5.building import registered_key
@@ -110,9 +110,13 @@ def load_weights(
             code="not-built",
         )
     kind = kind_of_file(path)
+    if kind == "tfjs":
+        said = () if model.built or size is None else _built(model, (*size, 3))
+        return (*said, *tfjs.fill(model, path))
     if kind not in ("keras", "hdf5"):
         raise ModelError(
-            f"expected weights of Keras (.h5, .weights.h5 or .keras) in {path}, found {KINDS[kind]}.",
+            f"expected weights of Keras (.h5, .weights.h5, .keras or TensorFlow.js' model.json) in {path}, found "
+            f"{KINDS[kind]}.",
             code="file-of-another-kind",
             path=str(path),
             found=kind,

@@ -74,8 +74,16 @@ def read(file: ModelFile, trust: bool = False) -> Opened:
             path=str(path),
             found=file.kind,
         )
-    stored = stored_of(hdf5.read(path, but=BESIDE), path)
-    config, decided = lambdas.resolved(stored.config, path.name, registered_key(lambdas.NAME) is not None)
+    return opened(stored_of(hdf5.read(path, but=BESIDE), path), trust)
+
+
+def opened(stored: Stored, trust: bool = False) -> Opened:
+    """The model of a config and weights by layer, wherever they were read.
+
+    Raises:
+        ModelError: see `read`.
+    """
+    config, decided = lambdas.resolved(stored.config, stored.path.name, registered_key(lambdas.NAME) is not None)
     stored = replace(stored, config=config)
     refuse_code(stored, trust)
     said = migrate(stored)
