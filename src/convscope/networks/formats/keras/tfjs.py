@@ -47,7 +47,7 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModel:
     topology = told.get("modelTopology")
     config = topology.get("model_config", topology) if isinstance(topology, dict) else None
     if not isinstance(topology, dict) or not isinstance(config, dict) or not is_node(config):
-        raise _invalid(path, "the class_name and config of a model in its modelTopology", "config-invalid")
+        raise _invalid(path, "the class_name and config of a model in its modelTopology", config=True)
     groups = _groups(path, told)
     arrays = _arrays(path, groups)
     size = sum(array.size for array in arrays.values())
@@ -101,7 +101,7 @@ def _json(path: Path) -> dict[str, Json]:
         ) from error
     keras_config.check_depth(told, path.name)
     if not isinstance(told, dict):
-        raise _invalid(path, "an object with modelTopology and weightsManifest", "file-invalid")
+        raise _invalid(path, "an object with modelTopology and weightsManifest")
     return told
 
 
@@ -111,16 +111,16 @@ def _refuse_graph(path: Path, told: Mapping[str, Json]) -> None:
         raise ModelError(
             f"{path} is a TensorFlow.js graph model: TensorFlow's operations, without the layers that they were made "
             "of. Give what it was converted from, a SavedModel folder, .keras or .h5 file; or convert that anew with "
-            "tensorflowjs_converter --output_format=tfjs_layers_model.",
+            "tensorflowjs_converter, to its format tfjs_layers_model.",
             code="graph-model",
             path=str(path),
         )
 
 
-def _invalid(path: Path, expected: str, code: str) -> ModelError:
+def _invalid(path: Path, expected: str, config: bool = False) -> ModelError:
     return ModelError(
         f"{path.name}: expected {expected}, as TensorFlow.js writes it, found something else. Convert the model anew.",
-        code=code,
+        code="config-invalid" if config else "file-invalid",
         path=str(path),
         expected=expected,
     )
@@ -128,7 +128,7 @@ def _invalid(path: Path, expected: str, code: str) -> ModelError:
 
 def _list(path: Path, item: Json, what: str) -> list[Json]:
     if not isinstance(item, list) or len(item) > limits.current().entries:
-        raise _invalid(path, f"a list as {what}", "file-invalid")
+        raise _invalid(path, f"a list as {what}")
     return item
 
 
@@ -142,7 +142,7 @@ def _check_once(path: Path, what: str, names: list[str]) -> None:
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise _invalid(path, f"each {what} once, and not {twice[0][:80]!r} twice,", "file-invalid")
+        raise _invalid(path, f"each {what} once, and not {twice[0][:80]!r} twice,")
 
 
 def _version(topology: Mapping[str, Json]) -> str:
@@ -185,22 +185,22 @@ class _Declared:
         told = item if isinstance(item, dict) else {}
         name, shape, dtype, packing = (told.get(key) for key in ("name", "shape", "dtype", "quantization"))
         if not isinstance(name, str) or not name.isprintable() or not name:
-            raise _invalid(path, "a name for each weight", "file-invalid")
+            raise _invalid(path, "a name for each weight")
         where = f"of the weight {name[:80]!r}"
         if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(map(_is_side, shape)):
-            raise _invalid(path, f"whole numbers from 0 on as the shape {where}", "file-invalid")
+            raise _invalid(path, f"whole numbers from 0 on as the shape {where}")
         if not isinstance(dtype, str) or dtype not in _TYPES:
-            raise _invalid(path, f"one of {', '.join(_TYPES)} as the dtype {where}", "file-invalid")
+            raise _invalid(path, f"one of {', '.join(_TYPES)} as the dtype {where}")
         if packing is None:
             return cls(name, tuple(shape), _TYPES[dtype])
         packed = packing.get("dtype") if isinstance(packing, dict) else None
         if not isinstance(packed, str) or packed not in _PACKED:
-            raise _invalid(path, f"one of {', '.join(_PACKED)} as the quantization {where}", "file-invalid")
+            raise _invalid(path, f"one of {', '.join(_PACKED)} as the quantization {where}")
         if packed == "float16":
             return cls(name, tuple(shape), _PACKED[packed], packed)
         scale, least = packing.get("scale"), packing.get("min")
         if not _is_finite(scale) or not _is_finite(least):
-            raise _invalid(path, f"finite numbers as the scale and min {where}", "file-invalid")
+            raise _invalid(path, f"finite numbers as the scale and min {where}")
         return cls(name, tuple(shape), _PACKED[packed], packed, float(scale), float(least), dtype == "int32")
 
     @property
@@ -295,7 +295,7 @@ def _plain(path: Path, name: Json) -> str:
         ModelError: it is another name, or a link to elsewhere.
     """
     if not isinstance(name, str):
-        raise _invalid(path, "names as the paths of a group", "file-invalid")
+        raise _invalid(path, "names as the paths of a group")
     plain = name.isprintable() and not re.search(r"[/\\:]", name) and name not in ("", ".", "..")
     place = path.parent / name if plain else path.parent
     if not plain or len(os.fsencode(name)) > 255 or place.resolve().parent != path.parent.resolve():
