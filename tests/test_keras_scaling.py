@@ -71,7 +71,7 @@ FIRST = {
     "clipped only": (lambda x: ops.clip(x, 0.0, 1.0), "0..1"),
     "depthwise": (depthwise, "none"),
     "flipped": (lambda x: ops.flip(x, -1) / 255.0, "none"),
-    "sliced": (lambda x: x[..., ::-1] - ops.convert_to_tensor([103.939, 116.779, 123.68]), "none"),
+    "sliced": (lambda x: ops.take(x, [2, 1, 0], axis=-1) - ops.convert_to_tensor([103.939, 116.779, 123.68]), "none"),
     "Normalization": (lambda x: layers.Normalization(mean=[0.48, 0.45, 0.41], variance=[0.05, 0.05, 0.05])(x), "0..1"),
     "two layers": (lambda x: layers.Rescaling(2.0, -1)(layers.Rescaling(1 / 255)(x)), "none"),
     "grey to RGB": (lambda x: layers.Concatenate()([x / 255.0] * 3)[..., 2:5], "none"),
@@ -109,6 +109,60 @@ def test_a_model_that_scales_gets_the_pixels_that_it_is_written_for(case):
     assert (network.preprocessing.name, network.preprocessing.certainty) == (taken, "found")
     own = keras.ops.convert_to_numpy(model(PRESETS[taken].apply(pixels()), training=False))
     np.testing.assert_allclose(probabilities(network), own, rtol=1e-3, atol=1e-5)
+
+
+class Unseen(keras.Model):
+    """A model whose arithmetic is in its own `call`, where no operation of Keras is called."""
+
+    def __init__(self, core):
+        super().__init__(name="mobilenet")
+        self.core = core
+
+    def call(self, x):
+        return self.core(x / 127.5 - 1)
+
+
+class AroundAnother(layers.Layer):
+    """A step of one's own that calls a layer of Keras, and computes beside it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = layers.Rescaling(1 / 127.5)
+
+    def call(self, x):
+        return self.inner(x) - 1
+
+
+def unseen():
+    model = Unseen(wrapped(lambda x: x))
+    model(pixels())
+    return model
+
+
+@pytest.mark.parametrize("make", [unseen, lambda: wrapped(lambda x: AroundAnother()(x), name="mobilenet")])
+def test_before_code_that_is_not_seen_nothing_is_guessed(make):
+    model = make()
+    network = convscope.open_model(model)
+    assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "guess")
+    assert "nothing is known" in network.preprocessing.reason
+    own = keras.ops.convert_to_numpy(model(pixels(), training=False))
+    np.testing.assert_allclose(probabilities(network), own, rtol=1e-3, atol=1e-5)
+
+
+def test_a_cast_that_keras_makes_on_its_own_hides_no_scaling():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        scaled, plain = wrapped(lambda x: layers.Rescaling(1 / 127.5, -1)(x)), wrapped(lambda x: x, name="mobilenet")
+        clipped = wrapped(lambda x: ops.clip(x, -1000, 1000), name="mobilenet")
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert convscope.open_model(scaled).preprocessing.certainty == "found"
+    assert convscope.open_model(plain).preprocessing.name == "-1..1"
+    assert convscope.open_model(clipped).preprocessing.name == "-1..1"
+    picture = layers.Input((SIDE, SIDE, 3), dtype="uint8")
+    whole = keras.Model(picture, wrapped(lambda x: x)(ops.cast(picture, "float32") / 127.5 - 1))
+    assert convscope.open_model(whole).preprocessing.certainty == "found"
 
 
 def test_before_a_step_whose_values_tell_nothing_nothing_is_guessed():

@@ -167,10 +167,14 @@ class Flow:
                 waiting += self._makers(here.inputs)
         return found
 
-    def entrance(self, picture: Value, is_step: Callable[[Call], bool]) -> tuple[list[Call], list[Value]]:
+    def entrance(self, picture: Value, is_step: Callable[[Call], bool]) -> tuple[list[Call], list[Value], bool]:
         """The calls that the image passes up to the first that is no step, and the tensors where they narrow to one.
 
         All that is computed of the image later is computed from each of these tensors, in the order of execution.
+
+        Returns:
+            the calls, the tensors, and whether the calls are all that there is: False where some other one takes what
+            the image became unseen.
         """
         last = {value.key: place for place, call in enumerate(self._leaves) for value in call.inputs}
         steps: list[Call] = []
@@ -180,12 +184,12 @@ class Flow:
             if not any(value.key in made for value in call.inputs):
                 continue
             if not is_step(call):
-                break
+                return steps, narrow, True
             steps.append(call)
             made.update(value.key for _, value in call.outputs)
             wanted = {key for key in made if last.get(key, -1) > place}
             narrow += [value for _, value in call.outputs if wanted == {value.key}]
-        return steps, narrow
+        return steps, narrow, len(steps) == len(self._leaves)
 
     def rectified(self, call: Call) -> Call | None:
         """The call after whose non-linearity the zeros of `call` are counted (FIELD.md §1), None if there is none."""

@@ -34,7 +34,7 @@ _EXACT = 0.05  # and that of -1..1, which is rare before a model's own scaling
 _CLEAR = 2e-3  # the least distance of the range that comes second
 _SAME = 3e-4  # a shift or a scaling up to this is none,
 _NEGLIGIBLE = 1e-2  # and one up to this would be of no use to anybody: the range is another one
-_AFFINE = 1e-3  # the largest error of the fit, in widths of the values
+_AFFINE = 1e-2  # the largest error of the fit, in widths of the values: bfloat16 has 8 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +44,12 @@ class Entrance:
     Attributes:
         necks: paths of the tensors that all later ones are computed from, in the order of execution.
         steps: the calls up to there.
+        seen: False where what follows takes a tensor that code of the author's own made unseen.
     """
 
     necks: tuple[str, ...]
     steps: tuple[Call, ...]
+    seen: bool
 
     @property
     def changes(self) -> bool:
@@ -55,9 +57,12 @@ class Entrance:
         return any(step.kind in _CHANGING for step in self.steps)
 
     @property
-    def opaque(self) -> Call | None:
-        """The first step that runs code of the user's own; None where there is none."""
-        return next((step for step in self.steps if step.facts.get("opaque")), None)
+    def unknown(self) -> str | None:
+        """What is not known of the steps, for people; None where they are all operations of a library."""
+        opaque = next((step.path for step in self.steps if step.facts.get("opaque")), None)
+        if opaque is not None:
+            return f"its first step, {opaque}, is code of its author's own"
+        return None if self.seen else "code of its author's own that can't be seen comes before its first layers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +71,14 @@ class Response:
 
     Attributes:
         matrix: `(c, k)`; offset: `(k,)`.
+        black, white: `(k,)` as they were seen, for the least and the highest pixels.
         clips: values beyond the ends of the range are those at its ends.
     """
 
     matrix: np.ndarray
     offset: np.ndarray
+    black: np.ndarray
+    white: np.ndarray
     clips: bool
 
     @property
@@ -84,8 +92,8 @@ class Response:
         return self.offset + np.maximum(self.matrix, 0).sum(axis=0)
 
     def differs(self, limits: tuple[float, float]) -> float:
-        """The largest difference of the ends from those of the range that went in, in widths of it."""
-        apart = max(np.abs(self.low - limits[0]).max(), np.abs(self.high - limits[1]).max())
+        """The largest difference of black and white from the ends of the range that went in, in widths of it."""
+        apart = max(np.abs(self.black - limits[0]).max(), np.abs(self.white - limits[1]).max())
         return float(apart) / (limits[1] - limits[0])
 
     @property
@@ -107,7 +115,7 @@ def preprocessing_of(
         usual: where the model does no scaling of its own.
     """
     entrance = entrance_of(graph, channels)
-    if not entrance.changes:
+    if entrance.seen and not entrance.changes:
         return usual
     responses = responses_at(draft(), entrance.necks) if entrance.necks else {}
     for path in reversed(entrance.necks):
@@ -122,12 +130,12 @@ def _not_shown(
     graph: Graph, entrance: Entrance, responses: Mapping[str, Response], usual: pp.Preprocessing
 ) -> pp.Preprocessing:
     """The preprocessing where no range of pixels is shown."""
-    opaque, response = entrance.opaque, responses.get("none")
-    if opaque is not None and not responses:
+    unknown, response = entrance.unknown, responses.get("none")
+    if unknown is not None and not responses:
         if not any(call.kind in _LEARNED for call in graph.trace.calls):
             return usual  # nothing of the model is seen, so its first step is not one before its layers
-        reason = f"nothing is known of what the model takes: its first step, {opaque.path}, is code of its author's own"
-        return pp.PRESETS["none"].because(pp.GUESS, f"{reason}; give the preprocessing if it is not raw pixels")
+        reason = f"nothing is known of what the model takes: {unknown}; give the preprocessing if it is not raw pixels"
+        return pp.PRESETS["none"].because(pp.GUESS, reason)
     if response is None:
         return usual
     if response.differs(RANGES["none"]) > _SAME:
@@ -163,7 +171,7 @@ def _reversed(usual: pp.Preprocessing, path: str) -> pp.Preprocessing:
 def entrance_of(graph: Graph, channels: int) -> Entrance:
     """What an image passes before the first layer that learned something."""
     image = graph.trace.image
-    steps, values = graph.trace.flow.entrance(image, _is_step)
+    steps, values, seen = graph.trace.flow.entrance(image, _is_step)
     paths: dict[Hashable, str] = {}
     for layer, (path, (call, index)) in zip(graph.layers, graph.calls.items(), strict=True):
         grey = (
@@ -171,7 +179,7 @@ def entrance_of(graph: Graph, channels: int) -> Entrance:
         )  # a model may take grey images without an axis of channels
         if call.kind != "model" and (grey or (layer.spatial and layer.channels in (1, 3, channels))):
             paths.setdefault(call.outputs[index][1].key, path)
-    return Entrance(tuple(paths[value.key] for value in values if value.key in paths), tuple(steps))
+    return Entrance(tuple(paths[value.key] for value in values if value.key in paths), tuple(steps), seen)
 
 
 def _is_step(call: Call) -> bool:
@@ -249,7 +257,8 @@ def _fitted(units: np.ndarray, values: np.ndarray) -> Response | None:
     width = np.abs(matrix).sum(axis=0)
     if width.min() <= 1e-9 or (np.abs(inner @ solved - values[:-2]) > _AFFINE * width).any():
         return None
-    return Response(matrix, offset, bool((np.abs(values[:2] - values[-2:]) <= _AFFINE * width).all()))
+    clips = bool((np.abs(values[:2] - values[-2:]) <= _AFFINE * width).all())
+    return Response(matrix, offset, values[0], values[1], clips)
 
 
 # -- the range ---------------------------------------------------------------------------------------------

@@ -225,6 +225,15 @@ def _scalars(given: object) -> list[float]:
     return [float(item) for item in keras.tree.flatten(given) if type(item) in (int, float)]
 
 
+def _version(tensor: Tensor) -> int:
+    """A number that grows when a tensor is changed in place, as torch's can be; 0 for others."""
+    try:
+        version = getattr(tensor, "_version", 0)
+    except RuntimeError:  # a tensor made under torch.inference_mode() keeps none
+        return 0
+    return version if isinstance(version, int) else 0
+
+
 # -- the record of one pass ------------------------------------------------------------------------------
 
 
@@ -252,6 +261,7 @@ class Observer:
         self.calls: list[Call] = []
         self._operations = operations
         self._alive: list[object] = []
+        self._image: tuple[Tensor, Value] | None = None
 
     def place(self, undo: ExitStack) -> None:
         """Watch, until `undo` is run."""
@@ -264,13 +274,31 @@ class Observer:
 
         def watched(*args: object, **kwargs: object) -> object:
             checkpoint()
+            # Before the call: Keras' own preprocess_input changes its argument in place on torch.
+            inputs = [self._taken(tensor) for _, tensor in flat_outputs(keras.tree.flatten((args, kwargs)))]
             result = call(*args, **kwargs)
-            self.calls.append(self._call(path, operation, (args, kwargs), result))
+            self.calls.append(self._call(path, operation, ((args, kwargs), inputs), result))
             return result
 
         return watched
 
-    def _call(self, path: str, operation: KerasLayer, given: object, result: object) -> Call:
+    def begin(self, image: Tensor) -> None:
+        """Note the image that the model is called with."""
+        self._image = image, self.value(image)
+
+    def _taken(self, tensor: Tensor) -> Value:
+        """The identity of an argument; a cast of the image that Keras makes on its own is the image."""
+        value = self.value(tensor)
+        if self._image is None:
+            return value
+        image, known = self._image
+        return known if value.shape == known.shape and tensor.dtype != image.dtype and self._is_new(value) else value
+
+    def _is_new(self, value: Value) -> bool:
+        return not any(value.key == made.key for call in self.calls for _, made in call.outputs)
+
+    def _call(self, path: str, operation: KerasLayer, taken: tuple[object, list[Value]], result: object) -> Call:
+        given, inputs = taken
         layout = getattr(operation, "data_format", None)
         return Call(
             path,
@@ -278,7 +306,7 @@ class Observer:
             type(operation).__name__,
             operation,
             nth=sum(seen.operation is operation for seen in self.calls),
-            inputs=[self.value(tensor) for _, tensor in flat_outputs(keras.tree.flatten(given))],
+            inputs=inputs,
             outputs=[(mark, self.value(tensor)) for mark, tensor in flat_outputs(result)],
             activation=activation_name(operation),
             parameters=int(operation.count_params()) if hasattr(operation, "count_params") else 0,
@@ -292,7 +320,7 @@ class Observer:
         sides = [0 if side is None else int(side) for side in tensor.shape]
         if sides and tensor.shape[0] is None:
             sides[0] = 1  # the program of a SavedModel does not say how many rows it gives; a trace runs on one image
-        return Value(id(tensor), tuple(sides))
+        return Value((id(tensor), _version(tensor)), tuple(sides))
 
     def forget(self) -> None:
         """Let go of the tensors: they belong to a trace that is over."""

@@ -110,7 +110,9 @@ class WatchedModel:
         def pass_through(values: list[Tensor], x: Tensor) -> object:
             observer.calls.clear()
             fed = entry.feed(x)
-            given[:] = map(observer.value, keras.tree.flatten(fed))
+            flat = keras.tree.flatten(fed)
+            given[:] = map(observer.value, flat)
+            observer.begin(flat[entry.position])
 
             def switch(undo: ExitStack) -> None:
                 runner.enter_scope(undo, values, self.any_size(size))
