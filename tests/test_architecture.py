@@ -42,13 +42,15 @@ FLOORS = (
 # The same inside of the largest room: a format ends in a framework, and opening reads formats.
 NETWORK_FLOORS = (
     ("foreign",),
-    ("ops", "preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
+    ("ops",),
+    ("layouts",),
+    ("preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
     ("head", "passes", "feeding"),
     ("measured",),
     ("graph", "choices"),
     ("endings",),
     ("trace",),
-    ("heads", "scaling"),
+    ("heads", "scaling", "grids"),
     ("network",),
     ("inspection",),
     ("traced",),

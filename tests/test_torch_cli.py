@@ -96,3 +96,22 @@ def test_a_keras_model_says_what_to_install():
     assert done.returncode == 1
     assert "a Keras model needs Keras, which is not installed" in done.stderr
     assert "pip install 'convscope[tensorflow]'" in done.stderr
+
+
+@pytest.mark.slow(reason="each command starts a process that imports PyTorch")
+def test_the_commands_at_a_block_of_a_transformer(desk, tmp_path):
+    vit = (f"{HERE / 'transformers_torch.py'}:vit", "--input-size", "32")
+    listed = run("layers", *vit, "--json")
+    rows = {row["path"]: row for row in json.loads(listed.stdout)["layers"]}
+    assert (rows["blocks.1"]["shape"], rows["blocks.1"]["tokens"]) == ([4, 4, 12], {"front": 1, "behind": 0})
+    assert "tokens" not in rows["patch_embed"]
+    assert "4×4×12 and 1 other token" in run("layers", *vit).stdout
+    commands = (
+        ("activations", *vit, desk / "photo.png", "--layers", "blocks.1"),
+        ("heatmap", *vit, desk / "photo.png", "--layer", "blocks.1", "--class", "2"),
+        ("filters", *vit, "--layer", "blocks.1", "--channels", "0-1", "--steps", "2"),
+    )
+    for command in commands:
+        done = run(*command, "--out", tmp_path / command[0], "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["files"]

@@ -114,7 +114,7 @@ def layer_with_channels(network: Network, path: str, size: tuple[int, int]) -> L
             layer=path,
             size=size,
         )
-    if len(found.shape) not in (1, 3):
+    if not found.has_channels:
         raise UsageError(
             f"layer {path!r} has no channels; its output has the shape {found.shape}.",
             code="layer-without-channels",

@@ -12,6 +12,7 @@ from typing import Any
 
 from convscope.networks.foreign import Operation, Tensor
 from convscope.networks.layers import PASSING, Layer
+from convscope.networks.layouts import Layout, Tokens
 
 Outputs = set[tuple[int, int]]  # of calls: the id of the call, and the number of the output
 Fact = Any  # what a format tells of a layer beside the rest: numbers, or which outputs were changed in place
@@ -39,6 +40,9 @@ class Call:
         activation: the name of the non-linearity that it ends in, None if it has none.
         parameters: number of its weights.
         channels_first: whether its maps are `(n, c, h, w)`; None until `mark_layouts` has set it.
+        inherits_layout: that is so since its input's have; it does not declare it itself.
+        tokens: the grids of its outputs that are tokens, by their numbers; `grids` finds them.
+        without_map: the numbers of outputs that are no maps, though they have as many axes.
     """
 
     path: str
@@ -51,7 +55,15 @@ class Call:
     activation: str | None = None
     parameters: int = 0
     channels_first: bool | None = None
+    inherits_layout: bool = False
+    tokens: dict[int, Tokens] = field(default_factory=dict)
+    without_map: set[int] = field(default_factory=set)
     facts: dict[str, Fact] = field(default_factory=dict)
+
+    def layout(self, index: int) -> Layout:
+        """The layout of one of its outputs."""
+        first = bool(self.channels_first) and index not in self.without_map
+        return Layout(first, self.tokens.get(index))
 
 
 def flat_outputs(structure: object) -> list[tuple[str, Tensor]]:
@@ -71,6 +83,7 @@ def mark_layouts(calls: Sequence[Call], given: bool) -> None:
     layout: dict[Hashable, bool] = {}
     for call in calls:
         if call.channels_first is None:
+            call.inherits_layout = True
             call.channels_first = next((layout[value.key] for value in call.inputs if value.key in layout), given)
         for _, value in call.outputs:
             layout.setdefault(value.key, call.channels_first)
@@ -276,10 +289,11 @@ def _layer(path: str, call: Call, index: int, flow: Flow, names: dict[int, str],
         rectified=path if rectified is call else None if rectified is None else names[id(rectified)],
         on_path=on_path is None or (id(call), index) in on_path,
         activation=call.activation,
+        tokens=call.tokens.get(index),
+        has_map=index not in call.without_map,
     )
 
 
 def shape_of(call: Call, index: int) -> tuple[int, ...]:
-    """The shape of one output of a call, for one image, channels last."""
-    shape = call.outputs[index][1].shape[1:]
-    return (*shape[1:], shape[0]) if call.channels_first and len(shape) == 3 else shape
+    """The shape of one output of a call, for one image, channels last; of tokens that are a grid `(h, w, c)`."""
+    return call.layout(index).shape_of(call.outputs[index][1].shape[1:])

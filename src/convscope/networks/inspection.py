@@ -1,7 +1,7 @@
 """From a model that can be watched to its network, in steps: each is a value that the next one takes.
 
-`Watched` (the model and its inputs) -> `Trace` -> `Graph` -> preprocessing, measured where it would be a guess -> head
--> class names -> the network.
+`Watched` (the model and its inputs) -> `Trace` -> `Graph` -> preprocessing -> grids of tokens, in the graph ->
+preprocessing measured where it would be a guess -> head -> class names -> the network.
 The order stands here, for every framework; what a framework does in a step of its own way is its `Steps`.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from convscope.errors import ModelError
 from convscope.networks.choices import Choices
+from convscope.networks.grids import measured_on, with_grids
 from convscope.networks.head import Head
 from convscope.networks.heads import Habits, head_of
 from convscope.networks.inputs import Inputs
@@ -101,20 +102,27 @@ def inspected(watched: Watched, trace: Trace, choices: Choices, steps: Steps[Mad
     """
     graph = graph_of(trace, trace.output_named(choices.output))
     found = Inspection(watched.inputs, graph, choices.preprocess or PRESETS["none"], Head(graph.units))
+    found = _with_grids(found, steps)
     if choices.preprocess is None:
         preprocessing = preprocessing_of(
-            graph, watched.inputs.channels, lambda: steps.network(found), steps.preprocessing()
+            found.graph, watched.inputs.channels, lambda: steps.network(found), steps.preprocessing()
         )
         found = replace(found, preprocessing=preprocessing)
     found.preprocessing.check_channels(watched.inputs.channels)
     if found.preprocessing.certainty == GUESS and choices.preprocess is None:
         found = _settled(found, measured(steps.network(found)))
-    head = head_of(graph, choices.head, steps.habits, lambda: _outputs(steps.network(found)))
+    head = head_of(found.graph, choices.head, steps.habits, lambda: _outputs(steps.network(found)))
     if choices.class_names is None:
         names = steps.class_names(head)
     else:
         names = checked_names(choices.class_names, head, watched.name)
     return steps.network(replace(found, head=head, class_names=names))
+
+
+def _with_grids(found: Inspection, steps: Steps[Made]) -> Inspection:
+    """What was found, with the layouts of tokens that are grids; the network is run where there may be some."""
+    graph = with_grids(found.graph, found.inputs.channels, measured_on(lambda: steps.network(found)))
+    return replace(found, graph=graph)
 
 
 def _settled(found: Inspection, measurement: Measurement | None) -> Inspection:

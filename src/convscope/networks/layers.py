@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convscope.errors import UsageError, nearest
+from convscope.networks.layouts import Tokens
 
 KINDS = (
     *("conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "reshape", "padding", "resize"),
@@ -26,13 +27,15 @@ class Layer:
             call of a layer that is called more than once, "[i]" the i-th of several outputs.
         kind: "conv", "pool", "global_pool", "dense", "norm", "activation", "merge", "model", ... .
         class_name: the framework's own name of the layer's class.
-        shape: of the output for one image, channels last: `(h, w, c)` or `(c,)`.
+        shape: of the output for one image, channels last: `(h, w, c)` or `(c,)`. Tokens that are a grid are a map.
         parameters: number of weights, trainable or not, counted at the first call only.
         rectified: path of the layer after whose non-linearity this layer's zeros are counted: itself, the
             activation that follows a linear convolution, or None where there is none.
         on_path: False if the image does not reach the chosen output through this layer (another branch, or a call
             on another input).
         inputs: names of the inputs that it is computed from, of a network with several.
+        tokens: how the map lies in the tokens of a transformer; None where it does not.
+        has_map: False for an output that has three axes and is no map, such as the heads of an attention.
 
     Example:
         >>> found = network.layer("block4_conv")
@@ -49,11 +52,23 @@ class Layer:
     on_path: bool = True
     activation: str | None = None
     inputs: tuple[str, ...] = ()
+    tokens: Tokens | None = None
+    has_map: bool = True
 
     @property
     def spatial(self) -> bool:
         """True if the output is a map: `(h, w, c)`."""
-        return len(self.shape) == 3
+        return self.has_map and len(self.shape) == 3
+
+    @property
+    def has_channels(self) -> bool:
+        """True if the output is a map, or a row of units `(c,)`."""
+        return self.spatial or len(self.shape) == 1
+
+    @property
+    def in_block(self) -> bool:
+        """True if it is a step inside a transformer's block, in its attention or between its dense layers."""
+        return self.tokens is not None and self.kind not in ("norm", "merge")
 
     @property
     def channels(self) -> int:

@@ -254,16 +254,29 @@ class Network(ABC):
         Raises:
             UsageError: there is none.
         """
-        for layer in reversed([one for one in self.layers if one.on_path] if among is None else among):
-            own = layer.computes or layer.stops_gradients
-            if own and layer.spatial and layer.shape[0] * layer.shape[1] > 1:
+        chosen = [one for one in self.layers if one.on_path] if among is None else among
+        found = [
+            layer
+            for layer in reversed(chosen)
+            if (layer.computes or layer.stops_gradients) and layer.spatial and layer.shape[0] * layer.shape[1] > 1
+        ]
+        for layer in sorted(found, key=lambda one: one.in_block):  # first what a transformer's blocks hand on
+            if among is not None or self.map_reaches_output(layer):
                 return layer
         raise UsageError(
             f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "
-            "Look at `convscope layers` for what it has.",
+            "Look at `convscope layers` for what it has; methods that work at the image, such as occlusion, rise and "
+            "saliency, need no layer.",
             code="no-map-layer",
             name=self.name,
         )
+
+    def map_reaches_output(self, layer: Layer) -> bool:
+        """False if it was measured that a change of the layer's map does not change the output.
+
+        After the last attention of a transformer only the class token may be read, where there is one.
+        """
+        return True
 
     def check_scores(self) -> None:
         """Make sure that there are class scores to explain.

@@ -158,8 +158,13 @@ def norms_of(graph: Graph) -> Iterator[Norm]:
 def graph_of(trace: Trace, output: str) -> Graph:
     """The graph of a watched run; `output` is the name of the output that is explained."""
     calls = paths_of(trace.calls)
+    return Graph(trace, output, calls, layers_in(trace, calls, output))
+
+
+def layers_in(trace: Trace, calls: Calls, output: str) -> tuple[Layer, ...]:
+    """The layers of a watched run; `output` is the name of the output that is explained."""
     layers = layers_of(calls, trace.flow, trace.reached(output))
     if len(trace.names) > 1 and len(trace.names) == len(trace.given):
         origins = trace.origins()
         layers = tuple(replace(layer, inputs=origins[id(calls[layer.path][0])]) for layer in layers)
-    return Graph(trace, output, calls, layers)
+    return layers

@@ -13,6 +13,7 @@ from convscope.errors import ModelError, UsageError, option
 from convscope.networks.backends import Backend
 from convscope.networks.foreign import Structure, Tensor
 from convscope.networks.graph import Call, nonlinearities_at
+from convscope.networks.grids import Reach, like, with_grids
 from convscope.networks.inspection import Inspection, Watched
 from convscope.networks.layers import Layer
 from convscope.networks.measured import StoredNorm
@@ -44,7 +45,16 @@ class TracedNetwork(Network):
         self.output, self.outputs, self.layers = graph.output, tuple(graph.trace.outputs), graph.layers
         self._output_shape: Sequence[int | None] = graph.value.shape
         self._graphs = {found.inputs.size: graph}
+        self._reaching: Reach | None = None
         self._measured, self._measurement = found.measured, found.measurement
+
+    def map_reaches_output(self, layer: Layer) -> bool:
+        """See `Network.map_reaches_output`. Only tokens with others beside their grid are measured."""
+        if layer.tokens is None or not layer.tokens.others:
+            return True
+        if self._reaching is None:
+            self._reaching = Reach(self)
+        return self._reaching(layer)
 
     def _failing_layer(self, error: BaseException) -> str | None:
         return self._watched.failing_layer(error)
@@ -115,7 +125,8 @@ class TracedNetwork(Network):
 
     def _graph_at(self, size: tuple[int, int]) -> Graph:
         if size not in self._graphs:
-            self._graphs[size] = graph_of(self._watched.trace(size), self.output)
+            graph = graph_of(self._watched.trace(size), self.output)
+            self._graphs[size] = with_grids(graph, self.inputs.channels, like(self._graphs[self.inputs.size]))
         return self._graphs[size]
 
     def _logits(self, outputs: Mapping[str, Tensor], images: int | None) -> Tensor:

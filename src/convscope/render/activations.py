@@ -122,8 +122,8 @@ def plot(result: Activations, ax: Axes | None = None, image: int = 0) -> Axes:
 
 
 def drawable(layer: Layer) -> bool:
-    """Maps `(h, w, c)` or units `(c,)`: not the sequences of a transformer."""
-    return len(layer.shape) in (1, 3)
+    """Maps `(h, w, c)` or units `(c,)`: not the heads of a transformer's attention."""
+    return layer.has_channels
 
 
 def _caption(row: LayerStatistics) -> str:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import cast
 
 import keras
 
 from convscope.networks.foreign import KerasLayer, Structure, Tensor
 from convscope.networks.graph import Call, flat_outputs
 from convscope.networks.keras.graph import Observer, call_method, is_recurrent, patch, python_call
+from convscope.networks.layouts import Layout
+from convscope.networks.ops import Operations
 from convscope.networks.passes import Rule
 from convscope.networks.restoring import checkpoint
 from convscope.networks.trace import Calls
 from convscope.networks.traced import Enough, Taps
+
+OPS = cast(Operations, keras.ops)
 
 
 class KerasTaps(Taps):
@@ -55,10 +60,11 @@ class KerasTaps(Taps):
         (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
         if path in self._record:
             self._check_rows(path, tensor.shape)
-        activation = _channels_last(tensor, bool(call.channels_first))
+        layout = call.layout(index)
+        activation = layout.map_of(OPS, tensor)
         if path in self._rules:
             activation = self._rules[path](activation)
-            replaced = keras.ops.cast(_channels_back(activation, bool(call.channels_first)), tensor.dtype)
+            replaced = keras.ops.cast(layout.output_of(OPS, activation, tensor), tensor.dtype)
             result = keras.tree.map_structure(lambda item: replaced if item is tensor else item, result)
         if path in self._record:
             self.recorded[path] = self._record[path](activation)
@@ -68,17 +74,6 @@ class KerasTaps(Taps):
 def called_once(calls: Calls, operation: KerasLayer) -> bool:
     """True if an operation has one call in the network."""
     return len({id(call) for call, _ in calls.values() if call.operation is operation}) == 1
-
-
-def _channels_last(tensor: Tensor, channels_first: bool) -> Tensor:
-    """A map with its channels last, float32."""
-    if channels_first and len(tensor.shape) == 4:
-        tensor = keras.ops.transpose(tensor, (0, 2, 3, 1))
-    return keras.ops.cast(tensor, "float32")
-
-
-def _channels_back(tensor: Tensor, channels_first: bool) -> Tensor:
-    return keras.ops.transpose(tensor, (0, 3, 1, 2)) if channels_first and len(tensor.shape) == 4 else tensor
 
 
 def has_activation(operation: KerasLayer) -> bool:
@@ -103,17 +98,17 @@ def _first_tensor(*args: object, **kwargs: object) -> Structure:
 
 def early_patch(path: str, call: Call, early: dict[str, Rule]) -> tuple[KerasLayer, str, object]:
     """The patches that apply a rule to the argument of an operation's activation; the rule fires once."""
-    original, first = call.operation.activation, bool(call.channels_first)
+    original, layout = call.operation.activation, call.layout(0)
 
     def activation(x: Tensor) -> Tensor:
-        changed = _by_rule(early.pop(path), x, first)
-        return original(keras.ops.cast(_channels_back(changed, first), x.dtype))
+        changed = _by_rule(early.pop(path), x, layout)
+        return original(keras.ops.cast(layout.output_of(OPS, changed, x), x.dtype))
 
     return call.operation, "activation", activation
 
 
-def _by_rule(rule: Rule, x: Tensor, channels_first: bool) -> Tensor:
-    return rule(_channels_last(x, channels_first))
+def _by_rule(rule: Rule, x: Tensor, layout: Layout) -> Tensor:
+    return rule(layout.map_of(OPS, x))
 
 
 # Functions that layers call while they are tapped.

@@ -6,18 +6,23 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from convscope.networks.foreign import Operation, Structure
 from convscope.networks.graph import Call, flat_outputs
+from convscope.networks.ops import Operations
 from convscope.networks.passes import Pass, Reduction, Rule
 from convscope.networks.restoring import checkpoint
+from convscope.networks.torch import ops as torch_ops
 from convscope.networks.torch.graph import FunctionMode, Places, Watch, tensors_of
 from convscope.networks.torch.quantized import dequantized, like
 from convscope.networks.trace import Calls
 from convscope.networks.traced import Enough, Taps
+
+OPS = cast(Operations, torch_ops)
 
 
 class TorchTaps(Taps):
@@ -101,7 +106,7 @@ class TorchTaps(Taps):
         return torch.is_grad_enabled() or (self._recording and index not in call.facts.get("overwritten", ()))
 
     def _touch(self, path: str, call: Call, index: int, given: object, result: object) -> Structure:
-        tensor = flat_outputs(result)[index][1]
+        tensor, layout = flat_outputs(result)[index][1], call.layout(index)
         if path in self._left_out:
             before = _first_of(given)
             result, tensor = _replaced(result, tensor, before), before
@@ -111,12 +116,12 @@ class TorchTaps(Taps):
         if path in self._rules:
             differentiates = self._differentiates(call, index)
             with torch.inference_mode(False), torch.set_grad_enabled(differentiates):
-                usable = tensor.clone() if tensor.is_inference() else tensor
-                changed = like(_channels_back(self._rules[path](_channels_last(usable, call)), call), tensor)
-                activation = _channels_last(changed, call)
+                values = dequantized(tensor.clone() if tensor.is_inference() else tensor)
+                changed = like(layout.output_of(OPS, self._rules[path](layout.map_of(OPS, values)), values), tensor)
+                activation = layout.map_of(OPS, dequantized(changed))
             result, tensor = _replaced(result, tensor, changed), changed
         else:
-            activation = _channels_last(tensor, call)
+            activation = layout.map_of(OPS, dequantized(tensor))
         if path in self._record:
             kept = self._record[path](activation)
             overwritten = index in call.facts.get("overwritten", ()) and not self._stops_here
@@ -138,17 +143,6 @@ def _not_in_place(module: nn.Module, undo: ExitStack) -> None:
 
 # Functions that modules call while they are watched and tapped.
 OWN_CODE = {function.__code__ for function in (TorchTaps._touched, Watch._before, Watch._after)}
-
-
-def _channels_last(tensor: Tensor, call: Call) -> Tensor:
-    """A map with its channels last, float32."""
-    tensor = dequantized(tensor)
-    tensor = tensor.permute(0, 2, 3, 1) if call.channels_first and tensor.dim() == 4 else tensor
-    return tensor.float()
-
-
-def _channels_back(tensor: Tensor, call: Call) -> Tensor:
-    return tensor.permute(0, 3, 1, 2) if call.channels_first and tensor.dim() == 4 else tensor
 
 
 def _replaced(structure: object, old: Tensor, new: Tensor) -> Structure:

@@ -113,7 +113,8 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
         auto = network.last_spatial_layer().path
         raise UsageError(
             f"layer {layer.path!r} has no map (its output has the shape {layer.shape}); a heatmap needs one of "
-            f"(height, width, channels), such as {auto!r}.",
+            f"(height, width, channels), such as {auto!r}. Methods that work at the image, such as occlusion, rise and "
+            "saliency, need no layer.",
             code="layer-without-map",
             layer=layer.path,
             shape=list(layer.shape),

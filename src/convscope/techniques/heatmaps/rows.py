@@ -57,6 +57,17 @@ def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, re
     return replace(row, status="blank" if reason else "ok", reason=reason)
 
 
+def _unread(evidence: Evidence) -> str:
+    """The reason for a zero gradient where no class score reads the layer's map, which was measured; else ""."""
+    network, layer = evidence.network, evidence.layer
+    if layer is None or evidence.target.record or network.map_reaches_output(layer):
+        return ""
+    return (
+        "zero gradient: after this layer only its class token is read, which is no place in the image; give an earlier "
+        f"layer, such as {network.last_spatial_layer().path!r}"
+    )
+
+
 def _why_blank(evidence: Evidence, index: int, method: Method, heat: np.ndarray, probability: float | None) -> str:
     """The reason why a map is blank, or "" where it is not."""
     if not np.isfinite(heat).all():
@@ -91,6 +102,7 @@ def _why_no_gradient(evidence: Evidence, index: int, place: str | None, probabil
             f"the graph is cut: changing {here} changes the score, but no gradient tells so; {score.cut(place).text}. "
             f"Use a method that needs no gradient ({without_gradients()})" + ("" if place is None else AFTER)
         )
-    if not effect.changes:
-        return f"zero gradient: changing {here} was tried, and does not change the score of this class"
+    unread = "" if place is None else _unread(evidence)
+    if unread or not effect.changes:
+        return unread or f"zero gradient: changing {here} was tried, and does not change the score of this class"
     return f"zero gradient: the score is flat here, and only larger changes of {here} change it"

@@ -500,7 +500,7 @@ def _embedding(network: Network) -> Layer:
     candidates = [
         layer
         for layer in network.layers
-        if layer.on_path and len(layer.shape) in (1, 3) and not layer.structural and layer.channels != units
+        if layer.on_path and layer.has_channels and not layer.structural and layer.channels != units
     ]
     if not candidates:
         raise UsageError(
