@@ -47,7 +47,9 @@ def gradient_maps(module, child, target, grid_of):
     """Map and gradient `(h, w, c)` of a child for one class, by autograd; `grid_of` takes `(tokens, c)` to the grid."""
     logits, output = kept(module, child)
     logits[0, target].backward()
-    return grid_of(output.detach()[0]).numpy(), grid_of(output.grad[0]).numpy()
+    values, gradients = output.detach(), output.grad
+    values, gradients = (x[0] if len(x) == 1 else x[:, 0] for x in (values, gradients))
+    return grid_of(values).numpy(), grid_of(gradients).numpy()
 
 
 def after(front):
@@ -154,6 +156,14 @@ def test_a_filter_is_the_mean_over_the_grid_without_its_border():
     assert result.rows[0].activation == pytest.approx(expected, rel=1e-3)
 
 
+def test_saved_results_know_the_tokens_of_their_layers(tmp_path):
+    network = opened(seeded(ViT(front=2, behind=1)))
+    convscope.save(convscope.activations(network, PHOTO, layers="blocks.*"), tmp_path)
+    loaded = convscope.load(tmp_path)
+    assert loaded.layers == tuple(network.select("blocks.*"))
+    assert [layer.tokens.behind for layer in loaded.layers if layer.path == "blocks.1"] == [1]
+
+
 def test_a_windowed_transformer_has_maps_at_each_stage():
     module = seeded(at_hand.Swin())
     network = opened(module)
@@ -184,6 +194,18 @@ def test_tokens_of_other_stems_are_a_grid(make):
     found = convscope.heatmap(opened(module), PHOTO, 1, layer="blocks.0", method="layercam")
     expected = (np.maximum(gradients, 0) * maps).sum(-1)
     np.testing.assert_allclose(found.maps[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_before_images_are_a_grid():
+    module = seeded(at_hand.SequenceFirst())
+    network = opened(module)
+    assert network.layer("blocks.0").tokens.images_second
+    maps, gradients = gradient_maps(module, module.blocks[0], 1, lambda tokens: tokens)
+    maps, gradients = (x[1:].reshape(GRID, GRID, -1) for x in (maps, gradients))
+    found = convscope.heatmap(network, [PHOTO, 255 - PHOTO], 1, layer="blocks.0", method="grad-cam")
+    np.testing.assert_allclose(np.maximum(found.maps[0], 0), grad_cam(maps, gradients), rtol=1e-4, atol=1e-6)
+    assert convscope.heatmap(network, PHOTO, 1, layer="blocks.0", method="ablation-cam").maps[0].any()
+    assert network.last_spatial_layer().path == "blocks.0.norm2"
 
 
 def test_tokens_that_see_the_whole_image_have_no_map():

@@ -108,6 +108,22 @@ class ViT(nn.Module):
         return self.head(x[:, 0] if self.front.shape[1] else x.mean(1))
 
 
+class SequenceFirst(ViT):
+    """`nn.TransformerEncoder` as it is without arguments: `(tokens, n, c)`, and norms after the sums."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH)
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).layers
+
+    def forward(self, x):
+        x = self.patch_embed(x).flatten(2).permute(2, 0, 1)
+        x = torch.cat([self.front.expand(x.shape[1], -1, -1).transpose(0, 1), x]) + self.pos_embed.transpose(0, 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[0])
+
+
 class Hybrid(ViT):
     """Convolutions that overlap, then a transformer (2010.11929, section 3.1)."""
 

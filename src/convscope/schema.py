@@ -197,6 +197,8 @@ def of(hint: object) -> Reader:
     arguments = get_args(hint)
     if get_origin(hint) is tuple and arguments[1:] == (...,):
         return sequence(of(arguments[0]))
+    if get_origin(hint) is tuple and len(set(arguments)) == 1:  # `tuple[int, int]`
+        return sequence(of(arguments[0]), len(arguments), len(arguments))
     if get_origin(hint) in (Union, types.UnionType) and type(None) in arguments and len(arguments) == 2:
         (other,) = (argument for argument in arguments if argument is not type(None))
         return optional(number if other is float else of(other))

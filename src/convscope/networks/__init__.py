@@ -5,6 +5,7 @@ from convscope.networks.head import Head, Prediction
 from convscope.networks.inputs import Inputs
 from convscope.networks.installed import BACKENDS, choose_backend
 from convscope.networks.layers import Layer
+from convscope.networks.layouts import Layout, Tokens
 from convscope.networks.network import Network, Source
 from convscope.networks.opening import Named
 from convscope.networks.passes import Pass, Record, Run
@@ -15,6 +16,7 @@ __all__ = [
     "Head",
     "Inputs",
     "Layer",
+    "Layout",
     "ModelSpec",
     "Named",
     "Network",
@@ -23,6 +25,7 @@ __all__ = [
     "Record",
     "Run",
     "Source",
+    "Tokens",
     "choose_backend",
     "open_model",
     "read_class_names",

@@ -137,7 +137,7 @@ class _Walk:
         carried = _joined([seen for _, seen in given])
         if len(value.shape) == 4:
             return self._four_axes(place, path, call, index, given) or carried
-        if len(value.shape) == 3 and value.shape[0] == 1:
+        if len(value.shape) == 3 and 1 in value.shape[:2]:
             return self._three_axes(place, path, call, value, given, carried)
         return carried
 
@@ -178,10 +178,11 @@ class _Walk:
         given: Sequence[tuple[Value, _Seen]],
         carried: _Seen,
     ) -> _Seen:
-        """What an output `(1, a, b)` is: tokens with a grid, the same with their axes turned, or neither."""
-        sides = value.shape[1:]
+        """What an output `(1, a, b)` or `(a, 1, b)` is: tokens with a grid, the same with axes turned, or neither."""
+        second = value.shape[0] != 1
+        sides = (value.shape[0], value.shape[2]) if second else value.shape[1:]
         source, seen = next(((one, seen) for one, seen in given if len(one.shape) == 3), given[0])
-        turned = seen.turned and len(source.shape) == 3
+        turned = seen.turned and len(source.shape) == 3 and not second
         if len(source.shape) == 3 and _turns(call, source, value):
             turned = not turned
         elif len(source.shape) == 4 and seen.is_map and seen.channels_first:
@@ -192,6 +193,7 @@ class _Walk:
         tokens = self._tokens(path, sides[0], [one for _, one in given], carried)
         if tokens is None:
             return carried
+        tokens = replace(tokens, images_second=second)
         found = _Seen(place, path, (*tokens.grid, sides[1]), tokens=tokens)
         return _with_past(found, [one for _, one in given])
 
@@ -284,14 +286,17 @@ def _measured(network: Network, step: Step) -> Tokens | None:
     random = np.random.default_rng(0)
     x = network.tensor(_noise(network))
     program = network.program(_changed_map, step.source, step.path)
-    plain, unchanged = map(network.numpy, program(x, network.tensor(np.zeros((1, *step.shape), np.float32))))
-    changes = (CHANGE * (plain.std() + 1e-6) * random.normal(size=step.shape)).astype(np.float32)
+    plain, unchanged = program(x, network.tensor(np.zeros((1, *step.shape), np.float32)))
+    changes = (CHANGE * (network.numpy(plain).std() + 1e-6) * random.normal(size=step.shape)).astype(np.float32)
     cells, block = step.grid[0] * step.grid[1], step.shape[0] // step.grid[0]
     numbers = np.arange(cells).reshape(step.grid).repeat(block, axis=0).repeat(block, axis=1)
 
+    def of_image(output: Tensor) -> np.ndarray:
+        return network.numpy(output).reshape(step.count, -1)
+
     def touched(which: np.ndarray) -> np.ndarray:
         change = network.tensor((changes * which[..., None])[None])
-        return _changed(network.numpy(program(x, change)[1])[0], unchanged[0])
+        return _changed(of_image(program(x, change)[1]), of_image(unchanged))
 
     bits = range(ceil(log2(cells)))
     having = np.array([touched(numbers >> bit & 1 == 1) for bit in bits])

@@ -26,6 +26,7 @@ class Tokens:
         grid: `(h, w)`.
         count: number of tokens, of the grid and others.
         places: the token of each cell, row by row.
+        images_second: the output is `(tokens, n, c)`.
 
     Example:
         >>> tokens = Tokens((2, 2), 6, (1, 2, 3, 4))
@@ -36,16 +37,17 @@ class Tokens:
     grid: tuple[int, int]
     count: int
     places: tuple[int, ...] = field(repr=False)
+    images_second: bool = False
 
     @property
     def front(self) -> int:
         """Number of tokens before the first of the grid, such as a class token."""
-        return min(self.places)
+        return min(self.places, default=0)
 
     @property
     def behind(self) -> int:
         """Number of tokens after the last of the grid."""
-        return self.count - 1 - max(self.places)
+        return self.count - 1 - max(self.places, default=-1)
 
     @property
     def others(self) -> int:
@@ -80,7 +82,7 @@ class Layout:
     def map_of(self, ops: Operations, output: Tensor) -> Tensor:
         """An output as a map `(n, h, w, c)`, or as it is where it has no map; float32."""
         if self.tokens is not None:
-            cells = ops.take(output, np.array(self.tokens.places), axis=1)
+            cells = ops.take(self._images_first(ops, output), np.array(self.tokens.places), axis=1)
             output = ops.reshape(cells, (-1, *self.tokens.grid, output.shape[-1]))
         elif self._turns(output):
             output = ops.transpose(output, (0, 2, 3, 1))
@@ -92,8 +94,19 @@ class Layout:
         The map may have more rows than an `output` of one image.
         """
         if self.tokens is not None:
-            return _in_tokens(ops, self.tokens, found, ops.cast(output, "float32"))
+            output = self._images_first(ops, ops.cast(output, "float32"))
+            return self._images_first(ops, _in_tokens(ops, self.tokens, found, output))
         return ops.transpose(found, (0, 3, 1, 2)) if self._turns(found) else found
+
+    def by_image(self, shape: Sequence[int | None]) -> Sequence[int | None]:
+        """The shape of an output with the images as its first axis."""
+        second = self.tokens is not None and self.tokens.images_second
+        return (shape[1], shape[0], *shape[2:]) if second else shape
+
+    def _images_first(self, ops: Operations, output: Tensor) -> Tensor:
+        """An output `(tokens, n, c)` with its first axes exchanged, which also puts it back."""
+        second = self.tokens is not None and self.tokens.images_second
+        return ops.transpose(output, (1, 0, 2)) if second else output
 
     def _turns(self, output: Tensor) -> bool:
         return self.channels_first and len(output.shape) == 4

@@ -58,9 +58,9 @@ class KerasTaps(Taps):
 
     def _touch(self, path: str, call: Call, index: int, result: object) -> Structure:
         (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
-        if path in self._record:
-            self._check_rows(path, tensor.shape)
         layout = call.layout(index)
+        if path in self._record:
+            self._check_rows(path, layout.by_image(tensor.shape))
         activation = layout.map_of(OPS, tensor)
         if path in self._rules:
             activation = self._rules[path](activation)

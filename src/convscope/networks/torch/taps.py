@@ -112,7 +112,7 @@ class TorchTaps(Taps):
             result, tensor = _replaced(result, tensor, before), before
         self._left.discard(path)
         if path in self._record:
-            self._check_rows(path, tensor.shape)
+            self._check_rows(path, layout.by_image(tensor.shape))
         if path in self._rules:
             differentiates = self._differentiates(call, index)
             with torch.inference_mode(False), torch.set_grad_enabled(differentiates):
