@@ -193,7 +193,7 @@ def test_layers_without_maps_keep_their_numbers(photo, tmp_path):
         [
             layers.Input((14, 14, 3)),
             layers.Conv2D(4, 3, name="conv"),
-            layers.Reshape((144, 4), name="tokens"),
+            layers.Reshape((48, 12), name="rows"),
             layers.Flatten(),
             layers.Dense(2),
         ]
@@ -204,11 +204,11 @@ def test_layers_without_maps_keep_their_numbers(photo, tmp_path):
         entry["layer"]: entry
         for entry in json.loads((tmp_path / "activations.json").read_text(encoding="utf-8"))["activations"]
     }
-    assert entries["tokens"]["file"] is None
-    assert entries["tokens"]["shape"] == [144, 4]
+    assert entries["rows"]["file"] is None
+    assert entries["rows"]["shape"] == [48, 12]
     assert entries["conv"]["file"]
     with pytest.raises(UsageError, match="no maps to draw"):
-        views.sheet(result, "tokens")
+        views.sheet(result, "rows")
 
 
 def test_results_share_a_folder_without_mixing(photo, tmp_path):
