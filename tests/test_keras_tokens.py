@@ -104,6 +104,7 @@ def test_heads_of_an_attention_are_no_maps():
         convscope.heatmap(network, PHOTO, 2, layer="block0_attention/query")
 
 
+@pytest.mark.slow(reason="the ascent and three methods are compiled")
 def test_filters_and_replays_work_at_blocks():
     network = opened(at_hand.vit())
     result = convscope.filters(network, "block0_sum2", [0, 3], recipe="classic", steps=2)

@@ -196,6 +196,37 @@ def test_tokens_of_other_stems_are_a_grid(make):
     np.testing.assert_allclose(found.maps[0], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_class_token_that_joins_late_is_told_apart():
+    module = seeded(at_hand.LateClassToken())
+    network = opened(module)
+    assert [network.layer(f"blocks.{number}").tokens.others for number in range(3)] == [0, 0, 1]
+    maps, gradients = gradient_maps(module, module.blocks[1], 1, after(0))
+    found = convscope.heatmap(network, PHOTO, 1, layer="blocks.1", method="grad-cam")
+    np.testing.assert_allclose(np.maximum(found.maps[0], 0), grad_cam(maps, gradients), rtol=1e-4, atol=1e-6)
+    assert network.last_spatial_layer().path == "blocks.2.norm1"
+
+
+def test_tokens_that_were_maps_between_have_the_grid_of_those():
+    module = seeded(at_hand.Pyramid())
+    network = opened(module)
+    assert network.layer("merge").shape == network.layer("blocks.1").shape == (GRID // 2, GRID // 2, WIDTH)
+    output = kept(module, module.blocks[1])[1].detach()[0]
+    found = convscope.activations(network, PHOTO, layers="blocks.1").arrays["blocks.1"][0]
+    np.testing.assert_allclose(found, output.reshape(GRID // 2, GRID // 2, WIDTH).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_are_told_from_as_many_channels():
+    module = seeded(at_hand.Mixer())
+    network = opened(module)
+    assert network.layer("blocks.0.over_tokens").tokens is None
+    maps, gradients = gradient_maps(module, module.blocks[0], 1, after(0))
+    found = convscope.heatmap(network, PHOTO, 1, layer="blocks.0", method="hirescam")
+    np.testing.assert_allclose(found.maps[0], (maps * gradients).sum(-1), rtol=1e-4, atol=1e-6)
+    maps = kept(module, module.blocks[1].over_channels)[1].detach()[0].reshape(GRID, GRID, -1)
+    found = convscope.activations(network, PHOTO, layers="blocks.1.over_channels").arrays["blocks.1.over_channels"][0]
+    np.testing.assert_allclose(found, maps.numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_tokens_before_images_are_a_grid():
     module = seeded(at_hand.SequenceFirst())
     network = opened(module)

@@ -136,6 +136,55 @@ class Hybrid(ViT):
         return super().tokens(self.stem(x))
 
 
+class LateClassToken(ViT):
+    """The class token joins after the first blocks (Touvron et al. 2021, 2103.17239)."""
+
+    def forward(self, x):
+        x = self.tokens(x) + self.pos_embed[:, 1:]
+        x = self.blocks[1](self.blocks[0](x))
+        x = self.blocks[2](torch.cat([self.front.expand(len(x), -1, -1), x], 1))
+        return self.head(self.norm(x)[:, 0])
+
+
+class Pyramid(ViT):
+    """Tokens become a map, go through a convolution, and become tokens again (Wang et al. 2021, 2102.12122)."""
+
+    def __init__(self):
+        super().__init__(front=0)
+        self.merge = nn.Conv2d(WIDTH, WIDTH, 2, 2)
+
+    def forward(self, x):
+        x = self.blocks[0](self.tokens(x))
+        x = self.merge(x.transpose(1, 2).reshape(len(x), WIDTH, GRID, GRID)).flatten(2).transpose(1, 2)
+        return self.head(self.norm(self.blocks[1](x)).mean(1))
+
+
+class MixerBlock(nn.Module):
+    """Linear layers over the tokens, then over the channels (Tolstikhin et al. 2021, 2105.01601)."""
+
+    def __init__(self, width, tokens):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.over_tokens, self.over_channels = nn.Linear(tokens, tokens), nn.Linear(width, width)
+
+    def forward(self, x):
+        x = x + self.over_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.over_channels(self.norm2(x))
+
+
+class Mixer(nn.Module):
+    """As many channels as tokens, so that shapes do not tell them apart."""
+
+    def __init__(self, width=GRID**2):
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, width, PATCH, PATCH)
+        self.blocks = nn.Sequential(MixerBlock(width, GRID**2), MixerBlock(width, GRID**2))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.patch_embed(x).flatten(2).transpose(1, 2)).mean(1))
+
+
 class Linear(ViT):
     """Patches are cut out of the image by their axes, and each goes through a linear layer."""
 

@@ -88,7 +88,8 @@ def with_grids(graph: Graph, channels: int, measure: Measure) -> Graph:
         channels: of the image.
         measure: tells the layout of tokens that are new.
     """
-    if not any(len(value.shape) == 3 for call in graph.trace.calls for _, value in call.outputs):
+    sequences = any(len(value.shape) == 3 for call in graph.trace.calls for _, value in call.outputs)
+    if not sequences or len(graph.trace.image.shape) not in (3, 4):
         return graph
     _Walk(graph, channels, measure).go()
     return replace(graph, layers=layers_in(graph.trace, graph.calls, graph.output))
