@@ -131,7 +131,11 @@ class _Walk:
     def _of(self, place: int, path: str, call: Call, index: int) -> _Seen | None:
         value = call.outputs[index][1]
         given = [(one, self._seen[one.key]) for one in call.inputs if one.key in self._seen]
-        if len(value.shape) == 4 and not any(seen.by_count for _, seen in given):
+        if (
+            len(value.shape) == 4
+            and not any(seen.by_count for _, seen in given)
+            and not _of_windows(call, value, given)
+        ):
             return self._map(place, path, call, index, given)
         if not given:
             return None
@@ -163,7 +167,8 @@ class _Walk:
         if maps and call.kind != "reshape":
             first = maps[0].channels_first if call.inherits_layout else bool(call.channels_first)
         else:
-            fitting = _fitting(sides, _joined([seen for _, seen in given]))
+            one_row = call.outputs[index][1].shape[0] == 1
+            fitting = _fitting(sides, _joined([seen for _, seen in given])) if one_row else []
             if not fitting:
                 return None
             first = bool(call.channels_first) if len(fitting) == 2 else fitting[0]
@@ -218,6 +223,12 @@ class _Walk:
 
 _MAKE_MAPS = ("conv", "pool", "global_pool", "resize", "padding")
 _TURNING = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t")
+
+
+def _of_windows(call: Call, value: Value, given: Sequence[tuple[Value, _Seen]]) -> bool:
+    """True for an output of four axes that is made of no map and has other rows than images: heads of windows."""
+    maps = any(len(one.shape) == 4 and seen.is_map for one, seen in given)
+    return bool(given) and value.shape[0] != 1 and call.kind not in _MAKE_MAPS and not maps
 
 
 def _turns(call: Call, source: Value, value: Value) -> bool:
