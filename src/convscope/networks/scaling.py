@@ -96,6 +96,12 @@ class Response:
         apart = max(np.abs(self.black - limits[0]).max(), np.abs(self.white - limits[1]).max())
         return float(apart) / (limits[1] - limits[0])
 
+    def equals(self, other: Response | None) -> bool:
+        """True if the values are the same: steps between have moved pixels at most."""
+        if other is None or other.matrix.shape != self.matrix.shape:
+            return False
+        return np.allclose(self.matrix, other.matrix, 1e-4, 1e-6) and np.allclose(self.offset, other.offset, 1e-4, 1e-6)
+
     @property
     def reverses(self) -> bool:
         """True if red and blue change places."""
@@ -121,7 +127,9 @@ def preprocessing_of(
     for path in reversed(entrance.necks):
         name = shown_range(responses[path])
         if name is not None:
-            return pp.PRESETS[name].because(pp.FOUND, _scales(path, name, responses[path][name]))
+            response = responses[path][name]
+            made = next(one for one in entrance.necks if response.equals(responses[one].get(name)))
+            return pp.PRESETS[name].because(pp.FOUND, _scales(made, name, response))
     last = next((responses[path] for path in reversed(entrance.necks) if responses[path]), {})
     return _not_shown(graph, entrance, last, usual)
 
