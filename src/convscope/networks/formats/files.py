@@ -106,7 +106,7 @@ def check_file(path: Path) -> None:
     if os.path.isdir(path):
         if os.path.exists(path / SAVED_MODEL_GRAPH):
             return
-        inside = f"{path / TFJS}" if (path / TFJS).is_file() else EXPECTED
+        inside = f"{path / TFJS}" if os.path.isfile(path / TFJS) else EXPECTED
         raise ModelError(
             f"expected a model file, found a folder: {path}. Give {inside}.", code="is-folder", path=str(path)
         )

@@ -298,7 +298,11 @@ def _plain(path: Path, name: Json) -> str:
         raise _invalid(path, "names as the paths of a group")
     plain = name.isprintable() and not re.search(r"[/\\:]", name) and name not in ("", ".", "..")
     place = path.parent / name if plain else path.parent
-    if not plain or len(os.fsencode(name)) > 255 or place.resolve().parent != path.parent.resolve():
+    if (
+        not plain
+        or len(os.fsencode(name)) > 255
+        or os.path.dirname(os.path.realpath(place)) != os.path.realpath(path.parent)
+    ):
         raise ModelError(
             f"{path} keeps its weights outside of its folder, in {ascii(name)[:80]}, which is not read. Put them "
             "beside it, as files with plain names and not as links.",
