@@ -60,14 +60,14 @@ class Made:
     """The result of a job.
 
     Attributes:
-        pictures: `(n, h, w, c)`, as shares of the range from black to white.
+        images: `(n, h, w, c)`, as shares of the range from black to white.
         first, again: seconds of the first call and of a second one.
         peak: bytes of memory at the most, above what the process held with the network open.
         version: of the tool; steps: that were made; precision: that convscope computed in.
         ascent: seconds of the first call from its first step to its last, without the measurement of noise and results.
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     first: float
     again: float
     peak: int
@@ -145,7 +145,7 @@ def run(job: Job) -> Made:
             raise NotMeasured((done.stderr.strip().splitlines() or ["no reason given"])[-1])
         found = np.load(answer)
         names = ("first", "again", "peak", "version", "steps", "precision", "ascent")
-        return Made(found["pictures"], **{name: found[name].item() for name in names})
+        return Made(found["images"], **{name: found[name].item() for name in names})
 
 
 # -- the tools -------------------------------------------------------------------------------------------
@@ -204,19 +204,19 @@ def _plain_tensorflow(network: Any, job: Job, steps: int) -> np.ndarray:
     extractor = keras.Model(inputs=network.model.inputs, outputs=network.model.get_layer(job.layer).output)
 
     @tf.function
-    def step(picture: tf.Tensor, channel: int, rate: float) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(image: tf.Tensor, channel: int, rate: float) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            tape.watch(picture)
-            loss = tf.reduce_mean(extractor([picture])[:, 2:-2, 2:-2, channel])
-        return loss, picture + rate * tf.math.l2_normalize(tape.gradient(loss, picture))
+            tape.watch(image)
+            loss = tf.reduce_mean(extractor([image])[:, 2:-2, 2:-2, channel])
+        return loss, image + rate * tf.math.l2_normalize(tape.gradient(loss, image))
 
-    pictures = []
+    images = []
     for number, begin in zip(job.channels, _starts(network, job), strict=True):
-        picture = tf.constant(begin[None])
+        image = tf.constant(begin[None])
         for _ in range(steps):
-            _, picture = step(picture, number, 10.0)
-        pictures.append(picture.numpy()[0])
-    return np.stack(pictures)
+            _, image = step(image, number, 10.0)
+        images.append(image.numpy()[0])
+    return np.stack(images)
 
 
 def _plain_torch(network: Any, job: Job, steps: int) -> np.ndarray:
@@ -229,19 +229,19 @@ def _plain_torch(network: Any, job: Job, steps: int) -> np.ndarray:
     seen: dict[str, Any] = {}
     hook = module.get_submodule(job.layer).register_forward_hook(lambda _, __, made: seen.update(made=made))
     half = torch.tensor((np.subtract(*_range(network)[::-1]) / 2).astype(np.float32)).reshape(1, -1, 1, 1)
-    pictures = []
+    images = []
     for number, begin in zip(job.channels, _starts(network, job), strict=True):
-        picture = torch.tensor(begin[None]).permute(0, 3, 1, 2).contiguous().requires_grad_(True)
+        image = torch.tensor(begin[None]).permute(0, 3, 1, 2).contiguous().requires_grad_(True)
         for _ in range(steps):
             module.zero_grad()
-            picture.grad = None
-            module(picture)
+            image.grad = None
+            module(image)
             seen["made"][:, number, 2:-2, 2:-2].mean().backward()
             with torch.no_grad():
-                picture += 10.0 * half * picture.grad / picture.grad.norm().clamp_min(1e-6)
-        pictures.append(picture.detach().permute(0, 2, 3, 1).numpy()[0])
+                image += 10.0 * half * image.grad / image.grad.norm().clamp_min(1e-6)
+        images.append(image.detach().permute(0, 2, 3, 1).numpy()[0])
     hook.remove()
-    return np.stack(pictures)
+    return np.stack(images)
 
 
 def by_tf_keras_vis(job: Job) -> tuple[Callable[[], np.ndarray], str, int]:
@@ -318,10 +318,10 @@ def _range(network: Any) -> tuple[np.ndarray, np.ndarray]:
     return network.preprocessing.range(network.inputs.channels)
 
 
-def _shares(network: Any, pictures: np.ndarray) -> np.ndarray:
+def _shares(network: Any, images: np.ndarray) -> np.ndarray:
     """Images of the network's range as shares between its black and white."""
     black, white = _range(network)
-    return (pictures - black) / (white - black)
+    return (images - black) / (white - black)
 
 
 def from_shares(network: Any, shares: np.ndarray) -> np.ndarray:
@@ -348,11 +348,11 @@ def _one_pass_tensorflow(network: Any, job: Job, begin: np.ndarray) -> np.ndarra
     extractor = keras.Model(inputs=network.model.inputs, outputs=network.model.get_layer(job.layer).output)
 
     @tf.function
-    def gradient(pictures: tf.Tensor) -> tf.Tensor:
+    def gradient(images: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(pictures)
-            loss = tf.reduce_mean(extractor(pictures))
-        return tape.gradient(loss, pictures)
+            tape.watch(images)
+            loss = tf.reduce_mean(extractor(images))
+        return tape.gradient(loss, images)
 
     return gradient(tf.constant(begin)).numpy()
 
@@ -372,13 +372,13 @@ def _one_pass_torch(network: Any, job: Job, begin: np.ndarray) -> np.ndarray:
     hook = network.module.get_submodule(job.layer).register_forward_hook(stop)
     for parameter in network.module.parameters():
         parameter.requires_grad_(False)
-    pictures = torch.tensor(begin).permute(0, 3, 1, 2).requires_grad_(True)
+    images = torch.tensor(begin).permute(0, 3, 1, 2).requires_grad_(True)
     try:
-        network.module(pictures)
+        network.module(images)
     except Enough:
         seen["made"].mean().backward()
     hook.remove()
-    return pictures.grad.permute(0, 2, 3, 1).numpy()
+    return images.grad.permute(0, 2, 3, 1).numpy()
 
 
 TOOLS["one pass"] = one_pass
@@ -399,14 +399,14 @@ def main(request: str, answer: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     held = memory_of("VmRSS")
     begun = time.perf_counter()
-    pictures = climb()
+    images = climb()
     first = time.perf_counter() - begun
     peak, ascent = memory_of("VmHWM") - held, getattr(climb, "ascent", np.nan)
     begun = time.perf_counter()
     if job.again:
         climb()
     again = time.perf_counter() - begun if job.again else np.nan
-    made = Made(pictures, first, again, peak, version, steps, str(getattr(climb, "precision", "")), ascent)
+    made = Made(images, first, again, peak, version, steps, str(getattr(climb, "precision", "")), ascent)
     np.savez(answer, **asdict(made))
 
 

@@ -32,25 +32,25 @@ def plain(model: keras.Model, begin: np.ndarray, steps: int) -> tuple[np.ndarray
     """The procedure written out: final images and final activations, filter after filter."""
     extractor = keras.Model(inputs=model.inputs, outputs=model.get_layer(LAYER).output)
 
-    def loss_of(picture: tf.Tensor, channel: int) -> tf.Tensor:
-        return tf.reduce_mean(extractor([picture])[:, 2:-2, 2:-2, channel])
+    def loss_of(image: tf.Tensor, channel: int) -> tf.Tensor:
+        return tf.reduce_mean(extractor([image])[:, 2:-2, 2:-2, channel])
 
     @tf.function
-    def step(picture: tf.Tensor, channel: int, rate: float) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(image: tf.Tensor, channel: int, rate: float) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            tape.watch(picture)
-            loss = loss_of(picture, channel)
-        gradient = tf.math.l2_normalize(tape.gradient(loss, picture))
-        return loss, picture + rate * gradient
+            tape.watch(image)
+            loss = loss_of(image, channel)
+        gradient = tf.math.l2_normalize(tape.gradient(loss, image))
+        return loss, image + rate * gradient
 
-    pictures, finals = [], []
+    images, finals = [], []
     for number in range(len(begin)):
-        picture = tf.constant(begin[number : number + 1])
+        image = tf.constant(begin[number : number + 1])
         for _ in range(steps):
-            _, picture = step(picture, number, 10.0)
-        pictures.append(picture.numpy()[0])
-        finals.append(float(loss_of(picture, number)))
-    return np.stack(pictures), np.array(finals)
+            _, image = step(image, number, 10.0)
+        images.append(image.numpy()[0])
+        finals.append(float(loss_of(image, number)))
+    return np.stack(images), np.array(finals)
 
 
 def main() -> None:

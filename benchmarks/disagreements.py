@@ -126,15 +126,15 @@ def ablation() -> dict[str, object]:
         head.weight[:] = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
         head.bias[:] = torch.tensor([0.0, -3.0])
     module = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
-    picture = np.zeros((4, 4, 3), np.uint8)
-    picture[:, :2, 0], picture[:, 2:, 1] = 255, 255
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:, :2, 0], image[:, 2:, 1] = 255, 255
     ours = convscope.heatmap(
-        convscope.open_model(module, preprocess="0..1", size=4, head="linear"), picture, 1, "0", method="ablation-cam"
+        convscope.open_model(module, preprocess="0..1", size=4, head="linear"), image, 1, "0", method="ablation-cam"
     )
     tool = _pytorch_grad_cam("AblationCAM")
     target = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(1)
     with tool(model=module, target_layers=[conv]) as cam:
-        theirs = cam(input_tensor=torch.tensor(picture / 255.0).permute(2, 0, 1)[None].float(), targets=[target])[0]
+        theirs = cam(input_tensor=torch.tensor(image / 255.0).permute(2, 0, 1)[None].float(), targets=[target])[0]
     return {"convscope's map, one row": ours.maps[0][0], "pytorch-grad-cam's map, one row": theirs[0]}
 
 

@@ -98,8 +98,8 @@ def views(tool: str) -> int:
 def measured(job: Job, judge: Judge, natural: np.ndarray, rough: np.ndarray, seeds: bool = False) -> Measured:
     """Make images and measure them."""
     made = run(job)
-    clean, held = (values / natural for values in judge.activations(made.pictures))
-    apart = np.abs(spectrum(made.pictures) - rough).mean(axis=1)
+    clean, held = (values / natural for values in judge.activations(made.images))
+    apart = np.abs(spectrum(made.images) - rough).mean(axis=1)
     agreement = _agreement(job, judge, made) if seeds else np.nan
     each = made.first / len(job.channels)
     return Measured(
@@ -109,7 +109,7 @@ def measured(job: Job, judge: Judge, natural: np.ndarray, rough: np.ndarray, see
 
 def _agreement(job: Job, judge: Judge, made: Made) -> float:
     few = replace(job, channels=job.channels[:SEED_CHANNELS], seed=job.seed + 1)
-    one, other = judge.answers(made.pictures[:SEED_CHANNELS]), judge.answers(run(few).pictures)
+    one, other = judge.answers(made.images[:SEED_CHANNELS]), judge.answers(run(few).images)
     sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float(np.median((one * other).sum(axis=1) / np.maximum(sizes, 1e-12)))
 

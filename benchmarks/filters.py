@@ -160,10 +160,10 @@ def to_activation(plain: dict[tuple[str, str], Made], filters: int) -> Iterator[
     for (name, layer), theirs in plain.items():
         channels = climbing(name, layer, filters)
         judge = Judge(name, layer, channels)
-        clean, held = (values.mean() for values in judge.activations(theirs.pictures))
+        clean, held = (values.mean() for values in judge.activations(theirs.images))
         job = Job("convscope:fast", name, layer, channels)
         whole = run(job)
-        reached = tuple(values.mean() for values in judge.activations(whole.pictures))
+        reached = tuple(values.mean() for values in judge.activations(whole.images))
         steps, least = _fewest(job, judge, held, whole.steps)
         sooner = "not reached" if least is None else f"{theirs.first / least.first:.1f} times"
         yield (
@@ -177,7 +177,7 @@ def _fewest(job: Job, judge: Judge, goal: float, most: int) -> tuple[int | str, 
     """The smallest of several numbers of steps whose images reach the wanted activation."""
     for steps in (4, 6, 8, 12, 16, 24, 32, most):
         made = run(replace(job, steps=steps))
-        if judge.activations(made.pictures)[1].mean() >= goal:
+        if judge.activations(made.images)[1].mean() >= goal:
             return steps, made
     return f"more than {most}", None
 

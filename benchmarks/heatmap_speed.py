@@ -23,7 +23,7 @@ from benchmarks.heatmap_tools import pytorch_grad_cam
 from benchmarks.truth import Case
 from convscope.techniques.heatmaps.ranks import rank_correlation
 
-SIDE, PICTURES, REPEATS = 224, 8, 5
+SIDE, IMAGES, REPEATS = 224, 8, 5
 LAYER = "layer4"
 BUDGET = 160  # of 2048 channels
 
@@ -62,7 +62,7 @@ def _subject() -> tuple[Any, list[Case]]:
     torch.manual_seed(0)
     network = convscope.open_model(ResNet50().eval(), preprocess="-1..1", size=SIDE)
     random = np.random.default_rng(0)
-    small = random.integers(0, 256, (PICTURES, 14, 14, 3), dtype=np.uint8)
+    small = random.integers(0, 256, (IMAGES, 14, 14, 3), dtype=np.uint8)
     pixels = np.kron(small, np.ones((1, 16, 16, 1), np.uint8))
     return network, [Case(one, number, np.ones((SIDE, SIDE), bool)) for number, one in enumerate(pixels)]
 
@@ -119,10 +119,10 @@ def one_pass(network: Any, cases: list[Case]) -> Iterator[str]:
     plain = x.permute(0, 3, 1, 2).contiguous()
     last = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
-    def forward(pictures: Any) -> Callable[[], Any]:
+    def forward(images: Any) -> Callable[[], Any]:
         def passed() -> None:
             with torch.no_grad():
-                network.module(pictures)
+                network.module(images)
 
         return passed
 

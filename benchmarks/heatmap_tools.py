@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ascents import torchvision_without_operators
-from benchmarks.truth import Case, pictures_of
+from benchmarks.truth import Case, images_of
 
 Maker = Callable[[Any, Sequence[Case]], list[np.ndarray]]
 TOGETHER = 8  # images in a batch, as for convscope
 
 
 def _prepared(network: Any, cases: Sequence[Case]) -> np.ndarray:
-    return network.prepare(pictures_of([case.pixels for case in cases]))
+    return network.prepare(images_of([case.pixels for case in cases]))
 
 
 def _in_batches(network: Any, cases: Sequence[Case], explain: Callable) -> list[np.ndarray]:

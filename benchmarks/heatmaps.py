@@ -192,7 +192,7 @@ def curve(setting: Setting, raw: np.ndarray, case: Case) -> tuple[float, float]:
 def single(setting: Setting, case: Case) -> ImageView:
     """The case's image and score."""
     network = setting.network
-    x = network.prepare(truth.pictures_of([case.pixels]))
+    x = network.prepare(truth.images_of([case.pixels]))
     goal = goal_of(network, case.target, None, 1, lambda: np.zeros((1, 1)))
     return next(trace(TraceSpec(network, None, goal.target), x, goal.arguments).views())
 

@@ -39,10 +39,10 @@ class Judge:
 
     def activations(self, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The channel's mean over its map `(n,)`: of each image as it is, and moved (the mean of `DRAWS` draws)."""
-        pictures = from_shares(self.network, shares)
+        images = from_shares(self.network, shares)
         own = np.arange(len(self.channels))
-        clean = self._means(pictures)[own, self.channels]
-        moved = self._moved(pictures).reshape(len(pictures), DRAWS, -1).mean(axis=1)[own, self.channels]
+        clean = self._means(images)[own, self.channels]
+        moved = self._moved(images).reshape(len(images), DRAWS, -1).mean(axis=1)[own, self.channels]
         return clean, moved
 
     def answers(self, shares: np.ndarray) -> np.ndarray:
@@ -54,18 +54,18 @@ class Judge:
         """The highest activation of each channel over natural images `(n,)`."""
         return self._means(self.network.prepare(photographs(), self.size)).max(axis=0)[self.channels]
 
-    def _means(self, pictures: np.ndarray) -> np.ndarray:
+    def _means(self, images: np.ndarray) -> np.ndarray:
         masks = [self._bound.arguments[0][None]]
-        return measured(self._plan, [self._bound], masks, lambda at: pictures[at], len(pictures))[0][:, 0]
+        return measured(self._plan, [self._bound], masks, lambda at: images[at], len(images))[0][:, 0]
 
-    def _moved(self, pictures: np.ndarray) -> np.ndarray:
+    def _moved(self, images: np.ndarray) -> np.ndarray:
         def fresh(number: int) -> np.ndarray:
             return HELD_OUT.draw((987654321, number // DRAWS), number % DRAWS, DRAWS, self.size)
 
         def repeated(at: Sequence[int]) -> np.ndarray:
-            return pictures[[number // DRAWS for number in at]]
+            return images[[number // DRAWS for number in at]]
 
-        masks, count = [self._bound.arguments[0][None]], len(pictures) * DRAWS
+        masks, count = [self._bound.arguments[0][None]], len(images) * DRAWS
         return measured(self._plan, [self._bound], masks, repeated, count, Moved(fresh))[0][:, 0]
 
 

@@ -27,13 +27,13 @@ ROUNDS = 15
 MIB = 2**20
 
 
-def main(pictures: int = 8) -> None:
+def main(images: int = 8) -> None:
     """Print times, their ratio, and peak memory."""
     torch.manual_seed(0)
     module = ResNet50().eval()
     network = convscope.open_model(module)
     rng = np.random.default_rng(0)
-    photos = read_images([rng.integers(0, 256, (224, 224, 3), np.uint8) for _ in range(pictures)])
+    photos = read_images([rng.integers(0, 256, (224, 224, 3), np.uint8) for _ in range(images)])
     x = torch.from_numpy(network.prepare(photos)).permute(0, 3, 1, 2)
     layouts = {"contiguous": x.contiguous(), "channels_last": x}
 
@@ -58,7 +58,7 @@ def main(pictures: int = 8) -> None:
             del kept
             if round_ >= 2:  # the first two warm up
                 times[name].append(seconds)
-    print(f"ResNet-50, {pictures} images of 224x224, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"ResNet-50, {images} images of 224x224, torch {torch.__version__}, {torch.get_num_threads()} threads")
     medians = {name: statistics.median(found) for name, found in times.items()}
     least = min(medians["forward pass, contiguous"], medians["forward pass, channels_last"])
     for name, found in times.items():

@@ -46,7 +46,7 @@ def known_photos(network: Any) -> list[tuple[np.ndarray, int]]:
     for file in sorted(folder.glob("*")):
         pixels = _square(Image.open(file).convert("RGB"), SIDE)
         found.append((pixels, numbers[file.name.partition("_")[0]]))
-    logits = [network.predict(network.prepare(pictures_of([pixels]))) for pixels, _ in found]
+    logits = [network.predict(network.prepare(images_of([pixels]))) for pixels, _ in found]
     chances = network.head.probabilities(np.concatenate(logits))
     return [one for one, row in zip(found, chances, strict=True) if row[one[1]] > SURE and row.argmax() == one[1]]
 
@@ -59,7 +59,7 @@ def photo_mosaics(network: Any, count: int, seed: int = 0) -> list[Case]:
         four = [photos[number] for number in random.choice(len(photos), 4, replace=False)]
         tiles = [_resized(pixels, SIDE // 2) for pixels, _ in four]
         pixels = np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])])
-        logits = network.predict(network.prepare(pictures_of([pixels])))[0]
+        logits = network.predict(network.prepare(images_of([pixels])))[0]
         best = int(np.argmax([logits[label] for _, label in four]))
         cases.append(Case(pixels, four[best][1], _quarter(best, SIDE)))
     return cases
@@ -75,14 +75,14 @@ def demo_mosaics(count: int) -> list[Case]:
     try:
         from mosaics import mosaics
 
-        pictures, contents = mosaics(count)
+        images, contents = mosaics(count)
     except Exception as error:  # its images come with a package, or from the network
         raise NotMeasured(f"the demo's training images: {error}") from error
     finally:
         sys.path.pop(0)
     return [
-        Case(picture.astype(np.uint8), int(four[place]), _quarter(place, picture.shape[0]))
-        for number, (picture, four) in enumerate(zip(pictures, contents, strict=True))
+        Case(image.astype(np.uint8), int(four[place]), _quarter(place, image.shape[0]))
+        for number, (image, four) in enumerate(zip(images, contents, strict=True))
         for place in [number % 4]
     ]
 
@@ -101,7 +101,7 @@ def planted(network: Any, count: int, seed: int = 1) -> list[Case]:
     return cases
 
 
-def pictures_of(pixels: Sequence[np.ndarray]) -> list[Any]:
+def images_of(pixels: Sequence[np.ndarray]) -> list[Any]:
     from convscope.images.decode import read_images
 
     return read_images(list(pixels))

@@ -40,8 +40,8 @@ def keras_model():
     import keras
     from keras import layers
 
-    picture = layers.Input((32, 32, 3))
-    x = layers.Conv2D(8, 3, strides=2, name="conv")(layers.ZeroPadding2D(1, name="pad")(picture))
+    image = layers.Input((32, 32, 3))
+    x = layers.Conv2D(8, 3, strides=2, name="conv")(layers.ZeroPadding2D(1, name="pad")(image))
     x = layers.BatchNormalization(name="norm", epsilon=1e-3)(x)
     skip = layers.ReLU(6.0, name="relu")(x)
     x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(skip)
@@ -52,7 +52,7 @@ def keras_model():
     )
     x = layers.Activation("elu", name="elu")(layers.Conv2D(6, 3, name="last")(x))
     x = layers.Dense(CLASSES, activation="softmax", name="out")(layers.GlobalAveragePooling2D(name="gap")(x))
-    model = keras.Model(picture, x)
+    model = keras.Model(image, x)
     drawn = weights()
     for name in ("conv", "last"):
         kernel = drawn[f"{name}.weight"].transpose(2, 3, 1, 0)
@@ -130,7 +130,7 @@ def network(runtime):
 
 
 def photos():
-    """Three pictures `(40, 40, 3)` uint8."""
+    """Three images `(40, 40, 3)` uint8."""
     return [np.random.default_rng(index).integers(0, 256, (40, 40, 3), np.uint8) for index in range(3)]
 
 
@@ -166,7 +166,7 @@ def one_step(net, path, recipe):
     return begun, *map(net.numpy, (value, norm, moved)), [*map(net.numpy, memory)]
 
 
-def fourier_pictures(net, path, parameters):
+def fourier_images(net, path, parameters):
     from convscope.techniques.filters.recipes import FOURIER
 
     return plan_of(net, path, FOURIER)[0].images(parameters)
@@ -204,7 +204,7 @@ def answers(runtime):
     begun, value, norm, _, memory = one_step(net, layer.path, FOURIER)
     # Adam's first step is the sign of the gradient, which rounding may turn where it is next to nothing: its mean.
     found |= {"fourier: objective": value, "fourier: gradient norm": norm, "fourier: gradient": memory[0]}
-    found["fourier: start"] = fourier_pictures(net, layer.path, begun)
+    found["fourier: start"] = fourier_images(net, layer.path, begun)
     final = convscope.filters(net, layer.path, CHANNELS, recipe="classic", steps=30, precision="float32")
     return found | {"final": np.array([row.activation for row in final.rows])}
 

@@ -44,8 +44,8 @@ def _seeded():
 
 @pytest.fixture
 def photo():
-    """A picture with something in it: a bright disc on a gradient, (48, 64, 3) uint8."""
+    """An image with something in it: a bright disc on a gradient, (48, 64, 3) uint8."""
     y, x = np.mgrid[:48, :64]
-    picture = np.stack([4 * x, 5 * y, 128 + 0 * x], axis=-1).astype(np.uint8)
-    picture[(y - 20) ** 2 + (x - 40) ** 2 < 100] = (250, 240, 60)
-    return picture
+    image = np.stack([4 * x, 5 * y, 128 + 0 * x], axis=-1).astype(np.uint8)
+    image[(y - 20) ** 2 + (x - 40) ** 2 < 100] = (250, 240, 60)
+    return image

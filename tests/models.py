@@ -48,31 +48,31 @@ def nested(side=16):
     )
     middle_in = layers.Input((side, side, 3))
     middle = keras.Model(middle_in, inner(layers.Conv2D(4, 3, padding="same", name="first")(middle_in)), name="middle")
-    picture = layers.Input((side, side, 3), name="picture")
-    x = layers.Rescaling(1 / 127.5, offset=-1, name="scale")(picture)
+    image = layers.Input((side, side, 3), name="picture")
+    x = layers.Rescaling(1 / 127.5, offset=-1, name="scale")(image)
     x = layers.GlobalAveragePooling2D(name="gap")(middle(x))
-    return seeded(keras.Model(picture, layers.Dense(3, activation="softmax", name="out")(x), name="outer"))
+    return seeded(keras.Model(image, layers.Dense(3, activation="softmax", name="out")(x), name="outer"))
 
 
 def shared(side=12):
     """One convolution called twice, then a sum that is no layer."""
-    picture = layers.Input((side, side, 3), name="picture")
+    image = layers.Input((side, side, 3), name="picture")
     conv = layers.Conv2D(3, 3, padding="same", name="twice")
-    first = keras.ops.relu(conv(picture))
+    first = keras.ops.relu(conv(image))
     second = conv(first)
     x = layers.GlobalAveragePooling2D(name="gap")(second + first)
-    return seeded(keras.Model(picture, layers.Dense(2, name="out")(x), name="shared"))
+    return seeded(keras.Model(image, layers.Dense(2, name="out")(x), name="shared"))
 
 
 def two_in_two_out(side=12):
-    """A picture and a vector in, two named outputs."""
-    picture = layers.Input((side, side, 1), name="picture")
+    """An image and a vector in, two named outputs."""
+    image = layers.Input((side, side, 1), name="picture")
     extra = layers.Input((4,), name="extra")
-    x = layers.Conv2D(4, 3, activation="relu", name="conv")(picture)
+    x = layers.Conv2D(4, 3, activation="relu", name="conv")(image)
     x = layers.Concatenate(name="join")([layers.GlobalMaxPooling2D(name="gmp")(x), extra])
     digit = layers.Dense(3, activation="softmax", name="digit")(x)
     angle = layers.Dense(1, name="angle")(x)
-    return seeded(keras.Model({"picture": picture, "extra": extra}, {"digit": digit, "angle": angle}, name="two"))
+    return seeded(keras.Model({"picture": image, "extra": extra}, {"digit": digit, "angle": angle}, name="two"))
 
 
 @keras.saving.register_keras_serializable("convscope_tests")
@@ -99,7 +99,7 @@ def subclassed(side=10):
     return seeded(model)
 
 
-def ones_with(model, picture):
+def ones_with(model, image):
     """Outputs of the untouched model as NumPy."""
-    tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, picture)
+    tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, image)
     return keras.tree.map_structure(keras.ops.convert_to_numpy, model(tensors, training=False))

@@ -16,11 +16,11 @@ def keras_model(names=("one", "two"), first=None):
     keras = pytest.importorskip("keras")
     from models import seeded
 
-    picture = keras.layers.Input((SIDE, SIDE, 3), name="image")
-    x = (first or keras.layers.Conv2D(6, 3, activation="relu", name=names[0]))(picture)
+    image = keras.layers.Input((SIDE, SIDE, 3), name="image")
+    x = (first or keras.layers.Conv2D(6, 3, activation="relu", name=names[0]))(image)
     x = keras.layers.Conv2D(8, 3, activation="relu", name=names[1])(x)
     x = keras.layers.Dense(5, activation="softmax", name="out")(keras.layers.GlobalAveragePooling2D(name="gap")(x))
-    return seeded(keras.Model(picture, x, name="small"))
+    return seeded(keras.Model(image, x, name="small"))
 
 
 def torch_model(first=None):

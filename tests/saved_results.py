@@ -37,9 +37,9 @@ def photo(name, seed=0):
 
 
 def origin(photos):
-    pictures = [{"name": one.name, "pixels_sha256": hashlib.sha256(one.pixels.tobytes()).hexdigest()} for one in photos]
+    images = [{"name": one.name, "pixels_sha256": hashlib.sha256(one.pixels.tobytes()).hexdigest()} for one in photos]
     network = {"name": "net", "input": {"height": 9, "width": 8}}
-    return Origin("net", (9, 8), {"technique": "t", "network": network, "pictures": pictures}, {"paper": "none"})
+    return Origin("net", (9, 8), {"technique": "t", "network": network, "pictures": images}, {"paper": "none"})
 
 
 def activations():

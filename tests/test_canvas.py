@@ -37,7 +37,7 @@ def start(canvas, net, size, count=2):
     return np.stack([canvas.start(net, size, generator(0, number)) for number in range(count)])
 
 
-def fourier_picture(parameters, size):
+def fourier_image(parameters, size):
     """The Fourier canvas as its paper describes it, by NumPy's own transform: values in 0..1."""
     height, width = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -56,18 +56,18 @@ def test_a_fourier_canvas_is_the_inverse_transform_of_its_spectrum(size, channel
     net, canvas = network(channels), Fourier(deviation=0.3)
     parameters = start(canvas, net, size)
     drawn = to_numpy(canvas.image(net, ops.convert_to_tensor(parameters), size))
-    np.testing.assert_allclose(drawn, 2 * fourier_picture(parameters.astype(np.float64), size) - 1, atol=2e-4)
+    np.testing.assert_allclose(drawn, 2 * fourier_image(parameters.astype(np.float64), size) - 1, atol=2e-4)
     assert drawn.std() > 0.05
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("canvas", [Fourier(), Pixels(0.25)])
-def test_a_canvas_made_of_a_picture_shows_it(canvas, size, channels):
+def test_a_canvas_made_of_a_image_shows_it(canvas, size, channels):
     net = network(channels, "0..1")
-    pictures = np.random.default_rng(1).uniform(0.05, 0.95, (2, *size, channels)).astype(np.float32)
-    shown = to_numpy(canvas.image(net, ops.convert_to_tensor(canvas.parameters(net, pictures)), size))
-    np.testing.assert_allclose(shown, pictures, atol=2e-4)
+    images = np.random.default_rng(1).uniform(0.05, 0.95, (2, *size, channels)).astype(np.float32)
+    shown = to_numpy(canvas.image(net, ops.convert_to_tensor(canvas.parameters(net, images)), size))
+    np.testing.assert_allclose(shown, images, atol=2e-4)
 
 
 def test_colours_beyond_a_fourier_canvas_are_held_within_its_range():
@@ -90,7 +90,7 @@ def test_phases_are_the_inverse_transform_of_natural_magnitudes(size, channels):
     np.testing.assert_allclose(drawn, 2 / (1 + np.exp(-values)) - 1, atol=2e-4)
 
 
-def test_a_pictures_own_phases_bring_it_back():
+def test_a_images_own_phases_bring_it_back():
     net, size = network(), (33, 49)  # odd sides: no number of the spectrum is real but the first
     drawn = to_numpy(Phases().image(net, ops.convert_to_tensor(start(Phases(), net, size)), size))
     again = to_numpy(Phases().image(net, ops.convert_to_tensor(Phases().parameters(net, drawn)), size))
@@ -98,7 +98,7 @@ def test_a_pictures_own_phases_bring_it_back():
 
 
 def test_natural_magnitudes_fall_off_alike_at_every_size():
-    """A random picture of any size is about as rough, and as contrasted, as photographs are."""
+    """A random image of any size is about as rough, and as contrasted, as photographs are."""
     for size in [(64, 64), (128, 96), (224, 224), (300, 512)]:
         found = natural_magnitudes(size, 3)
         assert found.shape == (size[0], size[1] // 2 + 1, 3)
@@ -112,10 +112,10 @@ def test_natural_magnitudes_fall_off_alike_at_every_size():
     np.testing.assert_array_equal(natural_magnitudes((32, 48), 5)[..., 4], natural_magnitudes((32, 48), 3)[..., 0])
 
 
-def moved_slowly(picture, matrix, middle):
-    """Each pixel of the result looked up in the picture, bilinearly, mid-grey outside."""
-    height, width = picture.shape[:2]
-    out = np.zeros_like(picture, dtype=np.float64)
+def moved_slowly(image, matrix, middle):
+    """Each pixel of the result looked up in the image, bilinearly, mid-grey outside."""
+    height, width = image.shape[:2]
+    out = np.zeros_like(image, dtype=np.float64)
     for y in range(height):
         for x in range(width):
             across = matrix[0] * x + matrix[1] * y + matrix[2]
@@ -125,22 +125,20 @@ def moved_slowly(picture, matrix, middle):
                 for column in (left, left + 1):
                     weight = (1 - abs(across - column)) * (1 - abs(down - row))
                     inside = 0 <= row < height and 0 <= column < width
-                    out[y, x] += weight * (picture[row, column] if inside else middle)
+                    out[y, x] += weight * (image[row, column] if inside else middle)
     return out
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_a_transform_is_a_bilinear_look_up_with_grey_outside(channels):
     transform, size = Affine(shift=0.2, scale=(0.7, 1.4), rotation=30.0), (9, 13)
-    pictures = np.random.default_rng(0).uniform(-1, 1, (3, *size, channels)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(-1, 1, (3, *size, channels)).astype(np.float32)
     draws = np.stack([transform.draw((4, number), 5, 10, size) for number in range(3)])
     middle = np.full(channels, 0.25)
-    found = to_numpy(
-        transform.apply(ops.convert_to_tensor(pictures), ops.convert_to_tensor(draws), middle, middle, ops)
-    )
-    for picture, draw, result in zip(pictures, draws, found, strict=True):
-        np.testing.assert_allclose(result, moved_slowly(picture, draw[0].astype(np.float64), middle), atol=1e-4)
-    assert not np.allclose(found, pictures, atol=0.1)
+    found = to_numpy(transform.apply(ops.convert_to_tensor(images), ops.convert_to_tensor(draws), middle, middle, ops))
+    for image, draw, result in zip(images, draws, found, strict=True):
+        np.testing.assert_allclose(result, moved_slowly(image, draw[0].astype(np.float64), middle), atol=1e-4)
+    assert not np.allclose(found, images, atol=0.1)
 
 
 def test_draws_stay_within_their_bounds_and_belong_to_a_key_and_step():
@@ -160,13 +158,13 @@ def test_draws_stay_within_their_bounds_and_belong_to_a_key_and_step():
 )
 def test_views_are_looked_up_one_after_another(transform):
     size, middle = (9, 13), np.zeros(3)
-    pictures = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
     draws = np.stack([transform.draw((0, number), 2, 8, size) for number in range(2)])
     assert draws.shape == (2, 3, 8)
     found = to_numpy(
-        transform.apply(ops.convert_to_tensor(pictures), ops.convert_to_tensor(draws), middle, middle + 1, ops)
+        transform.apply(ops.convert_to_tensor(images), ops.convert_to_tensor(draws), middle, middle + 1, ops)
     )
-    wanted = [moved_slowly(pictures[n], draws[n, v].astype(np.float64), middle) for n in range(2) for v in range(3)]
+    wanted = [moved_slowly(images[n], draws[n, v].astype(np.float64), middle) for n in range(2) for v in range(3)]
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
@@ -213,7 +211,7 @@ def test_adam_is_its_algorithm():
     optimizer, rng = Adam(rate=0.05), np.random.default_rng(0)
     parameters = rng.normal(size=(2, 3, 4)).astype(np.float32)
     memory = [ops.convert_to_tensor(array) for array in optimizer.init(parameters)]
-    assert all(len(array) == 2 for array in optimizer.init(parameters))  # a row for each picture
+    assert all(len(array) == 2 for array in optimizer.init(parameters))  # a row for each image
     moved, mean, spread = ops.convert_to_tensor(parameters), 0.0, 0.0
     slow = parameters.astype(np.float64)
     for step in range(1, 8):
@@ -226,7 +224,7 @@ def test_adam_is_its_algorithm():
 
 
 @pytest.mark.parametrize("optimizer", [Adam(rate=0.05), Normalised(length=1.0)])
-def test_a_picture_whose_gradient_overflows_stays(optimizer):
+def test_a_image_whose_gradient_overflows_stays(optimizer):
     parameters = np.ones((2, 3), np.float32)
     gradient = ops.convert_to_tensor(np.array([[np.nan, np.inf, -np.inf], [1, 2, 3]], np.float32))
     square = ops.sum(ops.square(gradient), axis=(1,), keepdims=True)

@@ -79,7 +79,7 @@ def apart(*arguments, code="from convscope.cli import main; main()", **options):
 # -- files to work on ------------------------------------------------------------------------------------
 
 
-def picture(seed=0, size=(30, 40, 3)):
+def image(seed=0, size=(30, 40, 3)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8))
 
 
@@ -88,8 +88,8 @@ def desk(tmp_path_factory):
     """A folder with photos (two of one stem), class names and model files."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "other").mkdir()
-    picture(0).save(folder / "cat.png")
-    picture(1).save(folder / "other" / "Cat.jpg")
+    image(0).save(folder / "cat.png")
+    image(1).save(folder / "other" / "Cat.jpg")
     (folder / "names.txt").write_text("cat\nsea lion\ndog\n")
     models.nested().save(folder / "nested.keras")
     free().save(folder / "free.keras")
@@ -97,13 +97,13 @@ def desk(tmp_path_factory):
 
 
 def free():
-    """A model that takes pictures of any size, but not too small ones: three convolutions and poolings."""
-    x = picture_in = layers.Input((None, None, 3))
+    """A model that takes images of any size, but not too small ones: three convolutions and poolings."""
+    x = image_in = layers.Input((None, None, 3))
     for number in range(3):
         x = layers.Conv2D(3 + number, 3, activation="relu", name=f"conv{number}")(x)
         x = layers.MaxPooling2D(name=f"pool{number}")(x)
     x = layers.Dense(2, activation="softmax", name="out")(layers.GlobalAveragePooling2D()(x))
-    return models.seeded(keras.Model(picture_in, x, name="free"))
+    return models.seeded(keras.Model(image_in, x, name="free"))
 
 
 def saved(model, path):
@@ -267,7 +267,7 @@ def test_what_was_saved_can_be_loaded(explained):
 def test_nothing_is_overwritten_within_a_run(explained):
     _, out = explained
     photos = [Image.open(out / "photos" / name).tobytes() for name in ("cat.png", "Cat-2.png")]
-    assert photos[0] == picture(0).tobytes()
+    assert photos[0] == image(0).tobytes()
     assert photos[0] != photos[1]
 
 
@@ -367,16 +367,16 @@ def test_progress_is_on_stderr_and_no_colour_is_respected(monkeypatch, colour):
     assert bool(re.search(r"\x1b\[[\d;]*3\d", sys.stderr.getvalue())) == colour
 
 
-def test_odd_pictures_are_read_and_what_was_changed_is_said(desk, tmp_path):
+def test_odd_images_are_read_and_what_was_changed_is_said(desk, tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 65536, (20, 30)).astype(np.uint16)).save(tmp_path / "sixteen.png")
-    picture().convert("CMYK").save(tmp_path / "cmyk.jpg")
-    picture().convert("P").save(tmp_path / "palette.png")
-    picture(size=(30, 40, 4)).save(tmp_path / "alpha.png")
-    picture().save(tmp_path / "animated.gif", save_all=True, append_images=[picture(1)])
+    image().convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image().convert("P").save(tmp_path / "palette.png")
+    image(size=(30, 40, 4)).save(tmp_path / "alpha.png")
+    image().save(tmp_path / "animated.gif", save_all=True, append_images=[image(1)])
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture().save(tmp_path / "turned.jpg", exif=turned)
+    image().save(tmp_path / "turned.jpg", exif=turned)
     out = tmp_path / "out"
     ran = run("heatmap", desk / "nested.keras", tmp_path, "--out", out, "--json")
     notes = {photo["name"]: " ".join(photo["notes"]) for photo in ran.json["provenance"]["pictures"]}
@@ -390,14 +390,14 @@ def test_odd_pictures_are_read_and_what_was_changed_is_said(desk, tmp_path):
 
 def test_names_that_are_no_text_or_look_like_a_formula(desk, tmp_path):
     name = os.fsdecode(b"\xff$\\frac$.png") if sys.platform == "linux" else "$\\frac$.png"
-    picture().save(tmp_path / name)
+    image().save(tmp_path / name)
     out = tmp_path / "out"
     ran = run("activations", desk / "nested.keras", tmp_path / name, "--out", out, "--layers", "deep", "--json")
     assert ran.code == 0
     check_report(ran.json, out, "activations.json")
 
 
-# -- bad pictures ----------------------------------------------------------------------------------------
+# -- bad images ----------------------------------------------------------------------------------------
 
 
 def png_of(width, height):
@@ -413,13 +413,13 @@ def png_of(width, height):
 
 def encoded(kind):
     buffer = io.BytesIO()
-    picture(size=(300, 400, 3)).save(buffer, kind)
+    image(size=(300, 400, 3)).save(buffer, kind)
     return buffer.getvalue()
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "empty.png": (b"", "empty (0 bytes)", "download it again"),
-    "text.jpg": (b"this is no picture\n", "should be an image", "text"),
+    "text.jpg": (b"this is no image\n", "should be an image", "text"),
     "page.jpg": (b"<!DOCTYPE html><html></html>", "web page", "download it again"),
     "head.png": (b"\x89PNG\r\n\x1a\n", "damaged"),
     "half.jpg": (encoded("JPEG")[:20000], "cut short", "download it again"),
@@ -429,10 +429,10 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.parametrize("command", ["activations", "heatmap"])
-def test_bad_pictures(desk, tmp_path, command, name):
-    content, *words = BAD_PICTURES[name]
+def test_bad_images(desk, tmp_path, command, name):
+    content, *words = BAD_IMAGES[name]
     (tmp_path / name).write_bytes(content)
     ran = run(command, desk / "nested.keras", desk / "cat.png", tmp_path / name, "--out", tmp_path / "out")
     assert ran.code == 1
@@ -442,7 +442,7 @@ def test_bad_pictures(desk, tmp_path, command, name):
     assert not (tmp_path / "out").exists()
 
 
-def test_every_bad_picture_is_named_at_once(desk, tmp_path):
+def test_every_bad_image_is_named_at_once(desk, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     ran = run("heatmap", desk / "nested.keras", tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out")
     assert ran.code == 1
@@ -451,7 +451,7 @@ def test_every_bad_picture_is_named_at_once(desk, tmp_path):
     assert "b.png" in ran.err
 
 
-def test_a_missing_picture_and_an_empty_folder(desk, tmp_path):
+def test_a_missing_image_and_an_empty_folder(desk, tmp_path):
     ran = run("heatmap", desk / "nested.keras", desk / "cap.png", "--out", tmp_path)
     assert ran.code == 1
     assert "did you mean 'cat.png'?" in ran.error
@@ -717,8 +717,8 @@ MISFITS = {
     "activations --output nose": ["no output 'nose'"],
     "activations --input nose": ["no input 'nose'", "'picture'"],
     "activations --feed nose=x.npy": ["no input 'nose' to feed"],
-    "activations --feed picture=empty.npy": ["--feed", "NAME=FILE.npy"],
-    "activations --feed picture": ["--feed", "NAME=FILE.npy"],
+    "activations --feed image=empty.npy": ["--feed", "NAME=FILE.npy"],
+    "activations --feed image": ["--feed", "NAME=FILE.npy"],
     "activations --backend caffe": ["'caffe'", "tensorflow, torch, jax"],
     "filters --layer depp": ["no layer 'depp'", "did you mean 'middle/inner/deep'"],
     "filters --layer deep --channels 5": ["channel 5 is out of range", "5 channels", "0 to 4"],
@@ -748,7 +748,7 @@ def test_misfits(desk, tmp_path, monkeypatch, line):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_too_small_for_the_model(desk, tmp_path):
+def test_a_image_too_small_for_the_model(desk, tmp_path):
     ran = run("heatmap", desk / "free.keras", desk / "cat.png", "--input-size", 8, "--out", tmp_path / "out")
     assert ran.code == 1
     for word in ("8x8 pixels", "too small", "--input-size"):
@@ -758,7 +758,7 @@ def test_a_picture_too_small_for_the_model(desk, tmp_path):
     assert "8x8 pixels" in ran.error
 
 
-def test_a_number_of_channels_that_no_picture_has(desk, tmp_path):
+def test_a_number_of_channels_that_no_image_has(desk, tmp_path):
     path = saved(models.plain(channels=5), tmp_path / "five.keras")
     ran = run("heatmap", path, desk / "cat.png", "--out", tmp_path / "out")
     assert ran.code == 2
@@ -889,7 +889,7 @@ def test_what_was_written_before_an_interrupt_is_whole(desk, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(150):
-        picture(number).save(photos / f"{number}.png")
+        image(number).save(photos / f"{number}.png")
     out = tmp_path / "out"
     process = apart("activations", desk / "nested.keras", photos, "--out", out, "--memory", "100kB")
     deadline = time.monotonic() + 60
@@ -921,11 +921,11 @@ def test_a_reader_that_goes_away_is_no_fault(desk):
 # -- a folder of photos ----------------------------------------------------------------------------------
 
 
-def test_heatmaps_of_a_folder_leave_out_what_is_no_picture_and_say_so(desk, tmp_path):
+def test_heatmaps_of_a_folder_leave_out_what_is_no_image_and_say_so(desk, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(3):
-        picture(number, (20 + number, 30, 3)).save(folder / f"photo{number}.png")
+        image(number, (20 + number, 30, 3)).save(folder / f"photo{number}.png")
     (folder / "torn.jpg").write_bytes((desk / "other" / "Cat.jpg").read_bytes()[:200])
     ran = run("heatmap", desk / "nested.keras", folder, "--out", tmp_path / "out", "--json")
     assert ran.code == 1  # what could be done was done, and not all could
@@ -1054,12 +1054,12 @@ def hostile(desk, tmp_path_factory):
     """A model with a layer, and class names, that would steer a terminal."""
     folder = tmp_path_factory.mktemp("hostile")
     name = HOSTILE.replace("\ud800", "").replace(".", "")  # what Keras refuses
-    x = picture_in = layers.Input((8, 8, 3))
+    x = image_in = layers.Input((8, 8, 3))
     x = layers.Flatten()(layers.Conv2D(3, 3, name="conv" + name)(x))
-    model = models.seeded(keras.Model(picture_in, layers.Dense(2, name="out")(x), name="m" + name))
+    model = models.seeded(keras.Model(image_in, layers.Dense(2, name="out")(x), name="m" + name))
     model.save(folder / "model.keras")
     (folder / "names.json").write_text(json.dumps([HOSTILE, "two\nlines"]))
-    picture().save(folder / "cat.png")
+    image().save(folder / "cat.png")
     return folder
 
 
@@ -1079,7 +1079,7 @@ def test_names_from_files_do_not_reach_the_terminal_raw(hostile, tmp_path, comma
 
 def test_names_do_not_steer_by_errors(hostile, tmp_path):
     name = "\x1b[2J\u202e\nError: no such luck.png"
-    (tmp_path / name).write_bytes(b"no picture")
+    (tmp_path / name).write_bytes(b"no image")
     for arguments in (
         ("heatmap", hostile / "model.keras", tmp_path / name, "--out", tmp_path / "out"),
         ("heatmap", hostile / "model.keras", tmp_path / name, hostile / "cat.png", "--out", tmp_path / "out"),
@@ -1173,7 +1173,7 @@ def test_commands_take_folders_of_classes_and_tables(desk, tmp_path):
     data = tmp_path / "data"
     for number, name in enumerate(("set/cat/1.png", "set/dog/1.png", "set/dog/deeper/2.png")):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(data / name)
+        image(number).save(data / name)
     (data / "list.csv").write_text("path,label\nset/dog/1.png,dog\nset/cat/1.png,cat\n")
     for given, names in ((data / "set", ["cat/1", "dog/1"]), (data / "list.csv", ["set/dog/1", "set/cat/1"])):
         ran = run("heatmap", desk / "nested.keras", given, "--out", tmp_path / "maps", "--json")

@@ -90,15 +90,15 @@ def keras_model(how):
 
             return tf.image.resize(x, (3, 3), "area")  # TensorFlow has no gradient for it
 
-    picture = layers.Input((SIDE, SIDE, 3))
-    x = layers.Conv2D(5, 3, activation="relu", name="one")(picture)
+    image = layers.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(5, 3, activation="relu", name="one")(image)
     if how in ("layer", "rounded", "area"):
         x = {"layer": Stop, "rounded": Rounded, "area": Area}[how](name="cut")(x)
     if how == "operation":
         x = ops.stop_gradient(x)
     x = layers.Conv2D(6, 3, activation="relu", strides=1 if how == "area" else 2, name="two")(x)
     x = layers.Dense(4, name="fc")(layers.GlobalAveragePooling2D(name="mean")(x))
-    model = models.seeded(Model(picture, x))
+    model = models.seeded(Model(image, x))
     model.trainable = how != "frozen"
     assert keras.backend.backend()
     return model

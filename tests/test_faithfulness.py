@@ -18,13 +18,13 @@ from convscope.techniques.heatmaps.ranks import rank_correlation  # noqa: E402
 from convscope.techniques.heatmaps.targets import goal_of  # noqa: E402
 
 
-def single_of(network, picture, target=1, layer=None):
-    x = network.prepare(convscope.images.decode.read_images([picture]))
+def single_of(network, image, target=1, layer=None):
+    x = network.prepare(convscope.images.decode.read_images([image]))
     goal = goal_of(network, target, None, 1, lambda: None)
     return next(trace(TraceSpec(network, layer, goal.target), x, goal.arguments).views())
 
 
-def random_picture(side=8, seed=0):
+def random_image(side=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
@@ -34,7 +34,7 @@ def test_curves_of_a_weighted_sum_are_running_sums():
     weights = np.repeat(np.arange(64.0).reshape(8, 8, 1), 3, axis=2)
     kernel = np.stack([np.zeros_like(weights), weights], axis=-1)
     network.model.get_layer("out").set_weights([kernel.reshape(-1, 2), np.zeros(2)])
-    single = single_of(network, random_picture())
+    single = single_of(network, random_image())
     x = single.x[0].astype(np.float64)
     grey = np.broadcast_to(x.mean(axis=(0, 1)), x.shape)
     heat = np.random.default_rng(1).permutation(64).reshape(8, 8)
@@ -54,9 +54,9 @@ def test_deletion_and_insertion_know_what_counts():
     kernel = np.zeros((8, 8, 3, 2), np.float32)
     kernel[:, :4, :, 1] = 1
     network.model.get_layer("out").set_weights([kernel.reshape(-1, 2), np.zeros(2)])
-    picture = np.zeros((8, 8, 3), np.uint8)
-    picture[:, :4] = 255
-    single = single_of(network, picture)
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, :4] = 255
+    single = single_of(network, image)
     right, wrong = np.zeros((8, 8)), np.zeros((8, 8))
     right[:, :4], wrong[:, 4:] = 1, 1
     found = [faith.deletion(single, faith.ranked(one, (8, 8), np.random.default_rng(0))) for one in (right, wrong)]
@@ -75,9 +75,9 @@ def test_ties_are_broken_by_chance_so_that_a_constant_map_points_nowhere():
 
 def test_imputation_solves_its_equations():
     random = np.random.default_rng(3)
-    picture = random.random((12, 11, 2)).astype(np.float32)
+    image = random.random((12, 11, 2)).astype(np.float32)
     removed = random.random((12, 11)) < 0.6
-    found = faith.imputed(picture, removed, random, noise=0.0)
+    found = faith.imputed(image, removed, random, noise=0.0)
     cells = [tuple(cell) for cell in np.argwhere(removed)]
     number = {cell: index for index, cell in enumerate(cells)}
     left, right = np.zeros((len(cells), len(cells))), np.zeros((len(cells), 2))
@@ -92,10 +92,10 @@ def test_imputation_solves_its_equations():
                 if other in number:
                     left[index, number[other]] -= weight
                 else:
-                    right[index] += weight * picture[other]
+                    right[index] += weight * image[other]
     exact = np.linalg.solve(left, right)
     np.testing.assert_allclose(found[removed], exact, atol=5e-3)
-    np.testing.assert_array_equal(found[~removed], picture[~removed])
+    np.testing.assert_array_equal(found[~removed], image[~removed])
 
 
 def test_large_holes_are_filled_nearly_as_the_equations_say():
@@ -112,9 +112,9 @@ def test_road_prefers_the_map_that_counts():
     kernel = np.zeros((16, 16, 3, 2), np.float32)
     kernel[4:8, 4:8, :, 1] = 1
     network.model.get_layer("out").set_weights([kernel.reshape(-1, 2), np.zeros(2)])
-    picture = np.zeros((16, 16, 3), np.uint8)
-    picture[4:8, 4:8] = 255
-    single = single_of(network, picture)
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[4:8, 4:8] = 255
+    single = single_of(network, image)
     right = np.zeros((16, 16))
     right[4:8, 4:8] = 1
     random = np.random.default_rng(0)
@@ -233,9 +233,9 @@ def test_best_is_the_layer_with_the_most_insertion_less_deletion(photo):
     assert len(told) >= 2
     for path, value in told.items():
         gained = []
-        for picture in (photo, photo[::-1].copy()):
-            raw = convscope.heatmap(network, picture, 1, path).maps[0]
-            single = single_of(network, picture)
+        for image in (photo, photo[::-1].copy()):
+            raw = convscope.heatmap(network, image, 1, path).maps[0]
+            single = single_of(network, image)
             places = faith.ranked(raw, (32, 32), np.random.default_rng(0))
             gained.append(faith.insertion(single, places) - faith.deletion(single, places))
         assert value == pytest.approx(np.mean(gained), abs=2e-3)

@@ -25,54 +25,54 @@ from convscope.techniques.filters.recipes import CLASSIC, RECIPES  # noqa: E402
 
 def classic_model():
     """All convolutional, any size, pixels in -1..1 by its name: what the procedure was written for."""
-    picture = layers.Input((None, None, 3))
-    x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv1")(picture)
+    image = layers.Input((None, None, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv1")(image)
     x = layers.BatchNormalization(name="norm1")(x)
     x = layers.ReLU(name="relu1")(x)
     x = layers.Conv2D(12, 3, padding="same", activation="relu", name="conv2")(x)
     x = layers.Conv2D(6, 3, strides=2, activation="relu", name="conv3")(x)
-    return models.seeded(keras.Model(picture, layers.GlobalAveragePooling2D()(x), name="resnet50v2"))
+    return models.seeded(keras.Model(image, layers.GlobalAveragePooling2D()(x), name="resnet50v2"))
 
 
-def plain_gradient(loss, picture):
-    """Value and gradient of `loss` by the backend itself, on a picture (1, h, w, 3)."""
+def plain_gradient(loss, image):
+    """Value and gradient of `loss` by the backend itself, on an image (1, h, w, 3)."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        picture = tf.constant(picture)
+        image = tf.constant(image)
         with tf.GradientTape() as tape:
-            tape.watch(picture)
-            value = loss(picture)
-        return float(value), tape.gradient(value, picture).numpy()
+            tape.watch(image)
+            value = loss(image)
+        return float(value), tape.gradient(value, image).numpy()
     if backend == "jax":
         import jax
 
-        value, gradient = jax.value_and_grad(loss)(jax.numpy.asarray(picture))
+        value, gradient = jax.value_and_grad(loss)(jax.numpy.asarray(image))
         return float(value), np.asarray(gradient)
     import torch
 
-    picture = torch.tensor(picture, requires_grad=True)
-    value = loss(picture)
+    image = torch.tensor(image, requires_grad=True)
+    value = loss(image)
     value.backward()
-    return float(value.detach()), picture.grad.numpy()
+    return float(value.detach()), image.grad.numpy()
 
 
-def plain_run(model, layer, channel, picture, steps, rate=10.0):
-    """The procedure of FIELD.md §1 as its author would write it: every picture on the way, and every loss."""
+def plain_run(model, layer, channel, image, steps, rate=10.0):
+    """The procedure of FIELD.md §1 as its author would write it: every image on the way, and every loss."""
     extractor = keras.Model(model.input, model.get_layer(layer).output)
 
-    def loss(picture):
-        return keras.ops.mean(extractor(picture)[:, 2:-2, 2:-2, channel])
+    def loss(image):
+        return keras.ops.mean(extractor(image)[:, 2:-2, 2:-2, channel])
 
-    pictures, losses = [picture], []
+    images, losses = [image], []
     for _ in range(steps):
-        value, gradient = plain_gradient(loss, pictures[-1])
+        value, gradient = plain_gradient(loss, images[-1])
         losses.append(value)
         gradient = gradient / np.sqrt(max((gradient.astype(np.float64) ** 2).sum(), 1e-12))
-        pictures.append((pictures[-1] + rate * gradient).astype(np.float32))
-    losses.append(plain_gradient(loss, pictures[-1])[0])
-    return pictures, losses
+        images.append((images[-1] + rate * gradient).astype(np.float32))
+    losses.append(plain_gradient(loss, images[-1])[0])
+    return images, losses
 
 
 @pytest.mark.parametrize("layer", ["conv2", "conv3"])
@@ -87,12 +87,12 @@ def test_classic_equals_the_plain_procedure(layer):
     step = network.compile(step_of(plan, bounds[0].key))
     begin = starts(plan, channels)
     for index, number in enumerate(channels):
-        pictures, losses = plain_run(model, layer, number, begin[index : index + 1], steps)
+        images, losses = plain_run(model, layer, number, begin[index : index + 1], steps)
         (mask,), (vector,) = bounds[index].arguments, bounds[index].vectors
         arguments = ((network.tensor(mask[None]), network.tensor(vector[None])),)
         nothing = network.tensor(np.zeros((1, 0, 8), np.float32))
         heat = network.tensor(np.zeros((1, size, size), np.float32))
-        for before, after, loss in zip(pictures, pictures[1:], losses, strict=False):
+        for before, after, loss in zip(images, images[1:], losses, strict=False):
             value, _, moved, _, _ = step(network.tensor(before), (), heat, arguments, nothing)
             value, moved = network.numpy(value), network.numpy(moved)
             assert value[0] == pytest.approx(loss, rel=1e-4, abs=1e-6)
@@ -144,7 +144,7 @@ def test_starts_are_bit_equal_for_a_seed_and_channel():
     assert not np.array_equal(together[0], together[2])
 
 
-def test_pictures_are_bit_equal_at_equal_batch_whichever_others_share_it():
+def test_images_are_bit_equal_at_equal_batch_whichever_others_share_it():
     network = open_model(classic_model())
     options = {"size": 32, "steps": 6, "batch": 4}
     first = filters(network, "conv2", [0, 1, 2, 3, 4, 5], **options)
@@ -189,9 +189,9 @@ def test_what_comes_after_the_layer_is_not_run():
             ran.append(True)
             return x
 
-    picture = layers.Input((16, 16, 3))
-    x = layers.Conv2D(4, 3, name="early")(picture)
-    model = keras.Model(picture, Late()(layers.Conv2D(4, 3)(x)))
+    image = layers.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, name="early")(image)
+    model = keras.Model(image, Late()(layers.Conv2D(4, 3)(x)))
     network = open_model(model)
     ran.clear()
     filters(network, "early", [0], steps=2)
@@ -238,7 +238,7 @@ def test_what_was_begun_with_a_photo_says_so():
     assert "from an image" not in label(result, 1).lines
 
 
-def test_the_threshold_is_the_99th_percentile_of_the_noise_pictures():
+def test_the_threshold_is_the_99th_percentile_of_the_noise_images():
     network = open_model(classic_model())
     row = filters(network, "conv2", [1], size=24, steps=1, seed=5).rows[0]
     noise = classic_starts(network, (24, 24), 5, range(-NOISE_IMAGES, 0))
@@ -254,9 +254,9 @@ def test_dense_units_are_raised_on_their_logit():
     result = filters(open_model(model), "out", steps=8)
     assert len(result.rows) == 5
     assert "logit" in result.provenance["parameters"]["objective"]
-    for row, picture in zip(result.rows, result.values, strict=True):
+    for row, image in zip(result.rows, result.values, strict=True):
         assert row.activation > row.activations[0]
-        best = open_model(model).predict(picture[None])[0]
+        best = open_model(model).predict(image[None])[0]
         assert best[row.channel] == pytest.approx(row.activation, rel=1e-3)
 
 
@@ -265,7 +265,7 @@ def test_a_layer_inside_nested_models():
     assert all(row.activation > row.activations[0] for row in result.rows)
 
 
-def test_grey_networks_give_grey_pictures():
+def test_grey_networks_give_grey_images():
     model = keras.Sequential(
         [
             layers.Input((28, 28, 1)),
@@ -307,13 +307,13 @@ def test_the_sheet_has_eight_columns_and_five_black_pixels_between():
     np.testing.assert_array_equal(sheet[side + 5 :, side + 5 : 2 * side + 5], views.drawn(result, 9))
 
 
-def test_the_picture_follows_the_procedure():
+def test_the_image_follows_the_procedure():
     network = open_model(classic_model())
     result = filters(network, "conv2", [3], size=72, steps=3)
-    picture = result.values[0].astype(np.float64)
-    picture = (picture - picture.mean()) / (picture.std() + 1e-5) * 0.15
-    picture = np.clip(picture[10:-10, 10:-10] + 0.5, 0, 1) * 255
-    assert np.abs(views.drawn(result, 0).astype(int) - np.clip(picture, 0, 255).astype("uint8")).max() <= 1
+    image = result.values[0].astype(np.float64)
+    image = (image - image.mean()) / (image.std() + 1e-5) * 0.15
+    image = np.clip(image[10:-10, 10:-10] + 0.5, 0, 1) * 255
+    assert np.abs(views.drawn(result, 0).astype(int) - np.clip(image, 0, 255).astype("uint8")).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_recipes_that_start_from_a_photo_need_one(name):
 
 
 @pytest.mark.slow(reason="several filters of 30 steps")
-def test_a_tie_keeps_the_picture_near_the_photo(trained):
+def test_a_tie_keeps_the_image_near_the_photo(trained):
     before = [layer.path for layer in trained.layers if layer.spatial and layer.on_path]
     middle = before[before.index(LAYER) // 2]
     x = trained.prepare(read_images([demo.PHOTOS[0]]), (64, 64))
@@ -434,7 +434,7 @@ def test_a_dream_that_does_not_move_is_the_photo(trained):
 
 
 @pytest.mark.slow(reason="six filters of 40 steps")
-def test_variants_differ_more_than_pictures_of_other_seeds(trained):
+def test_variants_differ_more_than_images_of_other_seeds(trained):
     def likeness_of(values):
         maps = trained.forward(values, (LAYER,))[1][LAYER]
         grams = np.einsum("nhwc,nhwd->ncd", maps, maps).reshape(len(maps), -1)

@@ -169,10 +169,10 @@ def keras_model(follow, units, bias, activation=None):
     import keras
     from keras import layers
 
-    picture = layers.Input((SIDE, SIDE, 3))
+    image = layers.Input((SIDE, SIDE, 3))
     conv, dense = layers.Conv2D(FEATURES, 3, activation="tanh"), layers.Dense(units, activation=activation)
-    z = dense(layers.GlobalAveragePooling2D()(conv(picture)))
-    model = keras.Model(picture, z if follow is same else follow(z))
+    z = dense(layers.GlobalAveragePooling2D()(conv(image)))
+    model = keras.Model(image, z if follow is same else follow(z))
     kernel, shift, last, end = weights(units, bias)
     conv.set_weights([kernel, shift])
     dense.set_weights([last, end])

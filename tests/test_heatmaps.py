@@ -266,13 +266,13 @@ def test_classes_by_number_name_and_top(photo):
         convscope.heatmap(open_model(gap_network()), photo, "cat")
 
 
-def test_many_pictures_give_what_each_gives_alone(photo):
+def test_many_images_give_what_each_gives_alone(photo):
     network = open_model(gap_network(), preprocess="0..1")
     several = [np.roll(photo, shift, axis=1) for shift in range(5)]
     together = convscope.heatmap(network, several, batch=2)
     for index, one in enumerate(several):
         np.testing.assert_allclose(convscope.heatmap(network, one).maps[0], together.maps[index], atol=1e-6)
-    with pytest.raises(UsageError, match="5 pictures"):
+    with pytest.raises(UsageError, match="5 images"):
         convscope.heatmap(network, several, [1, 2])
 
 
@@ -425,12 +425,12 @@ def test_several_methods_make_one_pass(photo, monkeypatch):
 
 def branching(join):
     """A branch from before the layer that is joined again after it."""
-    picture = layers.Input((20, 24, 3))
-    early = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="early")(picture)
+    image = layers.Input((20, 24, 3))
+    early = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="early")(image)
     late = layers.Conv2D(6, 3, padding="same", activation="relu", name="late")(early)
     joined = layers.Add()([early, late]) if join == "add" else layers.Concatenate()([early, late])
     x = layers.Conv2D(4, 3, activation="relu")(joined)
-    return models.seeded(keras.Model(picture, layers.Dense(5, activation="softmax")(layers.GlobalMaxPooling2D()(x))))
+    return models.seeded(keras.Model(image, layers.Dense(5, activation="softmax")(layers.GlobalMaxPooling2D()(x))))
 
 
 @pytest.mark.parametrize("join", ["add", "concatenate"])
@@ -442,7 +442,7 @@ def test_ablation_cam_is_the_slow_loop(photo, join, against):
     x = network.prepare(found.images)
     assert WHOLE[network] == ({"late"} if join == "concatenate" else set())
 
-    def scored(picture, channel):
+    def scored(image, channel):
         keep = np.ones(6, np.float32)
         if channel is not None:
             keep[channel] = 0
@@ -450,20 +450,20 @@ def test_ablation_cam_is_the_slow_loop(photo, join, against):
         def program(run, x, keep):
             return run(x, Pass(replace=("late",)), {"late": lambda activation: activation * keep}).logits
 
-        logits = network.numpy(network.compile(program)(network.tensor(picture[None]), network.tensor(keep)))[0]
+        logits = network.numpy(network.compile(program)(network.tensor(image[None]), network.tensor(keep)))[0]
         return logits[1] - (0 if against is None else logits[against])
 
-    for index, picture in enumerate(x):
-        maps, whole = network.forward(picture[None], ("late",))[1]["late"][0], scored(picture, None)
-        weights = [(whole - scored(picture, channel)) / abs(whole) for channel in range(6)]
+    for index, image in enumerate(x):
+        maps, whole = network.forward(image[None], ("late",))[1]["late"][0], scored(image, None)
+        weights = [(whole - scored(image, channel)) / abs(whole) for channel in range(6)]
         np.testing.assert_allclose(found.maps[index], maps @ np.array(weights), rtol=1e-3, atol=1e-5)
 
 
 def test_ablating_a_channel_of_a_gap_head_costs_its_share(photo):
     """w_k mean(A_k), in closed form, also over more channels than one chunk holds."""
-    picture = layers.Input((20, 24, 3))
-    x = layers.Conv2D(300, 5, strides=2, activation="relu", name="conv")(picture)
-    model = models.seeded(keras.Model(picture, layers.Dense(3, name="out")(layers.GlobalAveragePooling2D()(x))))
+    image = layers.Input((20, 24, 3))
+    x = layers.Conv2D(300, 5, strides=2, activation="relu", name="conv")(image)
+    model = models.seeded(keras.Model(image, layers.Dense(3, name="out")(layers.GlobalAveragePooling2D()(x))))
     network = open_model(model, preprocess="0..1")
     found = convscope.heatmap(network, photo, 2, method="ablation-cam")
     maps, kernel, _ = maps_and_head(model, network.prepare(found.images))
@@ -496,10 +496,10 @@ def test_score_cam_of_maps_that_tell_nothing_is_blank(photo):
     assert (found.rows[0].status, found.maps.any()) == ("blank", False)
 
 
-def test_score_cam_holds_no_more_pictures_than_a_chunk(photo, monkeypatch):
-    picture = layers.Input((20, 24, 3))
-    x = layers.Conv2D(70, 5, strides=2, activation="relu", name="conv")(picture)
-    model = models.seeded(keras.Model(picture, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+def test_score_cam_holds_no_more_images_than_a_chunk(photo, monkeypatch):
+    image = layers.Input((20, 24, 3))
+    x = layers.Conv2D(70, 5, strides=2, activation="relu", name="conv")(image)
+    model = models.seeded(keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
     network, counts = open_model(model, preprocess="0..1"), []
     original = type(network).tensor
     monkeypatch.setattr(

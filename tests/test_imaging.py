@@ -131,30 +131,30 @@ def notes_deprocess(img: np.ndarray, crop: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
-def test_filter_picture_is_the_notes_function(scale):
-    picture = normal(60, 62, 3) * np.float32(scale)
-    before = picture.copy()
-    np.testing.assert_array_equal(filter_tile(picture, 25), notes_deprocess(picture, 25))
-    np.testing.assert_array_equal(picture, before)
+def test_filter_image_is_the_notes_function(scale):
+    image = normal(60, 62, 3) * np.float32(scale)
+    before = image.copy()
+    np.testing.assert_array_equal(filter_tile(image, 25), notes_deprocess(image, 25))
+    np.testing.assert_array_equal(image, before)
 
 
-def test_filter_picture_without_a_crop():
+def test_filter_image_without_a_crop():
     assert filter_tile(normal(4, 5, 1), 0).shape == (4, 5, 1)
     assert (filter_tile(np.full((4, 4, 3), 7.0), 1) == 127).all()
 
 
 @pytest.mark.parametrize("crop", [-1, 2, 3])
-def test_filter_picture_refuses_a_crop_of_everything(crop):
+def test_filter_image_refuses_a_crop_of_everything(crop):
     with pytest.raises(UsageError, match=str(crop)):
         filter_tile(normal(4, 9, 3), crop)
 
 
 @given(any_maps)
-def test_filter_picture_of_anything(values):
+def test_filter_image_of_anything(values):
     assert quietly(filter_tile, values, 0).dtype == np.uint8
 
 
-# --- levels to pictures ----------------------------------------------------------------------------------
+# --- levels to images ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["viridis", "inferno", "twilight", "tab10"])
@@ -350,8 +350,8 @@ def test_maps_are_scaled_as_other_tools_do():
 # --- text and bars ---------------------------------------------------------------------------------------
 
 
-def ink(picture: np.ndarray) -> np.ndarray:
-    return (picture != WHITE).any(axis=-1)
+def ink(image: np.ndarray) -> np.ndarray:
+    return (image != WHITE).any(axis=-1)
 
 
 def test_short_text_does_not_depend_on_the_width():
@@ -389,7 +389,7 @@ def test_colour_bar_runs_from_low_at_the_bottom_to_high_at_the_top():
     assert not labels[20:-20].any()
 
 
-def test_pictures_stand_beside_each_other_on_a_page():
+def test_images_stand_beside_each_other_on_a_page():
     tall, wide = np.full((30, 5, 3), 10, np.uint8), np.full((8, 900, 3), 20, np.uint8)
     expected = np.full((30, 5 + MARGIN + 900, 3), WHITE)
     expected[:, :5], expected[:8, 5 + MARGIN :] = 10, 20
@@ -538,20 +538,20 @@ def test_a_sheet_of_anything(values, shared):
 
 
 def test_encoding_and_addresses():
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    png = encode_png(picture)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), picture)
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    png = encode_png(image)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), image)
     assert data_uri(png, "image/png").startswith("data:image/png;base64,iVBOR")
     assert base64.b64decode(data_uri(b"\0\xff", "x/y").split(",")[1]) == b"\0\xff"
 
 
-def test_webp_keeps_the_look():
-    picture = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], 64, axis=1).repeat(3, axis=2)
-    coarse, fine = encode_webp(picture, 5), encode_webp(picture, 95)
+def test_webp_keeps_the_values():
+    given = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], 64, axis=1).repeat(3, axis=2)
+    coarse, fine = encode_webp(given, 5), encode_webp(given, 95)
     assert len(coarse) <= len(fine)
     image = Image.open(io.BytesIO(fine))
     assert image.format == "WEBP"
-    assert np.abs(np.asarray(image).astype(int) - picture).mean() < 3
+    assert np.abs(np.asarray(image).astype(int) - given).mean() < 3
     with pytest.raises(UsageError, match="use PNG"):
         encode_webp(np.zeros((16384, 1, 3), np.uint8), 80)
 

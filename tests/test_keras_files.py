@@ -14,7 +14,7 @@ import h5py  # noqa: E402
 import models  # noqa: E402
 from expecting import raises  # noqa: E402
 from keras import layers  # noqa: E402
-from test_legacy_h5 import conv, conv2d, dense, flat, norm, pictures, relu, sigmoid  # noqa: E402
+from test_legacy_h5 import conv, conv2d, dense, flat, images, norm, relu, sigmoid  # noqa: E402
 
 import convscope  # noqa: E402
 from convscope.errors import BackendError, ModelError, UsageError  # noqa: E402
@@ -116,7 +116,7 @@ def twin_answers(x, w):
 
 def test_an_archive_of_keras_2_computes_what_its_datasets_say(tmp_path):
     network = convscope.open_model(archive(tmp_path / "twin.keras", twin_config(), TWIN), preprocess="none")
-    x = pictures(9, 9, 4)
+    x = images(9, 9, 4)
     np.testing.assert_allclose(answers(network, x), twin_answers(x, TWIN), atol=1e-5)
     assert network.source.notes[0] == "archive of Keras 2.15.0"
     assert any("keras.src.engine.functional" in note for note in network.source.notes)
@@ -126,7 +126,7 @@ def test_swapped_kernels_in_an_archive_change_the_answer(tmp_path):
     one, two = "layers/conv2d/vars/0", "layers/conv2d_1/vars/0"
     swapped = {**TWIN, one: TWIN[two], two: TWIN[one]}
     network = convscope.open_model(archive(tmp_path / "twin.keras", twin_config(), swapped), preprocess="none")
-    x = pictures(9, 9, 4)
+    x = images(9, 9, 4)
     assert np.abs(answers(network, x) - twin_answers(x, TWIN)).max() > 1e-3
     np.testing.assert_allclose(answers(network, x), twin_answers(x, swapped), atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_weights_that_do_not_fit_an_archive(tmp_path, change, words):
 
 
 def test_augmentation_and_rescaling_inside_an_archive(tmp_path):
-    """A nested Sequential of random layers, which hand pictures on, then a Rescaling and a separable convolution."""
+    """A nested Sequential of random layers, which hand images on, then a Rescaling and a separable convolution."""
     flip = plain("RandomFlip", "random_flip", mode="horizontal", seed=None)
     zoom = plain(
         *("RandomZoom", "random_zoom"),
@@ -336,7 +336,7 @@ def test_a_saved_model_can_not_hide_what_it_would_do(tmp_path):
 
 
 @needs_tensorflow
-def test_a_saved_model_without_pictures(tmp_path):
+def test_a_saved_model_without_images(tmp_path):
     model = keras.Sequential([layers.Input((12,)), layers.Dense(2)])
     model.export(tmp_path / "saved", verbose=False)
     with pytest.raises(ModelError, match="no signature that takes one image"):

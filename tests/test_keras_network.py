@@ -19,7 +19,7 @@ from convscope.networks.backends import backend_named  # noqa: E402
 from convscope.networks.keras import folds as keras_folds  # noqa: E402
 
 
-def pictures(network, count=2, seed=1):
+def images(network, count=2, seed=1):
     shape = (count, *network.inputs.size, network.inputs.channels)
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
@@ -49,7 +49,7 @@ def gradient_at(network, path, x, classes):
 def test_activations_equal_keras_own_sub_models():
     model = models.plain()
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     paths = [layer.path for layer in network.layers][:-1]  # the last is the head, which `forward` undoes
     _, seen = network.forward(x, paths)
     for path in paths:
@@ -60,7 +60,7 @@ def test_activations_equal_keras_own_sub_models():
 def test_paths_reach_a_model_inside_a_model_inside_a_model():
     model = models.nested()
     network = open_model(model)
-    x = 255 * np.abs(pictures(network))
+    x = 255 * np.abs(images(network))
     _, seen = network.forward(x, ["middle/inner/deep"])
     middle, scaled = model.get_layer("middle"), x / 127.5 - 1
     first = middle.get_layer("first")(scaled)
@@ -74,7 +74,7 @@ def test_paths_reach_a_model_inside_a_model_inside_a_model():
 def test_a_layer_called_twice_has_two_paths_with_their_own_values():
     model = models.shared()
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     _, seen = network.forward(x, ["twice#0", "twice#1"])
     conv = model.get_layer("twice")
     once = keras.ops.convert_to_numpy(conv(x))
@@ -99,7 +99,7 @@ def test_several_inputs_and_outputs_by_name():
     extra = np.array([[1.0, -2.0, 0.5, 3.0]], np.float32)
     digit = open_model(model, output="digit", feed={"extra": extra})
     angle = open_model(model, output="angle", feed={"extra": extra})
-    x = pictures(digit)
+    x = images(digit)
     expected = models.ones_with(model, {"picture": x, "extra": np.repeat(extra, 2, axis=0)})
     np.testing.assert_allclose(softmax(digit.predict(x)), expected["digit"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(angle.predict(x), expected["angle"], rtol=1e-4, atol=1e-5)
@@ -145,7 +145,7 @@ def test_the_image_goes_to_an_input_that_can_take_one_and_is_not_fed():
 def test_a_subclassed_model_is_seen_and_its_probabilities_are_found_out():
     model = models.subclassed()
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     logits, seen = network.forward(x, ["conv"])
     np.testing.assert_allclose(seen["conv"], keras.ops.convert_to_numpy(model.conv(x)), rtol=1e-5, atol=1e-6)
     assert network.head.activation == "softmax"
@@ -159,7 +159,7 @@ def test_a_tap_that_does_not_fire_is_said_loudly():
     network = open_model(model)
     model.reach = False
     with pytest.raises(ModelError, match="conv did not run"):
-        network.forward(pictures(network), ["conv"])
+        network.forward(images(network), ["conv"])
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.function is TensorFlow's")
@@ -187,7 +187,7 @@ def test_a_call_wrapped_in_tf_function_is_tapped():
     model = Whole()
     model(np.zeros((1, 8, 8, 3), np.float32))
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     np.testing.assert_allclose(
         network.forward(x, ["block/conv"])[1]["block/conv"],
         keras.ops.convert_to_numpy(model.block.conv(x)),
@@ -203,7 +203,7 @@ def test_a_sequential_without_an_input_layer():
     model.build((None, 9, 9, 1))
     network = open_model(models.seeded(model))
     assert (network.inputs.size, network.inputs.channels) == ((9, 9), 1)
-    x = pictures(network)
+    x = images(network)
     np.testing.assert_allclose(network.predict(x), models.ones_with(model, x), rtol=1e-4, atol=1e-5)
 
 
@@ -226,7 +226,7 @@ def test_channels_first_equals_channels_last():
     one, other = open_model(last), open_model(first)
     assert other.inputs.size == (10, 12)
     assert [la.shape for la in one.layers] == [la.shape for la in other.layers]
-    x = pictures(one)
+    x = images(one)
     for path in ("conv", "relu", "pool"):
         np.testing.assert_allclose(one.forward(x, [path])[1][path], other.forward(x, [path])[1][path], atol=1e-5)
     for path in ("conv", "pool"):
@@ -240,12 +240,12 @@ def test_a_layer_of_several_outputs_is_tapped_one_by_one():
         def call(self, x):
             return x[..., :1], 2 * x[..., 1:]
 
-    picture = layers.Input((6, 6, 3))
-    one, two = Split(name="split")(picture)
+    image = layers.Input((6, 6, 3))
+    one, two = Split(name="split")(image)
     joined = layers.Concatenate(name="join")([one, two])
-    model = keras.Model(picture, layers.Dense(2)(layers.Flatten()(joined)))
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(joined)))
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     _, seen = network.forward(x, ["split[0]", "split[1]"])
     np.testing.assert_allclose(seen["split[0]"], x[..., :1])
     np.testing.assert_allclose(seen["split[1]"], 2 * x[..., 1:])
@@ -268,7 +268,7 @@ def test_gradients_equal_central_differences(path):
             )
         )
     )
-    x = pictures(network, 1)
+    x = images(network, 1)
     _, _, gradient = gradient_at(network, path, x, [2])
     shape = network.layer(path).shape
 
@@ -290,7 +290,7 @@ def test_gradients_equal_central_differences(path):
 def test_gradients_before_global_pooling_are_the_dense_weights():
     model = models.plain()
     network = open_model(model)
-    _, maps, gradient = gradient_at(network, "conv_b", pictures(network), [1, 4])
+    _, maps, gradient = gradient_at(network, "conv_b", images(network), [1, 4])
     weights = keras.ops.convert_to_numpy(model.get_layer("out").kernel)
     height, width = maps.shape[1:3]
     for index, chosen in enumerate((1, 4)):
@@ -311,17 +311,17 @@ HEADS = {
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("form", HEADS)
 def test_softmax_and_sigmoid_are_taken_away_exactly(form, kind):
-    picture = layers.Input((8, 8, 3))
-    features = layers.GlobalAveragePooling2D()(layers.Conv2D(5, 3, name="conv")(picture))
-    model = models.seeded(keras.Model(picture, HEADS[form](features, kind)))
+    image = layers.Input((8, 8, 3))
+    features = layers.GlobalAveragePooling2D()(layers.Conv2D(5, 3, name="conv")(image))
+    model = models.seeded(keras.Model(image, HEADS[form](features, kind)))
     network = open_model(model)
-    x = 30 * pictures(network)  # far into saturation, where a logarithm of p would lose the logit
+    x = 30 * images(network)  # far into saturation, where a logarithm of p would lose the logit
     expected = (
-        keras.ops.convert_to_numpy(keras.Model(picture, model.get_layer("out").output)(x)) if form != "dense" else None
+        keras.ops.convert_to_numpy(keras.Model(image, model.get_layer("out").output)(x)) if form != "dense" else None
     )
     if expected is None:
         out = model.get_layer("out")
-        before = keras.ops.convert_to_numpy(keras.Model(picture, features)(x))
+        before = keras.ops.convert_to_numpy(keras.Model(image, features)(x))
         expected = before @ keras.ops.convert_to_numpy(out.kernel) + keras.ops.convert_to_numpy(out.bias)
     assert network.head.activation == kind
     assert network.head.undone is not None
@@ -335,7 +335,7 @@ def test_a_separate_softmax_layer_is_taken_away():
     model = models.plain(head=None)
     full = keras.Sequential([layers.Input((16, 16, 3)), *model.layers, layers.Softmax(name="soft")])
     network = open_model(full)
-    x = pictures(network)
+    x = images(network)
     assert (network.head.activation, network.head.undone) == ("softmax", "soft")
     np.testing.assert_allclose(network.predict(x), models.ones_with(model, x), rtol=1e-4, atol=1e-5)
 
@@ -350,7 +350,7 @@ def test_a_linear_head_is_not_taken_for_probabilities(classes):
 
 def test_one_sigmoid_unit_has_two_classes_of_opposite_logits():
     network = open_model(models.plain(classes=1, head="sigmoid"))
-    logits = network.predict(pictures(network))
+    logits = network.predict(images(network))
     assert network.head.classes == 2
     np.testing.assert_allclose(logits[:, 0], -logits[:, 1])
     np.testing.assert_allclose(network.head.probabilities(logits).sum(axis=-1), 1, rtol=1e-6)
@@ -377,7 +377,7 @@ def test_the_model_comes_back_as_it_was(build):
     model = build()
     before, weights = fingerprint(model)
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     path = network.last_spatial_layer().path
     network.forward(x, [path])
     gradient_at(network, path, x, [0, 1])
@@ -398,15 +398,15 @@ def test_the_model_comes_back_as_it_was_after_an_exception():
 
     program = network.compile(lambda run, x: run(x, Pass(replace=("relu_a",)), {"relu_a": fails}).logits)
     with pytest.raises(RuntimeError, match="in the middle"):
-        program(network.tensor(pictures(network)))
+        program(network.tensor(images(network)))
     assert fingerprint(model)[0] == before
-    model(pictures(network))
+    model(images(network))
 
 
 def test_weights_are_read_anew_at_each_pass():
     model = models.plain()
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     before = network.predict(x)
     models.seeded(model, seed=9)
     after = network.predict(x)
@@ -427,7 +427,7 @@ def test_layers_that_draw_random_numbers_stay_calm_and_usable():
         ]
     )
     network = open_model(models.seeded(model))
-    x = pictures(network)
+    x = images(network)
     np.testing.assert_array_equal(network.predict(x), network.predict(x))
     np.testing.assert_allclose(network.predict(x), models.ones_with(model, x), rtol=1e-5, atol=1e-6)
     model(x, training=True)  # a leaked tracer would show here
@@ -443,16 +443,16 @@ def test_mixed_precision_gives_float32():
     )
     half.set_weights(model.get_weights())
     network, reference = open_model(half), open_model(model)
-    x = pictures(network)
+    x = images(network)
     logits, seen = network.forward(x, ["conv_b"])
     assert logits.dtype == seen["conv_b"].dtype == np.float32
     np.testing.assert_allclose(seen["conv_b"], reference.forward(x, ["conv_b"])[1]["conv_b"], atol=0.1)
 
 
 def test_a_free_size_network_takes_any_size():
-    picture = layers.Input((None, None, 3))
-    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, strides=2, name="conv")(picture))
-    model = models.seeded(keras.Model(picture, layers.Dense(2)(x)))
+    image = layers.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, strides=2, name="conv")(image))
+    model = models.seeded(keras.Model(image, layers.Dense(2)(x)))
     network = open_model(model, size=(20, 30))
     assert network.inputs.free
     assert network.layer("conv").shape == (9, 14, 4)
@@ -485,7 +485,7 @@ def test_a_fixed_size_network_shows_its_early_layers_at_another_size():
         open_model(model, size=(20, 20))
 
 
-def test_grey_pictures_without_a_channel_axis():
+def test_grey_images_without_a_channel_axis():
     model = keras.Sequential(
         [
             layers.Input((8, 8)),
@@ -496,12 +496,12 @@ def test_grey_pictures_without_a_channel_axis():
         ]
     )
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     assert network.inputs.channels == 1
     np.testing.assert_allclose(network.predict(x), models.ones_with(model, x[..., 0]), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_takes_no_picture_is_refused():
+def test_a_model_that_takes_no_image_is_refused():
     with pytest.raises(ModelError, match="expected an image"):
         open_model(keras.Sequential([layers.Input((7,)), layers.Dense(2)]))
 
@@ -535,18 +535,18 @@ def test_two_threads_leave_the_model_as_it_was():
     assert fingerprint(model)[0] == before
 
 
-def test_auto_stays_on_the_way_from_the_picture_to_the_output():
-    picture = layers.Input((12, 12, 3), name="picture")
-    early = layers.Conv2D(4, 3, activation="relu", name="early_conv")(picture)
+def test_auto_stays_on_the_way_from_the_image_to_the_output():
+    image = layers.Input((12, 12, 3), name="picture")
+    early = layers.Conv2D(4, 3, activation="relu", name="early_conv")(image)
     deep = layers.Conv2D(4, 3, activation="relu", name="deep_conv")(early)
     one = layers.Dense(2, activation="softmax", name="one")(layers.GlobalAveragePooling2D()(early))
     two = layers.Dense(2, activation="softmax", name="two")(layers.GlobalAveragePooling2D()(deep))
-    model = models.seeded(keras.Model(picture, {"one": one, "two": two}))
+    model = models.seeded(keras.Model(image, {"one": one, "two": two}))
     assert open_model(model, output="one").last_spatial_layer().path == "early_conv"
     assert open_model(model, output="two").last_spatial_layer().path == "deep_conv"
 
 
-def test_auto_stays_on_the_input_that_gets_the_picture():
+def test_auto_stays_on_the_input_that_gets_the_image():
     left, right = layers.Input((12, 12, 3), name="left"), layers.Input((12, 12, 3), name="right")
     conv = layers.Conv2D(4, 3, activation="relu", name="conv")
     pool = layers.GlobalAveragePooling2D()
@@ -555,7 +555,7 @@ def test_auto_stays_on_the_input_that_gets_the_picture():
     chosen = []
     for name in ("left", "right"):
         network = open_model(model, input=name)
-        x = pictures(network)
+        x = images(network)
         chosen.append(network.last_spatial_layer().path)
         seen = network.forward(x, chosen[-1:])[1][chosen[-1]]
         np.testing.assert_allclose(seen, keras.ops.convert_to_numpy(conv(x)), rtol=1e-5, atol=1e-6)
@@ -597,17 +597,17 @@ def test_a_scaling_layer_inside_tells_what_it_expects(layer, name):
     assert (network.preprocessing.name, network.preprocessing.certainty) == (name, "found")
 
 
-def test_scaling_of_another_input_tells_nothing_of_the_picture():
-    picture, table = layers.Input((8, 8, 3), name="picture"), layers.Input((4,), name="table")
+def test_scaling_of_another_input_tells_nothing_of_the_image():
+    image, table = layers.Input((8, 8, 3), name="picture"), layers.Input((4,), name="table")
     normal = layers.Normalization(mean=[0.0] * 4, variance=[1.0] * 4)(table)
-    features = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(picture))
-    model = keras.Model([table, picture], layers.Dense(2)(layers.Concatenate()([normal, features])))
+    features = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(image))
+    model = keras.Model([table, image], layers.Dense(2)(layers.Concatenate()([normal, features])))
     assert open_model(model).preprocessing.certainty == "guess"
 
 
 def test_arithmetic_inside_tells_what_it_expects():
-    picture = layers.Input((8, 8, 3))
-    model = keras.Model(picture, layers.Dense(2)(layers.Flatten()(layers.Conv2D(2, 3)(picture / 127.5 - 1.0))))
+    image = layers.Input((8, 8, 3))
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(layers.Conv2D(2, 3)(image / 127.5 - 1.0))))
     network = open_model(model)
     assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "found")
 
@@ -645,16 +645,16 @@ def test_the_user_can_say_what_the_outputs_are():
 
 def normed(policy=None):
     """Norms whose statistics are not trivial, in a nested model too; a convolution with an activation of its own."""
-    picture = layers.Input((12, 12, 3))
+    image = layers.Input((12, 12, 3))
     inner = keras.Sequential(
         [layers.Input((12, 12, 6)), layers.BatchNormalization(scale=False, name="norm2"), layers.ReLU(name="relu2")],
         name="inner",
     )
-    x = layers.Conv2D(6, 3, padding="same", name="conv1")(picture)
+    x = layers.Conv2D(6, 3, padding="same", name="conv1")(image)
     x = inner(layers.BatchNormalization(center=False, name="norm1")(x))
     x = layers.Conv2D(5, 3, activation="relu", name="conv2")(x)
     x = layers.GlobalAveragePooling2D()(x)
-    model = keras.Model(picture, layers.Dense(3, activation="softmax", name="out")(x), name="normed")
+    model = keras.Model(image, layers.Dense(3, activation="softmax", name="out")(x), name="normed")
     rng = np.random.default_rng(3)
     for weight in model.weights:
         low = 0.3 if "variance" in weight.path or "gamma" in weight.path else -0.7
@@ -679,7 +679,7 @@ def gradient_of_sum(network, path, x, **options):
 
 def test_folded_norms_are_the_norms():
     network = open_model(normed())
-    x, paths = pictures(network), ("norm1", "inner/norm2", "conv2")
+    x, paths = images(network), ("norm1", "inner/norm2", "conv2")
     plain, folded = passed(network, x, paths), passed(network, x, paths, folded=True)
     for path in paths:
         np.testing.assert_allclose(folded[path], plain[path], rtol=1e-4, atol=1e-4 * np.abs(plain[path]).max())
@@ -690,15 +690,15 @@ def test_folded_norms_are_the_norms():
 
 def mobile():
     """Convolutions of each kind with a norm behind them, and two that keep theirs apart: one is used twice."""
-    picture = layers.Input((12, 12, 3))
-    x = layers.Conv2D(6, 3, strides=2, padding="same", use_bias=False, name="conv")(picture)
+    image = layers.Input((12, 12, 3))
+    x = layers.Conv2D(6, 3, strides=2, padding="same", use_bias=False, name="conv")(image)
     x = layers.ReLU()(layers.BatchNormalization(name="conv_norm")(x))
     x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", use_bias=False, name="depth")(x)
     x = layers.ReLU()(layers.BatchNormalization(center=False, name="depth_norm")(x))
     x = layers.BatchNormalization(name="grouped_norm")(layers.Conv2D(6, 1, groups=3, name="grouped")(x))
     twice, norm = layers.Conv2D(6, 1, name="twice"), layers.BatchNormalization(name="twice_norm")
     x = layers.Add(name="add")([norm(twice(x)), twice(layers.ReLU()(x))])
-    model = keras.Model(picture, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)), name="mobile")
+    model = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)), name="mobile")
     rng = np.random.default_rng(4)
     for weight in model.weights:
         low = 0.3 if "variance" in weight.path or "gamma" in weight.path else -0.7
@@ -710,7 +710,7 @@ def test_norms_are_taken_into_convolutions_of_every_kind():
     model = mobile()
     network = open_model(model)
     before = [np.array(weight) for weight in network.weights()]
-    x, paths = pictures(network), ("conv_norm", "depth_norm", "grouped_norm", "add")
+    x, paths = images(network), ("conv_norm", "depth_norm", "grouped_norm", "add")
     plain, folded = passed(network, x, paths), passed(network, x, paths, folded=True)
     (folds,) = network._folds.values()
     assert [fold.conv.path for fold in folds] == ["conv", "depth", "grouped"]
@@ -732,10 +732,10 @@ def test_norms_are_taken_into_convolutions_of_every_kind():
 @pytest.mark.parametrize("size", [(20, 20), (21, 26), (25, 19)])
 @pytest.mark.parametrize(("kernel", "stride"), [(7, 2), (5, 3), ((6, 5), 2), (11, 4)])
 def test_a_convolution_over_blocks_is_the_strided_one(kernel, stride, size, padding):
-    picture = layers.Input((*size, 3))
-    x = layers.Conv2D(4, kernel, strides=stride, padding=padding, activation="elu", name="first")(picture)
+    image = layers.Input((*size, 3))
+    x = layers.Conv2D(4, kernel, strides=stride, padding=padding, activation="elu", name="first")(image)
     x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 1, name="second")(x))
-    model = models.seeded(keras.Model(picture, layers.Dense(2)(layers.GlobalAveragePooling2D()(x))))
+    model = models.seeded(keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(x))))
     assert list(map(keras_folds.strides_over_image, model.layers)).count(True) == 1
     x, first = np.random.default_rng(2).normal(size=(2, *size, 3)).astype(np.float32), model.get_layer("first")
 
@@ -763,7 +763,7 @@ def test_a_pass_in_bfloat16_is_near_and_its_records_are_float32():
     model = normed()
     network = open_model(model)
     before = [(layer, layer.dtype_policy, vars(layer).get("call")) for layer in model._flatten_layers()]
-    x, paths = pictures(network), ("conv1", "norm1", "conv2")
+    x, paths = images(network), ("conv1", "norm1", "conv2")
     exact = passed(network, x, paths)
     for folded in (False, True):
         near = passed(network, x, paths, precision="bfloat16", folded=folded)
@@ -789,7 +789,7 @@ def test_a_model_of_mixed_precision_keeps_its_own():
 def test_a_pass_without_a_non_linearity_records_what_comes_before_it():
     model = normed()
     network = open_model(model)
-    x = pictures(network)
+    x = images(network)
     before = passed(network, x, ("inner/norm2", "inner/relu2"))
     kernel, bias = map(keras.ops.convert_to_numpy, model.get_layer("conv2").weights)
     by_hand = keras.ops.convert_to_numpy(keras.ops.conv(before["inner/relu2"], kernel)) + bias
@@ -805,27 +805,27 @@ def test_a_pass_without_a_non_linearity_records_what_comes_before_it():
 
 def test_what_is_made_from_another_non_linearity_is_not_seen_before_both():
     """Without the first the second would be another; and a sum or a product is no join."""
-    picture = layers.Input((8, 8, 3))
-    early = layers.Conv2D(4, 3, padding="same", activation="relu", name="early")(picture)
+    image = layers.Input((8, 8, 3))
+    early = layers.Conv2D(4, 3, padding="same", activation="relu", name="early")(image)
     late = layers.Conv2D(4, 3, padding="same", activation="relu", name="late")(early)
     joined = layers.Concatenate(name="joined")([early, late])
     product = layers.Multiply(name="product")([early, late])
-    model = keras.Model(picture, layers.Flatten()(layers.Add(name="sum")([product, layers.Conv2D(4, 1)(joined)])))
+    model = keras.Model(image, layers.Flatten()(layers.Add(name="sum")([product, layers.Conv2D(4, 1)(joined)])))
     network = open_model(models.seeded(model))
     assert [network.nonlinearities(path) for path in ("joined", "product", "sum", "late")] == [(), (), (), ("late",)]
 
 
 def test_what_joins_and_pools_nonlinearities_is_seen_before_them():
-    picture = layers.Input((8, 8, 3))
-    one = layers.Conv2D(4, 3, activation="relu", name="one")(picture)
-    other = layers.ReLU(name="relu")(layers.Conv2D(4, 3, name="other")(picture))
+    image = layers.Input((8, 8, 3))
+    one = layers.Conv2D(4, 3, activation="relu", name="one")(image)
+    other = layers.ReLU(name="relu")(layers.Conv2D(4, 3, name="other")(image))
     joined = layers.Concatenate(name="joined")([one, other])
     pooled = layers.MaxPooling2D(name="pooled")(layers.Dropout(0.5)(joined))
     last = layers.Conv2D(2, 1, name="last")(pooled)
-    network = open_model(models.seeded(keras.Model(picture, layers.Flatten()(last))))
+    network = open_model(models.seeded(keras.Model(image, layers.Flatten()(last))))
     assert network.nonlinearities("pooled") == network.nonlinearities("joined") == ("one", "relu")
     assert network.nonlinearities("last") == ()
-    x = pictures(network)
+    x = images(network)
     before = passed(network, x, ("joined", "other"), preactivations=network.nonlinearities("joined"))
     assert before["joined"][..., :4].min() < 0
     np.testing.assert_allclose(before["joined"][..., 4:], before["other"], rtol=1e-6)

@@ -80,7 +80,7 @@ FIRST = {
 
 def wrapped(first, **options):
     keras.utils.set_random_seed(3)
-    picture = layers.Input((SIDE, SIDE, 3))
+    image = layers.Input((SIDE, SIDE, 3))
     core = keras.Sequential(
         [
             *(layers.Conv2D(5, 3, activation="relu", name="conv"), layers.GlobalAveragePooling2D()),
@@ -88,7 +88,7 @@ def wrapped(first, **options):
         ],
         name="core",
     )
-    return keras.Model(picture, core(first(picture)), **options)
+    return keras.Model(image, core(first(image)), **options)
 
 
 def pixels():
@@ -160,8 +160,8 @@ def test_a_cast_that_keras_makes_on_its_own_hides_no_scaling():
     assert convscope.open_model(scaled).preprocessing.certainty == "found"
     assert convscope.open_model(plain).preprocessing.name == "-1..1"
     assert convscope.open_model(clipped).preprocessing.name == "-1..1"
-    picture = layers.Input((SIDE, SIDE, 3), dtype="uint8")
-    whole = keras.Model(picture, wrapped(lambda x: x)(ops.cast(picture, "float32") / 127.5 - 1))
+    image = layers.Input((SIDE, SIDE, 3), dtype="uint8")
+    whole = keras.Model(image, wrapped(lambda x: x)(ops.cast(image, "float32") / 127.5 - 1))
     assert convscope.open_model(whole).preprocessing.certainty == "found"
 
 

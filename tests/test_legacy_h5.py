@@ -153,7 +153,7 @@ def arrays(*shapes, seed=0):
     return [rng.uniform(0.1 if len(shape) == 1 else -1, 1, shape).astype("float32") for shape in shapes]
 
 
-def pictures(*shape, seed=9):
+def images(*shape, seed=9):
     return np.random.default_rng(seed).uniform(-1, 1, (3, *shape)).astype("float32")
 
 
@@ -223,7 +223,7 @@ def sample(function):
 def two_convs(version, layers_of, said, scope="{}"):
     """conv_a, pool, conv_b (both kernels alike in shape), flatten, dense; NumPy beside it."""
     k1, b1, k2, b2, k3, b3 = arrays((3, 3, 4, 4), (4,), (3, 3, 4, 4), (4,), (36, 2), (2,))
-    x = pictures(12, 12, 4)
+    x = images(12, 12, 4)
     hidden = relu(conv(pool(relu(conv(x, k1, b1))), k2, b2))
     expected = sigmoid((flat(hidden) @ k3 + b3) / 50)
     a, b, c = (scope.format(name) for name in ("conv_a", "conv_b", "dense"))
@@ -318,7 +318,7 @@ def functional_205():
         node(conv2d("conv2d_2", 3, size=1), "batch_normalization_1"),
         node(layer("Add", "add_1"), "conv2d_2", "batch_normalization_1"),
     ]
-    x = pictures(6, 6, 2)
+    x = images(6, 6, 2)
     hidden = norm(conv(x, k1), gamma, beta, mean, variance)
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     values = (gamma, beta, mean, variance)
@@ -352,7 +352,7 @@ def separable_and_depthwise():
         layer("SpatialDropout2D", "drop", rate=0.5, noise_shape=None, seed=None),
         {**alone_layer, "class_name": "DepthwiseConv2D"},
     ]
-    x = pictures(8, 8, 2)
+    x = images(8, 8, 2)
     hidden = norm(depthwise(x, depth) @ point[0, 0] + bias, gamma, beta, mean, variance)
     weights = {
         "separable": {
@@ -397,7 +397,7 @@ def inner_weights(scope="", a="conv_1", b="conv_2"):
 def model_in_sequential():
     datasets, forward = inner_weights()
     kernel, bias = arrays((50, 2), (2,))
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     config = sequential("net", inner_model("Model"), layer("Flatten", "flatten"), dense("dense", 2))
     weights = {"inner": datasets, "flatten": {}, "dense": {"dense/kernel:0": kernel, "dense/bias:0": bias}}
     return Sample("2.3.1", config, weights, x, flat(forward(x)) @ kernel + bias)
@@ -408,7 +408,7 @@ def twice(kind):
     datasets, forward = inner_weights(scope="inner/")
     inside = {**inner_model(kind), "name": "inner"}
     inside["inbound_nodes"] = [[["given", 0, 0, {}]], [["inner", 1, 0, {"training": False}]]]
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     config = model("outer", [node(input_layer("given", (5, 5, 2))), inside], ["given"], [("inner", 2)])
     return Sample("2.4.0", config, {"given": {}, "inner": datasets}, x, forward(forward(x)), ("counted from 0",))
 
@@ -435,7 +435,7 @@ def nameless_sequential_216():
 
     nested = [{"class_name": "Sequential", "config": inner_model("Sequential")["config"]["layers"]} for _ in "ab"]
     config = {"class_name": "Sequential", "config": nested}
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     weights = {"sequential_7": datasets, "sequential_3": other}
     return Sample("2.1.6", config, weights, x, half(forward(x)), ("names of nested Sequentials",))
 
@@ -450,7 +450,7 @@ def names_with_slashes():
         node(conv2d("block", 2, size=1, use_bias=False), "block/a"),
         node(conv2d("block/b", 2, size=1, use_bias=False), "block"),
     ]
-    x = pictures(4, 4, 2)
+    x = images(4, 4, 2)
     weights = {
         "block/a": {"block/a/kernel:0": k1},
         "block": {"block/kernel:0": k2},
@@ -464,7 +464,7 @@ def names_with_slashes():
 def nested_names_with_slashes():
     datasets, forward = inner_weights(a="conv1/one", b="conv1/two")
     inside = json.loads(json.dumps(inner_model("Model")).replace("conv_1", "conv1/one").replace("conv_2", "conv1/two"))
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     return Sample("2.6.0", sequential("net", inside), {"inner": datasets}, x, forward(x))
 
 
@@ -484,7 +484,7 @@ def tensorflow_operations():
         operation("tf.nn.relu", "nn.relu", "tf.math.subtract"),
         node(conv2d("conv", 2, size=1, use_bias=False), "tf.nn.relu"),
     ]
-    x = 255 * np.abs(pictures(4, 4, 3))
+    x = 255 * np.abs(images(4, 4, 3))
     config = model("net", layers, ["given"], [("conv", 0)], "Functional")
     expected = conv(relu(x / 127.5 - 1), kernel)
     return Sample("2.6.0", config, {"conv": {"conv/kernel:0": kernel}}, x, expected, ("TensorFlow operations",))
@@ -500,7 +500,7 @@ def functions_of_keras_applications():
         layer("Lambda", "prepare", function="preprocess_input", batch_input_shape=[None, 4, 4, 3], **stored, **shape),
         conv2d("conv", 2, size=1, use_bias=False),
     ]
-    x = 255 * np.abs(pictures(4, 4, 3))
+    x = 255 * np.abs(images(4, 4, 3))
     expected = conv(x[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32), kernel)
     weights = {"prepare": {}, "conv": {"conv/kernel:0": kernel}}
     return Sample("2.6.0", sequential("net", *layers), weights, x, expected, ("'prepare' is that of keras",))
@@ -519,7 +519,7 @@ def activations_and_classes():
         layer("Activation", "hard", activation="hard_sigmoid"),
         layer("Activation", "soft", activation="softmax_v2"),
     ]
-    x = pictures(4, 4, 2)
+    x = images(4, 4, 2)
     y = np.minimum(conv(x, kernel), 0.9)
     y = np.where(y > 0, y, 0.25 * y)
     y = np.clip(0.2 * np.where(y > 0.1, y, 0) + 0.5, 0, 1)
@@ -540,7 +540,7 @@ def wrapped_in_time():
         layer("TimeDistributed", "each", layer=inside, batch_input_shape=[None, 2, 5, 5, 2]),
         layer("TimeDistributed", "each_norm", layer=inside_norm),
     ]
-    x = pictures(2, 5, 5, 2)
+    x = images(2, 5, 5, 2)
     y = np.stack([conv(x[:, step], kernel, bias) for step in range(2)], axis=1)
     weights = {
         "each": {"each/kernel:0": kernel, "each/bias:0": bias},
@@ -561,7 +561,7 @@ def normalization_layers():
         layer("Rescaling", "scale", scale=0.5, offset=0.25),
         layer("Normalization", "norm", axis=[-1]),
     ]
-    x = pictures(4, 4, 2)
+    x = images(4, 4, 2)
     datasets = {"norm/mean:0": mean, "norm/variance:0": variance, "norm/count:0": np.int64(7)}
     expected = (0.5 * x + 0.25 - mean) / np.sqrt(variance)
     return Sample("2.6.0", sequential("net", *layers), {"scale": {}, "norm": datasets}, x, expected)
@@ -573,7 +573,7 @@ def gru_of_keras_20():
     kernel, recurrent, bias = arrays((2, 9), (3, 9), (9,))
     old = weighted("GRU", "gru", units=3, recurrent_activation="sigmoid", recurrent_initializer=GLOROT)
     old["config"].update(batch_input_shape=[None, 4, 2], dropout=0.0, recurrent_dropout=0.0, implementation=0)
-    x = pictures(4, 2)
+    x = images(4, 2)
     fresh = keras.layers.GRU(3, reset_after=False, activation="linear", recurrent_activation="sigmoid")
     fresh.build((None, 4, 2))
     fresh.set_weights([kernel, recurrent, bias])
@@ -594,7 +594,7 @@ def attention_by_keyword():
         node(layer("Permute", "same", dims=[1, 2]), "given"),
         node(attention, ("given", 0, {"value": ["same", 0, 0]})),
     ]
-    x = pictures(3, 2)
+    x = images(3, 2)
     fresh = keras.layers.MultiHeadAttention(1, 2)
     fresh.build((None, 3, 2), (None, 3, 2))
     fresh.set_weights([value for pair in values.values() for value in pair])
@@ -647,7 +647,7 @@ def keras_1_tf():
         layer("Flatten", "flat"),
         dense_1("dense", 2),
     ]
-    x = pictures(4, 3, 2)
+    x = images(4, 3, 2)
     y = relu(conv(np.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0))), kernel, bias))
     expected = flat(norm(y, gamma, beta, mean, variance, epsilon=1e-5)) @ k2 + b2
     weights = {
@@ -690,7 +690,7 @@ def keras_1_theano():
         node(layer("Flatten", "flat"), "both"),
         node(dense_1("dense", 2), "flat"),
     ]
-    x = pictures(4, 4, 2)
+    x = images(4, 4, 2)
     y = relu(convolved(x, kernel, bias)).transpose(0, 3, 1, 2)
     expected = flat(np.concatenate([y, y], axis=1)) @ k2 + b2
     weights = {
@@ -706,7 +706,7 @@ def keras_1_theano():
 def keras_2_theano():
     """Keras 2 says which backend wrote the kernels."""
     kernel, bias = arrays((3, 3, 2, 3), (3,))
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     config = sequential("net", conv2d("conv", 3, batch_input_shape=[None, 5, 5, 2]))
     weights = {"conv": {"conv/kernel:0": kernel, "conv/bias:0": bias}}
     return Sample("2.1.6", config, weights, x, convolved(x, kernel, bias), ("180 degrees",), backend="theano")
@@ -770,7 +770,7 @@ def test_file_of_keras_3_is_taken_as_it_is(tmp_path):
     opened = read(tmp_path / "model.h5")
     assert opened.version == keras.__version__
     assert opened.translated == ()
-    x = pictures(6, 6, 2)
+    x = images(6, 6, 2)
     for got, wanted in zip(opened.model(x, training=False), fresh(x, training=False), strict=True):
         got, wanted = keras.ops.convert_to_numpy(got), keras.ops.convert_to_numpy(wanted)
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
@@ -820,7 +820,7 @@ def test_scopes_of_a_nested_model_numbered_again(tmp_path):
     """conv_1 became conv_1_1, and conv, taken before, became conv_1: names still decide, in any order."""
     datasets, forward = inner_weights(a="conv_1", b="conv_1_1")
     config = json.loads(json.dumps(inner_model("Model")).replace("conv_1", "conv").replace("conv_2", "conv_1"))
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     reverse = dict(reversed(datasets.items()))
     sample = Sample("2.2.4", sequential("net", config), {"inner": reverse}, x, forward(x))
     opened = read(written(tmp_path, sample))
@@ -830,7 +830,7 @@ def test_scopes_of_a_nested_model_numbered_again(tmp_path):
 
 def test_all_scopes_around_a_nested_model_numbered_again(tmp_path):
     datasets, forward = inner_weights(scope="inner_1/", a="conv_1_1", b="conv_2_1")
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     reverse = dict(reversed(datasets.items()))
     sample = Sample("2.2.4", sequential("net", inner_model("Model")), {"inner": reverse}, x, forward(x))
     opened = read(written(tmp_path, sample))
@@ -840,7 +840,7 @@ def test_all_scopes_around_a_nested_model_numbered_again(tmp_path):
 
 def test_numbers_alone_differ_then_the_order_decides_and_is_said(tmp_path):
     datasets, forward = inner_weights(a="conv_17", b="conv_18")
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     sample = Sample("2.2.4", sequential("net", inner_model("Model")), {"inner": datasets}, x, forward(x))
     opened = read(written(tmp_path, sample))
     check(opened, sample)
@@ -854,7 +854,7 @@ def test_numbers_alone_differ_then_the_order_decides_and_is_said(tmp_path):
 def test_order_does_not_decide_against_names(a, b, named, tmp_path):
     """Other names than the model's, or numbers of which one speaks for another place."""
     datasets, forward = inner_weights(a=a, b=b)
-    x = pictures(5, 5, 2)
+    x = images(5, 5, 2)
     sample = Sample("2.2.4", sequential("net", inner_model("Model")), {"inner": datasets}, x, forward(x))
     with pytest.raises(ModelError, match=rf"{named} of the file has no place"):
         read(written(tmp_path, sample))
@@ -997,7 +997,7 @@ def test_lambda_of_keras_3_runs_with_trust_alone(tmp_path):
         read(tmp_path / "model.h5")
     assert not Path(marker).exists()
     opened = read(tmp_path / "model.h5", trust=True)
-    x = pictures(4, 4, 2)
+    x = images(4, 4, 2)
     np.testing.assert_allclose(answers(opened.model, x), 2 * x)
     assert Path(marker).exists()
 
@@ -1123,7 +1123,7 @@ def test_config_that_keras_did_not_write(change, tmp_path):
 
 def custom_sample():
     (kernel,) = arrays((1, 1, 2, 2))
-    x = pictures(4, 4, 2)
+    x = images(4, 4, 2)
     own = layer("DoublingForTest", "twice", factor=2)
     layers = [
         conv2d("conv", 2, 1, use_bias=False, activation="square_for_test", batch_input_shape=[None, 4, 4, 2]),
@@ -1246,7 +1246,7 @@ def test_real_emotions():
 def test_real_keras_1():
     opened = real("steering_keras1.h5")
     assert opened.version == "1.2.1"
-    y = answers(opened.model, pictures(64, 96, 3))
+    y = answers(opened.model, images(64, 96, 3))
     assert y.shape == (3, 1)
     assert np.isfinite(y).all()
     assert np.ptp(y) > 0
@@ -1385,7 +1385,7 @@ def test_a_prelu_of_keras_1_answers_as_the_definition_says(tmp_path):
         _with(convolution_1("conv", 3), activation="linear", batch_input_shape=[None, 5, 3, 2]),
         layer("PReLU", "prelu_1", init="zero"),
     ]
-    x = pictures(5, 3, 2)
+    x = images(5, 3, 2)
     y = conv(x, kernel, bias)
     weights = {"conv": {"conv_W": kernel, "conv_b": bias}, "prelu_1": {"prelu_1_alphas": alpha}}
     sample = Sample(

@@ -161,7 +161,7 @@ def small():
 
 
 def reached(network, objective, **options):
-    """What the technique says that the objective is, and the maps and logits of its picture."""
+    """What the technique says that the objective is, and the maps and logits of its image."""
     import convscope
 
     result = convscope.filters(
@@ -302,7 +302,7 @@ def test_seeds_agree_with_a_number(small):
     assert all(-1 <= row.agreement <= 1 for row in rows)
     single = convscope.filters(small, "3", [0, 1], recipe="classic", steps=12, size=16, precision="float32")
     assert [row.agreement for row in single.rows] == [None, None]
-    # The agreement of two seeds, from their pictures' answers less those of noise.
+    # The agreement of two seeds, from their images' answers less those of noise.
     other = convscope.filters(small, "3", [0], recipe="classic", steps=12, seed=1, size=16, precision="float32")
     both = convscope.filters(small, "3", [0], recipe="classic", steps=12, seeds=2, size=16, precision="float32")
     first = convscope.filters(small, "3", [0], recipe="classic", steps=12, size=16, precision="float32")

@@ -246,13 +246,13 @@ def test_filters_and_heatmaps_work(tmp_path):
 @pytest.mark.parametrize("opset", [9, 11, 13, 17])
 def test_networks_that_torch_exports(tmp_path, opset):
     """Old exporters of torch leave chains of Shape, Gather and Concat behind, and names with slashes."""
-    from test_torch_script import Residual, pictures
+    from test_torch_script import Residual, images
 
     torch.manual_seed(0)
     module = Residual().eval()
-    torch.onnx.export(module, (pictures(16, 1),), tmp_path / "net.onnx", dynamo=False, opset_version=opset)
+    torch.onnx.export(module, (images(16, 1),), tmp_path / "net.onnx", dynamo=False, opset_version=opset)
     network = convscope.open_model(tmp_path / "net.onnx")
-    x = pictures(16, 3)
+    x = images(16, 3)
     with torch.no_grad():
         expected = module(x).numpy()
     found = network.head.probabilities(network.predict(x.permute(0, 2, 3, 1).numpy()))
@@ -306,7 +306,7 @@ def test_swapped_kernels_are_seen(tmp_path):
 
 
 def test_channels_last_graphs(tmp_path):
-    """As tf2onnx writes them: pictures (n, h, w, 3), turned inside."""
+    """As tf2onnx writes them: images (n, h, w, 3), turned inside."""
     model = graph_of(
         [
             node("Transpose", ["picture"], ["t"], "turn", perm=[0, 3, 1, 2]),
@@ -516,7 +516,7 @@ def test_weights_outside_of_the_folder_are_not_read(tmp_path):
         convscope.open_model(inside / "net.onnx")
 
 
-# -- inputs beside the picture ---------------------------------------------------------------------------
+# -- inputs beside the image ---------------------------------------------------------------------------
 
 
 def with_input(name, shape, kind=TensorProto.FLOAT, default=None):
@@ -545,7 +545,7 @@ def test_two_inputs_whatever_the_second_is_called(tmp_path, name):
     x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     plain = network.forward(x, ["add"])[1]["add"]
     fed = opened(model, tmp_path, feed={name: np.full((1, 4), 0.5, np.float32)})
-    # One array goes with each of two pictures, so the sum over both is 4.
+    # One array goes with each of two images, so the sum over both is 4.
     np.testing.assert_allclose(fed.forward(x, ["add"])[1]["add"], plain + 4, atol=1e-4)
 
 
@@ -566,7 +566,7 @@ def test_a_second_input_of_any_rank_and_type(tmp_path, shape, kind):
     assert network.forward(x, ["add"])[1]["add"].shape == (3, 14, 14, 4)
 
 
-def test_the_input_of_the_picture_can_be_chosen(tmp_path):
+def test_the_input_of_the_image_can_be_chosen(tmp_path):
     model = with_input("second", (1, 3, 12, 12))
     assert opened(model, tmp_path).inputs.name == "picture"
     chosen = opened(model, tmp_path, input="second")
@@ -687,7 +687,7 @@ HUGE = 2**33
 
 
 def sized(nodes, **numbers):
-    """A graph whose operators take amounts from tensors that are known, or computed from the picture."""
+    """A graph whose operators take amounts from tensors that are known, or computed from the image."""
     known = graph_of(nodes, {name: np.array(value) for name, value in numbers.items()}, opset=18)
     computed = [
         node("ReduceMax", ["picture"], ["m"], keepdims=0),
@@ -761,7 +761,7 @@ def test_work_that_would_take_days(tmp_path):
 
 
 def test_a_size_that_the_pixels_decide(tmp_path):
-    """Nothing is wrong with a black picture, with which the model is opened."""
+    """Nothing is wrong with a black image, with which the model is opened."""
     nodes = [
         node("ReduceMax", ["picture"], ["m"], keepdims=0),
         node("Mul", ["m", "many"], ["size"]),
@@ -785,7 +785,7 @@ def test_limits_can_be_raised(tmp_path):
     assert opened(model, tmp_path).layers[-1].shape == (516, 516, 3)
 
 
-def test_a_picture_that_is_declared_too_large(tmp_path):
+def test_a_image_that_is_declared_too_large(tmp_path):
     with pytest.raises(ModelError, match="limit pixels"):
         opened(residual((1, 3, 2**20, 2**20)), tmp_path)
     with pytest.raises(ModelError, match="limit values"):

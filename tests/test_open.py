@@ -214,15 +214,15 @@ def test_an_application_knows_its_preprocessing():
 
 def test_each_family_preprocesses_as_keras_does():
     """Every application's own `preprocess_input` against the preset of its family."""
-    picture = np.random.default_rng(0).uniform(0, 255, (1, 4, 5, 3)).astype(np.float32)
+    image = np.random.default_rng(0).uniform(0, 255, (1, 4, 5, 3)).astype(np.float32)
     checked = set()
     for name, function in vars(keras.applications).items():
         family = family_of(name)
         if family is None or not callable(function):
             continue
         module = sys.modules[function.__module__]
-        expected = keras.ops.convert_to_numpy(module.preprocess_input(picture.copy(), data_format="channels_last"))
-        np.testing.assert_allclose(PRESETS[family.preset].apply(picture), expected, atol=2e-4, err_msg=name)
+        expected = keras.ops.convert_to_numpy(module.preprocess_input(image.copy(), data_format="channels_last"))
+        np.testing.assert_allclose(PRESETS[family.preset].apply(image), expected, atol=2e-4, err_msg=name)
         checked.add(family)
     assert checked == set(FAMILIES)
 
@@ -330,8 +330,8 @@ def test_mean_and_deviation_of_each_channel_are_read(channels):
 
 
 def _grey_or_not(channels):
-    picture = layers.Input((8, 8, channels))
-    return keras.Model(picture, layers.Dense(2)(layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(picture))))
+    image = layers.Input((8, 8, channels))
+    return keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(image))))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

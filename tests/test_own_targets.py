@@ -34,11 +34,11 @@ class Joined(nn.Module):
 
 
 def joined_in_keras():
-    picture = layers.Input((20, 24, 3))
-    early = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="early")(picture)
+    image = layers.Input((20, 24, 3))
+    early = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="early")(image)
     late = layers.Conv2D(6, 3, padding="same", activation="relu", name="late")(early)
     x = layers.GlobalAveragePooling2D()(layers.Concatenate()([early, late]))
-    return models.seeded(keras.Model(picture, layers.Dense(5)(x)))
+    return models.seeded(keras.Model(image, layers.Dense(5)(x)))
 
 
 @pytest.fixture(params=["keras", "torch"])
@@ -69,7 +69,7 @@ def test_any_object_with_a_score_is_explained(network, photo):
 
 @dataclass(frozen=True)
 class Strongest(Target):
-    """A layer's strongest channel, which `resolve` finds for each picture and which then stays."""
+    """A layer's strongest channel, which `resolve` finds for each image and which then stays."""
 
     record: tuple[str, ...] = ("late",)
     text: str = "the strongest channel"
@@ -83,7 +83,7 @@ class Strongest(Target):
         return ops.sum(ops.mean(activations["late"], axis=(1, 2)) * arguments[0], axis=-1)
 
 
-def test_a_subclass_reads_layers_by_its_own_names_and_resolves_what_depends_on_the_picture(network, photo):
+def test_a_subclass_reads_layers_by_its_own_names_and_resolves_what_depends_on_the_image(network, photo):
     """In PyTorch the layer is called `body.late`."""
     photos, methods = [photo, photo[::-1].copy()], ["hirescam", "occlusion"]
     found = convscope.heatmap(network, photos, Strongest(), "late", method=methods)
@@ -135,7 +135,7 @@ def test_a_target_that_does_not_keep_to_the_interface_is_refused_in_words(networ
         (lambda ops, logits: ops.median(logits), "no operation 'median'"),
     ],
 )
-def test_an_answer_that_is_no_number_for_each_picture_is_refused_in_words(network, photo, score, says):
+def test_an_answer_that_is_no_number_for_each_image_is_refused_in_words(network, photo, score, says):
     with pytest.raises(UsageError, match=says):
         convscope.heatmap(network, photo, Custom(lambda ops, logits, activations: score(ops, logits)), "late")
 
@@ -153,7 +153,7 @@ def test_what_is_no_target_is_refused_in_words(network, photo):
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, TypeError, KeyError, ZeroDivisionError])
 def test_an_error_of_a_target_propagates_and_does_not_change_how_the_layer_is_replayed(network, photo, kind):
-    """It fails in replays alone, as one does that takes the number of pictures for one."""
+    """It fails in replays alone, as one does that takes the number of images for one."""
     batches = []
 
     def function(ops, logits, activations):

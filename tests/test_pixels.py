@@ -1,4 +1,4 @@
-"""Heatmaps of the picture's own pixels and places, against closed forms and slow loops."""
+"""Heatmaps of the image's own pixels and places, against closed forms and slow loops."""
 
 import models
 import numpy as np
@@ -127,9 +127,9 @@ def test_full_grad_of_other_nonlinearities_says_what_is_missing(photo):
 def test_full_grad_says_which_biases_it_has_not(photo):
     """A layer with a ReLU of its own that is called twice can't be seen before it at one call."""
     shared = layers.Conv2D(3, 3, padding="same", activation="relu")
-    picture = layers.Input((16, 16, 3))
-    x = layers.GlobalAveragePooling2D()(shared(shared(picture)))
-    network = open_model(models.seeded(keras.Model(picture, layers.Dense(3)(x))), preprocess="0..1")
+    image = layers.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(shared(shared(image)))
+    network = open_model(models.seeded(keras.Model(image, layers.Dense(3)(x))), preprocess="0..1")
     note = convscope.heatmap(network, photo, 1, method="full-grad").rows[0].note
     assert note.endswith("without the biases of 2 layers that are called more than once")
 
@@ -245,9 +245,9 @@ def test_results_of_several_sizes_come_back_from_disk(photo, tmp_path):
 
 
 def test_with_a_budget_score_cam_passes_no_more_and_says_how_sure_it_is(photo):
-    picture = layers.Input((20, 24, 3))
-    x = layers.Conv2D(48, 5, strides=2, activation="relu", name="conv")(picture)
-    model = models.seeded(keras.Model(picture, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+    image = layers.Input((20, 24, 3))
+    x = layers.Conv2D(48, 5, strides=2, activation="relu", name="conv")(image)
+    model = models.seeded(keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
     network = open_model(model, preprocess="0..1")
     whole = convscope.heatmap(network, photo, 1, method="score-cam")
     some = convscope.heatmap(network, photo, 1, method="score-cam", budget=12)
@@ -309,10 +309,10 @@ def test_finer_cam_takes_away_what_similar_classes_see_too(photo):
 
 def test_shapley_cam_subtracts_half_of_the_hessian_vector_product(photo):
     """Of squares of the maps the Hessian's product is the gradient itself, so half of Grad-CAM is left."""
-    picture = layers.Input((20, 24, 3))
-    x = layers.Conv2D(6, 5, strides=2, activation="relu", name="conv")(picture)
+    image = layers.Input((20, 24, 3))
+    x = layers.Conv2D(6, 5, strides=2, activation="relu", name="conv")(image)
     x = keras.ops.square(x)
-    model = models.seeded(keras.Model(picture, layers.Dense(3, name="out")(layers.GlobalAveragePooling2D()(x))))
+    model = models.seeded(keras.Model(image, layers.Dense(3, name="out")(layers.GlobalAveragePooling2D()(x))))
     network = open_model(model, preprocess="0..1")
     found = convscope.heatmap(network, photo, 1, "conv", method=["grad-cam", "shapley-cam"])
     np.testing.assert_allclose(found.maps[1], found.maps[0] / 2, rtol=1e-3, atol=1e-6)
@@ -341,7 +341,7 @@ def test_several_layers_are_fused_as_shares_of_their_highest_values(photo):
     assert found.rows[0].layer == "relu_a, conv_b"
 
 
-def test_smoothing_treats_a_picture_and_its_mirror_image_alike(photo):
+def test_smoothing_treats_a_image_and_its_mirror_image_alike(photo):
     network = open_model(gap_network(), preprocess="0..1")
     square = photo[:20, :24] if photo.shape[0] >= 20 else photo
     one = convscope.heatmap(network, square, 1, smooth=True).maps[0]

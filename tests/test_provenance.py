@@ -26,7 +26,7 @@ def parameter(name):
     return lambda made: made["parameters"][name]
 
 
-def pictures(made):
+def images(made):
     return made["pictures"]
 
 
@@ -39,7 +39,7 @@ NO_RESULT = "can't change a result: "
 PLACES = {
     convscope.activations: {
         "network": lambda made: made["network"],
-        "images": pictures,
+        "images": images,
         "layers": parameter("layers"),
         "memory": parameter("memory"),
         "scratch": NO_RESULT + "a folder for temporary files",
@@ -47,7 +47,7 @@ PLACES = {
     },
     convscope.concepts: {
         "network": lambda made: made["network"],
-        "images": pictures,
+        "images": images,
         "count": parameter("count"),
         "layer": parameter("layer"),
         "batch": parameter("batch"),
@@ -55,7 +55,7 @@ PLACES = {
     },
     convscope.heatmap: {
         "network": lambda made: made["network"],
-        "images": pictures,
+        "images": images,
         "target": lambda made: (made["parameters"]["target"], made["parameters"]["target_details"]),
         "layer": lambda made: (made["parameters"]["layer"], made["parameters"]["layer_rule"]),
         "against": parameter("against"),
@@ -79,8 +79,8 @@ PLACES = {
         "seed": parameter("seed"),
         "seeds": parameter("seeds"),
         "variants": parameter("variants"),
-        "natural_images": pictures,
-        "baselines": pictures,  # what noise reaches is the same for one network, seed and size; others are refused
+        "natural_images": images,
+        "baselines": images,  # what noise reaches is the same for one network, seed and size; others are refused
         "image": other("start"),
         "frames": parameter("frames"),
         "precision": parameter("precision"),
@@ -89,7 +89,7 @@ PLACES = {
     },
     convscope.report: {
         "network": lambda made: made["network"],
-        "images": pictures,
+        "images": images,
         "path": NO_RESULT + "it is where the page is written",
         "title": NO_RESULT + "it is the page's heading",
         "progress": NO_RESULT + "it only watches",
@@ -108,12 +108,12 @@ def test_every_argument_has_its_place(function):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    picture = layers.Input((24, 24, 3))
-    x = layers.Conv2D(4, 3, activation="relu", name="one")(picture)
+    image = layers.Input((24, 24, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="one")(image)
     x = layers.Conv2D(6, 3, strides=2, activation="relu", name="two")(x)
     x = layers.Dense(5, activation="softmax", name="out")(layers.GlobalAveragePooling2D()(x))
     path = tmp_path_factory.mktemp("model") / "net.keras"
-    models.seeded(keras.Model(picture, x)).save(path)
+    models.seeded(keras.Model(image, x)).save(path)
     return path
 
 

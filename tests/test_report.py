@@ -245,7 +245,7 @@ def test_layers_that_are_asked_for_are_shown(deep, photo, tmp_path):
 
 
 @pytest.mark.slow(reason="filters get new starts until they count as dead")
-def test_a_dead_filter_has_its_reason_in_place_of_a_picture(photo, tmp_path):
+def test_a_dead_filter_has_its_reason_in_place_of_a_image(photo, tmp_path):
     model = models.plain()
     model.get_layer("conv_b").bias.assign(np.full(6, -1000, np.float32))
     data = report(open_model(model), photo, tmp_path / "page.html", filter_layers=["conv_b"], channels=2)
@@ -305,7 +305,7 @@ def test_a_class_may_be_named_as_an_objective_names_it(made, photo, tmp_path):
     assert data["heatmaps"][0]["class_name"] == name
 
 
-# --- pictures --------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------
 
 
 def test_the_tint_over_the_photo_is_the_overlay(photo):
@@ -336,7 +336,7 @@ def test_a_channel_grid_is_the_tiles_and_clear_between(channels):
     assert (drawn[..., 3] > 0).sum() == channels * 12 * 12
 
 
-def test_a_small_address_is_the_picture():
+def test_a_small_address_is_the_image():
     flat = np.full((40, 40, 4), (10, 20, 30, 0), np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert small_data_uri(flat).startswith("data:image/")
@@ -411,11 +411,11 @@ def test_opening_the_page_makes_no_request(watch, made):
     assert seen.complaints == []
 
 
-def test_every_picture_is_decoded_and_has_a_text(watch):
+def test_every_image_is_decoded_and_has_a_text(watch):
     page = watch().page
-    pictures = page.evaluate("[...document.images].map(i => [i.alt.trim(), i.complete && i.naturalWidth > 0])")
-    assert pictures
-    assert all(alt and decoded for alt, decoded in pictures)
+    images = page.evaluate("[...document.images].map(i => [i.alt.trim(), i.complete && i.naturalWidth > 0])")
+    assert images
+    assert all(alt and decoded for alt, decoded in images)
     assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label'))")
 
 
@@ -562,9 +562,9 @@ def test_the_printed_page_has_paper_and_no_controls(watch):
 def test_pointing_at_a_tile_tells_its_channel(watch):
     page = watch().page
     sheet = page.locator("#photo-1 .sheet").first
-    picture = sheet.locator("img")
-    picture.scroll_into_view_if_needed()
-    box = picture.bounding_box()
+    image = sheet.locator("img")
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 5.5 / 8, box["y"] + box["height"] / 2)
     assert sheet.locator(".which").text_content() == "channel 5"
 
@@ -576,7 +576,7 @@ def test_a_heatmap_lies_exactly_on_its_photo(watch):
 
 
 def test_what_the_browser_shows_is_the_overlay(made, tmp_path, browser):
-    """The blend of two pictures in the browser against `render.heatmaps.overlaid`, but for the photo's compression."""
+    """The blend of two images in the browser against `render.heatmaps.overlaid`, but for the photo's compression."""
     network = made[0]
     photo = np.full((300, 300, 3), 128, np.uint8)
     photo[:150] = 60

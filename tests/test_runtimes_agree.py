@@ -24,7 +24,7 @@ def test_runtimes_agree_to_1e_4(answers):
             assert apart <= tolerance, f"{name} on {runtime}: {apart:.2e} of its largest value"
 
 
-def test_start_pictures_are_bit_equal(answers):
+def test_start_images_are_bit_equal(answers):
     first, *others = (found["start"] for found in answers.values())
     for other in others:
         np.testing.assert_array_equal(other, first)

@@ -37,12 +37,12 @@ def keras_model(classes, spelling):
     import keras
     from keras import layers
 
-    picture = layers.Input((SIDE, SIDE, 3))
+    image = layers.Input((SIDE, SIDE, 3))
     features = layers.Conv2D(FEATURES, 3, activation="relu", name="features")
     fused = spelling.removeprefix("fused ") if spelling.startswith("fused") else None
     last = layers.Conv2D(classes, 1, activation=fused, name="scores")
-    z = last(features(picture))
-    model = keras.Model(picture, KERAS_ENDS[spelling](z) if fused is None else z)
+    z = last(features(image))
+    model = keras.Model(image, KERAS_ENDS[spelling](z) if fused is None else z)
     drawn = weights(classes)
     features.set_weights(drawn[:2])
     last.set_weights(drawn[2:])

@@ -41,8 +41,8 @@ def restored(preset: Preprocessing, x: Float32[np.ndarray, "n h w c"]) -> Float3
 
 
 @jaxtyped(typechecker=beartype)
-def overlaid(picture: UInt8[np.ndarray, "h w 3"], heatmap: Float[np.ndarray, "a b"]) -> UInt8[np.ndarray, "h w 3"]:
-    return overlay(picture, heatmap)
+def overlaid(image: UInt8[np.ndarray, "h w 3"], heatmap: Float[np.ndarray, "a b"]) -> UInt8[np.ndarray, "h w 3"]:
+    return overlay(image, heatmap)
 
 
 @jaxtyped(typechecker=beartype)

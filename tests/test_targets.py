@@ -22,10 +22,10 @@ def network():
 
 def segmenting(head="softmax"):
     """conv, then a class for each place."""
-    picture = layers.Input((20, 24, 3))
-    x = layers.Conv2D(6, 5, strides=2, activation="relu", name="conv")(picture)
+    image = layers.Input((20, 24, 3))
+    x = layers.Conv2D(6, 5, strides=2, activation="relu", name="conv")(image)
     x = layers.Conv2D(4, 1, name="scores")(x)
-    return models.seeded(keras.Model(picture, layers.Softmax(name="shares")(x) if head else x))
+    return models.seeded(keras.Model(image, layers.Softmax(name="shares")(x) if head else x))
 
 
 def maps_of(network, photo, path):
@@ -116,7 +116,7 @@ def test_a_mask_has_to_fit(photo):
 
 def test_likeness_is_the_cosine_of_two_answers(network, photo):
     other = photo[::-1, ::-1].copy()
-    one, two = (maps_of(network, picture, "gap") for picture in (photo, other))
+    one, two = (maps_of(network, image, "gap") for image in (photo, other))
     target = similarity_target(network, other)
     assert target.layer == "gap"
     found = convscope.heatmap(network, photo, target, "conv")
@@ -219,9 +219,9 @@ def test_against_another_class_rise_weighs_with_the_difference(network, photo):
 
 
 def test_one_class_of_a_map_is_where_it_is_above_the_middle(photo):
-    picture = layers.Input((20, 24, 3))
-    x = layers.Conv2D(6, 5, activation="relu", name="conv")(picture)
-    model = models.seeded(keras.Model(picture, layers.Conv2D(1, 1, name="scores")(x)))
+    image = layers.Input((20, 24, 3))
+    x = layers.Conv2D(6, 5, activation="relu", name="conv")(image)
+    model = models.seeded(keras.Model(image, layers.Conv2D(1, 1, name="scores")(x)))
     scores = maps_of(open_model(model, preprocess="0..1"), photo, "scores")[..., 0]
     kernel, bias = model.get_layer("scores").get_weights()
     model.get_layer("scores").set_weights([kernel, bias - np.median(scores)])

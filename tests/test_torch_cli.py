@@ -35,8 +35,8 @@ def desk(tmp_path_factory):
 
     torch.manual_seed(0)
     torch.save({"state_dict": torch_models.tutorial().state_dict()}, folder / "net.pth")
-    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-    Image.fromarray(picture).save(folder / "photo.png")
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(image).save(folder / "photo.png")
     return folder
 
 
@@ -81,8 +81,8 @@ def test_an_onnx_file(desk, tmp_path):
     pytest.importorskip("onnx")
     import torch_models
 
-    picture = torch.zeros(1, 3, 32, 32)
-    torch.onnx.export(torch_models.tutorial().eval(), (picture,), tmp_path / "net.onnx", dynamo=False, opset_version=17)
+    image = torch.zeros(1, 3, 32, 32)
+    torch.onnx.export(torch_models.tutorial().eval(), (image,), tmp_path / "net.onnx", dynamo=False, opset_version=17)
     done = run("heatmap", tmp_path / "net.onnx", desk / "photo.png", "--out", tmp_path / "h", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["heatmaps"][0]["layer"] == "/pool_1/MaxPool"

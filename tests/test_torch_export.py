@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from test_torch_script import Residual, Views, pictures  # noqa: E402
+from test_torch_script import Residual, Views, images  # noqa: E402
 from torch import nn  # noqa: E402
 from torch._export.serde import serialize  # noqa: E402
 from torch.export import Dim  # noqa: E402
@@ -40,7 +40,7 @@ class Shaped(nn.Module):
 
 
 def exported(module, path, batch=1, dynamic=False):
-    example = pictures(16, batch)
+    example = images(16, batch)
     shapes = ({0: Dim("batch")},) if dynamic else None
     torch.export.save(torch.export.export(module.eval(), (example,), dynamic_shapes=shapes), path)
     return path
@@ -54,7 +54,7 @@ def test_any_batch_gives_what_the_module_gives(tmp_path, make, batch, dynamic):
     network = convscope.open_model(exported(module, tmp_path / "model.pt2", batch, dynamic))
     assert network.name == make.__name__
     assert network.inputs.size == (16, 16)
-    x = pictures(16, 5)
+    x = images(16, 5)
     with torch.no_grad():
         expected = module(x).numpy()
     found = network.predict(x.permute(0, 2, 3, 1).numpy())
@@ -453,12 +453,12 @@ class Scaled(Residual):
 
 def test_arguments_that_are_no_tensors_are_those_of_the_example(tmp_path):
     module = Scaled().eval()
-    program = torch.export.export(module, (pictures(16, 1),), {"scale": 3.0, "double": True})
+    program = torch.export.export(module, (images(16, 1),), {"scale": 3.0, "double": True})
     torch.export.save(program, tmp_path / "model.pt2")
     opened = torch_export.read(sniff(tmp_path / "model.pt2")).module
     with torch.no_grad():
-        expected = module(pictures(16, 1), scale=3.0, double=True)["p"]
-        torch.testing.assert_close(opened(pictures(16, 1))["p"], expected)
+        expected = module(images(16, 1), scale=3.0, double=True)["p"]
+        torch.testing.assert_close(opened(images(16, 1))["p"], expected)
 
 
 def old_format(program, path, change=lambda name, data: data):
@@ -479,17 +479,17 @@ def old_format(program, path, change=lambda name, data: data):
 
 def test_the_format_of_earlier_versions(tmp_path):
     module = Residual().eval()
-    program = torch.export.export(module, (pictures(16, 1),))
+    program = torch.export.export(module, (images(16, 1),))
     opened = torch_export.read(sniff(old_format(program, tmp_path / "model.pt2"))).module
     with torch.no_grad():
-        torch.testing.assert_close(opened(pictures(16, 1)), module(pictures(16, 1)))
+        torch.testing.assert_close(opened(images(16, 1)), module(images(16, 1)))
 
 
 @pytest.mark.parametrize("member", ["state_dict", "constants", "example_inputs"])
 def test_pickles_of_the_earlier_format_are_walked(tmp_path, member):
     marker, held = tmp_path / "marker", io.BytesIO()
     torch.save({"conv.weight": Evil(marker)}, held)
-    program = torch.export.export(Residual().eval(), (pictures(16, 1),))
+    program = torch.export.export(Residual().eval(), (images(16, 1),))
     path = old_format(
         program, tmp_path / "model.pt2", lambda name, data: held.getvalue() if name.endswith(member + ".pt") else data
     )

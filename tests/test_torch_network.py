@@ -23,7 +23,7 @@ from convscope.techniques.activations import iter_activations  # noqa: E402
 pytestmark = pytest.mark.without_keras
 
 
-def picture(side=40, channels=3, seed=0):
+def image(side=40, channels=3, seed=0):
     shape = (side, side, 3) if channels == 3 else (side, side)
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
@@ -128,7 +128,7 @@ def test_kinds_shapes_and_parameters():
 def test_activations_are_what_hooks_see_also_before_what_works_in_place():
     module = small()
     network = opened(module)
-    photos = [picture(seed=seed) for seed in range(3)]
+    photos = [image(seed=seed) for seed in range(3)]
     found = convscope.activations(network, photos, "all")
     expected, returned = by_hooks(module, network, found.images)
     for name in ("stem", "blocks.0.conv", "blocks.0.bn", "blocks.0.relu", "blocks.1.conv2", "pool"):
@@ -142,7 +142,7 @@ def test_activations_are_what_hooks_see_also_before_what_works_in_place():
 
 def test_zeros_are_counted_after_the_relu():
     network = opened(small())
-    found = convscope.activations(network, [picture()], "all")
+    found = convscope.activations(network, [image()], "all")
     rows = {row.layer: row for row in found.statistics}
     rectified = found.arrays["blocks.0.relu"]
     assert rows["blocks.0.conv"].zeros == pytest.approx((rectified == 0).mean())
@@ -154,7 +154,7 @@ def test_gradients_are_those_of_autograd_written_out(path):
     """The gradient of a logit with respect to an activation, against replaying the rest of the network by hand."""
     module = small().eval()
     network = opened(module)
-    x = network.prepare(convscope.activations(network, [picture()], "stem").images)
+    x = network.prepare(convscope.activations(network, [image()], "stem").images)
     delta = np.zeros((1, *network.layer(path).shape), np.float32)
 
     def score(run, x, delta):
@@ -222,8 +222,8 @@ class TestTheModuleComesBackAsItWas:
     def test_after_every_technique(self, module):
         before = self.state(module)
         network = opened(module)
-        convscope.activations(network, [picture()], "all")
-        convscope.heatmap(network, [picture()], 1)
+        convscope.activations(network, [image()], "all")
+        convscope.heatmap(network, [image()], 1)
         convscope.filters(network, "blocks.1.relu~2", [0, 1], steps=2)
         self.same(before, self.state(module))
 
@@ -236,7 +236,7 @@ class TestTheModuleComesBackAsItWas:
 
         monkeypatch.setattr(module.blocks[1].conv2, "forward", broken)
         with pytest.raises(ModelError, match=r"its layer 'blocks\.1\.conv2' raised RuntimeError: no") as caught:
-            convscope.heatmap(network, [picture()], 1)
+            convscope.heatmap(network, [image()], 1)
         assert str(caught.value.__cause__) == "no"
         monkeypatch.undo()
         self.same(before, self.state(module))
@@ -244,10 +244,10 @@ class TestTheModuleComesBackAsItWas:
     def test_gradient_mode_and_generators(self, module):
         network = opened(module)
         with torch.no_grad():
-            inside = convscope.heatmap(network, [picture()], 1).maps
+            inside = convscope.heatmap(network, [image()], 1).maps
             assert not torch.is_grad_enabled()
         with torch.inference_mode():
-            assert np.array_equal(convscope.heatmap(network, [picture()], 1).maps, inside)
+            assert np.array_equal(convscope.heatmap(network, [image()], 1).maps, inside)
             assert torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
         assert inside.any()
@@ -256,7 +256,7 @@ class TestTheModuleComesBackAsItWas:
         module = small()
         network = opened(module)
         convscope.filters(network, "pool", [0], steps=3)
-        convscope.heatmap(network, [picture()], 0)
+        convscope.heatmap(network, [image()], 0)
         assert all(parameter.grad is None for parameter in module.parameters())
 
 
@@ -267,18 +267,18 @@ def test_the_pass_stops_after_the_last_tap():
     ran = []
     module.fc.register_forward_hook(lambda *_: ran.append("fc"))
     module.blocks[1].register_forward_hook(lambda *_: ran.append("block 1"))
-    convscope.activations(network, [picture()], ["stem", "blocks.0.conv"])
+    convscope.activations(network, [image()], ["stem", "blocks.0.conv"])
     assert ran == []
     convscope.filters(network, "blocks.0.relu~2", [0], steps=2)
     assert ran == []
-    network.predict(network.prepare(convscope.activations(network, [picture()], "stem").images))
+    network.predict(network.prepare(convscope.activations(network, [image()], "stem").images))
     assert ran == ["block 1", "fc"]
 
 
 def test_weights_that_change_are_seen_at_the_next_call():
     module = small()
     network = opened(module)
-    x = network.prepare(convscope.activations(network, [picture()], "stem").images)
+    x = network.prepare(convscope.activations(network, [image()], "stem").images)
     before = network.predict(x)
     with torch.no_grad():
         module.fc.bias += 3
@@ -301,7 +301,7 @@ def test_a_module_that_is_called_twice_has_two_layers():
     module = randomised(Twice())
     network = opened(module)
     assert [layer.path for layer in network.layers] == ["conv#0", "relu#0", "conv#1", "relu#1", "mean"]
-    found = convscope.activations(network, [picture()], "all")
+    found = convscope.activations(network, [image()], "all")
     expected, _ = by_hooks(module, network, found.images)
     for nth in (0, 1):
         np.testing.assert_array_equal(found.arrays[f"conv#{nth}"], expected["conv"][nth])
@@ -325,7 +325,7 @@ def test_a_softmax_at_the_end_is_undone(end, kind, layer):
     network = opened(nn.Sequential(core, end))
     assert (network.head.activation, network.head.undone) == (kind, layer)
     assert network.head.returns_logits == (layer is None)
-    x = network.prepare(convscope.activations(network, [picture()], "0.stem").images)
+    x = network.prepare(convscope.activations(network, [image()], "0.stem").images)
     plain = core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2))
     np.testing.assert_allclose(network.predict(x), plain.detach().numpy(), atol=1e-5)
     if kind == "softmax":
@@ -347,7 +347,7 @@ def test_a_functional_softmax_is_undone(function):
     network = opened(module)
     assert network.head.activation == "softmax"
     assert network.head.undone
-    x = network.prepare(convscope.activations(network, [picture()], "core.stem").images)
+    x = network.prepare(convscope.activations(network, [image()], "core.stem").images)
     plain = module.core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy()
     np.testing.assert_allclose(network.predict(x), plain, atol=1e-5)
 
@@ -355,7 +355,7 @@ def test_a_functional_softmax_is_undone(function):
 def test_one_sigmoid_unit_has_two_classes():
     network = opened(nn.Sequential(small(classes=1), nn.Sigmoid()))
     assert network.head.binary
-    logits = network.predict(network.prepare(convscope.activations(network, [picture()], "0.stem").images))
+    logits = network.predict(network.prepare(convscope.activations(network, [image()], "0.stem").images))
     assert logits.shape == (1, 2)
     assert logits[0, 0] == -logits[0, 1]
 
@@ -364,7 +364,7 @@ def test_maps_have_no_classes():
     network = opened(nn.Conv2d(3, 4, 3))
     assert network.head.spatial
     with pytest.raises(UsageError, match="class scores"):
-        convscope.heatmap(network, [picture()])
+        convscope.heatmap(network, [image()])
 
 
 # -- what modules return and take ------------------------------------------------------------------------
@@ -397,10 +397,10 @@ def test_modules_that_return_several_things(how, names):
     module = Returning(how)
     network = opened(module)
     assert network.outputs == names
-    x = network.prepare(convscope.activations(network, [picture()], "core.pool").images)
+    x = network.prepare(convscope.activations(network, [image()], "core.pool").images)
     plain = module.core.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).detach().numpy()
     np.testing.assert_array_equal(network.predict(x), plain)
-    assert convscope.heatmap(network, [picture()], 1).maps.any()
+    assert convscope.heatmap(network, [image()], 1).maps.any()
     assert opened(module, output=names[1]).head.spatial
     with pytest.raises(UsageError, match="no output"):
         opened(module, output="nothing")
@@ -436,12 +436,12 @@ class Inner(nn.Module):
 )
 def test_a_rule_replaces_one_of_several_outputs_of_a_layer(how, path):
     network = opened(randomised(Inner(how)))
-    x = network.tensor(network.prepare(convscope.activations(network, [picture()], "split.conv").images))
+    x = network.tensor(network.prepare(convscope.activations(network, [image()], "split.conv").images))
     changed = network.compile(lambda run, x: run(x, Pass(replace=(path,)), {path: lambda a: a * 0}).logits)(x)
     np.testing.assert_allclose(network.numpy(changed)[0], network.module.fc.bias.detach().numpy(), atol=1e-6)
 
 
-def test_grey_pictures_and_fixed_sizes_behind_a_view():
+def test_grey_images_and_fixed_sizes_behind_a_view():
     class Digits(nn.Module):
         def __init__(self):
             super().__init__()
@@ -455,7 +455,7 @@ def test_grey_pictures_and_fixed_sizes_behind_a_view():
     assert (network.inputs.channels, network.inputs.size, network.inputs.free) == (1, (28, 28), False)
     assert "guess" in network.inputs.note
     assert network.preprocessing.name == "0..1"
-    assert convscope.activations(network, [picture(channels=1)]).arrays["conv"].shape == (1, 24, 24, 4)
+    assert convscope.activations(network, [image(channels=1)]).arrays["conv"].shape == (1, 24, 24, 4)
     # The layers before the dense one take any size.
     assert convscope.filters(network, "conv", [0], size=40, steps=1).values.shape == (1, 40, 40, 1)
     with pytest.raises(ModelError, match="can't be run on an image of 40x40"):
@@ -480,7 +480,7 @@ def test_a_size_that_is_not_square_has_to_be_given():
     assert network.head.linear
 
 
-def test_the_size_of_networks_for_small_pictures_is_guessed():
+def test_the_size_of_networks_for_small_images_is_guessed():
     network = convscope.open_model(small())
     assert network.inputs.size == (32, 32)
     assert "guess" in network.inputs.note
@@ -501,7 +501,7 @@ def test_several_inputs():
         opened(module)
     extra = np.array([[1.0, -2.0, 0.5]])
     network = opened(module, feed={"extra": extra})
-    x = network.prepare(convscope.activations(network, [picture(), picture(seed=1)], "core.stem").images)
+    x = network.prepare(convscope.activations(network, [image(), image(seed=1)], "core.stem").images)
     plain = module.eval()(torch.from_numpy(x).permute(0, 3, 1, 2), torch.tensor(extra).float().expand(2, 3))
     np.testing.assert_array_equal(network.predict(x), plain.detach().numpy())
     with pytest.raises(UsageError, match="no input 'extr'"):
@@ -514,7 +514,7 @@ def test_several_inputs():
 def test_data_parallel_and_compiled_modules():
     module = small()
     expected = opened(module)
-    x = expected.prepare(convscope.activations(expected, [picture()], "stem").images)
+    x = expected.prepare(convscope.activations(expected, [image()], "stem").images)
     inner = small()
     inner.blocks = torch.compile(inner.blocks)
     for wrapped in (nn.DataParallel(small()), torch.compile(small()), inner):
@@ -522,7 +522,7 @@ def test_data_parallel_and_compiled_modules():
         paths = [layer.path for layer in network.layers]
         assert paths == [layer.path for layer in expected.layers]
         np.testing.assert_array_equal(network.predict(x), expected.predict(x))
-        assert convscope.heatmap(network, [picture()], 1).maps.any()
+        assert convscope.heatmap(network, [image()], 1).maps.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -530,12 +530,12 @@ def test_modules_of_another_precision(dtype):
     module = small().to(dtype)
     network = opened(module)
     reference = opened(small())
-    found = convscope.activations(network, [picture()], "all")
-    expected = convscope.activations(reference, [picture()], "all")
+    found = convscope.activations(network, [image()], "all")
+    expected = convscope.activations(reference, [image()], "all")
     tolerance = {torch.float16: 0.02, torch.bfloat16: 0.15, torch.float64: 1e-5}[dtype]
     assert found.arrays["pool"].dtype == np.float32
     np.testing.assert_allclose(found.arrays["pool"], expected.arrays["pool"], rtol=tolerance, atol=tolerance)
-    assert convscope.heatmap(network, [picture()], 1).maps.any()
+    assert convscope.heatmap(network, [image()], 1).maps.any()
     assert convscope.filters(network, "pool", [0], steps=2).rows[0].activation > 0
     assert all(parameter.dtype == dtype for parameter in module.parameters())
     assert len(network.weights_sha256()) == 64
@@ -543,7 +543,7 @@ def test_modules_of_another_precision(dtype):
 
 def test_autocast():
     network, exact = opened(small(), precision="bfloat16"), opened(small())
-    x = network.prepare(convscope.activations(network, [picture()], "stem").images)
+    x = network.prepare(convscope.activations(network, [image()], "stem").images)
     assert "bfloat16" in network.backend
     rough, fine = network.predict(x), exact.predict(x)
     assert not np.array_equal(rough, fine)
@@ -585,7 +585,7 @@ def test_spectral_norm(norm):
     network = opened(module)
     assert network.layer("blocks.0.conv").kind == "conv"
     weight = module.eval().blocks[0].conv.weight
-    found = convscope.activations(network, [picture()], "all")
+    found = convscope.activations(network, [image()], "all")
     x = torch.tensor(found.arrays["leaky_relu"]).permute(0, 3, 1, 2)
     expected = F.conv2d(x, weight, module.blocks[0].conv.bias, padding=1).detach().numpy()
     np.testing.assert_allclose(found.arrays["blocks.0.conv"], np.moveaxis(expected, 1, -1), atol=1e-5)
@@ -614,10 +614,10 @@ def test_maps_with_the_channels_last_inside_a_network():
     assert shapes["1.grow"] == shapes["1.gelu"] == (8, 10, 24)
     seen = {}
     hook = module[1].grow.register_forward_hook(lambda _, __, out: seen.update(grow=out.detach().numpy()))
-    found = convscope.activations(network, [picture()], "all")
+    found = convscope.activations(network, [image()], "all")
     hook.remove()
     np.testing.assert_array_equal(found.arrays["1.grow"], seen["grow"])
-    assert convscope.heatmap(network, [picture()], 1, layer="1.gelu").maps.shape == (1, 8, 10)
+    assert convscope.heatmap(network, [image()], 1, layer="1.gelu").maps.shape == (1, 8, 10)
 
 
 class Doubled(torch.autograd.Function):
@@ -644,7 +644,7 @@ def test_operations_of_the_users_own_don_t_hide_what_follows():
     network = opened(randomised(Custom()))
     assert [layer.path for layer in network.layers] == ["conv", "mul", "relu", "mean", "fc"]
     assert all(layer.on_path for layer in network.layers)
-    found = convscope.activations(network, [picture()], "all")
+    found = convscope.activations(network, [image()], "all")
     np.testing.assert_allclose(found.arrays["relu"], np.maximum(2 * found.arrays["conv"], 0))
 
 
@@ -675,7 +675,7 @@ def test_a_path_that_depends_on_the_input_is_said():
 
     network = opened(Moody(), preprocess="0..1")
     with pytest.raises(ModelError, match="conv did not run"):
-        convscope.activations(network, [picture()], "conv")
+        convscope.activations(network, [image()], "conv")
 
 
 def test_scaling_inside_the_module_is_found():
@@ -706,7 +706,7 @@ def test_batch_norm_tells_of_the_pixels():
     assert opened(module).preprocessing.name == "-1..1"
 
 
-def test_modules_without_pictures():
+def test_modules_without_images():
     with pytest.raises(ModelError, match="can't be run on an image"):
         convscope.open_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
 
@@ -750,13 +750,13 @@ def test_a_network_is_a_torch_network():
 
 
 def drawn(network):
-    """Two prepared pictures of noise."""
+    """Two prepared images of noise."""
     shape = (2, *network.inputs.size, network.inputs.channels)
     return np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
 
 
 class Gated(nn.Module):
-    """The same operation on weights alone and on the picture; a head that works in place."""
+    """The same operation on weights alone and on the image; a head that works in place."""
 
     def __init__(self):
         super().__init__()
@@ -990,7 +990,7 @@ def test_scrambling_takes_the_kernels_in_the_order_of_execution_and_gives_them_b
         assert torch.equal(tensor, before[name])
 
 
-def test_a_network_that_remembers_how_many_pictures_it_was_given_is_replayed_whole():
+def test_a_network_that_remembers_how_many_images_it_was_given_is_replayed_whole():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

@@ -82,7 +82,7 @@ class Views(nn.Module):
         return self.out(x.view(x.size(0), -1))
 
 
-def pictures(side=16, count=3):
+def images(side=16, count=3):
     return torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (count, 3, side, side)).astype(np.float32))
 
 
@@ -90,7 +90,7 @@ def pictures(side=16, count=3):
 @pytest.mark.parametrize("make", [Residual, Views, lambda: nn.Sequential(Residual(), nn.Flatten())])
 def test_the_mirror_is_the_script_module(tmp_path, how, make):
     module = make().eval()
-    x = pictures()
+    x = images()
     scripted = torch.jit.script(module) if how == "script" else torch.jit.trace(module, x[:1])
     torch.jit.save(scripted, tmp_path / "model.pt")
     mirror = torch_script.read(sniff(tmp_path / "model.pt")).module
@@ -104,7 +104,7 @@ def test_conditions_and_loops(tmp_path, how, side):
     scripted = torch.jit.script(Branching(how).eval())
     torch.jit.save(scripted, tmp_path / "model.pt")
     mirror = torch_script.read(sniff(tmp_path / "model.pt")).module.eval()
-    x = pictures(side)
+    x = images(side)
     with torch.no_grad():
         for one, two in zip(mirror(x), scripted(x), strict=True):
             assert torch.equal(one, two)
@@ -149,7 +149,7 @@ def test_default_arguments_and_lists_that_change(tmp_path, make):
     torch.manual_seed(0)
     scripted = torch.jit.script(make().eval())
     torch.jit.save(scripted, tmp_path / "model.pt")
-    mirror, x = torch_script.read(sniff(tmp_path / "model.pt")).module.eval(), pictures()
+    mirror, x = torch_script.read(sniff(tmp_path / "model.pt")).module.eval(), images()
     with torch.no_grad():
         for _ in range(2):  # a second pass does not see what the first has changed
             assert torch.equal(mirror(x), scripted(x))
@@ -176,7 +176,7 @@ def test_frozen_and_half(tmp_path):
     scripted = torch.jit.freeze(torch.jit.script(Residual().eval()))
     torch.jit.save(scripted, tmp_path / "frozen.pt")
     network = convscope.open_model(tmp_path / "frozen.pt", size=16)
-    x = pictures()
+    x = images()
     with torch.no_grad():
         expected = scripted(x).numpy()
     found = network.head.probabilities(network.predict(x.permute(0, 2, 3, 1).numpy()))
@@ -511,7 +511,7 @@ def test_parts_of_lists(tmp_path):
 
     scripted = torch.jit.script(Sizes().eval())
     torch.jit.save(scripted, tmp_path / "model.pt")
-    mirror, x = torch_script.read(sniff(tmp_path / "model.pt")).module.eval(), pictures()
+    mirror, x = torch_script.read(sniff(tmp_path / "model.pt")).module.eval(), images()
     with torch.no_grad():
         assert torch.equal(mirror(x), scripted(x))
 

@@ -23,8 +23,8 @@ def keras_model():
     import models
     from keras import Model, layers
 
-    picture = layers.Input((SIDE, SIDE, 3))
-    stem = layers.Conv2D(5, 1, activation="relu", name="stem")(picture)
+    image = layers.Input((SIDE, SIDE, 3))
+    stem = layers.Conv2D(5, 1, activation="relu", name="stem")(image)
     halves = [layers.Cropping2D(((0, 0), one), name=name) for name, one in (("west", (0, HALF)), ("east", (HALF, 0)))]
     left, right = (half(stem) for half in halves)
     left = layers.Conv2D(6, 3, activation="relu", name="left")(left)
@@ -33,7 +33,7 @@ def keras_model():
     right = layers.Conv2D(4, 1, name="right_map")(right)
     ends = [layers.GlobalAveragePooling2D(name=f"{side}_mean") for side in ("left", "right")]
     left, right = ends[0](left), ends[1](right)
-    return models.seeded(Model(picture, {"left_scores": left, "right_scores": right}))
+    return models.seeded(Model(image, {"left_scores": left, "right_scores": right}))
 
 
 def torch_model():
@@ -150,20 +150,20 @@ def test_a_recurrent_convolution_is_a_layer(norm, photo):
     import models
     from keras import Model, layers, ops
 
-    picture = layers.Input((SIDE, SIDE, 3))
-    features = layers.Conv2D(3, 3, padding="same", name="conv")(picture)
-    frames = [layers.Reshape((1, SIDE, SIDE, 3))(one) for one in (picture, features)]
+    image = layers.Input((SIDE, SIDE, 3))
+    features = layers.Conv2D(3, 3, padding="same", name="conv")(image)
+    frames = [layers.Reshape((1, SIDE, SIDE, 3))(one) for one in (image, features)]
     x = layers.ConvLSTM2D(5, 3, name="memory")(layers.Concatenate(axis=1)(frames))
     if norm:
         x = layers.BatchNormalization(name="norm")(x)
     scores = layers.Dense(4, name="scores")(layers.GlobalAveragePooling2D()(x))
-    model = models.seeded(Model(picture, scores))
+    model = models.seeded(Model(image, scores))
     network = opened("keras", model, None, SIDE)
     layer = network.layer("memory")
     assert (layer.kind, layer.shape, layer.on_path) == ("recurrent", (SIDE - 2, SIDE - 2, 5), True)
     found = convscope.heatmap(network, photo, 1)
     assert found.rows[0].layer == ("norm" if norm else "memory")
-    maps = np.asarray(ops.convert_to_numpy(Model(picture, x)(prepared(network, [photo]))))[0]
+    maps = np.asarray(ops.convert_to_numpy(Model(image, x)(prepared(network, [photo]))))[0]
     kernel = model.get_layer("scores").get_weights()[0][:, 1]
     np.testing.assert_allclose(found.maps[0], maps @ kernel / maps[..., 0].size, rtol=1e-3, atol=1e-6)
     seen = convscope.activations(network, photo, "memory").arrays["memory"]

@@ -171,11 +171,11 @@ def test_an_earlier_result_does_not_name_files_of_a_later_one(tmp_path, monkeypa
     convscope.save(MAKERS["filters"](), tmp_path)
     real, calls = folder_module.encode_png, []
 
-    def failing(picture):
-        calls.append(picture)
+    def failing(image):
+        calls.append(image)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(picture)
+        return real(image)
 
     monkeypatch.setattr(folder_module, "encode_png", failing)
     with pytest.raises(KeyboardInterrupt):

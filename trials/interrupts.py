@@ -158,12 +158,12 @@ def keras_case() -> tuple[Any, Callable[[], Any]]:
         [layers.Input((8, 8, 4)), layers.Conv2D(4, 3, activation="relu", name="deep"), layers.Dropout(0.5)],
         name="inner",
     )
-    picture = layers.Input((10, 10, 3))
-    x = layers.Conv2D(4, 3, name="first")(picture)
+    image = layers.Input((10, 10, 3))
+    x = layers.Conv2D(4, 3, name="first")(image)
     x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
     x = inner(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x + keras.ops.sigmoid(x))
-    model = keras.Model(picture, layers.Dense(3, activation="softmax", name="out")(x), name="outer")
+    model = keras.Model(image, layers.Dense(3, activation="softmax", name="out")(x), name="outer")
     model.get_layer("first").trainable = False
     operations = [model, *(operation for _, operation in named_operations(model))]
     tracker = keras.src.backend.common.global_state.GLOBAL_STATE_TRACKER

@@ -174,9 +174,9 @@ def _drawn(network: Network) -> np.ndarray:
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = np.sin(40 * x + 10 * np.sin(7 * y))
     disc = (x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.06
-    picture = np.stack([200 * y, 120 + 80 * waves, 60 + 150 * x], axis=-1)
-    picture[disc] = (230, 200, 40)
-    rgb = np.clip(picture, 0, 255).astype(np.uint8)
+    image = np.stack([200 * y, 120 + 80 * waves, 60 + 150 * x], axis=-1)
+    image[disc] = (230, 200, 40)
+    rgb = np.clip(image, 0, 255).astype(np.uint8)
     if channels in (1, 3):
         return rgb
     return np.resize(rgb.transpose(2, 0, 1), (channels, height, width)).transpose(1, 2, 0)

@@ -180,7 +180,7 @@ class Flow:
                 waiting += self._makers(here.inputs)
         return found
 
-    def entrance(self, picture: Value, is_step: Callable[[Call], bool]) -> tuple[list[Call], list[Value], bool]:
+    def entrance(self, image: Value, is_step: Callable[[Call], bool]) -> tuple[list[Call], list[Value], bool]:
         """The calls that the image passes up to the first that is no step, and the tensors where they narrow to one.
 
         All that is computed of the image later is computed from each of these tensors, in the order of execution.
@@ -192,7 +192,7 @@ class Flow:
         last = {value.key: place for place, call in enumerate(self._leaves) for value in call.inputs}
         steps: list[Call] = []
         narrow: list[Value] = []
-        made = {picture.key}
+        made = {image.key}
         for place, call in enumerate(self._leaves):
             if not any(value.key in made for value in call.inputs):
                 continue

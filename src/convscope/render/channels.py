@@ -140,14 +140,14 @@ def sized(levels: np.ndarray, wanted: int) -> np.ndarray:
 
 def _numbered_grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
     gap, pad, size = 2, 6, 12
-    picture = grid(tiles, columns, gap, WHITE)  # a dark gap would merge with empty tiles
+    image = grid(tiles, columns, gap, WHITE)  # a dark gap would merge with empty tiles
     numbers = range(0, len(tiles), columns)
-    gutter = Image.new("RGB", (text_width(str(numbers[-1]), size) + pad, len(picture)), "white")
+    gutter = Image.new("RGB", (text_width(str(numbers[-1]), size) + pad, len(image)), "white")
     draw, height = ImageDraw.Draw(gutter), len(tiles[0])
     for row, number in enumerate(numbers):
         middle = row * (height + gap) + height / 2
         draw.text((gutter.width - pad, middle), str(number), FAINT_INK, font_of(size), anchor="rm")
-    return np.hstack([np.asarray(gutter), picture])
+    return np.hstack([np.asarray(gutter), image])
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

@@ -54,11 +54,11 @@ def levels_between(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
 
 
-def filter_tile(picture: np.ndarray, crop: int) -> np.ndarray:
+def filter_tile(image: np.ndarray, crop: int) -> np.ndarray:
     """An optimised image in the classic style: contrast 0.15 around grey, without its border.
 
     Args:
-        picture: (h, w, c) as the model takes it; values that are not finite count as 0.
+        image: (h, w, c) as the model takes it; values that are not finite count as 0.
         crop: pixels left out on each side.
 
     Returns:
@@ -67,7 +67,7 @@ def filter_tile(picture: np.ndarray, crop: int) -> np.ndarray:
     Raises:
         UsageError: `crop` is negative or leaves nothing.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if not 0 <= 2 * crop < min(height, width):
         raise UsageError(
             f"the crop has to leave part of a {height} x {width} image, but it is {crop}",
@@ -75,7 +75,7 @@ def filter_tile(picture: np.ndarray, crop: int) -> np.ndarray:
             found=crop,
             size=[height, width],
         )
-    values = np.clip(finite(picture), -1e15, 1e15)  # beyond, the variance of float32 overflows
+    values = np.clip(finite(image), -1e15, 1e15)  # beyond, the variance of float32 overflows
     values = (values - values.mean()) / (values.std() + 1e-5) * 0.15
     values = values[crop : height - crop, crop : width - crop] + 0.5
     return (np.clip(values, 0, 1) * 255).astype(np.uint8)

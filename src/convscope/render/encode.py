@@ -44,21 +44,21 @@ def animation(frames: Sequence[np.ndarray], kind: str = "webp", seconds: float =
     return buffer.getvalue()
 
 
-def encode_png(picture: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """The bytes of a PNG file of an image (h, w), (h, w, 3) or (h, w, 4) uint8; lossless."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def encode_webp(picture: np.ndarray, quality: int = 85) -> bytes:
+def encode_webp(image: np.ndarray, quality: int = 85) -> bytes:
     """The bytes of a WebP file of an image (h, w, 3) or (h, w, 4) uint8; `quality` 0..100.
 
     Raises:
         UsageError: a side is longer than the 16383 pixels that the format allows.
     """
-    if max(picture.shape[:2]) > 16383:
-        height, width = picture.shape[:2]
+    if max(image.shape[:2]) > 16383:
+        height, width = image.shape[:2]
         raise UsageError(
             f"WebP allows 16383 pixels a side, but the image is {height} x {width}: use PNG",
             code="rendering-too-large",
@@ -66,14 +66,14 @@ def encode_webp(picture: np.ndarray, quality: int = 85) -> bytes:
             expected=16383,
         )
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=quality)
+    Image.fromarray(image).save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()
 
 
-def small_data_uri(picture: np.ndarray, quality: int = 85) -> str:
+def small_data_uri(image: np.ndarray, quality: int = 85) -> str:
     """An image (h, w, 3) or (h, w, 4) uint8 as a `data:` address: PNG, or WebP where that is smaller."""
-    png = encode_png(picture)
-    webp = encode_webp(picture, quality) if max(picture.shape[:2]) <= 16383 else png
+    png = encode_png(image)
+    webp = encode_webp(image, quality) if max(image.shape[:2]) <= 16383 else png
     return data_uri(png, "image/png") if len(png) <= len(webp) else data_uri(webp, "image/webp")
 
 

@@ -155,9 +155,9 @@ def html(result: Filters) -> str:
     return image_tag(sheet(result, labels=True), f"{_where(result)}: {result.summary}")
 
 
-def _cropped(result: Filters, picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
-    return picture[result.crop : height - result.crop, result.crop : width - result.crop]
+def _cropped(result: Filters, image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return image[result.crop : height - result.crop, result.crop : width - result.crop]
 
 
 def _canvas_drawn(result: Filters, canvas: np.ndarray) -> np.ndarray:

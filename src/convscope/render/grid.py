@@ -74,16 +74,16 @@ def tile_side(count: int) -> int:
     return 160 if count <= 64 else 128 if count <= 256 else _NARROWEST
 
 
-def sized_tile(picture: np.ndarray, smallest: int, largest: int) -> np.ndarray:
+def sized_tile(image: np.ndarray, smallest: int, largest: int) -> np.ndarray:
     """An image (h, w, 3) uint8 with its longer side in the range: enlarged by a whole number, or averaged."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = max(height, width)
     if side < smallest:
         times = min(math.ceil(smallest / side), max(1, largest // side))
-        return picture.repeat(times, axis=0).repeat(times, axis=1)
+        return image.repeat(times, axis=0).repeat(times, axis=1)
     if side <= largest:
-        return picture
-    return scale_pixels(picture, largest / side)
+        return image
+    return scale_pixels(image, largest / side)
 
 
 def at_most(image: np.ndarray, side: int) -> np.ndarray:

@@ -99,10 +99,10 @@ def page(body: np.ndarray, title: str, *subtitles: str) -> np.ndarray:
     return np.pad(whole, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=WHITE)
 
 
-def padded(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """A rendering (h, w, 3) uint8 with white at its right and below it: (height, width, 3) uint8."""
-    missing = (0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)
-    return np.pad(picture, missing, constant_values=WHITE)
+    missing = (0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)
+    return np.pad(image, missing, constant_values=WHITE)
 
 
 def leading(size: int) -> int:

@@ -161,9 +161,9 @@ def _stages(network: Network) -> list[dict[str, object]]:
     height, width = network.inputs.size
     largest = max(height, width, *(max(layer.shape[:-1], default=1) for layer in made))
     runs = [[layer] for layer in made] if one_by_one else [list(run) for _, run in groupby(made, _extent)]
-    picture = {"name": "input", "size": f"{height}×{width}×{network.inputs.channels}", "note": "", "path": "input"}
+    image = {"name": "input", "size": f"{height}×{width}×{network.inputs.channels}", "note": "", "path": "input"}
     slab = {"kind": "input", **_slab((height, width, network.inputs.channels), largest, True)}
-    return [{**picture, "slabs": [slab]}, *(_stage_of(run, largest, one_by_one) for run in runs)]
+    return [{**image, "slabs": [slab]}, *(_stage_of(run, largest, one_by_one) for run in runs)]
 
 
 def _extent(layer: Layer) -> tuple[int, ...]:
@@ -342,8 +342,8 @@ def _filter_section(result: Filters, looked_at: int, stuck: int) -> dict[str, ob
     tiles = []
     for index in result.order():
         row = result.rows[index]
-        picture = None if row.status == "dead" else filter_views.drawn(result, index)
-        tiles.append({"row": row, "uri": None if picture is None else small_data_uri(picture)})
+        image = None if row.status == "dead" else filter_views.drawn(result, index)
+        tiles.append({"row": row, "uri": None if image is None else small_data_uri(image)})
     counts = [(sum(row.status == status for row in result.rows), status) for status in ("alive", "weak", "dead")]
     return {
         "layer": result.layer,

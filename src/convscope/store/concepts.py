@@ -18,8 +18,8 @@ def write(result: Concepts, directory: str | PathLike | Folder) -> list[str]:
     """Write the panels, the concepts' strengths and vectors as `.npy`, the images and the numbers."""
     folder = as_folder(directory)
     report, since = result.to_json(), folder.begin(f"{result.kind}.json")
-    for name, picture in views.renderings(result):
-        folder.image(f"{name}.png", picture)
+    for name, rendering in views.renderings(result):
+        folder.image(f"{name}.png", rendering)
     report["values"] = folder.array("values.npy", result.values)
     report["vectors"] = folder.array("vectors.npy", result.vectors)
     report["photos"] = save_images(folder, result.images)

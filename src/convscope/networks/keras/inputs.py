@@ -44,7 +44,7 @@ class Entry:
         self.position = list(self._specs).index(name)
         spec = self._specs[name]
         self.channels_first = _is_channels_first(operations, spec)
-        height, width, channels = _picture_shape(name, spec, self.channels_first)
+        height, width, channels = _image_shape(name, spec, self.channels_first)
         self._rank = len(spec)
         self._others = fed_values([other for other in self._specs if other != name], self._specs, feed)
         fixed = height is not None and width is not None
@@ -97,7 +97,7 @@ class Entry:
 
     def _image(self, name: str, image: InputImage, size: tuple[int | None, int | None]) -> Tensor:
         """A fed image, of the size of its input, or of the image that is explained where that is free."""
-        height, width, channels = _picture_shape(name, self._specs[name], self.channels_first)
+        height, width, channels = _image_shape(name, self._specs[name], self.channels_first)
         shape = (height or size[0] or self.inputs.size[0], width or size[1] or self.inputs.size[1], channels)
         made = keras.ops.convert_to_tensor(prepared(image, shape, self._preprocessing))
         return self._laid_out(made, len(self._specs[name]))
@@ -129,7 +129,7 @@ def _is_channels_first(operations: Sequence[tuple[str, KerasLayer]], spec: tuple
     return len(spec) == 4 and spec[1] in (1, 3) and spec[3] not in (1, 3)
 
 
-def _picture_shape(name: str, spec: tuple[int | None, ...], channels_first: bool) -> tuple[int | None, int | None, int]:
+def _image_shape(name: str, spec: tuple[int | None, ...], channels_first: bool) -> tuple[int | None, int | None, int]:
     if len(spec) == 3:  # (n, h, w): a grey image without a channel axis
         return spec[1], spec[2], 1
     if len(spec) != 4:

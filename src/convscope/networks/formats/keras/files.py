@@ -303,8 +303,8 @@ def read_saved_model(file: ModelFile, trust: bool = False) -> OpenedModel:
     else:
         endpoint, shape, dtype = program.signature, program.shape, program.dtype
         layer = SavedModelBlock(program, name="saved_model")
-    picture = keras.Input(shape[1:], name="picture", dtype=dtype)
-    model = keras.Model(picture, layer(picture), name=folder.name or "saved_model")
+    image = keras.Input(shape[1:], name="picture", dtype=dtype)
+    model = keras.Model(image, layer(image), name=folder.name or "saved_model")
     notes = (
         f"SavedModel, run by TensorFlow through its signature {endpoint!r}",
         "its inside is one block: activations and filters of the output only, no heatmaps",

@@ -12,12 +12,12 @@ from convscope.networks.formats.onnx.module import OnnxModule, module_of
 from convscope.networks.torch.modules import OpenedModule
 
 
-def read(file: ModelFile, picture: str | None = None, fed: Collection[str] = ()) -> OpenedModule:
+def read(file: ModelFile, image: str | None = None, fed: Collection[str] = ()) -> OpenedModule:
     """An ONNX file as a module.
 
     Args:
         file: of that kind.
-        picture: the name of the input that gets the image; the first that fits where None.
+        image: the name of the input that gets the image; the first that fits where None.
         fed: names of the inputs that are fed.
 
     Raises:
@@ -25,16 +25,16 @@ def read(file: ModelFile, picture: str | None = None, fed: Collection[str] = ())
         goes beyond the limits; UsageError: there is no such input for images.
     """
     found = onnx_files.read(file.path)
-    picture = _picture(found, picture, fed)
-    shape = found.inputs[picture].shape
-    last = _is_channels_last(found.graph, picture, shape)
-    module = module_of(found, picture)
+    image = _image(found, image, fed)
+    shape = found.inputs[image].shape
+    last = _is_channels_last(found.graph, image, shape)
+    module = module_of(found, image)
     return OpenedModule(
         module,
         file.source(*_notes(found, module, last), beside=found.beside),
         # Whatever batch is declared, others are passed.
         input_shape=None if shape is None else (None, *shape[1:]),
-        input=picture,
+        input=image,
         name=file.path.stem,
         channels_last_input=last,
     )
@@ -50,7 +50,7 @@ def _notes(file: OnnxFile, module: OnnxModule, last: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _picture(file: OnnxFile, asked: str | None, fed: Collection[str]) -> str:
+def _image(file: OnnxFile, asked: str | None, fed: Collection[str]) -> str:
     """The input for the image: the one that was asked for, the first of four axes, or of no declared shape."""
     inputs = file.inputs
     if asked is not None:
@@ -84,15 +84,15 @@ def _asked(file: OnnxFile, name: str) -> str:
 _BEFORE = {"Cast", "Identity", "Add", "Sub", "Mul", "Div", "Clip", "QuantizeLinear", "DequantizeLinear"}
 
 
-def _is_channels_last(graph: Body, picture: str, shape: Shape | None) -> bool:
+def _is_channels_last(graph: Body, image: str, shape: Shape | None) -> bool:
     """Whether images enter as (n, h, w, c): the shape says so, or the graph brings the channels to the front."""
     if shape is not None and shape[1] in (1, 3):
         return False
-    return (shape is not None and shape[3] in (1, 3)) or _is_turned(graph, picture)
+    return (shape is not None and shape[3] in (1, 3)) or _is_turned(graph, image)
 
 
-def _is_turned(graph: Body, picture: str) -> bool:
-    names = {picture}
+def _is_turned(graph: Body, image: str) -> bool:
+    names = {image}
     for node in graph.nodes:
         if node.operator == "Transpose" and names & set(node.inputs[:1]):
             return node.attributes.get("perm") == [0, 3, 1, 2]

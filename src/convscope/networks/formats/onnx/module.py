@@ -32,18 +32,18 @@ class OnnxModule(nn.Module):
 
     remembers_nothing = True  # of a pass
 
-    def __init__(self, built: Builder, outputs: dict[str, str | torch.Tensor], picture: str) -> None:
+    def __init__(self, built: Builder, outputs: dict[str, str | torch.Tensor], image: str) -> None:
         super().__init__()
         inputs = built.file.inputs
         self.input_names, self.output_names = list(inputs), list(outputs)
         self.input_shapes = {name: item.shape for name, item in inputs.items() if item.shape is not None}
-        self.unbatched = _unbatched(self.input_shapes, picture)
+        self.unbatched = _unbatched(self.input_shapes, image)
         self.widened = built.widened or any(item.kind in HALF for item in inputs.values())
         # The image comes in float, whatever the file declares, so that it has a gradient.
-        self._casts = {name: TYPES[item.kind] for name, item in inputs.items() if is_whole(item) and name != picture}
+        self._casts = {name: TYPES[item.kind] for name, item in inputs.items() if is_whole(item) and name != image}
         self._outputs = {name: value for name, value in outputs.items() if isinstance(value, str)}
         self._kept = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-        self._picture, self._batch = self.input_names.index(picture), built.batch
+        self._image, self._batch = self.input_names.index(image), built.batch
         for number, step in enumerate(built.steps):
             self.add_module(str(number), step)
         self._gone = _last_uses(built.steps, keep=set(self._outputs.values()))
@@ -62,8 +62,8 @@ class OnnxModule(nn.Module):
         values: dict[str, Structure] = {}
         for name, value in zip(self.input_names, given, strict=True):
             values[name] = value.to(self._casts[name]) if name in self._casts else value
-        picture = given[self._picture]
-        self._batch.actual = int(picture.shape[0]) if picture.dim() else 1
+        image = given[self._image]
+        self._batch.actual = int(image.shape[0]) if image.dim() else 1
         left = _WHOLE * allowance(self._batch.actual, self._batch.held).size
         for step, gone in zip(self.steps, self._gone, strict=True):
             made = as_tuple(step(*(values[name] for name in step.inputs if name is not None)))
@@ -86,12 +86,10 @@ class OnnxModule(nn.Module):
 _WHOLE = 16  # so many times what one operation may make, for all of a pass
 
 
-def _unbatched(shapes: dict[str, Shape], picture: str) -> set[str]:
+def _unbatched(shapes: dict[str, Shape], image: str) -> set[str]:
     """Inputs whose first side is a number that is no batch: sizes, anchors, a scalar."""
-    batch = next(iter(shapes.get(picture, ())), None)
-    return {
-        name for name, shape in shapes.items() if name != picture and (not shape or shape[0] not in (None, 1, batch))
-    }
+    batch = next(iter(shapes.get(image, ())), None)
+    return {name for name, shape in shapes.items() if name != image and (not shape or shape[0] not in (None, 1, batch))}
 
 
 def _last_uses(steps: Sequence[Step], keep: set[str]) -> list[list[str]]:
@@ -104,7 +102,7 @@ def _last_uses(steps: Sequence[Step], keep: set[str]) -> list[list[str]]:
     return gone
 
 
-def module_of(file: OnnxFile, picture: str) -> OnnxModule:
+def module_of(file: OnnxFile, image: str) -> OnnxModule:
     """A graph as a module.
 
     Raises:
@@ -120,6 +118,6 @@ def module_of(file: OnnxFile, picture: str) -> OnnxModule:
     if built.missing:
         raise refusal(file.path, built.missing)
     # Only now: constants that were folded above belong to no batch.
-    shape = file.inputs[picture].shape if picture in file.inputs else None
+    shape = file.inputs[image].shape if image in file.inputs else None
     built.batch.declared = shape[0] if shape else None
-    return OnnxModule(built, outputs, picture)
+    return OnnxModule(built, outputs, image)

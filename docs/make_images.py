@@ -1,4 +1,4 @@
-"""Make the images of the README from the shipped network and images: `python docs/make_pictures.py`.
+"""Make the images of the README from the shipped network and images: `python docs/make_images.py`.
 
 The screenshot of the report needs Playwright and a chromium; without one it stays as it is.
 """
@@ -38,9 +38,9 @@ def main() -> None:
     screenshot(network, [cat, mosaic])
 
 
-def write(name: str, picture: np.ndarray) -> None:
+def write(name: str, image: np.ndarray) -> None:
     """As WebP: small enough for a repository."""
-    write_file(IMAGES / f"{name}.webp", encode_webp(picture, quality=80))
+    write_file(IMAGES / f"{name}.webp", encode_webp(image, quality=80))
 
 
 def _plotted(result: convscope.results.Activations) -> np.ndarray:
