@@ -15,7 +15,7 @@ import convscope
 # Which maker (a module of this package) each kind's files come from.
 _MAKERS = {
     "torch_bases": ("state-dict", "state-dict-legacy", "torchscript", "pt2", "safetensors", "kills", "loops", "feed"),
-    "keras_bases": ("keras", "hdf5", "hdf5-old", "saved-model", "kills", "loops"),
+    "keras_bases": ("keras", "hdf5", "hdf5-old", "saved-model", "tfjs", "kills", "loops"),
     "onnx_bases": ("onnx", "kills", "loops", "feed"),
     "folder_bases": ("folder",),
 }

@@ -16,6 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trials import tfjs
+
 _GLOROT = {
     "class_name": "VarianceScaling",
     "config": {"scale": 1.0, "mode": "fan_avg", "distribution": "uniform", "seed": None},
@@ -32,6 +34,7 @@ def main() -> None:
         model.save_weights(folder / f"weights-{name}.weights.h5")
         if name != "nested":
             model.export(folder / f"saved-{name}", verbose=False)
+        tfjs.write(folder / f"tfjs-{name}", model)
     _old(folder)
     _first_saved_model(folder / "saved-first")
     _functions(folder / "saved-functions")

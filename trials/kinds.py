@@ -96,6 +96,7 @@ def _models() -> list[Kind]:
         ("hdf5", "keras_files:hdf5", 2, ()),
         ("hdf5-old", "keras_files:hdf5_old", 2, ()),
         ("saved-model", "saved_models:generate", 4, ()),
+        ("tfjs", "tfjs:generate", 1, ()),
     ]
     return [Kind(name, "models", "torch", function, share, needs=needs) for name, function, share, needs in torch] + [
         Kind(name, "models", "tensorflow", function, share, slice=15, needs=needs)

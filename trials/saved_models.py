@@ -25,7 +25,7 @@ def generate(place: Place) -> Case:
         file.write_bytes(mutations.damaged(file.read_bytes(), rng))
         return tried(place, folder, f"{base.name}, damaged bytes of {file.name}")
     if chance < 0.3:
-        what = _files(folder, place)
+        what = damaged_files(folder, place)
         return tried(place, folder, f"{base.name}, {what}")
     message = _message(folder)
     if chance < 0.55:
@@ -44,10 +44,10 @@ def _message(folder: Path) -> Any:
     return saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
 
 
-def _files(folder: Path, place: Place) -> str:
-    """Files missing, swapped, or of another sort."""
+def damaged_files(folder: Path, place: Place, but: str = "") -> str:
+    """Files missing, swapped, or of another sort; not the one with the name `but`."""
     rng = place.rng
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != but]
     file = rng.choice(files)
     what = rng.choice(("missing", "empty", "link", "folder", "pipe", "swapped", "text"))
     if what == "swapped":
