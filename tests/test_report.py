@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import shutil
+from html import unescape
 
 import models
 import numpy as np
@@ -138,7 +139,7 @@ def test_a_blank_heatmap_says_why(photo, tmp_path):
     data = report(open_model(model), photo, tmp_path / "page.html", channels=0)
     assert {row["status"] for row in data["heatmaps"]} == {"blank"}
     html = page_of(tmp_path / "page.html")
-    assert f"Blank: {data['heatmaps'][0]['reason']}." in html
+    assert f"Blank: {data['heatmaps'][0]['reason']}." in unescape(html)
     assert 'class="tint" data-method="grad-cam"' not in html
     assert 'class="tint" data-method="eigen-cam"' in html  # which does not ask for a class
     assert 'type="range"' not in html

@@ -60,7 +60,12 @@ def _in_python(name: str) -> str:
 
 
 def cut(text: str) -> str:
-    """A text, of each line of which the beginning and the end are left where it is longer than `LONGEST_LINE`."""
+    """A text whose lines have at most `LONGEST_LINE` characters: of a longer one the beginning and the end are kept.
+
+    Example:
+        >>> len(cut("a" * 5000)) <= LONGEST_LINE
+        True
+    """
     return "\n".join(map(_cut_line, text.split("\n")))
 
 
