@@ -57,6 +57,7 @@ MEANINGS: Mapping[str, str] = {
     "device-misfit": "A network is on another device than the one that was asked for.",
     "device-unusable": "A device is not there, or can't be used.",
     "direction-invalid": "The numbers of a direction are not finite, or there are none.",
+    "dimensions-unsupported": "A network has convolutions for signals or volumes, and none for images.",
     "direction-misfit": "A direction has another number of values than the layer has channels.",
     "disk-full": "The disk has no room for the arrays.",
     "feed-invalid": "What was given for another input of the network can't be read.",

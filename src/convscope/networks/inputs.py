@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +51,49 @@ def check_size(only: tuple[int, int], asked: tuple[int, int] | None) -> None:
             expected=list(only),
             found=list(asked),
         )
+
+
+def check_dimensions(name: str, found: Sequence[tuple[str, int]]) -> None:
+    """Refuse a network of signals or volumes, which would fail with an error of its first layer.
+
+    Args:
+        name: of the model.
+        found: for each convolution, or else each input, what it is in a message and its number of dimensions: 1 for
+            signals, 2 for images, 3 for volumes and videos.
+
+    Raises:
+        ModelError: all are of another number than 2.
+
+    Example:
+        >>> check_dimensions("net", [("the layer 'stem' (Conv2D)", 2), ("the layer 'gate' (Conv1D)", 1)])
+    """
+    if not found or any(count == 2 for _, count in found):
+        return
+    what, count = found[0]
+    raise ModelError(
+        f"{name} takes {'signals' if count == 1 else 'volumes or videos'}, not images: {what} is {count}-D. convscope "
+        f"opens networks with 2-D convolutions; {count}-D networks are not supported yet.",
+        code="dimensions-unsupported",
+        name=name,
+        dimensions=count,
+    )
+
+
+_CONVOLUTION = re.compile(r"Conv[A-Za-z]*?([123])d", re.IGNORECASE)
+
+
+def convolutions(layers: Iterable[tuple[str, str]]) -> list[tuple[str, int]]:
+    """What each convolution is, and its number of dimensions, which the name of its class has.
+
+    Args:
+        layers: the path and the name of the class of each.
+
+    Example:
+        >>> convolutions([("a", "SeparableConv1D"), ("b", "ConvTranspose3d"), ("c", "Dense")])
+        [("the layer 'a' (SeparableConv1D)", 1), ("the layer 'b' (ConvTranspose3d)", 3)]
+    """
+    named = ((path, name, _CONVOLUTION.search(name)) for path, name in layers)
+    return [(f"the layer {path!r} ({name})", int(found[1])) for path, name, found in named if found]
 
 
 def check_input(name: str, shape: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from convscope.networks import preprocessing as pp
 from convscope.networks.choices import Choices
 from convscope.networks.feeding import described, fed_values, image_input, prepared
 from convscope.networks.foreign import KerasLayer, KerasModel, Structure, Tensor
-from convscope.networks.inputs import Inputs, check_input, check_size
+from convscope.networks.inputs import Inputs, check_dimensions, check_input, check_size, convolutions
 from convscope.networks.keras.graph import CHANNELS_FIRST, kind_of
 
 
@@ -43,6 +43,8 @@ class Entry:
         name = image_input(choices.input, self._specs, feed)
         self.position = list(self._specs).index(name)
         spec = self._specs[name]
+        if len(spec) != 4:  # of three axes it may be a grey image without one of channels
+            check_dimensions(model.name, convolutions((path, type(layer).__name__) for path, layer in operations))
         self.channels_first = _is_channels_first(operations, spec)
         height, width, channels = _image_shape(name, spec, self.channels_first)
         self._rank = len(spec)

@@ -19,9 +19,9 @@ from convscope.networks.failing import cant_run, failing_layer, said
 from convscope.networks.feeding import Feed, described, fed_values, image_input, prepared
 from convscope.networks.foreign import Structure
 from convscope.networks.graph import flat_outputs
-from convscope.networks.inputs import Inputs, check_input, check_size
+from convscope.networks.inputs import Inputs, check_dimensions, check_input, check_size, convolutions
 from convscope.networks.preprocessing import Preprocessing
-from convscope.networks.torch.graph import named_modules
+from convscope.networks.torch.graph import class_name, named_modules
 from convscope.networks.torch.limits import BeyondLimits
 
 USUAL = 224
@@ -139,6 +139,8 @@ class Entry:
             f"square, such as 66x200, with {option('open_model.size')}."
         )
         name = type(self._module).__name__
+        parts = named_modules(self._module).items()
+        check_dimensions(name, convolutions((path, class_name(part)) for part, path in parts))
         failure = self._first_failure
         raise cant_run(name, wanted, known, self._reason(), advice) from (None if isinstance(failure, str) else failure)
 

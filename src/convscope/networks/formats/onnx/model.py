@@ -9,6 +9,7 @@ from convscope.networks.formats.files import ModelFile
 from convscope.networks.formats.onnx import files as onnx_files
 from convscope.networks.formats.onnx.content import Body, OnnxFile, Shape
 from convscope.networks.formats.onnx.module import OnnxModule, module_of
+from convscope.networks.inputs import check_dimensions
 from convscope.networks.torch.modules import OpenedModule
 
 
@@ -60,6 +61,9 @@ def _image(file: OnnxFile, asked: str | None, fed: Collection[str]) -> str:
         for name, item in inputs.items():
             if fits(item.shape):
                 return name
+    if any(node.operator in ("Conv", "ConvTranspose") for node in file.graph.nodes):
+        ranks = [(f"the input {name} {item.text}", len(item.shape or ())) for name, item in inputs.items()]
+        check_dimensions(str(file.path), [(what, rank - 2) for what, rank in ranks if rank in (3, 5)])
     found = "; ".join(f"{name} {item.text}" for name, item in inputs.items()) or "none"
     raise ModelError(
         f"{file.path} has no input for an image (n, c, h, w); its inputs: {found}.",
