@@ -44,7 +44,7 @@ NETWORK_FLOORS = (
     ("foreign",),
     ("ops",),
     ("layouts",),
-    ("preprocessing", "inputs", "layers", "restoring", "failing", "installed", "backends", "class_names"),
+    ("preprocessing", "inputs", "layers", "restoring", "attributes", "failing", "installed", "backends", "class_names"),
     ("head", "passes", "feeding"),
     ("measured",),
     ("graph", "choices"),

@@ -10,13 +10,14 @@ import keras
 import numpy as np
 
 from convscope.errors import ModelError, UsageError, option
+from convscope.networks.attributes import is_of, keep_attributes
 from convscope.networks.backends import backend_named
 from convscope.networks.failing import cant_run, failing_layer, said
 from convscope.networks.foreign import KerasModel, KerasVariable, Structure, Tensor
 from convscope.networks.graph import Flow, Value, flat_outputs, mark_layouts
 from convscope.networks.keras.graph import Observer, call_method, is_wrapped, named_operations, patch, python_call
 from convscope.networks.keras.inputs import Entry
-from convscope.networks.keras.state import keep_state
+from convscope.networks.keras.state import OF_KERAS, keep_state
 from convscope.networks.keras.taps import OWN_CODE
 from convscope.networks.network import Source
 from convscope.networks.restoring import exclusively, restored
@@ -56,6 +57,8 @@ class Runner:
     def switch(self, undo: ExitStack) -> None:
         """Restore the state of calls in Keras and the backend, also where a call is left in the middle."""
         keep_state(undo)
+        every = [self.model, *(operation for _, operation in self.operations)]
+        keep_attributes(undo, [part for part in every if not is_of(part, "keras", "tensorflow", "convscope")], OF_KERAS)
         self.backend.keep_state(undo)
 
     def enter_scope(self, undo: ExitStack, values: list[Tensor], any_size: bool) -> keras.StatelessScope:

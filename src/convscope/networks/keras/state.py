@@ -6,6 +6,8 @@ import importlib
 from contextlib import ExitStack
 from typing import Any
 
+import keras
+
 # Keras' own names of what lives for the length of a call or of a `with`; the rest (names given, seeds) stays.
 _OF_A_CALL = (
     *("autocast_scope", "current_call_ctx", "in_tf_graph_scope", "name_scope_stack", "remat_scope_stack"),
@@ -13,6 +15,17 @@ _OF_A_CALL = (
 )
 
 
+class _OfKeras:
+    """Names of attributes that are Keras' own: those of its layers and models, and all with an underscore in front."""
+
+    def __init__(self) -> None:
+        self._names = frozenset([*vars(keras.layers.Layer()), *vars(keras.Model())])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names or str(name).startswith("_")
+
+
+OF_KERAS = _OfKeras()
 Slot = Any  # Keras' state under a name
 
 

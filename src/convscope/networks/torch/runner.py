@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from convscope.errors import ModelError, option
+from convscope.networks.attributes import is_of, keep_attributes
 from convscope.networks.failing import cant_run, failing_layer, said
 from convscope.networks.foreign import Structure
 from convscope.networks.graph import Flow, Value, flat_outputs, mark_layouts
@@ -27,6 +28,7 @@ from convscope.networks.trace import Trace
 
 Tensor = torch.Tensor
 Result = TypeVar("Result")
+_OF_TORCH = frozenset(vars(nn.Module()))  # attributes that each module has
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # A pass turns the switches of a module that other threads may share: one at a time in the whole process.
 ONE_AT_A_TIME = threading.RLock()
@@ -84,6 +86,8 @@ class Runner:
     def _switch(self, undo: ExitStack, weights: Sequence[Tensor] | None) -> None:
         undo.enter_context(_generators_kept(self.device))
         self._keep_buffers(undo)
+        authored = [module for module in self.module.modules() if not is_of(module, "torch", "convscope")]
+        keep_attributes(undo, authored, _OF_TORCH)
         self._keep_switches(undo)
         self._replace_weights(undo, weights)
         for mode in (torch.inference_mode(False), torch.no_grad(), _eagerly()):
