@@ -18,7 +18,7 @@ FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "onnx", "tf_keras"}
 # From the ground up. A room may use what stands in a floor below it; rooms of one floor don't know each other.
 FLOORS = (
     ("errors",),
-    ("limits", "schema", "events"),
+    ("limits", "schema", "events", "messages"),
     ("isolation",),
     ("reading",),
     ("arrays", "files"),
@@ -271,3 +271,16 @@ def test_architecture_page_names_every_room():
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     rooms = [name.rpartition(".")[2] for floor in FLOORS for name in floor if name != "__main__"]
     assert not [name for name in rooms if not re.search(rf"\b{name}\b", text)]
+
+
+def test_the_map_names_every_module():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+\.py", text))
+    modules = {path.name for path in SOURCE.rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert modules <= named
+    there = {
+        path.name
+        for folder in ("src", "tests", "benchmarks", "docs", "trials")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert named - {"file.py", "net.py"} <= there

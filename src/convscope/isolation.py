@@ -13,10 +13,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
-import json
 import os
 import select
-import struct
 import subprocess
 import sys
 import threading
@@ -24,12 +22,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
 
 from convscope import errors, limits
-
-Sent = Any  # what messages carry: None, bool, int, float, str, bytes, arrays, and lists and dicts of these
-Pipe = Any  # a file or a `_Timed`
+from convscope.messages import Pipe, Sent, message, receive, write_all
 
 
 class ReaderError(Exception):
@@ -170,10 +165,10 @@ class Reader:
         child = self._asked(many[0])
         try:
             if not self._greeted:
-                self._greeted = _receive(_Timed(child, many[0]["seconds"])) == _GREETING
+                self._greeted = receive(_Timed(child, many[0]["seconds"])) == _GREETING
             for asked, following in zip(many, [*many[1:], None], strict=True):
                 ahead = following is not None and _posted_ahead(child, following)
-                answers.append(_result(_receive(_Timed(child, asked["seconds"]))))
+                answers.append(_result(receive(_Timed(child, asked["seconds"]))))
                 if not ahead:
                     break
             self._clean = True
@@ -408,6 +403,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 
 
+def _post(child: subprocess.Popen[bytes], asked: dict[str, Sent]) -> None:
+    write_all(_Timed(child, asked["seconds"]), message(asked))
+
+
+_SMALL = 4096  # bytes that any pipe takes at once
+
+
+def _posted_ahead(child: subprocess.Popen[bytes], asked: dict[str, Sent]) -> bool:
+    """Whether a call was sent that the child reads later. A large one would wait for it while its answer waits."""
+    parts = message(asked)
+    if sum(map(len, parts)) > _SMALL:
+        return False
+    write_all(_Timed(child, asked["seconds"]), parts)
+    return True
+
+
 # -- the child's side ------------------------------------------------------------------------------------
 
 _IN_THE_READER = False
@@ -419,16 +430,16 @@ def serve(modules: Sequence[str] = ()) -> None:
     _IN_THE_READER = True
     source, target = _own_pipes()
     _harmless_end()
-    _write_all(target, _message(_GREETING))
+    write_all(target, message(_GREETING))
     for module in modules:
         with contextlib.suppress(Exception):  # the caller that needs it gets the error
             importlib.import_module(module)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            asked = _receive(source)
+            asked = receive(source)
             with bounded(asked["memory"], asked["seconds"] + 5):  # the caller gives up before that, if it lives
                 parts = _answer(asked)
-            _write_all(target, parts)
+            write_all(target, parts)
 
 
 def _own_pipes() -> tuple[Pipe, Pipe]:
@@ -458,13 +469,13 @@ def _answer(asked: dict[str, Sent]) -> list[Sent]:
     module, _, name = asked["function"].partition(":")
     try:
         with limits.using(**asked["limits"]):
-            return _message({"returned": getattr(importlib.import_module(module), name)(*asked["arguments"])})
+            return message({"returned": getattr(importlib.import_module(module), name)(*asked["arguments"])})
     except errors.ConvscopeError as error:
         data = {key: value for key, value in error.data.items() if _is_plain(value)}
-        return _message({"error": type(error).__name__, "text": error.message, "code": error.code, "data": data})
+        return message({"error": type(error).__name__, "text": error.message, "code": error.code, "data": data})
     except BaseException as error:
         text = errors.one_line(error) if isinstance(error, Exception) else ""
-        return _message({"error": type(error).__name__, "text": text})
+        return message({"error": type(error).__name__, "text": text})
 
 
 def _is_plain(value: object) -> bool:
@@ -514,105 +525,3 @@ def _ceiling(more: int) -> Callable[[], object]:
     wanted, hard = now + int(more), before[1]
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
     return lambda: resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-# -- messages: the length of a JSON text, the text, then the bytes of the arrays in it ----------------------
-
-
-def _post(child: subprocess.Popen[bytes], asked: dict[str, Sent]) -> None:
-    _write_all(_Timed(child, asked["seconds"]), _message(asked))
-
-
-_SMALL = 4096  # bytes that any pipe takes at once
-
-
-def _posted_ahead(child: subprocess.Popen[bytes], asked: dict[str, Sent]) -> bool:
-    """Whether a call was sent that the child reads later. A large one would wait for it while its answer waits."""
-    parts = _message(asked)
-    if sum(map(len, parts)) > _SMALL:
-        return False
-    _write_all(_Timed(child, asked["seconds"]), parts)
-    return True
-
-
-def _write_all(pipe: Pipe, parts: Sequence[Sent]) -> None:
-    for part in parts:
-        _write(pipe, part)
-
-
-def _write(pipe: Pipe, part: Sent) -> None:
-    view = memoryview(part).cast("B")
-    while len(view):
-        view = view[pipe.write(view) :]
-
-
-def _message(value: object) -> list[Sent]:
-    buffers: list[object] = []
-    text = json.dumps(_packed(value, buffers)).encode()
-    return [struct.pack("<Q", len(text)) + text, *buffers]
-
-
-def _receive(pipe: Pipe) -> Sent:
-    (length,) = struct.unpack("<Q", _read(pipe, 8))
-    message = json.loads(bytes(_read(pipe, length)))
-    return _unpacked(message, pipe)
-
-
-def _read(pipe: Pipe, count: int) -> memoryview:
-    view = memoryview(bytearray(count))
-    _read_into(pipe, view)
-    return view
-
-
-def _read_into(pipe: Pipe, view: memoryview) -> None:
-    while len(view):
-        got = pipe.readinto(view)
-        if not got:
-            raise EOFError
-        view = view[got:]
-
-
-def _packed(value: object, buffers: list[object]) -> object:
-    """JSON of a value; arrays and bytes are put aside in `buffers`, in the order in which `_unpacked` meets them."""
-    if isinstance(value, str | int | float | None):
-        return value
-    np = sys.modules.get("numpy")  # without the import there can be no array of it
-    if np is not None and isinstance(value, np.generic):
-        value = np.asarray(value)
-    if np is not None and isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise TypeError("an array of objects can't be sent")
-        buffers.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.size else b"")
-        return {"$": "array", "dtype": np.lib.format.dtype_to_descr(value.dtype), "shape": list(value.shape)}
-    if isinstance(value, bytes):
-        buffers.append(value)
-        return {"$": "bytes", "size": len(value)}
-    if isinstance(value, dict):
-        return {"$": "dict", "keys": list(value), "values": [_packed(item, buffers) for item in value.values()]}
-    if isinstance(value, list | tuple):
-        return [_packed(item, buffers) for item in value]
-    return value
-
-
-def _unpacked(value: object, pipe: Pipe) -> object:
-    if isinstance(value, list):
-        return [_unpacked(item, pipe) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if value["$"] == "dict":
-        return dict(zip(value["keys"], [_unpacked(item, pipe) for item in value["values"]], strict=True))
-    if value["$"] == "bytes":
-        return bytes(_read(pipe, value["size"]))
-    return _array(value, pipe)
-
-
-def _array(about: dict[str, Sent], pipe: Pipe) -> Sent:
-    import numpy as np
-
-    descr = about["dtype"]
-    if isinstance(descr, list):  # JSON made lists of the tuples of a structured type
-        descr = [tuple(field) for field in descr]
-    out = np.empty(about["shape"], np.lib.format.descr_to_dtype(descr))
-    if out.size:
-        _read_into(pipe, memoryview(out.reshape(-1).view(np.uint8).data))
-    return out
