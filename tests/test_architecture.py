@@ -25,7 +25,7 @@ FLOORS = (
     ("images",),
     ("networks",),
     ("measures",),
-    ("ways",),
+    ("ancestry",),
     ("cuts",),
     ("objectives",),
     ("binding",),

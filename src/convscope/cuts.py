@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from convscope.ancestry import layers_after
 from convscope.errors import ConvscopeError, one_line
 from convscope.measures import Activations, Arguments, Target, Tensor
 from convscope.networks import Network, Pass, Run
 from convscope.networks.ops import Operations
-from convscope.ways import layers_after
 
 CHANGES = (0.1, 1.0, 1.0, 10.0)  # sizes of changes, in units of the largest value of the layer's output
 LEAST = 1e-5  # a change of the score, as a share of it, that is none of rounding

@@ -354,7 +354,7 @@ def _changed_map(network: Network, source: str | None, path: str) -> Callable:
 LAST_LAYERS = 32  # those after the last attention are among them
 
 
-class Reach:
+class GridEffect:
     """Which of the last layers of tokens have a grid that the output is computed from: changes of it are tried.
 
     Args:

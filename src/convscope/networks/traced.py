@@ -13,7 +13,7 @@ from convscope.errors import ModelError, UsageError, option
 from convscope.networks.backends import Backend
 from convscope.networks.foreign import Structure, Tensor
 from convscope.networks.graph import Call, nonlinearities_at
-from convscope.networks.grids import Reach, like, with_grids
+from convscope.networks.grids import GridEffect, like, with_grids
 from convscope.networks.inspection import Inspection, Watched
 from convscope.networks.layers import Layer
 from convscope.networks.measured import StoredNorm
@@ -45,16 +45,16 @@ class TracedNetwork(Network):
         self.output, self.outputs, self.layers = graph.output, tuple(graph.trace.outputs), graph.layers
         self._output_shape: Sequence[int | None] = graph.value.shape
         self._graphs = {found.inputs.size: graph}
-        self._reaching: Reach | None = None
+        self._grid_effect: GridEffect | None = None
         self._measured, self._measurement = found.measured, found.measurement
 
     def map_reaches_output(self, layer: Layer) -> bool:
         """See `Network.map_reaches_output`. Only tokens with others beside their grid are measured."""
         if layer.tokens is None or not layer.tokens.others:
             return True
-        if self._reaching is None:
-            self._reaching = Reach(self)
-        return self._reaching(layer)
+        if self._grid_effect is None:
+            self._grid_effect = GridEffect(self)
+        return self._grid_effect(layer)
 
     def _failing_layer(self, error: BaseException) -> str | None:
         return self._watched.failing_layer(error)

@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from convscope.ancestry import layers_in
 from convscope.arrays import batched, padded
 from convscope.cuts import may_be_of_gradient, reason_of
 from convscope.networks import Layer, Network, Pass, Run
 from convscope.networks.foreign import Tensor
 from convscope.techniques.heatmaps.methods import Unfit, without_gradients
 from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
-from convscope.ways import layers_in
 
 MAPS_AT_ONCE = 128  # replays of a map
 IMAGES_AT_ONCE = 16  # replays of an image

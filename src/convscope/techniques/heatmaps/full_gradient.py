@@ -14,13 +14,13 @@ from operator import add
 
 import numpy as np
 
+from convscope.ancestry import layers_in
 from convscope.arrays import resize_map
 from convscope.networks import Layer, Network, Pass
 from convscope.networks.foreign import Tensor
 from convscope.techniques.heatmaps.evidence import ImageView
 from convscope.techniques.heatmaps.methods import MethodResult, PerImageMethod, registered
 from convscope.techniques.heatmaps.targets import Target
-from convscope.ways import layers_in
 
 
 @registered

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from convscope.ancestry import layers_in, layers_to
 from convscope.errors import UsageError
 from convscope.images.image import InputImage
 from convscope.networks import Layer, Network
@@ -14,7 +15,6 @@ from convscope.techniques.heatmaps.evidence import TraceSpec, trace
 from convscope.techniques.heatmaps.faithfulness import better_layers
 from convscope.techniques.heatmaps.methods import Method, Unfit, results_of
 from convscope.techniques.heatmaps.targets import Goal, Similarity
-from convscope.ways import layers_in, layers_to
 
 TRIED_LAYERS, TRIED_IMAGES = 4, 4  # by layer="best"
 
