@@ -165,6 +165,37 @@ def test_a_cast_that_keras_makes_on_its_own_hides_no_scaling():
     assert convscope.open_model(whole).preprocessing.certainty == "found"
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="an assertion of TensorFlow's")
+@pytest.mark.parametrize("place", ["in a layer", "in the model"])
+def test_a_model_that_refuses_other_values_than_its_own_opens(place):
+    """It takes values up to 1; the trials of opening have others."""
+    import tensorflow as tf
+
+    def refusing(x):
+        with tf.control_dependencies([tf.debugging.assert_less_equal(x, 1.0)]):
+            return tf.identity(x)
+
+    class Refusing(layers.Layer):
+        def call(self, x):
+            return refusing(x)
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = layers.Conv2D(4, 3), layers.GlobalAveragePooling2D()
+
+        def call(self, x):
+            return self.pool(self.conv(refusing(x)))
+
+    image = layers.Input((SIDE, SIDE, 3))
+    whole = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(Refusing()(image))))
+    model = whole if place == "in a layer" else Model()
+    model(np.zeros((1, SIDE, SIDE, 3), np.float32))
+    network = convscope.open_model(model, size=None if place == "in a layer" else SIDE)
+    x = np.random.default_rng(0).random((1, SIDE, SIDE, 3)).astype(np.float32)
+    np.testing.assert_allclose(network.predict(x), ops.convert_to_numpy(model(x)), rtol=1e-4, atol=1e-5)
+
+
 def test_before_a_step_whose_values_tell_nothing_nothing_is_guessed():
     network = convscope.open_model(wrapped(lambda x: Whitened(name="mine")(x), name="mobilenet"))
     assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "guess")

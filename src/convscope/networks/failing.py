@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from textwrap import shorten
 from types import CodeType
+from typing import TYPE_CHECKING, TypeVar
 
 from convscope.errors import ConvscopeError, ModelError, one_line
+
+if TYPE_CHECKING:
+    from convscope.networks.network import Network
+
+Found = TypeVar("Found")
+
+
+def attempted(network: Network, body: Callable[[], Found]) -> Found | None:
+    """The result of a trial pass, which measures something; None where it fails.
+
+    A model may refuse any values but those that it was made for, in its layers or in code of its author's between them.
+    Whoever runs it next on an image gets the reason.
+
+    Raises:
+        Exception: the memory did not suffice, which tells nothing of the model.
+    """
+    try:
+        return body()
+    except Exception as error:
+        if network.out_of_memory(error):
+            raise
+        return None
 
 
 def failing_layer(error: BaseException, paths: Mapping[int, str], own: Collection[CodeType] = ()) -> str | None:

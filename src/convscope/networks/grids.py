@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convscope.errors import ConvscopeError
+from convscope.networks.failing import attempted
 from convscope.networks.foreign import Tensor
 from convscope.networks.graph import Call, Value
 from convscope.networks.layouts import Tokens
@@ -281,10 +281,7 @@ def measured_on(network: Callable[[], Network]) -> Measure:
     def measure(step: Step) -> Tokens | None:
         if not made:
             made.append(network())
-        try:
-            return _measured(made[0], step)
-        except ConvscopeError:
-            return None  # it can't be run so far on such values, so nothing is known
+        return attempted(made[0], lambda: _measured(made[0], step))
 
     return measure
 
@@ -373,10 +370,10 @@ class GridEffect:
         if layer.path not in self._paths:
             return True
         if layer.path not in self._known:
-            try:
-                self._known[layer.path] = self._changes(self._paths.index(layer.path))
-            except ConvscopeError:
-                self._known[layer.path] = True
+            changes = attempted(self._network, lambda: self._changes(self._paths.index(layer.path)))
+            if changes is None:
+                return True
+            self._known[layer.path] = changes
         return self._known[layer.path]
 
     def _changes(self, number: int) -> bool:

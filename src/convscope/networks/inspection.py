@@ -1,6 +1,6 @@
 """From a model that can be watched to its network, in steps: each is a value that the next one takes.
 
-`Watched` (the model and its inputs) -> `Trace` -> `Graph` -> preprocessing -> grids of tokens, in the graph ->
+`Watched` (the model and its inputs) -> `Trace` -> `Graph` -> grids of tokens, in the graph -> preprocessing ->
 preprocessing measured where it would be a guess -> head -> class names -> the network.
 The order stands here, for every framework; what a framework does in a step of its own way is its `Steps`.
 """
@@ -13,8 +13,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from convscope.errors import ModelError
 from convscope.networks.choices import Choices
+from convscope.networks.failing import attempted
 from convscope.networks.grids import measured_on, with_grids
 from convscope.networks.head import Head
 from convscope.networks.heads import Habits, head_of
@@ -140,7 +140,4 @@ def _outputs(draft: Network) -> np.ndarray | None:
     noise = np.random.default_rng(0).uniform(0, 255, (4, *draft.image_shape))
     pixels = np.concatenate([noise, np.zeros((1, *draft.image_shape)), np.full((1, *draft.image_shape), 255)])
     x = draft.preprocessing.apply(pixels.astype(np.float32))
-    try:
-        return np.concatenate([draft.predict(one[None]) for one in x])
-    except ModelError:
-        return None
+    return attempted(draft, lambda: np.concatenate([draft.predict(one[None]) for one in x]))

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convscope.arrays import batched
-from convscope.errors import ModelError
 from convscope.images.image import InputImage
 from convscope.images.natural import natural_images
 from convscope.networks import preprocessing as pp
+from convscope.networks.failing import attempted
 from convscope.networks.foreign import Structure, Tensor
 from convscope.networks.passes import Pass, Run
 from convscope.schema import Json
@@ -252,10 +252,10 @@ class Meter:
         own = Moments(x.mean(axis=(1, 2), dtype=np.float64), x.var(axis=(1, 2), dtype=np.float64))
         try:
             found = self._run(x)
-        except ModelError:
+        except Exception:
             if self._batch == 1:
                 raise
-            self._batch = 1  # a model may take one image at a time
+            self._batch = 1  # a model may take one image at a time, or the memory suffice for one
             found = self._run(x)
         return [own if norm.before is None else found[norm.before] for norm in self._norms]
 
@@ -298,13 +298,14 @@ def measured(network: Network) -> Measurement | None:
     names = CANDIDATES if pixels.shape[-1] == 3 else GREY_CANDIDATES
     used = network.preprocessing
     meter = Meter(network, norms)
-    try:
+
+    def measurement() -> Measurement:
         fits = [Fit(name, meter.together(pp.PRESETS[name].apply(pixels))) for name in names]
         other = None if used.name in names else Fit(used.name, meter.together(used.apply(pixels)))
-    except ModelError:
-        return None  # whoever runs the network next gets the reason
-    fits.sort(key=lambda fit: fit.kl)
-    return Measurement(tuple(fits), tuple(norm.path for norm in norms), len(pixels), other)
+        fits.sort(key=lambda fit: fit.kl)
+        return Measurement(tuple(fits), tuple(norm.path for norm in norms), len(pixels), other)
+
+    return attempted(network, measurement)
 
 
 def resemblances(network: Network, images: Sequence[InputImage]) -> tuple[Resemblance, ...]:
@@ -313,11 +314,14 @@ def resemblances(network: Network, images: Sequence[InputImage]) -> tuple[Resemb
     if not norms or not images or network.inputs.channels not in (1, 3):
         return ()
     meter = Meter(network, norms)
-    try:
+
+    x = network.prepare(images)
+
+    def found() -> tuple[Resemblance, ...]:
         natural = meter.each(network.preprocessing.apply(natural_images(*network.image_shape)))
-        return tuple(Resemblance(kl, natural) for kl in meter.each(network.prepare(images)))
-    except ModelError:
-        return ()
+        return tuple(Resemblance(kl, natural) for kl in meter.each(x))
+
+    return attempted(network, found) or ()
 
 
 def settled(guess: pp.Preprocessing, found: Measurement | None) -> pp.Preprocessing:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convscope.errors import ModelError
 from convscope.networks import preprocessing as pp
+from convscope.networks.failing import attempted
 from convscope.networks.foreign import Tensor
 from convscope.networks.graph import Call
 from convscope.networks.passes import Pass, Run
@@ -205,23 +205,26 @@ def _is_step(call: Call) -> bool:
 def responses_at(network: Network, paths: Sequence[str]) -> dict[str, dict[str, Response]]:
     """For each path the responses to pixels of each of `RANGES`, without those that are no affine map.
 
+    None are known of a model that can't be run on one of the ranges.
+
     Args:
         network: takes images `(n, h, w, c)` as they are.
         paths: of layers with maps of one or more channels.
     """
+    return attempted(network, lambda: _responses(network, paths)) or {path: {} for path in paths}
+
+
+def _responses(network: Network, paths: Sequence[str]) -> dict[str, dict[str, Response]]:
     channels, found = network.inputs.channels, {path: dict[str, Response]() for path in paths}
     units = _colours(channels)
-    try:
-        program = network.program(centres_at, Pass(record=tuple(paths), logits=False, stop=True))
-        for name, (low, high) in RANGES.items():
-            colours = low + (high - low) * units
-            seen = [_seen(network, program, np.round(one) if high == 255 else one) for one in colours]
-            for path in paths:
-                response = _fitted(units, np.stack([values[path] for values in seen]))
-                if response is not None:
-                    found[path][name] = response
-    except ModelError:  # whoever runs the network next gets the reason
-        return {path: {} for path in paths}
+    program = network.program(centres_at, Pass(record=tuple(paths), logits=False, stop=True))
+    for name, (low, high) in RANGES.items():
+        colours = low + (high - low) * units
+        seen = [_seen(network, program, np.round(one) if high == 255 else one) for one in colours]
+        for path in paths:
+            response = _fitted(units, np.stack([values[path] for values in seen]))
+            if response is not None:
+                found[path][name] = response
     return found
 
 
