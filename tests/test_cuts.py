@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 from expecting import raises
-from spellings import opened, runtimes
+from spellings import opened, prepared, runtimes
 
 import convscope
 from convscope.errors import ModelError, UsageError
@@ -232,7 +232,7 @@ def test_a_layer_without_an_effect_is_no_cut(photo):
     with torch.no_grad():
         module.fc.weight.zero_()
     row = convscope.heatmap(opened("torch", module, None, SIDE), photo, 1).rows[0]
-    assert row.reason.startswith("zero gradient: changing this layer's output was tried")
+    assert row.reason.startswith("zero gradient: changing this layer's output does not change the score")
 
 
 @torch_only
@@ -243,7 +243,131 @@ def test_a_flat_place_is_no_cut(photo):
     with torch.no_grad():
         module.two.bias.fill_(-3.0)  # every ReLU behind `one` is off, and a larger image would turn some on
     row = convscope.heatmap(opened("torch", module, None, SIDE), photo, 1, "one").rows[0]
-    assert row.reason.startswith("zero gradient: the score is flat here")
+    assert row.reason.startswith("zero gradient: small changes of this layer's output do not change the score")
+
+
+# -- what is measured, for which class, weights and moment ----------------------------------------------
+
+
+def probe(run, classes=1):
+    """A network of three convolutions whose forward pass is `run(self, x)`; the last has a channel for each class."""
+    import torch
+    from torch import nn
+
+    class Probe(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, classes, 3)
+
+        def forward(self, x):
+            return run(self, x)
+
+    torch.manual_seed(2)
+    return opened("torch", Probe().eval(), None, SIDE)
+
+
+@torch_only
+def test_each_class_has_its_own_cut(photo):
+    """The first class is cut from the second convolution, the second from the third; the last one is not."""
+    import torch
+
+    def forward(self, x):
+        two = self.two(self.one(x))
+        far, three = two.detach().mean((2, 3)), self.three(two)
+        return torch.cat([far[:, :1], three.detach().mean((2, 3))[:, :1], three.mean((2, 3))[:, 1:]], 1)
+
+    network = probe(forward, 2)
+    reasons = [convscope.heatmap(network, photo, number, "one").rows[0].reason for number in range(3)]
+    assert "between 'two' and 'detach#0'" in reasons[0]
+    assert "between 'three' and 'detach#1'" in reasons[1]
+    assert reasons[2] == ""
+
+
+@torch_only
+@pytest.mark.parametrize("kind", ["values", "memory"])
+def test_a_layer_that_could_not_be_changed_is_not_said_to_have_no_effect(kind, photo):
+    """It takes the values that it has for the image, and refuses larger ones."""
+    limits = [np.inf]
+
+    def forward(self, x):
+        two = self.two(self.one(x))
+        if two.abs().max() > limits[0]:
+            raise MemoryError if kind == "memory" else ValueError("too large")
+        return 0 * two.mean((2, 3))
+
+    network = probe(forward)
+    limits[0] = 1.05 * np.abs(network.forward(prepared(network, [photo]), ["two"])[1]["two"]).max()
+    row = convscope.heatmap(network, photo, 1, "two").rows[0]
+    assert row.status == "blank"
+    assert "does not change the score" not in row.reason
+    assert {"values": "too large", "memory": "emory"}[kind] in row.reason
+
+
+@torch_only
+def test_a_layer_that_does_not_run_for_the_image_is_passed_over(photo):
+    """The blank image of opening passes the second convolution, and a photograph does not."""
+    import torch
+
+    def forward(self, x):
+        one = self.one(x)
+        two = self.two(one) if x.mean() == 0 else one[..., 1:-1, 1:-1]
+        return torch.relu(self.three(two.detach())).mean((2, 3))
+
+    network = probe(forward, 2)
+    row = convscope.heatmap(network, photo, 1, "one").rows[0]
+    assert row.reason.startswith("the graph is cut")
+    assert "between 'one' and 'detach'" in row.reason, row.reason
+
+
+@torch_only
+def test_what_was_measured_is_measured_again_after_the_weights_changed(photo):
+    """Only where the last convolution has weights does the score depend on the second one, behind which it is cut."""
+    import torch
+
+    def forward(self, x):
+        one = self.one(x)
+        return self.three(self.two(one).detach()).mean((2, 3)) + one.detach().mean((2, 3))[:, :2]
+
+    network = probe(forward, 2)
+    reasons = []
+    for factor in (1, 0, 1):
+        with network.replaced([weight * (factor if len(weight) == 2 else 1) for weight in network.weights()]):
+            reasons.append(convscope.heatmap(network, photo, 1, "one").rows[0].reason)
+    reasons.append(convscope.heatmap(network, photo, 1, "one").rows[0].reason)
+    with torch.no_grad():
+        network.module.three.weight.zero_()
+    reasons.append(convscope.heatmap(network, photo, 1, "one").rows[0].reason)
+    places = [next((place for place in ("one", "two") if f"between '{place}'" in reason), reason) for reason in reasons]
+    assert places == ["two", "one", "two", "two", "one"]
+
+
+@torch_only
+def test_a_gradient_that_failed_once_is_computed_all_the_same(photo):
+    import torch
+
+    failures = []
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(context, gradient):
+            if not failures:
+                failures.append(1)
+                raise RuntimeError("busy, try again")
+            return 2 * gradient
+
+    def model(double):
+        return probe(lambda self, x: double(self.two(torch.relu(self.one(x)))).mean((2, 3)))
+
+    found, truth = model(Once.apply), model(lambda x: 2 * x)
+    maps = [convscope.heatmap(network, photo, 1, "two", method="hirescam").maps for network in (found, found, truth)]
+    assert failures
+    np.testing.assert_allclose(maps[0], maps[2], rtol=1e-5)
+    np.testing.assert_allclose(maps[1], maps[2], rtol=1e-5)
+    assert maps[2].any()
 
 
 # -- filters ---------------------------------------------------------------------------------------------

@@ -440,7 +440,7 @@ def test_ablation_cam_is_the_slow_loop(photo, join, against):
     network = open_model(branching(join), preprocess="0..1")
     found = convscope.heatmap(network, [photo, photo[::-1].copy()], 1, "late", against=against, method="ablation-cam")
     x = network.prepare(found.images)
-    assert WHOLE[network] == ({"late"} if join == "concatenate" else set())
+    assert network.limitations == ({(WHOLE, "late")} if join == "concatenate" else set())
 
     def scored(image, channel):
         keep = np.ones(6, np.float32)

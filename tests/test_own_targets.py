@@ -165,14 +165,14 @@ def test_an_error_of_a_target_propagates_and_does_not_change_how_the_layer_is_re
     with pytest.raises(kind, match="of the user's"):
         convscope.heatmap(network, photo, Custom(function), "early", method="ablation-cam")
     assert max(batches) > 1
-    assert WHOLE.get(network, set()) == set()
+    assert network.limitations == set()
 
 
 def test_the_reason_that_is_expected_is_a_tail_that_needs_more(network, photo):
     """What comes before `late` is joined with it again."""
     convscope.heatmap(network, photo, 1, "late", method="ablation-cam")
     convscope.heatmap(network, photo, 1, "early", method="ablation-cam")
-    assert WHOLE[network] == {network.layer("late").path}
+    assert network.limitations == {(WHOLE, network.layer("late").path)}
 
 
 def test_an_error_of_a_layer_propagates(photo):
@@ -191,7 +191,7 @@ def test_an_error_of_a_layer_propagates(photo):
     network = open_model(Failing().eval(), preprocess="0..1", size=(20, 24))
     with pytest.raises(Exception, match="of the user's"):
         convscope.heatmap(network, photo, 1, "early", method="ablation-cam")
-    assert WHOLE.get(network, set()) == set()
+    assert network.limitations == set()
 
 
 def test_a_target_that_fails_does_not_leave_methods_out(network, photo):

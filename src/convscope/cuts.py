@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from hashlib import sha256
 
 import numpy as np
 
@@ -18,13 +18,11 @@ from convscope.ancestry import layers_after
 from convscope.errors import ConvscopeError, one_line
 from convscope.measures import Activations, Arguments, Target, Tensor
 from convscope.networks import Network, Pass, Run
+from convscope.networks.failing import attempted
 from convscope.networks.ops import Operations
 
 CHANGES = (0.1, 1.0, 1.0, 10.0)  # sizes of changes, in units of the largest value of the layer's output
 LEAST = 1e-5  # a change of the score, as a share of it, that is none of rounding
-
-_Known = dict[tuple[object, ...], "Cut"]
-_FOUND: WeakKeyDictionary[Network, _Known] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,18 @@ class Effect:
     Attributes:
         changes: some change of the output changes the score.
         gradient: the score has a gradient at some of the outputs that were tried.
-        error: the framework's reason why it can't compute the gradient, or "".
+        error: the framework's reason why it can't compute the gradient, or why the output could not be changed; or "".
+        tried: False where the network can't be run with a changed output there, so that nothing is known.
     """
 
     changes: bool
     gradient: bool
     error: str = ""
+    tried: bool = True
 
     @property
     def is_cut(self) -> bool:
-        """True if the score changes and no gradient tells so."""
+        """True if the score changes and its gradient is zero."""
         return self.changes and not self.gradient
 
 
@@ -116,26 +116,41 @@ class Score:
     arguments: tuple[np.ndarray, ...] = ()
 
     def effect(self, path: str | None) -> Effect:
-        """The effect of the output at `path`, or of the image where None."""
+        """The effect of the output at `path`, or of the image where None.
+
+        It is measured once; a failure may not repeat, so it is not kept.
+        """
+        known, key = self.network.measured_values, (*self._key(path), _bytes_of(self.x))
+        found = known.get(key)
+        if not isinstance(found, Effect):
+            found = self._measured(path)
+            if found.tried:
+                known[key] = found
+        return found
+
+    def _measured(self, path: str | None) -> Effect:
         try:
             scores, gradients = self._tried(path, True)
         except Exception as error:
-            if not may_be_of_gradient(self.network, error):
-                raise
-            try:
-                scores, _ = self._tried(path, False)
-            except Exception:
-                return Effect(False, False)  # the layer can't be changed
-            return Effect(_differ(scores), False, reason_of(error))
+            found = None
+            if may_be_of_gradient(self.network, error):
+                found = attempted(self.network, lambda: self._tried(path, False))
+            if found is None:
+                return Effect(False, False, reason_of(error), tried=False)
+            return Effect(_differ(found[0]), False, reason_of(error))
         return Effect(_differ(scores), bool(np.any(gradients != 0)))
+
+    def _key(self, path: str | None) -> tuple[object, ...]:
+        """The measurement at `path` for any image of the same size: the arguments hold the class."""
+        return path, self.target, self.x.shape, *map(_bytes_of, self.arguments)
 
     def cut(self, path: str | None) -> Cut:
         """The place of the cut behind `path`, whose effect `is_cut`, by bisection of the layers after it."""
-        known = _FOUND.setdefault(self.network, {})
-        key = (path, self.target, self.x.shape)
-        if key not in known:
-            known[key] = self._bisected(path)
-        return known[key]
+        known, key = self.network.measured_values, ("cut", *self._key(path))
+        found = known.get(key)
+        if not isinstance(found, Cut):
+            found = known[key] = self._bisected(path)
+        return found
 
     def _bisected(self, path: str | None) -> Cut:
         before, after, error = path, None, ""
@@ -147,7 +162,7 @@ class Score:
                 before, error, left = left[middle], effect.error, left[middle + 1 :]
             elif effect.gradient:
                 after, left = left[middle], left[:middle]
-            else:  # a layer without an effect tells nothing
+            else:  # a layer without an effect, or that can't be changed, tells nothing
                 left.pop(middle)
         return Cut(before, after, error or self.effect(before).error)
 
@@ -166,6 +181,11 @@ class Score:
             found.append([float(network.numpy(tensor).reshape(-1)[0]) for tensor in tensors])
         scores, gradients = np.asarray(found, np.float64).T
         return scores, gradients
+
+
+def _bytes_of(array: np.ndarray) -> str:
+    """A hash of the values of an array."""
+    return sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def may_be_of_gradient(network: Network, error: Exception) -> bool:

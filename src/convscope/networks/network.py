@@ -10,9 +10,9 @@ import hashlib
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +65,7 @@ class _InForce:
     weights: list[Tensor] | None = None
     values: list[Tensor] | None = None
     sha256: str | None = None
+    measured: dict[Hashable, object] = field(default_factory=dict)
 
 
 class Network(ABC):
@@ -81,6 +82,7 @@ class Network(ABC):
         preprocessing: the scaling of pixels before they enter.
         spec: the arguments that it was opened with; None where a subclass was made by hand.
         ops: the framework's array operations under NumPy's names, for objectives and targets: see `Operations`.
+        limitations: what the techniques found that this network can't do, whatever its weights are.
 
     Example:
         >>> image = convscope.images.decode.read_image(PHOTOS[0])
@@ -119,6 +121,8 @@ class Network(ABC):
         self._programs: dict[tuple[object, ...], Callable] = {}
         self._programs_lock = threading.RLock()
         self._in_force: list[_InForce] = []
+        self.limitations: set[Hashable] = set()
+        self._measured_with: tuple[str, dict[Hashable, object]] = ("", {})
         self._measured = False
         self._measurement: Measurement | None = None
 
@@ -249,7 +253,8 @@ class Network(ABC):
         """The last layer with an output of its own and a map with h * w > 1.
 
         Args:
-            among: layers in the order of execution; those between the image and the output where None.
+            among: layers in the order of execution; where None, those between the image and the output whose map has an
+                effect on it.
 
         Raises:
             UsageError: there is none.
@@ -260,9 +265,10 @@ class Network(ABC):
             for layer in reversed(chosen)
             if (layer.computes or layer.stops_gradients) and layer.spatial and layer.shape[0] * layer.shape[1] > 1
         ]
-        for layer in sorted(found, key=lambda one: one.in_block):  # first what a transformer's blocks hand on
-            if among is not None or self.map_reaches_output(layer):
-                return layer
+        with self.unchanging():
+            for layer in sorted(found, key=lambda one: one.in_block):  # first what a transformer's blocks hand on
+                if among is not None or self.map_reaches_output(layer):
+                    return layer
         raise UsageError(
             f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "
             "Look at `convscope layers` for what it has; methods that work at the image, such as occlusion, rise and "
@@ -502,7 +508,26 @@ class Network(ABC):
 
     def _replacing(self) -> list[Tensor] | None:
         """The weights that the passes of this thread use instead of the network's own."""
-        return next((block.weights for block in self._of_this_thread() if block.weights is not None), None)
+        block = self._replacing_block()
+        return None if block is None else block.weights
+
+    def _replacing_block(self) -> _InForce | None:
+        """The last block of this thread with weights of its own."""
+        return next((block for block in self._of_this_thread() if block.weights is not None), None)
+
+    @property
+    def measured_values(self) -> dict[Hashable, object]:
+        """A store of what was measured with the weights that the passes of this thread use now.
+
+        It is another one after the weights changed, and in each block of `replaced`.
+        """
+        block = self._replacing_block()
+        if block is not None:
+            return block.measured
+        sha256 = self.weights_sha256()
+        if self._measured_with[0] != sha256:
+            self._measured_with = (sha256, {})
+        return self._measured_with[1]
 
     def _unchanging(self) -> _InForce | None:
         """The last block of this thread in which the weights stay as they are."""

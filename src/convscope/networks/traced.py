@@ -45,16 +45,17 @@ class TracedNetwork(Network):
         self.output, self.outputs, self.layers = graph.output, tuple(graph.trace.outputs), graph.layers
         self._output_shape: Sequence[int | None] = graph.value.shape
         self._graphs = {found.inputs.size: graph}
-        self._grid_effect: GridEffect | None = None
         self._measured, self._measurement = found.measured, found.measurement
 
     def map_reaches_output(self, layer: Layer) -> bool:
         """See `Network.map_reaches_output`. Only tokens with others beside their grid are measured."""
         if layer.tokens is None or not layer.tokens.others:
             return True
-        if self._grid_effect is None:
-            self._grid_effect = GridEffect(self)
-        return self._grid_effect(layer)
+        values = self.measured_values
+        effect = values.get(GridEffect)
+        if not isinstance(effect, GridEffect):
+            effect = values[GridEffect] = GridEffect(self)
+        return effect(layer)
 
     def _failing_layer(self, error: BaseException) -> str | None:
         return self._watched.failing_layer(error)

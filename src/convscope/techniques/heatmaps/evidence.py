@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -25,10 +24,9 @@ from convscope.techniques.heatmaps.targets import ClassScore, Target, chosen
 
 MAPS_AT_ONCE = 128  # replays of a map
 IMAGES_AT_ONCE = 16  # replays of an image
-# Layers at which a map can't be repeated alone, since what comes before them is joined again after them.
-WHOLE: WeakKeyDictionary[Network, set[str]] = WeakKeyDictionary()
-# Layers and targets whose gradient the framework can't compute.
-WITHOUT_GRADIENT: WeakKeyDictionary[Network, set[tuple[str | None, Target]]] = WeakKeyDictionary()
+# Of `Network.limitations`:
+WHOLE = "whole"  # with a layer: its map can't be repeated alone, since what comes before it is joined again after it
+WITHOUT_GRADIENT = "without gradient"  # with a layer and a target: the framework can't compute the gradient
 Found = TypeVar("Found")
 
 Images = Callable[[np.ndarray], np.ndarray]  # from numbers `(n,)` to prepared images `(n, h, w, c)`
@@ -176,17 +174,18 @@ def _with_gradient_if_any(
     An operation without a gradient must not keep methods from work that need none.
     """
     make, instead = (_explaining, _only_scoring) if resolved else (_settling, _only_settling)
-    without = WITHOUT_GRADIENT.setdefault(spec.network, set())
-    if (spec.path, spec.target) not in without:
+    key, known = (WITHOUT_GRADIENT, spec.path, spec.target), spec.network.limitations
+    if key in known:
+        return _passed(spec, instead, x, arguments)
+    for _ in range(2):  # a failure that does not repeat tells nothing of the network
         try:
             return _passed(spec, make, x, arguments)
         except Exception as error:
             if not may_be_of_gradient(spec.network, error):
                 raise
             found = _or_raise(error, lambda: _passed(spec, instead, x, arguments))
-        without.add((spec.path, spec.target))
-        return found
-    return _passed(spec, instead, x, arguments)
+    known.add(key)
+    return found
 
 
 def differentiated(network: Network, body: Callable[[], Found], plainly: Callable[[], object]) -> Found:
@@ -450,8 +449,7 @@ class ImageView(_OfSpec):
         network, path = self.network, self.spec.path or ""
         program = network.program(_of_spec, _replaying, self.spec.layer, self.target)
         shaped = factors[:, None, None, :]
-        whole = WHOLE.setdefault(network, set())
-        if path not in whole:
+        if (WHOLE, path) not in network.limitations:
             try:
                 return network.numpy(program(*map(network.tensor, (self.x, shaped)), *self._rows(len(shaped))))
             except Exception as error:
@@ -464,7 +462,7 @@ class ImageView(_OfSpec):
             part = shaped[start : start + IMAGES_AT_ONCE]
             given = map(network.tensor, (np.repeat(self.x, len(part), axis=0), part))
             found.append(network.numpy(program(*given, *self._rows(len(part)))))
-        whole.add(path)
+        network.limitations.add((WHOLE, path))
         return np.concatenate(found)
 
 

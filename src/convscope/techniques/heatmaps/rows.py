@@ -63,8 +63,8 @@ def _unread(evidence: Evidence) -> str:
     if layer is None or evidence.target.record or network.map_reaches_output(layer):
         return ""
     return (
-        "zero gradient: after this layer only its class token is read, which is no place in the image; give an earlier "
-        f"layer, such as {network.last_spatial_layer().path!r}"
+        "zero gradient: the network reads only the class token after this layer, and the class token has no place in "
+        f"the image; give an earlier layer, such as {network.last_spatial_layer().path!r}"
     )
 
 
@@ -99,10 +99,14 @@ def _why_no_gradient(evidence: Evidence, index: int, place: str | None, probabil
     effect = score.effect(place)
     if effect.is_cut:
         return (
-            f"the graph is cut: changing {here} changes the score, but no gradient tells so; {score.cut(place).text}. "
+            f"the graph is cut: changing {here} changes the score, but the gradient is zero; {score.cut(place).text}. "
             f"Use a method that needs no gradient ({without_gradients()})" + ("" if place is None else AFTER)
         )
     unread = "" if place is None else _unread(evidence)
-    if unread or not effect.changes:
-        return unread or f"zero gradient: changing {here} was tried, and does not change the score of this class"
-    return f"zero gradient: the score is flat here, and only larger changes of {here} change it"
+    if unread:
+        return unread
+    if not effect.tried:
+        return f"zero gradient: the network can't be run with changes of {here}, to see their effect ({effect.error})"
+    if not effect.changes:
+        return f"zero gradient: changing {here} does not change the score of this class"
+    return f"zero gradient: small changes of {here} do not change the score for this image, larger ones do"
