@@ -102,6 +102,59 @@ def test_the_automatic_layer_is_the_last_whose_grid_is_read(options):
     assert network.last_spatial_layer().path == ("norm" if options.get("front", 1) == 0 else "blocks.2.norm1")
 
 
+@pytest.mark.parametrize("choice", ["auto", "best"])
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_a_heatmap_without_a_layer_is_made_at_the_last_whose_grid_is_read(options, choice):
+    module = seeded(ViT(**options))
+    row = convscope.heatmap(opened(module), PHOTO, 2, choice, method="layercam").rows[0]
+    layer = "norm" if options.get("front", 1) == 0 else "blocks.2.norm1"
+    assert (row.layer, row.status) == (layer, "ok")
+
+
+def test_a_channel_is_explained_at_the_last_layer_before_it_whose_grid_the_class_does_not_read():
+    row = convscope.heatmap(opened(seeded(ViT())), PHOTO, "norm:3", method="layercam").rows[0]
+    assert (row.layer, row.status) == ("blocks.2.add#1", "ok")
+
+
+def test_the_last_grid_that_is_read_is_another_one_after_the_weights_changed():
+    """Without its last attention, the class token reads the grid in the attention before it for the last time."""
+    module = seeded(ViT())
+    network = opened(module)
+    weights = network.weights()
+    names = [name for name, _ in module.named_parameters()]
+    without = [
+        np.zeros_like(weight) if name.startswith("blocks.2.attn.proj") else weight
+        for name, weight in zip(names, weights, strict=True)
+    ]
+    layers = [network.last_spatial_layer().path]
+    with network.replaced(without):
+        layers.append(convscope.heatmap(network, PHOTO, 2, method="layercam").rows[0].layer)
+    layers.append(network.last_spatial_layer().path)
+    with torch.no_grad():
+        for parameter in module.blocks[2].attn.proj.parameters():
+            parameter.zero_()
+    layers.append(convscope.heatmap(network, PHOTO, 2, method="layercam").rows[0].layer)
+    assert layers == ["blocks.2.norm1", "blocks.1.norm1"] * 2
+
+
+def test_tokens_whose_number_depends_on_the_image_are_no_grid():
+    """The trial that looks for a grid fails, and opening does not: the blank image has another number of them."""
+
+    class Dropping(ViT):
+        def forward(self, x):
+            count = 10 if x.max() == 0 else 13
+            x = self.tokens(x)
+            x = x[:, x[0].sum(-1).topk(count).indices]
+            for block in self.blocks:
+                x = block(x)
+            return self.head(self.norm(x).mean(1))
+
+    network = opened(seeded(Dropping()))
+    row = convscope.heatmap(network, PHOTO, 1, method="layercam").rows[0]
+    assert (network.layer(row.layer).shape, row.status) == ((GRID, GRID, WIDTH), "ok")
+    assert not network.layer("blocks.2").spatial
+
+
 def test_a_block_after_which_only_the_class_token_is_read_says_so():
     row = convscope.heatmap(opened(seeded(ViT())), PHOTO, 2, layer="blocks.2", method="grad-cam").rows[0]
     assert row.status == "blank"

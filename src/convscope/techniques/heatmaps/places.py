@@ -101,10 +101,10 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
     if goal.target.record and layer not in layers_in(network, goal.target):
         names = [one.path for one in network.layers]
         after = names.index(layer.path) > max(map(names.index, goal.target.record))
-        where = "comes after" if after else "lies in another branch than"
+        where = "comes after" if after else "is in another branch than"
         raise UsageError(
-            f"layer {layer.path!r} {where} {goal.target.text}, which is explained; give a layer that leads to it, or "
-            "auto.",
+            f"layer {layer.path!r} {where} the target {goal.target.text}; give a layer that the target is computed "
+            "from, or auto.",
             code="layer-after-target" if after else "layer-beside-target",
             layer=layer.path,
             target=goal.target.text,
@@ -127,12 +127,13 @@ def _last_before(network: Network, goal: Goal) -> Layer:
     record, before = goal.target.record, _leading(network, goal)
     if record and not any(layer.spatial for layer in before):
         raise UsageError(
-            f"no layer with a map lies before {' and '.join(record)}, which is explained; give that layer itself, or a "
-            "method that works at the image, such as saliency or occlusion.",
+            f"the target {' and '.join(record)} is not computed from any layer with a map; give that layer itself, or "
+            "a method that works at the image, such as saliency or occlusion.",
             code="no-map-before-target",
             layer=record[0],
         )
-    return network.last_spatial_layer(before)
+    # Whether a grid of tokens has an effect on the output is measured; no target that reads layers is.
+    return network.last_spatial_layer(before if record else None)
 
 
 def _leading(network: Network, goal: Goal) -> list[Layer]:
