@@ -125,7 +125,7 @@ class Activations(Result):
             return find_layer(self.layers, path)
         except UsageError as error:
             raise UsageError(
-                f"{error.message} These are the {len(self.layers)} layers that were looked at; ask for others with "
+                f"{error.message} These are the {len(self.layers)} layers of this result; ask for others with "
                 f"{option('layers')}.",
                 code=error.code,
                 **error.data,

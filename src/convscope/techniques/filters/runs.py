@@ -185,9 +185,9 @@ def refuse_cut(plan: Plan, job: Job, error: Exception | None = None) -> None:
         return
     cut = strength.cut(None)
     raise ModelError(
-        f"the graph of {network.name} is cut: changing the image changes {' and '.join(key.paths) or 'the scores'}, "
-        f"but no gradient tells so, and filters follow it; {cut.text}. Activations work, and heatmaps by a method "
-        "that needs no gradient; for filters give a network without torch.no_grad, detach or stop_gradient there.",
+        f"{network.name} has no gradient from {' and '.join(key.paths) or 'the scores'} to the image, which filters "
+        f"need: the graph is cut, {cut.text}. Remove torch.no_grad, detach or stop_gradient there; activations, and "
+        "heatmaps by a method that needs no gradient, work as it is.",
         code="gradient-cut",
         name=network.name,
         before=cut.before,

@@ -128,10 +128,10 @@ def _without_gradient(trace: Trace, natural: np.ndarray) -> tuple[str, str]:
     excited = len(natural) > 0 and natural.max() > 0
     if trace.lifted is not None:
         first, last = trace.lifted
-        does = "the image raises" if last > first else "nothing raises"
-        reason += f"; {does} what is before its non-linearity, from {first:.3g} to {last:.3g}"
+        does = "rises" if last > first else "does not rise"
+        reason += f"; the value before its non-linearity {does}, from {first:.3g} to {last:.3g}"
     if excited:
-        return "weak", f"{reason}; yet the images reach {natural.max():.3g}"
+        return "weak", f"{reason}; but natural images reach {natural.max():.3g}"
     return "dead", reason + (f"; none of {len(natural)} images excites it" if len(natural) else "")
 
 

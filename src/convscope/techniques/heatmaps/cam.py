@@ -59,7 +59,7 @@ def cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     if (spread > 1e-3 * peak).any():
         raise Unfit(
             "method 'cam' needs a network that ends in a global average pooling and one dense layer right after the "
-            "layer that is looked at; expected one weight for each channel, found a gradient that differs from place "
+            "chosen layer; expected one weight for each channel, found a gradient that differs from place "
             "to place. Use grad-cam or hirescam, which equal it where it is defined.",
             code="head-not-pooled",
             method="cam",

@@ -350,7 +350,7 @@ def goal_of(network: Network, target: object, against: object, count: int, ranke
     if found is not None:
         if against is not None:
             raise UsageError(
-                f"only a class can be set against another one; {found.text!r} is none.",
+                f"against works for classes only; {found.text!r} is not a class.",
                 code="not-a-class",
                 target=found.text,
             )
@@ -399,7 +399,7 @@ def _plain(network: Network, target: object, against: Given) -> tuple[Given, Giv
             return target - class_score(against), None
     if against is not None:
         raise UsageError(
-            f"only a class can be set against another one; {target.label!r} is none.",
+            f"against works for classes only; {target.label!r} is not a class.",
             code="not-a-class",
             target=target.label,
         )
@@ -534,8 +534,8 @@ def _goal_of_maps(network: Network, target: int | str, against: object, count: i
     head = network.head
     if head.map is None:
         raise UsageError(
-            f"the output of {network.name} is no map of classes (height, width, classes) that convscope can tell; "
-            f"explain a channel, {option('target')} LAYER:CHANNEL, or a Custom function of the answers.",
+            f"the output of {network.name} is not recognized as a map of classes (height, width, classes); "
+            f"explain a channel, {option('target')} LAYER:CHANNEL, or a Custom function of the outputs.",
             code="no-map-of-classes",
             name=network.name,
         )
@@ -586,7 +586,7 @@ def _shares(mask: np.ndarray, layer: Layer) -> np.ndarray:
         )
     total = float(np.sum(mask))
     if not total > 0:
-        raise UsageError("expected a mask with something in it, found none.", code="mask-empty")
+        raise UsageError("expected a mask with a positive sum, found one whose sum is not positive.", code="mask-empty")
     return (np.asarray(mask, np.float64) / total).astype(np.float32)
 
 
