@@ -221,6 +221,10 @@ class Taps:
     def _stops_here(self) -> bool:
         return self._stop and not self._left
 
+    def _is_overwritten(self, call: Call, index: int) -> bool:
+        """True if the model goes on and changes this output in place: what a tap keeps of it has to be a copy."""
+        return index in call.facts.get("overwritten", ()) and not self._stops_here
+
     def _check_rows(self, path: str, shape: Sequence[int | None]) -> None:
         """Refuse to record an output that is not the images': the batch may be empty, selected from or taken apart.
 

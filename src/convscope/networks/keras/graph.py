@@ -261,6 +261,7 @@ class Observer:
         self.calls: list[Call] = []
         self._operations = operations
         self._alive: list[object] = []
+        self._made: list[tuple[Call, int, Tensor, int]] = []
         self._image: tuple[Tensor, Value] | None = None
 
     def place(self, undo: ExitStack) -> None:
@@ -277,7 +278,10 @@ class Observer:
             # Before the call: Keras' own preprocess_input changes its argument in place on torch.
             inputs = [self._taken(tensor) for _, tensor in flat_outputs(keras.tree.flatten((args, kwargs)))]
             result = call(*args, **kwargs)
-            self.calls.append(self._call(path, operation, ((args, kwargs), inputs), result))
+            made = self._call(path, operation, ((args, kwargs), inputs), result)
+            for index, (_, tensor) in enumerate(flat_outputs(result)):
+                self._made.append((made, index, tensor, _version(tensor)))
+            self.calls.append(made)
             return result
 
         return watched
@@ -322,6 +326,10 @@ class Observer:
             sides[0] = 1  # the program of a SavedModel does not say how many rows it gives; a trace runs on one image
         return Value((id(tensor), _version(tensor)), tuple(sides))
 
-    def forget(self) -> None:
-        """Let go of the tensors: they belong to a trace that is over."""
+    def finish(self) -> None:
+        """Note which values were changed in place, as torch's can be, and let go of the tensors of the trace."""
+        for call, index, tensor, version in self._made:
+            if _version(tensor) != version:
+                call.facts.setdefault("overwritten", set()).add(index)
+        self._made.clear()
         self._alive.clear()

@@ -67,7 +67,7 @@ class Entry:
         return found
 
     def feed(self, x: Tensor) -> Structure:
-        """The arguments of the model for images `x` `(n, h, w, c)`."""
+        """The arguments of the model for images `x` `(n, h, w, c)`: on torch copies, which it may change in place."""
         size = (x.shape[1], x.shape[2])
         x = self._laid_out(x, self._rank)
         if len(self._specs) == 1:
@@ -87,7 +87,8 @@ class Entry:
         """Images `(n, h, w, c)` with the axes of an input."""
         if self.channels_first:
             x = keras.ops.transpose(x, (0, 3, 1, 2))
-        return keras.ops.squeeze(x, axis=1 if self.channels_first else -1) if rank == 3 else x
+        x = keras.ops.squeeze(x, axis=1 if self.channels_first else -1) if rank == 3 else x
+        return keras.ops.copy(x) if keras.backend.backend() == "torch" else x  # elsewhere tensors never change
 
     def _repeated(self, name: str, count: int | None, size: tuple[int | None, int | None]) -> Tensor:
         value = self._others[name]

@@ -136,7 +136,7 @@ class WatchedModel:
                 reason = said(error, self.failing_layer(error))
                 raise self._cant_run(size, reason) from error
         # JAX runs an image that is too small all the same, on maps without a cell.
-        observer.forget()
+        observer.finish()
         empty = [call.path for call in observer.calls for _, value in call.outputs if 0 in value.shape[1:]]
         if empty and size == self.inputs.size:
             raise self._cant_run(size, f"nothing is left of it at {empty[0]}")

@@ -58,16 +58,18 @@ class KerasTaps(Taps):
 
     def _touch(self, path: str, call: Call, index: int, result: object) -> Structure:
         (_, tensor), self._left = flat_outputs(result)[index], self._left - {path}
-        layout = call.layout(index)
+        layout, overwritten = call.layout(index), self._is_overwritten(call, index)
         if path in self._record:
             self._check_rows(path, layout.by_image(tensor.shape))
         activation = layout.map_of(OPS, tensor)
         if path in self._rules:
             activation = self._rules[path](activation)
             replaced = keras.ops.cast(layout.output_of(OPS, activation, tensor), tensor.dtype)
+            replaced = keras.ops.copy(replaced) if overwritten else replaced  # the rule may keep what it returned
             result = keras.tree.map_structure(lambda item: replaced if item is tensor else item, result)
         if path in self._record:
-            self.recorded[path] = self._record[path](activation)
+            # A copy before the reduction: that may return a part of the map, in the map's memory.
+            self.recorded[path] = self._record[path](keras.ops.copy(activation) if overwritten else activation)
         return result
 
 

@@ -95,19 +95,18 @@ class Entry:
         return found
 
     def arguments(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The arguments of the module for images `(n, h, w, c)`."""
+        """The arguments of the module for images `(n, h, w, c)`: copies, since it may change them in place."""
         arguments = [self._repeated(name, x) for name in self.names if name in self._others]
         return [*arguments[: self.position], self._laid_out(x), *arguments[self.position :]]
 
     def _laid_out(self, x: torch.Tensor) -> torch.Tensor:
-        """Images `(n, h, w, c)` with the axes of the module."""
+        """A copy of images `(n, h, w, c)` with the axes of the module."""
         x = x.to(self._dtype)
         if self._channels_last:
-            return x
-        # As channels_last these are the same bytes, and convolutions run faster; but a `view` of maps may not.
-        x = x.permute(0, 3, 1, 2)
+            return x.clone()
+        # As channels_last the bytes keep their order, and convolutions run faster; but a `view` of maps may not.
         # A grey image counts as contiguous either way, but its strides lead a convolution to channels_last.
-        return x if self._layout is torch.channels_last else x.clone(memory_format=self._layout)
+        return x.permute(0, 3, 1, 2).clone(memory_format=self._layout)
 
     # finding out -----------------------------------------------------------------------------------
 
@@ -236,10 +235,10 @@ class Entry:
         value = self._others[name]
         if isinstance(value, InputImage):
             made = self._image(name, value, x)
-            return made.expand(len(x), *made.shape[1:])
+            return made.expand(len(x), *made.shape[1:]).clone()
         tensor = torch.as_tensor(value, device=self._device)
         tensor = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
-        return tensor if name in self._whole else tensor.expand(len(x), *tensor.shape[1:])
+        return (tensor if name in self._whole else tensor.expand(len(x), *tensor.shape[1:])).clone()
 
     def _image(self, name: str, image: InputImage, x: torch.Tensor) -> torch.Tensor:
         """A fed image, of the size of its input, or of the images `x` `(n, h, w, c)` where that is not known."""

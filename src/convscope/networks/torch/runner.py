@@ -160,7 +160,7 @@ class WatchedModule:
 
         def look() -> None:
             leaf = torch.zeros((1, *size, self.inputs.channels), device=runner.device, requires_grad=True)
-            arguments = [argument.clone() for argument in self.entry.arguments(leaf)]
+            arguments = self.entry.arguments(leaf)
             given.extend(map(watch.begin, arguments))
             try:
                 returned = runner.named_outputs(restored(watch.place, lambda _: runner.called(*arguments)))

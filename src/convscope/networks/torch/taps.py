@@ -111,6 +111,7 @@ class TorchTaps(Taps):
             before = _first_of(given)
             result, tensor = _replaced(result, tensor, before), before
         self._left.discard(path)
+        overwritten = self._is_overwritten(call, index)
         if path in self._record:
             self._check_rows(path, layout.by_image(tensor.shape))
         if path in self._rules:
@@ -118,14 +119,14 @@ class TorchTaps(Taps):
             with torch.inference_mode(False), torch.set_grad_enabled(differentiates):
                 values = dequantized(tensor.clone() if tensor.is_inference() else tensor)
                 changed = like(layout.output_of(OPS, self._rules[path](layout.map_of(OPS, values)), values), tensor)
+                changed = changed.clone() if overwritten else changed  # the rule may keep what it returned
                 activation = layout.map_of(OPS, dequantized(changed))
             result, tensor = _replaced(result, tensor, changed), changed
         else:
             activation = layout.map_of(OPS, dequantized(tensor))
         if path in self._record:
-            kept = self._record[path](activation)
-            overwritten = index in call.facts.get("overwritten", ()) and not self._stops_here
-            self.recorded[path] = _replaced(kept, activation, activation.clone()) if overwritten else kept
+            # A copy before the reduction: that may return a part of the map, in the map's memory.
+            self.recorded[path] = self._record[path](activation.clone() if overwritten else activation)
         return result
 
 
