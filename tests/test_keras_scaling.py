@@ -144,7 +144,7 @@ def test_before_code_that_is_not_seen_nothing_is_guessed(make):
     model = make()
     network = convscope.open_model(model)
     assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "guess")
-    assert "nothing is known" in network.preprocessing.reason
+    assert "is not known" in network.preprocessing.reason
     own = keras.ops.convert_to_numpy(model(pixels(), training=False))
     np.testing.assert_allclose(probabilities(network), own, rtol=1e-3, atol=1e-5)
 
@@ -199,7 +199,7 @@ def test_a_model_that_refuses_other_values_than_its_own_opens(place):
 def test_before_a_step_whose_values_tell_nothing_nothing_is_guessed():
     network = convscope.open_model(wrapped(lambda x: Whitened(name="mine")(x), name="mobilenet"))
     assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "guess")
-    assert "nothing is known" in network.preprocessing.reason
+    assert "is not known" in network.preprocessing.reason
     assert "mine" in network.preprocessing.reason
 
 

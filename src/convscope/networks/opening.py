@@ -78,7 +78,7 @@ _FILL: Mapping[str, Reader[Sequence[str]]] = {
     "torch": Reader("formats.torch.files", "fill", "torch"),
 }
 _SCRIPTED: Reader[OpenedModule] = Reader("formats.torch.script", "read_memory", "torch")
-_GROW: Reader[None] = Reader("torch.lazy", "grown", "torch")
+_CALL_ONCE: Reader[None] = Reader("torch.lazy", "called_once", "torch")
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
     if framework == "torch":
         _check_runtime(framework, spec)
         if spec.options.size is not None:
-            _GROW(made, spec.options.size)
+            _CALL_ONCE(made, spec.options.size)
     if weights is None:
         notes: Sequence[str] = _UNTRAINED
     elif framework == "keras":

@@ -1,6 +1,6 @@
 """The scaling that a model does on its own input, before its first layer that learned something.
 
-The graph says where it is: `entrance_of` goes from the image through every operation but convolutions, dense layers,
+The graph says where it is: `first_steps_of` goes from the image through every operation but convolutions, dense layers,
 norms, pools and non-linearities, and finds the tensors that all later ones are computed from. What the operations
 compute is measured there, whatever they are written as: images of one colour go in, and the values that come out are
 fitted by a matrix over the channels and an offset, once for each range that the pixels may have (0..255, 0..1, -1..1).
@@ -38,16 +38,16 @@ _AFFINE = 1e-2  # the largest error of the fit, in widths of the values: bfloat1
 
 
 @dataclass(frozen=True, eq=False)
-class Entrance:
+class FirstSteps:
     """The operations that an image passes before the first layer that learned something.
 
     Attributes:
-        necks: paths of the tensors that all later ones are computed from, in the order of execution.
+        bottlenecks: paths of the tensors that all later ones are computed from, in the order of execution.
         steps: the calls up to there.
-        seen: False where what follows takes a tensor that code of the author's own made unseen.
+        seen: False where what follows takes a tensor that the author's own code made without a trace.
     """
 
-    necks: tuple[str, ...]
+    bottlenecks: tuple[str, ...]
     steps: tuple[Call, ...]
     seen: bool
 
@@ -61,13 +61,14 @@ class Entrance:
         """What is not known of the steps, for people; None where they are all operations of a library."""
         opaque = next((step.path for step in self.steps if step.facts.get("opaque")), None)
         if opaque is not None:
-            return f"its first step, {opaque}, is code of its author's own"
-        return None if self.seen else "code of its author's own that can't be seen comes before its first layers"
+            return f"its first step, {opaque}, is the author's own code"
+        untraced = "the author's own code, which convscope can't trace, comes before its first layers"
+        return None if self.seen else untraced
 
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """The values at a neck for pixels of one range: `unit @ matrix + offset`, for colours `unit` in 0..1.
+    """The values at a bottleneck for pixels of one range: `unit @ matrix + offset`, for colours `unit` in 0..1.
 
     Attributes:
         matrix: `(c, k)`; offset: `(k,)`.
@@ -120,39 +121,42 @@ def preprocessing_of(
             to measure.
         usual: where the model does no scaling of its own.
     """
-    entrance = entrance_of(graph, channels)
-    if entrance.seen and not entrance.changes:
+    first = first_steps_of(graph, channels)
+    if first.seen and not first.changes:
         return usual
-    responses = responses_at(draft(), entrance.necks) if entrance.necks else {}
-    for path in reversed(entrance.necks):
+    responses = responses_at(draft(), first.bottlenecks) if first.bottlenecks else {}
+    for path in reversed(first.bottlenecks):
         name = shown_range(responses[path])
         if name is not None:
             response = responses[path][name]
-            made = next(one for one in entrance.necks if response.equals(responses[one].get(name)))
+            made = next(one for one in first.bottlenecks if response.equals(responses[one].get(name)))
             return pp.PRESETS[name].because(pp.FOUND, _scales(made, name, response))
-    last = next((responses[path] for path in reversed(entrance.necks) if responses[path]), {})
-    return _not_shown(graph, entrance, last, usual)
+    last = next((responses[path] for path in reversed(first.bottlenecks) if responses[path]), {})
+    return _not_shown(graph, first, last, usual)
 
 
 def _not_shown(
-    graph: Graph, entrance: Entrance, responses: Mapping[str, Response], usual: pp.Preprocessing
+    graph: Graph, first: FirstSteps, responses: Mapping[str, Response], usual: pp.Preprocessing
 ) -> pp.Preprocessing:
     """The preprocessing where no range of pixels is shown."""
-    unknown, response = entrance.unknown, responses.get("none")
+    unknown, response = first.unknown, responses.get("none")
     if unknown is not None and not responses:
         if not any(call.kind in _LEARNED for call in graph.trace.calls):
             return usual  # nothing of the model is seen, so its first step is not one before its layers
-        reason = f"nothing is known of what the model takes: {unknown}; give the preprocessing if it is not raw pixels"
+        reason = (
+            f"the range of pixels that the model takes is not known: {unknown}; "
+            "set the preprocessing if it does not take raw pixels"
+        )
         return pp.PRESETS["none"].because(pp.GUESS, reason)
     if response is None:
         return usual
     if response.differs(RANGES["none"]) > _SAME:
         factor = float(np.abs(response.matrix).sum(axis=0).mean()) / 255
-        reason = f"the model does arithmetic on its own input up to {entrance.necks[-1]}"
-        made = f"{reason}, where 0..255 become {_span(response)}, a range that tells nothing"
+        reason = f"the model does arithmetic on its own input up to {first.bottlenecks[-1]}"
+        made = f"{reason}, where 0..255 become {_span(response)}, which does not show the range of the pixels"
         return pp.PRESETS[pp.range_before_scaling(factor)].because(pp.GUESS, made)
     named = usual.certainty == pp.FOUND or usual.named_after is not None
-    return _reversed(usual, entrance.necks[-1]) if response.reverses and named else usual
+    return _reversed(usual, first.bottlenecks[-1]) if response.reverses and named else usual
 
 
 def _scales(path: str, name: str, response: Response) -> str:
@@ -176,7 +180,7 @@ def _reversed(usual: pp.Preprocessing, path: str) -> pp.Preprocessing:
 # -- the graph ---------------------------------------------------------------------------------------------
 
 
-def entrance_of(graph: Graph, channels: int) -> Entrance:
+def first_steps_of(graph: Graph, channels: int) -> FirstSteps:
     """What an image passes before the first layer that learned something."""
     image = graph.trace.image
     steps, values, seen = graph.trace.flow.entrance(image, _is_step)
@@ -187,7 +191,7 @@ def entrance_of(graph: Graph, channels: int) -> Entrance:
         )  # a model may take grey images without an axis of channels
         if call.kind != "model" and (grey or (layer.spatial and layer.channels in (1, 3, channels))):
             paths.setdefault(call.outputs[index][1].key, path)
-    return Entrance(tuple(paths[value.key] for value in values if value.key in paths), tuple(steps), seen)
+    return FirstSteps(tuple(paths[value.key] for value in values if value.key in paths), tuple(steps), seen)
 
 
 def _is_step(call: Call) -> bool:

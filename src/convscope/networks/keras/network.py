@@ -28,7 +28,7 @@ from convscope.networks.keras.imagenet import imagenet_names
 from convscope.networks.keras.inputs import Entry
 from convscope.networks.keras.models import OpenedModel
 from convscope.networks.keras.runner import TRACING, Runner, WatchedModel
-from convscope.networks.keras.scaling import Kinship, usual_preprocessing
+from convscope.networks.keras.scaling import FamilyMatch, usual_preprocessing
 from convscope.networks.keras.taps import (
     KerasTaps,
     called_once,
@@ -55,18 +55,18 @@ def network_of(opened: OpenedModel, choices: Choices = _NO_CHOICES) -> KerasNetw
         ModelError: the model takes no images or can't be run; UsageError: no such input, output or size.
     """
     runner = Runner(opened.model)
-    kinship = _kinship(runner, opened)
-    family = None if kinship is None else kinship.family
+    match = _family_match(runner, opened)
+    family = None if match is None else match.family
     entry = Entry(opened.model, runner.operations, choices, family)
     watched = WatchedModel(runner, entry, opened.source)
 
     def preprocessing() -> Preprocessing:
-        return usual_preprocessing(kinship)
+        return usual_preprocessing(match)
 
     def class_names(head: Head) -> tuple[str, ...] | None:
-        if not opened.imagenet or kinship is None or head.classes != IMAGENET_CLASSES:
+        if not opened.imagenet or match is None or head.classes != IMAGENET_CLASSES:
             return None
-        return imagenet_names(download=kinship.certain)
+        return imagenet_names(download=match.certain)
 
     def network(found: Inspection) -> KerasNetwork:
         return KerasNetwork(watched, found)
@@ -75,14 +75,14 @@ def network_of(opened: OpenedModel, choices: Choices = _NO_CHOICES) -> KerasNetw
     return inspected(watched, trace, choices, Steps(preprocessing, HABITS, class_names, network))
 
 
-def _kinship(runner: Runner, opened: OpenedModel) -> Kinship | None:
+def _family_match(runner: Runner, opened: OpenedModel) -> FamilyMatch | None:
     """The family of a model: of the collection that it came from, or by its name or that of a model in it."""
     certain = opened.source.name.startswith("keras:")
     if opened.family is not None:
-        return Kinship(opened.family, opened.model.name, certain)
+        return FamilyMatch(opened.family, opened.model.name, certain)
     names = [opened.model.name, *(op.name for _, op in runner.operations if kind_of(op) == "model")]
     found = [(family_of(name), name) for name in names]
-    return next((Kinship(family, name, certain) for family, name in found if family), None)
+    return next((FamilyMatch(family, name, certain) for family, name in found if family), None)
 
 
 class KerasNetwork(TracedNetwork):

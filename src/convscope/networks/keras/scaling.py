@@ -8,7 +8,7 @@ from convscope.networks import preprocessing as pp
 
 
 @dataclass(frozen=True)
-class Kinship:
+class FamilyMatch:
     """The family of `keras.applications` that a model belongs to.
 
     Attributes:
@@ -22,17 +22,17 @@ class Kinship:
     certain: bool
 
 
-def usual_preprocessing(kinship: Kinship | None) -> pp.Preprocessing:
+def usual_preprocessing(match: FamilyMatch | None) -> pp.Preprocessing:
     """The preprocessing of the model's family, else a guess that is marked as one."""
-    if kinship is not None:
-        return _of_family(kinship)
+    if match is not None:
+        return _of_family(match)
     reason = "most networks trained from scratch take 0..1; give the preprocessing if yours differs"
     return pp.PRESETS["0..1"].because(pp.GUESS, reason)
 
 
-def _of_family(kinship: Kinship) -> pp.Preprocessing:
-    preset = pp.PRESETS[kinship.family.preset]
-    if kinship.certain:
+def _of_family(match: FamilyMatch) -> pp.Preprocessing:
+    preset = pp.PRESETS[match.family.preset]
+    if match.certain:
         return preset.because(pp.FOUND, "as keras.applications does for this model")
-    reason = f"as keras.applications does for {kinship.name!r}, which this model has by its name"
-    return replace(preset, certainty=pp.GUESS, reason=reason, named_after=kinship.name)
+    reason = f"as keras.applications does for {match.name!r}, which this model has by its name"
+    return replace(preset, certainty=pp.GUESS, reason=reason, named_after=match.name)

@@ -29,7 +29,7 @@ def materialised(opened: OpenedModule, name: str, size: tuple[int, int] | None) 
     return replace(opened, module=module, source=replace(opened.source, notes=(*opened.source.notes, note)))
 
 
-def grown(module: nn.Module, size: tuple[int, int]) -> None:
+def called_once(module: nn.Module, size: tuple[int, int]) -> None:
     """Call a module that code has just made on a blank image of `size` `(h, w)`: it may make layers in its first call.
 
     One with lazy layers is left alone, since a file can tell their shapes; and so is one that can't be called so, which
