@@ -10,6 +10,8 @@ from expecting import raises
 
 import convscope
 from convscope.errors import ModelError
+from convscope.networks.formats.keras import lambdas
+from convscope.networks.formats.keras.legacy_h5.code import code_layers
 from convscope.networks.preprocessing import PRESETS
 
 keras = models.keras
@@ -311,8 +313,48 @@ def test_what_else_a_lambda_may_hold_needs_trust(case, tmp_path):
 def test_the_module_that_a_file_names_is_compared_and_never_imported(tmp_path):
     """Keras 2 stores the module of a function; here it is one that doesn't exist, and one on the list."""
     path = saved(wrapped(in_lambda(FUNCTIONS["mobilenet"]), name="mine"), tmp_path / "model.keras")
-    with raises(ModelError, "function-ambiguous"):
+    with raises(ModelError, "needs-trust"):
         convscope.open_model(changed(path, lambda config: config["function"].update(module="mobilenet")))
     module = "keras.src.applications.mobilenet"
     network = convscope.open_model(changed(path, lambda config: config["function"].update(module=module)))
     assert (network.preprocessing.name, network.preprocessing.certainty) == ("none", "found")
+
+
+@pytest.mark.parametrize("module", ["mylib.prep", "__main__", "keras.applications.mobilenet.mine", "vgg16", ""])
+@pytest.mark.parametrize("arguments", [{}, {"mode": "caffe"}])
+def test_a_function_of_ones_own_is_not_taken_for_one_of_keras_applications(tmp_path, monkeypatch, module, arguments):
+    """Neither a model's name nor an argument decides where the file names another module."""
+    planted = tmp_path / "mylib"
+    planted.mkdir()
+    (planted / "__init__.py").write_text("")
+    (planted / "prep.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = saved(wrapped(in_lambda(FUNCTIONS["resnet50"]), name="vgg16"), tmp_path / "model.keras")
+
+    def change(config):
+        config["function"]["module"] = module
+        config["arguments"] = arguments
+
+    with raises(ModelError, "needs-trust"):
+        convscope.open_model(changed(path, change))
+    assert not (tmp_path / "imported").exists()
+    # With trust it goes to Keras as it is, and what is rewritten is none of it.
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+    assert lambdas.resolved(config, "model.keras", False) == (config, ())
+
+
+@pytest.mark.parametrize("module", ["mylib.prep", "__main__", "vgg16"])
+def test_a_function_of_ones_own_in_a_file_of_keras_2(module):
+    """There the module lies beside the name."""
+    config = {"name": "prepare", "function": "preprocess_input", "function_type": "function", "arguments": {}}
+    inner = {"class_name": "Model", "config": {"name": "vgg16", "layers": []}}
+    prepare = {"class_name": "Lambda", "config": {**config, "module": module}}
+    whole = {"class_name": "Sequential", "config": {"name": "mine", "layers": [prepare, inner]}}
+    assert lambdas.resolved(whole, "model.h5", False) == (whole, ())
+    assert list(code_layers(whole, "")) == [("Lambda", "prepare", False)]
+    prepare["config"]["module"] = "tf_keras.src.applications.vgg16"
+    changed_config, notes = lambdas.resolved(whole, "model.h5", False)
+    function = changed_config["config"]["layers"][0]["config"]["function"]
+    assert (function["module"], function["config"]) == ("keras.applications.vgg16", "preprocess_input")
+    assert len(notes) == 1

@@ -1,8 +1,10 @@
 """`preprocess_input` of `keras.applications` in a `Lambda` layer: the functions are known, so no trust is needed.
 
-Keras 3 stores the name of the function alone, and there are four functions of that name; Keras 2 stores the module,
-too. The module that a file names is compared with a list and never imported. Where there is none, a model in the file
-that is named after a network of `keras.applications` tells; where that does not tell either, nothing is guessed.
+There are four functions of that name. Keras 2 stores the module of a function beside its name; Keras 3 (up to 3.15)
+writes "builtins" there, for the user's own functions, too. The module that a file names is compared with a list and
+never imported; a function of another module is not one of these, and stays as the file has it. Where the file names no
+module, the arguments, or a model in the file that is named after a network of `keras.applications`, decide; where they
+do not, nothing is guessed.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ _DOES = {
     "-1..1": "inception_resnet_v2 inception_v3 mobilenet mobilenet_v2 nasnet resnet_v2 xception",
     "caffe": "resnet resnet50 vgg16 vgg19",
     "torch": "densenet",
-    "none": "convnext efficientnet efficientnet_v2 mobilenet_v3",
+    "none": "convnext efficientnet efficientnet_v2 mobilenet_v3 regnet resnet_rs",
 }
 _PACKAGES = (
     *("keras.applications", "keras.src.applications", "keras_applications", "tensorflow.keras.applications"),
-    *("tensorflow.python.keras.applications", "keras.api.applications"),
+    *("tensorflow.python.keras.applications", "tensorflow_core.python.keras.applications", "keras.api.applications"),
+    *("tf_keras.applications", "tf_keras.src.applications"),
 )
 _BY_MODULE = {
     **{
@@ -38,6 +41,7 @@ _BY_MODULE = {
     },
     **{f"{package}.imagenet_utils": _GENERAL for package in _PACKAGES},
 }
+_NOT_TOLD = "builtins"  # as Keras 3 writes it for functions of any module
 _MODELS = ("Functional", "Model", "Sequential")
 
 
@@ -89,6 +93,9 @@ def _walked(item: Json, families: list[tuple[str, str]], name: str, notes: dict[
     config = found.get("config")
     if found.get("class_name") != "Lambda" or not isinstance(config, dict) or _called(config) != NAME:
         return found
+    module = _module(config)
+    if isinstance(module, str) and module not in (_NOT_TOLD, *_BY_MODULE):
+        return found  # the user's own function of this name
     home, because = _home(config, families, name)
     notes[f"{NAME} in the Lambda layer {config.get('name')!r} is that of {home}, {because}"] = None
     kept = {key: value for key, value in config.items() if not key.startswith(_OF_KERAS_2)}
@@ -106,10 +113,15 @@ def _called(config: dict[str, Json]) -> object:
     return function if isinstance(function, str) and config.get("function_type") == "function" else None
 
 
+def _module(config: dict[str, Json]) -> Json:
+    """The module of the function, as the file has it."""
+    function = config.get("function")
+    return function.get("module") if isinstance(function, dict) else config.get("module")
+
+
 def _home(config: dict[str, Json], families: list[tuple[str, str]], name: str) -> tuple[str, str]:
     """The module of the function that is meant, and what tells."""
-    function = config.get("function")
-    module = function.get("module") if isinstance(function, dict) else config.get("module")
+    module = _module(config)
     if isinstance(module, str) and module in _BY_MODULE:
         return _BY_MODULE[module], "as the file says"
     if isinstance(config.get("arguments"), dict) and "mode" in config["arguments"]:
@@ -119,9 +131,9 @@ def _home(config: dict[str, Json], families: list[tuple[str, str]], name: str) -
         return _HOMES[preset], f"as {called!r}, a model in the file, takes its images"
     layer = config.get("name")
     raise ModelError(
-        f"{name}: the Lambda layer {layer!r} calls {NAME}. keras.applications has {len(_HOMES)} functions of that "
-        f"name, and nothing in the file tells which one is meant. In Python, put it into "
-        f"keras.saving.get_custom_objects()[{NAME!r}] before the file is opened.",
+        f"{name}: the Lambda layer {layer!r} calls {NAME}, and the file does not show which of the {len(_HOMES)} "
+        f"functions of that name in keras.applications it is. Register the right one before you open the file: "
+        f"keras.saving.get_custom_objects()[{NAME!r}] = ...",
         code="function-ambiguous",
         path=name,
         names=[layer],
