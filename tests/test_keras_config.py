@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -24,6 +25,7 @@ from convscope.errors import ModelError  # noqa: E402
 from convscope.networks.formats.files import sniff  # noqa: E402
 from convscope.networks.formats.keras import config as keras_config  # noqa: E402
 from convscope.networks.formats.keras import files as keras_files  # noqa: E402
+from convscope.networks.formats.keras.legacy_h5.building import registered_key  # noqa: E402
 
 
 def saved(tmp_path, model=None, name="m.keras"):
@@ -499,3 +501,109 @@ def test_a_call_with_a_tensor_among_constants_is_taken():
     layer = {"class_name": "Add", "config": {}, "inbound_nodes": [{"args": [[1.0, {"x": tensor}]], "kwargs": {}}]}
     config = {"class_name": "Functional", "config": {"layers": [layer]}}
     assert keras_config.checked(config, lambda key: None, "m.keras")
+
+
+# -- only names go on to Keras -----------------------------------------------------------------------------
+
+
+def mine(x):
+    return x
+
+
+def drawn(shape, dtype=None):
+    return ops.ones(shape, dtype)
+
+
+class Mine(layers.Layer):
+    pass
+
+
+PLANTED = "planted_by_a_file"
+NAMES_ONLY = {
+    "a function by its registered name": {"class_name": "function", "config": "system", "registered_name": "mine"},
+    "a function by its name": {"class_name": "function", "config": "mine", "registered_name": "function"},
+    "the function that old files get": {
+        "class_name": "function",
+        "config": "system",
+        "registered_name": "hard_sigmoid_of_keras_2",
+    },
+    "an activation": {"class_name": "function", "config": "relu", "registered_name": "relu"},
+    "a class by its registered name": {"class_name": "system", "config": {}, "registered_name": "own>Mine"},
+    "a class by its name": {"class_name": "Mine", "config": {}, "registered_name": None},
+    "a value": {"class_name": "__numpy__", "config": {"value": [1.0], "dtype": "float32"}, "registered_name": "mine"},
+    "a tensor": {"class_name": "__keras_tensor__", "config": {}, "registered_name": "mine"},
+    "a Lambda": {
+        "class_name": "Lambda",
+        "registered_name": "mine",
+        "config": {
+            "name": "code",
+            "function": {"class_name": "function", "module": PLANTED, "config": "system", "registered_name": "mine"},
+            "arguments": {"axis": 1, "module": 2},
+        },
+    },
+}
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A module that leaves a mark where it is imported, and what the user registered."""
+    mark = tmp_path / "imported"
+    (tmp_path / f"{PLANTED}.py").write_text(f"open({str(mark)!r}, 'w').close()\ndef system(*_, **__): return 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = keras.saving.get_custom_objects()
+    for key, item in {"mine": mine, "drawn": drawn, "own>Mine": Mine}.items():
+        monkeypatch.setitem(known, key, item)
+    return mark
+
+
+def modules_in(item):
+    """Every text under the key `module` of an object."""
+    if isinstance(item, dict) and "class_name" in item:
+        yield from (text for key, text in item.items() if key == "module" and text is not None)
+    if isinstance(item, dict | list):
+        for child in item.values() if isinstance(item, dict) else item:
+            yield from modules_in(child)
+
+
+@pytest.mark.parametrize("case", NAMES_ONLY)
+def test_no_module_that_a_file_names_goes_on_to_keras(case, planted):
+    node = {**NAMES_ONLY[case], "module": PLANTED}
+    old = "hard_sigmoid_of_keras_2"  # as building an old file registers it
+    config = {"inside": [{"deeper": node}]}
+    seen = keras_config.checked(config, lambda key: old if key == old else registered_key(key), "m.keras")
+    seen = seen["inside"][0]["deeper"]
+    assert set(modules_in(seen)) <= {"builtins", "keras.layers"}
+    assert "system" not in json.dumps(seen)
+    if node["class_name"] == "function":
+        name = seen["config"]
+        assert seen == {"class_name": "function", "config": name, "module": "builtins", "registered_name": name}
+    assert PLANTED not in sys.modules
+    assert not planted.exists()
+
+
+def with_initializer(tmp_path, ending, registered_name):
+    """A file whose convolutions draw their kernels by a function of this registered name, of the planted module."""
+    function = {"class_name": "function", "module": PLANTED, "config": "system", "registered_name": registered_name}
+
+    def change(config):
+        for layer in config["config"]["layers"]:
+            if "kernel_initializer" in layer["config"]:
+                layer["config"]["kernel_initializer"] = function
+
+    return as_hdf5(tmp_path, change) if ending == "h5" else with_config(saved(tmp_path), change)
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_a_registered_name_decides_and_the_module_beside_it_is_not_looked_up(tmp_path, planted, ending):
+    model = keras_files.read(sniff(with_initializer(tmp_path, ending, "drawn"))).model
+    assert any(getattr(layer, "kernel_initializer", None) is drawn for layer in model.layers)
+    assert PLANTED not in sys.modules
+    assert not planted.exists()
+
+
+def test_the_function_for_old_files_opens_no_way_to_a_module(tmp_path, planted):
+    """It is registered for every HDF5 file, whatever the user registered."""
+    with pytest.raises(ModelError):
+        keras_files.read(sniff(with_initializer(tmp_path, "h5", "hard_sigmoid_of_keras_2")))
+    assert PLANTED not in sys.modules
+    assert not planted.exists()

@@ -176,9 +176,9 @@ def checked(config: object, registered: Callable[[object], str | None], name: st
     if unknown:
         shown = ", ".join(list(unknown)[:4])
         raise ModelError(
-            f"{name}: expected layers of Keras that only compute, found {shown}. A class of its author's own has to be "
-            "registered in Python first (keras.saving.register_keras_serializable); if you trust the file, give "
-            f"{option('trust=True')} to let Keras load whatever it names.",
+            f"{name}: expected only layers of Keras that only compute, found {shown}. Register your own classes first "
+            "(keras.saving.register_keras_serializable), or, if you trust the file, give "
+            f"{option('trust=True')}: Keras then loads every class that the file names.",
             code="needs-trust",
             path=name,
             names=list(unknown),
@@ -215,7 +215,7 @@ def _addressed(node: dict[str, object], registered: Callable, unknown: dict[str,
     if isinstance(name, str) and name in _MARKS:
         if not _MARKS[name](node.get("config")):
             unknown[f"a value of the kind {name!r} that can't be read"] = None
-        return node
+        return {key: value for key, value in node.items() if key not in ("module", "registered_name")}
     if name == "Lambda" and is_harmless(node.get("config"), registered):
         return {**node, "module": "keras.layers", "registered_name": None}
     place, full = _home(module, name), node.get("registered_name")
@@ -247,11 +247,11 @@ def _function(node: dict[str, object], registered: Callable, unknown: dict[str, 
     name = node.get("config")
     if is_application(node):
         return node
-    if registered(name) or registered(node.get("registered_name")):
-        return node
-    if not isinstance(name, str) or name not in _FUNCTIONS.split():
+    own = registered(name) or registered(node.get("registered_name"))
+    if own is None and (not isinstance(name, str) or name not in _FUNCTIONS.split()):
         unknown[f"the function {name!r}"] = None
-    return {"class_name": "function", "config": name, "module": "builtins", "registered_name": name}
+    key = name if own is None else own
+    return {"class_name": "function", "config": key, "module": "builtins", "registered_name": key}
 
 
 def is_harmless(config: object, registered: Callable[[object], str | None]) -> bool:
@@ -302,8 +302,8 @@ def _check_calls(node: dict[str, object], name: str) -> None:
     for call in calls if isinstance(calls, list) else ():
         if isinstance(call, dict) and not _takes_tensor([call.get("args"), call.get("kwargs")]):
             raise ModelError(
-                f"{name}: expected each call of a layer to take what comes of the image, found one that takes "
-                "constants alone. Put its result into the model as a weight, and save it anew.",
+                f"{name}: expected every call of a layer to depend on the image, found one with constants alone. "
+                "Store its result as a weight, and save the model again.",
                 code="call-of-constants",
                 path=name,
             )
