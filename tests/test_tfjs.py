@@ -368,6 +368,29 @@ def test_code_in_the_config_is_not_run_and_the_weights_go_into_the_user_s(tmp_pa
     np.testing.assert_allclose(answers(network.model, images()), answers(model, images()), atol=1e-6)
 
 
+UNBUILT = """
+import keras
+from keras import layers
+
+def make(*first):
+    parts = layers.Conv2D(5, 3, name="conv"), layers.GlobalAveragePooling2D(), layers.Dense(2, name="out")
+    return keras.Sequential([*first, *parts])
+"""
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_code_whose_model_was_never_called_is_built_for_the_channels_of_the_weights(tmp_path, channels):
+    (tmp_path / "code.py").write_text(UNBUILT)
+    space = {}
+    exec(UNBUILT, space)
+    model = models.seeded(space["make"](layers.Input((12, 16, channels))))
+    path = write(tmp_path / "web", model)
+    network = convscope.open_model(f"{tmp_path / 'code.py'}:make", weights=path, size=(12, 16))
+    assert network.image_shape == (12, 16, channels)
+    x = np.random.default_rng(0).uniform(size=(2, 12, 16, channels)).astype("float32")
+    np.testing.assert_allclose(network.predict(x), answers(model, x), atol=1e-5)
+
+
 @pytest.mark.parametrize("deep", [150, 10**5])
 def test_deep_json_is_refused(tmp_path, deep):
     path = write(tmp_path / "web", small())

@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from convscope.networks.foreign import KerasModel, Structure, Tensor
 from convscope.networks.formats import hdf5
 from convscope.networks.formats.code import literal
 from convscope.networks.formats.files import KINDS, ModelFile, kind_of_file
-from convscope.networks.formats.hdf5 import Contents
+from convscope.networks.formats.hdf5 import Contents, Dataset
 from convscope.networks.formats.keras import archive as keras_archive
 from convscope.networks.formats.keras import config as keras_config
 from convscope.networks.formats.keras import lambdas, tfjs
@@ -111,8 +111,9 @@ def load_weights(
         )
     kind = kind_of_file(path)
     if kind == "tfjs":
-        said = () if model.built or size is None else _built(model, (*size, 3))
-        return (*said, *tfjs.fill(model, path))
+        arrays = tfjs.read_weights(path)
+        said = () if model.built or size is None else _built(model, (*size, _channels(arrays.values())))
+        return (*said, *tfjs.fill(model, path, arrays))
     if kind not in ("keras", "hdf5"):
         raise ModelError(
             f"expected weights of Keras (.h5, .weights.h5, .keras or TensorFlow.js' model.json) in {path}, found "
@@ -123,16 +124,16 @@ def load_weights(
         )
     archived = kind == "keras"
     read = _weights_of(keras_archive.read(path), path) if archived else hdf5.read(path, but=keras_archive.BESIDE)
-    said = () if model.built or size is None else _built(model, (*size, _channels(read)))
+    said = () if model.built or size is None else _built(model, (*size, _channels(read.datasets.values())))
     if not archived and legacy_h5.holds_layers(read):
         return (*said, *legacy_h5.fill(model, path, read))
     _fill_by_keras(model, read, name)
     return said
 
 
-def _channels(weights: Contents) -> int:
+def _channels(weights: Iterable[np.ndarray | Dataset]) -> int:
     """The channels of an image, by the kernels `(h, w, channels, filters)` of a file: colours where one takes them."""
-    taken = {item.shape[2] for item in weights.datasets.values() if len(item.shape) == 4}
+    taken = {item.shape[2] for item in weights if len(item.shape) == 4}
     return 1 if 1 in taken and 3 not in taken else 3
 
 

@@ -60,13 +60,21 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModel:
     )
 
 
-def fill(model: KerasModel, path: Path) -> list[str]:
-    """Give a model that code has made the weights of a `model.json`, whatever its config is.
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """The weights of a `model.json` by their names, whatever its config is.
 
     Raises:
-        ModelError: it is damaged, or a weight is missing, has another shape, or is left over.
+        ModelError: it is damaged, or keeps weights elsewhere.
     """
-    arrays = _arrays(path, _groups(path, _json(path)))
+    return _arrays(path, _groups(path, _json(path)))
+
+
+def fill(model: KerasModel, path: Path, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Give a model that code has made the weights of a `model.json`, as `read_weights` returns them.
+
+    Raises:
+        ModelError: a weight is missing, has another shape, or is left over.
+    """
     inside = {layer.name: top.name for top in model.layers for layer in top._flatten_layers()}
     weights = _by_layer({**inside, **{top.name: top.name for top in model.layers}}, arrays)
     return fill_model(model, Stored(path, "2", "tensorflow", {"class_name": "Model", "config": {}}, weights))
