@@ -487,8 +487,28 @@ def test_a_decoder_out_of_memory(tmp_path, kind):
     ran = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, path], capture_output=True, text=True, check=True)
     outcomes = json.loads(ran.stdout)
     whole = hashlib.sha256(read_image(path).pixels.tobytes()).hexdigest()
-    assert set(outcomes) == {"input-too-large", whole}
-    assert (outcomes[0], outcomes[-1]) == ("input-too-large", whole)
+    assert set(outcomes) == {"out-of-memory", whole}
+    assert (outcomes[0], outcomes[-1]) == ("out-of-memory", whole)
+
+
+@pytest.mark.parametrize("what", ["file", "bytes", "Pillow's"])
+def test_memory_that_runs_out_is_no_matter_of_the_limit_of_pixels(tmp_path, monkeypatch, what):
+    """Raising the limit would not help."""
+    path = saved(tmp_path / "a.png", noise(12, 12, 3))
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "upright", full)
+    read = {
+        "file": lambda: decode.decode_file(str(path), "a.png"),
+        "bytes": lambda: decode.decode_bytes(path.read_bytes(), "a.png"),
+        "Pillow's": lambda: read_image(Image.new("RGB", (4, 4))),
+    }
+    with expecting.raises(ImageError, "out-of-memory", match="smaller copy, or free memory") as caught:
+        read[what]()
+    assert "pixels" not in str(caught.value)
+    assert "limit" not in caught.value.data
 
 
 def test_a_damaged_file_is_called_damaged_where_the_memory_suffices(tmp_path):

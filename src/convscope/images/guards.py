@@ -103,7 +103,9 @@ def one_message(what: str, path: str | None = None) -> Iterator[None]:
         raise too_large(what, one_line(error)) from error
     except MemoryError as error:
         traceback.clear_frames(error.__traceback__)  # they hold what is needed to make the message
-        raise too_large(what, "it does not fit in the memory") from error
+        raise ImageError(
+            f"{what} does not fit in the memory: make a smaller copy, or free memory", code="out-of-memory", path=path
+        ) from error
     except Exception as error:  # decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
         reason = one_line(error)
         said = reason if isinstance(error, Damaged) else f"Pillow says: {reason}"
