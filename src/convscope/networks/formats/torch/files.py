@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from convscope import limits
-from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line, option
+from convscope.errors import BackendError, ModelError, UsageError, nearest, one_line, option, printable
 from convscope.networks.foreign import Structure, Tensor
 from convscope.networks.formats import pickles
 from convscope.networks.formats.damage import damaged
@@ -61,7 +61,7 @@ def _values(found: object) -> list[object]:
 
 
 @dataclass(frozen=True)
-class Held:
+class CheckpointContent:
     """What a file of weights holds.
 
     Attributes:
@@ -78,7 +78,7 @@ class Held:
 
 
 @contextmanager
-def _states_of(file: ModelFile, trust: bool = False) -> Iterator[Held]:
+def _states_of(file: ModelFile, trust: bool = False) -> Iterator[CheckpointContent]:
     """The state dicts of a `.safetensors` file or a PyTorch checkpoint, for the length of the block.
 
     Raises:
@@ -86,7 +86,7 @@ def _states_of(file: ModelFile, trust: bool = False) -> Iterator[Held]:
     """
     path = file.path
     if file.kind == "safetensors":
-        yield Held([State("", _safetensors(path))], lambda tensor: tensor)
+        yield CheckpointContent([State("", _safetensors(path))], lambda tensor: tensor)
         return
     if file.kind != "torch":
         raise ModelError(
@@ -100,14 +100,14 @@ def _states_of(file: ModelFile, trust: bool = False) -> Iterator[Held]:
         hides = bool(foreign) and _hides_weights(checkpoint, foreign)
         if states and not (hides and trust):
             stored: dict[object, bytearray] = {}
-            yield Held(states, lambda declared: checkpoint.tensor(declared, stored), foreign, hides)
+            yield CheckpointContent(states, lambda declared: checkpoint.tensor(declared, stored), foreign, hides)
             return
         found = checkpoint.value
     if foreign and trust:
         found = _unpickled(path)
         states = states_in(found, torch.Tensor)
         if states:
-            yield Held(states, lambda tensor: tensor)
+            yield CheckpointContent(states, lambda tensor: tensor)
             return
     elif foreign:
         raise _needs_trust(path, foreign)
@@ -157,9 +157,10 @@ def load_state_dict(
     """
     with _states_of(file, trust) as held:
         states = _asked(file.path, held.states, key)
-        if len(states) > 1:
+        different = {id(state.tensors): state for state in reversed(states)}  # one may have several places
+        if len(different) > 1:
             raise _ambiguous(file.path, [state.place for state in states])
-        (state,) = states
+        (state,) = different.values()
         _check_plain(file.path, state)
         note = (f"taken from {state.place!r}",) if state.place else ()
         return {name: held.make(tensor) for name, tensor in state.tensors.items()}, note
@@ -173,8 +174,8 @@ def _asked(path: Path, states: Sequence[State], key: str | None) -> Sequence[Sta
     if not found:
         known = keys(states)
         raise UsageError(
-            f"{path} has nothing of the key {_shown(key)}; {nearest(key, known)} "
-            f"Its keys are {_listed(known)}: give {path.name}::KEY with one of them as {option('weights')}.",
+            f"{path} has no state dict with the key {_shown(key)}; {nearest(key, known)} "
+            f"Its keys are {_listed(known)}: give {path.name}::KEY as {option('weights')}.",
             code="weights-key-unknown",
             path=str(path),
             name=key,
@@ -200,7 +201,7 @@ def _listed(found: Sequence[str]) -> str:
 
 def _shown(key: str) -> str:
     """A key from a file as a message may show it."""
-    return (key if key.isprintable() else ascii(key))[:80] or "'' (the file itself)"
+    return printable(key)[:80] or "'' (the file itself)"
 
 
 def _check_plain(path: Path, state: State) -> None:
@@ -337,7 +338,7 @@ def fill(module: nn.Module, weights: WeightsFile | Path, trust: bool = False) ->
     return (*_taken_from(fit.state, held.states), *fit.notes, *lazy)
 
 
-def _fitting(path: Path, held: Held, asked: Sequence[State], target: Shapes) -> Fit:
+def _fitting(path: Path, held: CheckpointContent, asked: Sequence[State], target: Shapes) -> Fit:
     """The one state dict that has the names and shapes of a module."""
     found = fits(asked, target)
     if len(found) == 1:
@@ -373,13 +374,13 @@ def _misfit(path: Path, fit: Fit, target: Shapes, places: Sequence[str]) -> Mode
     if missing:
         said.append(f"{len(missing)} missing ({_some(missing)}; {nearest(missing[0], unexpected or list(state))})")
     if unexpected:
-        said.append(f"{len(unexpected)} that the network has no place for ({_some(unexpected)})")
+        said.append(f"{len(unexpected)} not in the network ({_some(unexpected)})")
     if wrong:
         said.append(f"{len(wrong)} of another shape ({_some(wrong)})")
     where = f" under {_shown(fit.key)!r}, the nearest of {_listed(places)}," if len(places) > 1 and fit.key else ""
     return ModelError(
-        f"the weights in {path}{where} are not this network's: of its {len(target)} tensors {' and '.join(said)}. "
-        "Give the file that belongs to the code, or the code's right arguments (file.py:function?classes=10).",
+        f"the weights in {path}{where} do not fit the network: expected {len(target)} tensors; {', '.join(said)}. "
+        "Give the file that belongs to the code, or other arguments (file.py:function?classes=10).",
         code="weights-misfit",
         path=str(path),
         missing=missing,

@@ -10,7 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import accumulate, pairwise, takewhile
 
 import torch
 from torch import nn
@@ -60,7 +62,10 @@ class Fit:
         left = len(self.state.tensors) - len(self.tensors)
         notes = []
         if self.taken_off and left:
-            notes.append(f"what lies under {self.taken_off!r}; {left} other tensors are none of the network's")
+            prefix = self.taken_off
+            notes.append(
+                f"only the tensors under {prefix!r} are used; {left} other tensors of the file are not in the network"
+            )
         elif self.taken_off:
             notes.append(f"the prefix {self.taken_off!r} taken off its names")
         if self.put_on:
@@ -78,19 +83,49 @@ def states_in(value: Structure, kind: type) -> list[State]:
         value: of the checkpoint.
         kind: of its tensors, `Declared` or `torch.Tensor`.
     """
-    return _states(value, kind, "", set())
+    return _states(value, kind, "", _Visited())
 
 
-def _states(value: Structure, kind: type, place: str, seen: set[int]) -> list[State]:
+_LONGEST_PLACE = 500  # characters of the keys that lead to a state dict: each one below repeats them
+_MOST_SHARED = 1000  # state dicts that get another place: objects within objects could double them at each level
+
+
+@dataclass
+class _Visited:
+    """What was found below objects that were met before, and how many state dicts may still get another place.
+
+    Attributes:
+        found: by the id of an object its first place and the state dicts there; none of an object that holds itself.
+    """
+
+    found: dict[int, tuple[str, list[State]]] = field(default_factory=dict)
+    left: int = _MOST_SHARED
+
+    def at(self, identity: int, place: str) -> list[State]:
+        """The state dicts of an object at one more place."""
+        first, states = self.found[identity]
+        if len(states) > self.left:
+            return []
+        self.left -= len(states)
+        return [replace(state, place=f"{place}{state.place[len(first) :]}".removeprefix(".")) for state in states]
+
+
+def _states(value: Structure, kind: type, place: str, visited: _Visited) -> list[State]:
+    identity = id(value)
+    if identity in visited.found:
+        return visited.at(identity, place)
     if isinstance(value, nn.Module):  # in a file that was trusted
         value = value.state_dict()
-    if not isinstance(value, Mapping | list | tuple) or id(value) in seen or _is_optimizer(value):
+    if not isinstance(value, Mapping | list | tuple) or _is_optimizer(value) or len(place) > _LONGEST_PLACE:
         return []
-    seen.add(id(value))
+    visited.found[identity] = (place, [])
     items = list(value.items() if isinstance(value, Mapping) else enumerate(value))
-    below = [state for key, part in items for state in _states(part, kind, _joined(place, key), seen)]
+    found = [state for key, part in items for state in _states(part, kind, _joined(place, key), visited)]
     tensors = {key: part for key, part in items if isinstance(part, kind)} if isinstance(value, Mapping) else {}
-    return [State(place, tensors), *below] if _are_weights(tensors, len(items), bool(below)) else below
+    if _are_weights(tensors, len(items), bool(found)):
+        found = [State(place, tensors), *found]
+    visited.found[identity] = (place, found)
+    return found
 
 
 def _is_optimizer(value: object) -> bool:
@@ -159,39 +194,63 @@ def fits(states: Sequence[State], target: Shapes) -> list[Fit]:
 
     Where no state dict has them alone, several together may: those of parts that were saved beside each other.
     """
-    found = [fit for state in states for fit in _fits(state, target)]
-    found = found or [fit for state in _together(states) for fit in _fits(state, target)]
-    different: list[Fit] = []
+    goals = [_Goal.of(put_on, target) for put_on in _shared_prefixes(target)]
+    found = [fit for state in states for fit in _fits(state, goals)]
+    found = found or [fit for state in _together(states, len(target)) for fit in _fits(state, goals)]
+    different: dict[object, Fit] = {}
     for fit in found:
-        if not any(_same(fit, other) for other in different):
-            different.append(fit)
-    return different
+        different.setdefault(_values(fit) if len(found) > 1 else None, fit)
+    return list(different.values())
 
 
-def _same(one: Fit, other: Fit) -> bool:
-    pairs = ((one.tensors.get(name), tensor) for name, tensor in other.tensors.items())
-    return one.tensors.keys() == other.tensors.keys() and all(_same_values(*pair) for pair in pairs)
+def _values(fit: Fit) -> frozenset[tuple[str, object]]:
+    return frozenset((name, _value(tensor)) for name, tensor in fit.tensors.items())
 
 
-def _same_values(one: Tensor, other: Tensor) -> bool:
-    if isinstance(one, Declared) or isinstance(other, Declared):
-        return isinstance(one, Declared) and isinstance(other, Declared) and _bare(one) == _bare(other)
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+def _value(tensor: Tensor) -> object:
+    """The same for tensors of the same values, to be compared with few of very many."""
+    if isinstance(tensor, Declared):
+        return replace(tensor, is_parameter=False)
+    if tensor.is_sparse or tensor.is_quantized:
+        return id(tensor)
+    plain = tensor.detach().cpu().contiguous()
+    return plain.dtype, plain.shape, sha256(plain.reshape(-1).view(torch.uint8).numpy().data).digest()
 
 
-def _bare(tensor: Declared) -> Declared:
-    return replace(tensor, is_parameter=False)
+@dataclass(frozen=True)
+class _Goal:
+    """The names and shapes of a module behind a prefix that all of them share.
 
+    Attributes:
+        put_on: that prefix.
+        wanted: shapes by the names behind it.
+        last: the longest name that a file can't lack; "" if there is none.
+    """
 
-def _fits(state: State, target: Shapes) -> Iterator[Fit]:
-    names = sorted(name for name in state.tensors if isinstance(name, str))
-    for put_on in _shared_prefixes(target):
+    put_on: str
+    wanted: Shapes
+    last: str
+
+    @classmethod
+    def of(cls, put_on: str, target: Shapes) -> _Goal:
+        """The goal of a target."""
         wanted = {name.removeprefix(put_on): shape for name, shape in target.items()}
-        needed = {name for name in wanted if not may_lack(name)}
-        spans = [(prefix, slice(*_span(names, prefix))) for prefix in _prefixes(names, needed)]
-        found = [fit for prefix, span in spans for fit in _fit(state, names[span], prefix, put_on, wanted)]
+        return cls(put_on, wanted, max((name for name in wanted if not may_lack(name)), key=len, default=""))
+
+    def may_have(self, count: int) -> bool:
+        """False for a count of tensors that is too far from that of the names: a file may have very many prefixes."""
+        return len(self.wanted) / 2 <= count <= len(self.wanted)
+
+
+def _fits(state: State, goals: Sequence[_Goal]) -> Iterator[Fit]:
+    if len(state.tensors) < len(goals[0].wanted) / 2:  # a file may have very many small state dicts
+        return
+    names = sorted(name for name in state.tensors if isinstance(name, str))
+    for goal in goals:
+        spans = [(prefix, slice(*_span(names, prefix))) for prefix in _prefixes(names, goal.last)]
+        found = [fit for prefix, span in spans for fit in _fit(state, names[span], prefix, goal)]
         # A module of one part would else be filled from a part of another network.
-        found = [fit for fit in found if not put_on or len(fit.tensors) == len(state.tensors)]
+        found = [fit for fit in found if not goal.put_on or len(fit.tensors) == len(state.tensors)]
         if found:
             yield from found
             return
@@ -208,9 +267,8 @@ def _shared_prefixes(names: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _prefixes(names: Sequence[str], needed: set[str]) -> list[str]:
-    """What stands before the longest needed name."""
-    last = max(needed, key=len, default="")
+def _prefixes(names: Sequence[str], last: str) -> list[str]:
+    """What stands before a name."""
     starts = (name[: -len(last)] for name in names if last and name.endswith(last))
     return [start for start in starts if not start or start.endswith(".")]
 
@@ -220,31 +278,53 @@ def _span(names: Sequence[str], prefix: str) -> tuple[int, int]:
     return (bisect_left(names, prefix), bisect_left(names, prefix[:-1] + "/")) if prefix else (0, len(names))
 
 
-def _fit(state: State, names: Sequence[str], prefix: str, put_on: str, wanted: Shapes) -> Iterator[Fit]:
+def _fit(state: State, names: Sequence[str], prefix: str, goal: _Goal) -> Iterator[Fit]:
     """The names under a prefix, if they are the wanted ones with their shapes."""
-    if not len(wanted) / 2 <= len(names) <= len(wanted):  # a file may have very many prefixes
+    wanted = goal.wanted
+    if not goal.may_have(len(names)):
         return
     inside = {name[len(prefix) :]: state.tensors[name] for name in names}
     missing = [name for name in wanted.keys() - inside.keys() if not may_lack(name)]
     if not missing and all(name in wanted and wanted[name] in (None, _shape(x)) for name, x in inside.items()):
-        yield Fit(state, prefix, put_on, {put_on + name: tensor for name, tensor in inside.items()})
+        yield Fit(state, prefix, goal.put_on, {goal.put_on + name: tensor for name, tensor in inside.items()})
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def _together(states: Sequence[State]) -> Iterator[State]:
-    """The state dicts below each key as one, their keys before their names."""
-    places = [state.place.split(".") for state in states]
-    above = Counter(".".join(parts[:count]) for parts in places for count in range(len(parts)))
-    for place, count in above.items():
-        if count > 1:
-            start = f"{place}." if place else ""
-            inside = [state for state in states if state.place.startswith(start) and state.place != place]
-            yield State(
-                place, {_joined(s.place[len(start) :], name): x for s in inside for name, x in s.tensors.items()}
-            )
+def _together(states: Sequence[State], most: int) -> Iterator[State]:
+    """The state dicts below each key as one, their keys before their names.
+
+    Of keys with the same state dicts below them only the innermost counts. What has more tensors than `most` is left
+    out, since a part of it that belongs together lies below a key of its own; so is what has less than half of it.
+    """
+    ordered = sorted(states, key=_below)
+    places = [_below(state) for state in ordered]
+    counts = [0, *accumulate(len(state.tensors) for state in ordered)]
+    own: Counter[str] = Counter()
+    for state in states:
+        own[_below(state)] += len(state.tensors)
+    for start in dict.fromkeys(_shared(one, other) for one, other in pairwise(places)):
+        first, end = _span(places, start)
+        if most / 2 <= counts[end] - counts[first] - own[start or "."] <= most:
+            inside = [state for state in ordered[first:end] if _below(state) != (start or ".")]
+            yield State(start[:-1], _named_from(len(start), inside))
+
+
+def _below(state: State) -> str:
+    return f"{state.place}."
+
+
+def _shared(one: str, other: str) -> str:
+    """The first parts that two places have in common."""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one.split("."), other.split("."), strict=False))
+    return "".join(f"{part}." for part, _ in pairs)
+
+
+def _named_from(start: int, states: Sequence[State]) -> dict[str, Tensor]:
+    """The tensors of several state dicts, with the rests of their places before their names."""
+    return {_joined(state.place[start:], name): x for state in states for name, x in state.tensors.items()}
 
 
 _MOST_PARTS = 100  # of a name: as deep as modules are nested
