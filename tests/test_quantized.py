@@ -127,6 +127,22 @@ def test_a_float_module_is_not_called_quantized():
     assert not any("int8" in layer.class_name for layer in network.layers)
 
 
+def test_int8_layers_are_computed_in_float32_scripted_or_not(monkeypatch):
+    """Where a processor has bfloat16, ascents compute in it, and int8 layers take float32 alone."""
+    monkeypatch.setattr("convscope.networks.backends.TorchBackend.bfloat16_pays", lambda *_: True)
+    assert convscope.open_model(plain(), size=16).precision_for_ascent() == "bfloat16"
+    assert convscope.open_model(torch.jit.script(plain()), size=16).precision_for_ascent() == "bfloat16"
+    for module in (dynamic(), torch.jit.script(dynamic()), static(), torch.jit.script(static())):
+        assert convscope.open_model(module, size=16, trust=True).precision_for_ascent() == "float32"
+
+
+def test_a_package_of_the_user_s_with_quantized_in_its_name_is_none(monkeypatch):
+    monkeypatch.setattr("convscope.networks.backends.TorchBackend.bfloat16_pays", lambda *_: True)
+    own = type("Linear", (nn.Linear,), {"__module__": "mylab.quantized.layers"})
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), own(4, 2)).eval()
+    assert convscope.open_model(module, size=16).precision_for_ascent() == "bfloat16"
+
+
 class Linear(nn.Linear):
     """A class of the user's with the name of another."""
 
@@ -165,9 +181,39 @@ def test_a_scripted_module_in_memory_opens_as_its_file_does(tmp_path, make):
     np.testing.assert_array_equal(maps[0], maps[1])
 
 
+@pytest.mark.parametrize("make", [scripted, traced])
+def test_a_scripted_module_that_is_trained_further_is_followed(make):
+    module, x = make(), images()
+    network = convscope.open_model(module, size=16)
+    before, sha256 = network.predict(x), network.weights_sha256()
+    step = torch.optim.SGD(module.parameters(), lr=0.5)
+    module(given(x)).square().sum().backward()
+    step.step()
+    after = module(given(x)).detach().numpy()
+    assert abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(network.predict(x), after, atol=1e-5)
+    assert network.weights_sha256() != sha256
+    module.load_state_dict({name: 0 * tensor for name, tensor in module.state_dict().items()})
+    np.testing.assert_array_equal(network.predict(x), 0 * before)
+
+
+def test_buffers_of_nested_scripted_modules_are_followed_and_shared_ones_once():
+    norm = nn.BatchNorm2d(4)
+    parts = nn.Sequential(nn.Conv2d(3, 4, 3), norm), nn.Sequential(nn.Conv2d(4, 4, 3), norm)
+    module = torch.jit.script(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval())
+    network, x = convscope.open_model(module, size=16, head="linear"), images()
+    with torch.no_grad():
+        getattr(getattr(module, "0"), "1").running_mean.add_(3)
+    np.testing.assert_allclose(network.predict(x), module(given(x)).detach().numpy(), atol=1e-5)
+
+
 def test_the_scripted_module_stays_as_it_was():
     module = torch.jit.script(plain().train())
-    convscope.open_model(module, size=16)
+    before = [(tensor.data_ptr(), tensor.detach().clone()) for tensor in module.state_dict().values()]
+    network = convscope.open_model(module, size=16)
+    convscope.heatmap(network, [np.zeros((16, 16, 3), np.uint8)])
+    after = [(tensor.data_ptr(), tensor) for tensor in module.state_dict().values()]
+    assert all(one[0] == other[0] and torch.equal(one[1], other[1]) for one, other in zip(before, after, strict=True))
     assert module.training
     assert all(parameter.requires_grad for parameter in module.parameters())
 

@@ -411,7 +411,7 @@ def _noise(network: Network) -> np.ndarray:
     return network.preprocessing.apply(pixels)
 
 
-def like(own: Graph) -> Measure:
+def from_own_size(own: Graph) -> Measure:
     """Takes the layouts for images of another size from those of the network's own size: nothing is run."""
 
     def measure(step: Step) -> Tokens | None:

@@ -288,7 +288,7 @@ def _of_object(model: object, source: Source, spec: ModelSpec, *, in_memory: boo
     if _is_torch(model):
         _check_runtime("torch", spec)
         if _is_scripted(model):
-            return _network(_SCRIPTED(model, source, trust), spec)
+            return _network(replace(_SCRIPTED(model, source, trust), in_memory=in_memory), spec)
         return _network(OpenedModule(model, source, in_memory=in_memory), spec)
     return None
 
@@ -368,8 +368,8 @@ def _check_unchanged(path: Path | str, expected: str | None, sha256: Callable[[]
     found = sha256() or "no file"
     if found != expected:
         raise ModelError(
-            f"{path} has changed since: expected the SHA-256 {expected}, found {found}. Give the file of that time, or "
-            "open this one anew with open_model.",
+            f"{path} has changed since the spec was made: expected SHA-256 {expected}, found {found}. Give the "
+            "unchanged file, or open this one with open_model.",
             code="file-changed",
             expected=expected,
             found=found,

@@ -13,7 +13,7 @@ from convscope.errors import ModelError, UsageError, option
 from convscope.networks.backends import Backend
 from convscope.networks.foreign import Structure, Tensor
 from convscope.networks.graph import Call, nonlinearities_at
-from convscope.networks.grids import GridEffect, like, with_grids
+from convscope.networks.grids import GridEffect, from_own_size, with_grids
 from convscope.networks.inspection import Inspection, Watched
 from convscope.networks.layers import Layer
 from convscope.networks.measured import StoredNorm
@@ -127,7 +127,7 @@ class TracedNetwork(Network):
     def _graph_at(self, size: tuple[int, int]) -> Graph:
         if size not in self._graphs:
             graph = graph_of(self._watched.trace(size), self.output)
-            self._graphs[size] = with_grids(graph, self.inputs.channels, like(self._graphs[self.inputs.size]))
+            self._graphs[size] = with_grids(graph, self.inputs.channels, from_own_size(self._graphs[self.inputs.size]))
         return self._graphs[size]
 
     def _logits(self, outputs: Mapping[str, Tensor], images: int | None) -> Tensor:

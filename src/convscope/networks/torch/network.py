@@ -224,10 +224,10 @@ class TorchNetwork(TracedNetwork):
     def precision_for_ascent(self) -> str:
         """See `Network.precision_for_ascent`. A precision chosen at opening, or that of the weights, is kept.
 
-        Layers that are quantised take float32 alone.
+        Layers that are quantized take float32 alone.
         """
         plain = self._runner.precision == "float32" and self._runner.dtype == torch.float32
-        plain = plain and not any(".quantized" in type(module).__module__ for module in self._runner.paths)
+        plain = plain and not quantized.kinds(map(class_name, self._runner.paths))
         pays = plain and self.device.type in ("cpu", "cuda") and self._backend.bfloat16_pays()
         return "bfloat16" if pays else "float32"
 

@@ -7,12 +7,14 @@ gradient passes either.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 _HOMES = re.compile(r"(__torch__\.)?torch\.(ao\.)?nn\.(intrinsic\.)?quantized(\.|$)")
+_QUANTIZED = re.compile(r"(?!(Quantize|DeQuantize|\w*PackedParams) )\w+ \(((dynamic )?(int8|float16))\)")
 # What is fused behind the operation that a module is named by: ConvReLU2d, ConvAdd2d, LinearLeakyReLU.
 _FUSED = re.compile(r"(?<=[a-zA-Z0-9])(AddReLU|LeakyReLU|ReLU|Add|Tanh)(?=\d?d?$|[123]d$)")
 
@@ -52,18 +54,23 @@ def plain_name(name: str) -> str:
     )
 
 
+def kinds(names: Iterable[str]) -> Counter[str]:
+    """How many modules compute in "int8", "dynamic int8" or "dynamic float16", by the names of their classes.
+
+    Of modules in Python and of mirrors of scripted ones these names say so, and of no class of the user's.
+    """
+    return Counter(found[2] for name in names if (found := _QUANTIZED.fullmatch(name)))
+
+
 def note(names: Iterable[str]) -> str | None:
     """How many modules are quantized, by the names of their classes, and what follows; None where none is."""
-    kinds: dict[str, int] = {}
-    for name in names:
-        found = re.fullmatch(r"(?!(Quantize|DeQuantize|\w*PackedParams) )\w+ \(((dynamic )?(int8|float16))\)", name)
-        if found:
-            kinds[found[2]] = kinds.get(found[2], 0) + 1
-    if not kinds:
+    found = kinds(names)
+    if not found:
         return None
-    counted = " and ".join(f"{count} layer{'' if count == 1 else 's'} in {kind}" for kind, count in kinds.items())
+    counted = " and ".join(f"{count} layer{'' if count == 1 else 's'} in {kind}" for kind, count in found.items())
     return (
-        f"quantized: it computes {counted}, and no gradient passes these; the float model that it was made of has all"
+        f"quantized: {counted}; these layers have no gradient. The float model that it was made from has gradients in "
+        "all layers"
     )
 
 
@@ -72,7 +79,7 @@ def dequantized(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.dequantize() if tensor.is_quantized else tensor
 
 
-def like(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def in_type_of(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """Values in the type of a tensor; rounded as it is, where it is quantized."""
     if not tensor.is_quantized:
         return values.to(tensor.dtype)

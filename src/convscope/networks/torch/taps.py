@@ -18,7 +18,7 @@ from convscope.networks.passes import Pass, Reduction, Rule
 from convscope.networks.restoring import checkpoint
 from convscope.networks.torch import ops as torch_ops
 from convscope.networks.torch.graph import FunctionMode, Places, Watch, tensors_of
-from convscope.networks.torch.quantized import dequantized, like
+from convscope.networks.torch.quantized import dequantized, in_type_of
 from convscope.networks.trace import Calls
 from convscope.networks.traced import Enough, Taps
 
@@ -118,7 +118,8 @@ class TorchTaps(Taps):
             differentiates = self._differentiates(call, index)
             with torch.inference_mode(False), torch.set_grad_enabled(differentiates):
                 values = dequantized(tensor.clone() if tensor.is_inference() else tensor)
-                changed = like(layout.output_of(OPS, self._rules[path](layout.map_of(OPS, values)), values), tensor)
+                replaced = layout.output_of(OPS, self._rules[path](layout.map_of(OPS, values)), values)
+                changed = in_type_of(replaced, tensor)
                 changed = changed.clone() if overwritten else changed  # the rule may keep what it returned
                 activation = layout.map_of(OPS, dequantized(changed))
             result, tensor = _replaced(result, tensor, changed), changed

@@ -128,6 +128,18 @@ class Scripted(nn.Module):
         for key, value in scripted.named_buffers(recurse=False):
             self.register_buffer(key, value.detach())
 
+    def share(self, own: Compiled) -> None:
+        """Take the tensors of the same module in memory as they are, so that a pass sees what becomes of them."""
+        for holder, tensors in (
+            (self._parameters, own.named_parameters(recurse=False)),
+            (self._buffers, own.named_buffers(recurse=False)),
+        ):
+            holder.update({name: tensor for name, tensor in tensors if name in holder})
+        for name, child in own.named_children():
+            mirror = self._modules.get(name)
+            if isinstance(mirror, Scripted):
+                mirror.share(child)
+
     def forward(self, *arguments: object) -> object:
         """The return value of the scripted module's `forward`."""
         return self.call("forward", arguments)

@@ -50,7 +50,10 @@ def read(file: ModelFile, trust: bool = False) -> OpenedModule:
 
 
 def read_memory(scripted: torch.jit.ScriptModule, source: Source, trust: bool = False) -> OpenedModule:
-    """A scripted or traced module in memory, as the file that it would be saved to: the module itself stays as it is.
+    """A scripted or traced module in memory: the code of the file that it would be saved to, with its own tensors.
+
+    The module itself stays as it is. Where it is trained further, or its weights are replaced in place, passes follow;
+    what is no parameter or buffer (numbers, packed int8 weights, constants of a frozen module) is that of the opening.
 
     Raises:
         ModelError: as of a file, and where it can't be saved.
@@ -60,11 +63,13 @@ def read_memory(scripted: torch.jit.ScriptModule, source: Source, trust: bool = 
         try:
             torch.jit.save(scripted, str(path))
         except Exception as error:  # torch raises what its writer raises
+            reason = one_line(error)[:200]
             raise ModelError(
-                f"{source.name} can't be saved as TorchScript, and so not be opened ({one_line(error)[:200]}).",
+                f"{source.name} can't be opened, because PyTorch can't save it as TorchScript ({reason}). "
+                "Give the module that it was scripted from.",
                 code="not-a-model",
                 name=source.name,
-                reason=one_line(error)[:200],
+                reason=reason,
             ) from error
         try:
             opened = read(ModelFile(path, "torchscript"), trust)
@@ -72,8 +77,10 @@ def read_memory(scripted: torch.jit.ScriptModule, source: Source, trust: bool = 
             data = {**error.data, "path": source.name}
             raise ModelError(error.message.replace(str(path), source.name), code=error.code, **data) from error
     device = next((tensor.device for tensor in scripted.parameters()), torch.device("cpu"))
+    mirror = opened.module.to(device)
+    mirror.share(scripted)
     notes = (*source.notes, *opened.source.notes)
-    return replace(opened, module=opened.module.to(device), source=replace(source, notes=notes))
+    return replace(opened, module=mirror, source=replace(source, notes=notes))
 
 
 def _loaded(unit: object, load: Callable[..., object], source: object, path: Path) -> torch.jit.ScriptModule:
