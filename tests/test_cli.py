@@ -717,7 +717,7 @@ MISFITS = {
     "activations --output nose": ["no output 'nose'"],
     "activations --input nose": ["no input 'nose'", "'picture'"],
     "activations --feed nose=x.npy": ["no input 'nose' to feed"],
-    "activations --feed image=empty.npy": ["--feed", "NAME=FILE.npy"],
+    "activations --feed image=empty.npy": ["--feed", "NAME=FILE"],
     "activations --feed image": ["--feed", "NAME=FILE.npy"],
     "activations --backend caffe": ["'caffe'", "tensorflow, torch, jax"],
     "filters --layer depp": ["no layer 'depp'", "did you mean 'middle/inner/deep'"],

@@ -367,8 +367,8 @@ def test_half_precision_is_widened(tmp_path):
     assert network.module.get_submodule("0").weight.dtype == torch.float32
 
 
-def quantised():
-    """As quantisers write it for static int8: what goes into a convolution is rounded to whole numbers and back."""
+def quantized():
+    """As quantizers write it for static int8: what goes into a convolution is rounded to whole numbers and back."""
     kernel = np.round(drawn(4, 3, 3, 3) * 60).astype(np.int8)
     nodes = [
         node("QuantizeLinear", ["picture", "s", "z"], ["q"], "quantize"),
@@ -382,9 +382,9 @@ def quantised():
 
 
 def test_quantised_in_float_as_onnxruntime_rounds_it(tmp_path):
-    model = quantised()
+    model = quantized()
     network = opened(model, tmp_path)
-    assert any("quantised" in note for note in network.source.notes)
+    assert any("quantized" in note for note in network.source.notes)
     x = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     expected = by_runtime(model, np.ascontiguousarray(x.transpose(0, 3, 1, 2)))["out"]
     found = network.forward(x, ["relu"])[1]["relu"]
@@ -442,8 +442,8 @@ def simple(operator, domain="", **attributes):
         (lambda: simple("NonMaxSuppression"), ["can't convert", "NonMaxSuppression (1)"]),
         (lambda: simple("FusedConv", "com.microsoft"), ["com.microsoft.FusedConv (1)"]),
         (lambda: simple("If", then_branch=residual().graph, else_branch=residual().graph), ["control flow", "If (1)"]),
-        (lambda: simple("DynamicQuantizeLinear"), ["int8-quantised", "DynamicQuantizeLinear (1)", "float model"]),
-        (lambda: simple("QLinearConv"), ["int8-quantised", "QLinearConv"]),
+        (lambda: simple("DynamicQuantizeLinear"), ["int8", "DynamicQuantizeLinear (1)", "float model"]),
+        (lambda: simple("QLinearConv"), ["int8", "QLinearConv"]),
         (lambda: graph_of([node("Relu", ["picture"], ["out"])], {}, (1, 12)), ["no input for an image", "(1, 12)"]),
     ],
 )

@@ -198,7 +198,9 @@ def test_a_file_that_has_changed_since_is_refused(name, opened):
     before = opened.spec.origin.sha256 if name == "code.py" else opened.spec.origin.weights_sha256
     with open(name, "ab") as file:
         file.write(b"\n")
-    with pytest.raises(ModelError, match=rf"{name} has changed since: expected the SHA-256 {before}, found \w+\. Give"):
+    with pytest.raises(
+        ModelError, match=rf"{name} has changed since the spec was made: expected SHA-256 {before}, found \w+\. Give"
+    ):
         opened.spec.open()
 
 
@@ -207,7 +209,9 @@ def test_a_model_file_that_has_changed_since_is_refused(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     spec = torchscript_file().spec
     torch.jit.script(torch_net()[:2]).save("net.pt")
-    with pytest.raises(ModelError, match=r"net\.pt has changed since: expected the SHA-256 \w+, found \w+"):
+    with pytest.raises(
+        ModelError, match=r"net\.pt has changed since the spec was made: expected SHA-256 \w+, found \w+"
+    ):
         spec.open()
 
 

@@ -114,7 +114,7 @@ def test_an_archive_that_unpacks_a_hundredfold_is_refused_before_memory_is_taken
         bomb.writestr(f"{names[0].partition('/')[0]}/{member}", bytes(2**20 * 80), zipfile.ZIP_DEFLATED)
     tracemalloc.start()
     try:
-        with pytest.raises(ModelError, match="hundredfold"):
+        with pytest.raises(ModelError, match="100 times"):
             torch_export.read(sniff(tmp_path / "bomb.pt2"))
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
@@ -162,7 +162,7 @@ def test_text_in_the_graph_is_not_run_as_code(tmp_path):
         lambda text: text.replace('"name": "input"', f'"name": "input={code}#"'),
     )
     for number, change in enumerate(changes):
-        with pytest.raises(ModelError, match="would run as code"):
+        with pytest.raises(ModelError, match="would run"):
             convscope.open_model(_changed(path, tmp_path / f"{number}.pt2", change))
     assert not marker.exists()
 

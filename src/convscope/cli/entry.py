@@ -25,8 +25,9 @@ def app() -> None:
 
     Shows the output of each layer for an image (activations), the images that excite each filter most (filters),
     and which image regions support a class (heatmap). MODEL is a model file (.keras, .h5 of any age, a SavedModel
-    folder, .onnx, TorchScript, .pt2), code that makes a model (file.py:function, with --weights FILE), or a name
-    such as keras:ResNet50V2, "keras:VGG16?weights=none", torchvision:resnet50 or timm:convnext_tiny.
+    folder, a TensorFlow.js model.json, .onnx, TorchScript, .pt2), code that makes a model (file.py:function, with
+    --weights FILE or FILE::KEY), or a name such as keras:ResNet50V2, "keras:VGG16?weights=none",
+    torchvision:resnet50 or timm:convnext_tiny.
     """
 
 

@@ -94,7 +94,8 @@ def _method_options(context: click.Context, parameter: click.Parameter, given: t
     default="auto",
     show_default=True,
     metavar="L",
-    help="Layer by path; auto is the last with a map, best tries some; several, separated by commas, are fused.",
+    help="Layer by path; auto: the last with a map that the target is computed from; best: the best of up to four by "
+    "--check's measures; several, separated by commas, are fused.",
 )
 @click.option(
     "--method",

@@ -53,7 +53,7 @@ _SPELLED = {
     "open_model.size": "--input-size N or HxW",
     "classes": "--classes FILE",
     "weights": "--weights FILE",
-    "feed": "--feed NAME=FILE.npy",
+    "feed": "--feed NAME=FILE",
     "image": "--photo IMAGE",
     "frames": "--frames N",
     "target": "--class",

@@ -92,7 +92,12 @@ def model_options(command: Callable, precision: bool = True) -> Callable:
         "--head",
         help="Meaning of outputs that are logits: softmax or sigmoid; or linear, to take any outputs as they are.",
     )
-    @click.option("--feed", metavar="NAME=FILE", multiple=True, help="Array or image for another input; else zeros.")
+    @click.option(
+        "--feed",
+        metavar="NAME=FILE",
+        multiple=True,
+        help="Array or image for another input, which gets zeros otherwise.",
+    )
     @click.option("--input-size", metavar="N or HxW", help="Size to resize images to, for a model that takes any size.")
     @click.option("--trust", is_flag=True, help="Run code that the model file contains (Lambda layers, pickles).")
     @wraps(command)

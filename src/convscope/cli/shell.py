@@ -57,7 +57,8 @@ class Shell:
         if self._stdout is None:
             if self.as_json or essential:
                 raise ConvscopeError(
-                    "the result should be printed on stdout, but stdout is closed: open it.", code="output-closed"
+                    "the result can't be printed, because stdout is closed. Run the command with stdout open.",
+                    code="output-closed",
                 )
             return
         try:
@@ -70,7 +71,7 @@ class Shell:
             sys.exit(FAILED)
         except OSError as error:
             raise ConvscopeError(
-                f"the result can't be printed on stdout ({error.strerror or error}): send it to another place.",
+                f"the result can't be printed on stdout ({error.strerror or error}). Redirect it to another file.",
                 code="output-not-writable",
                 reason=error.strerror or str(error),
             ) from error

@@ -255,7 +255,7 @@ class ModelSpec:
         ):
             odd = ", ".join(wrong) or "source, kind or head"
             raise ModelError(
-                f"expected the spec of a model as convscope writes it, found another {odd}.",
+                f"expected a model spec as convscope writes it, found an invalid value for {odd}.",
                 code="spec-invalid",
                 name=odd,
             )

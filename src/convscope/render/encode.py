@@ -14,7 +14,7 @@ from convscope.errors import UsageError
 
 
 def animation(frames: Sequence[np.ndarray], kind: str = "webp", seconds: float = 4.0) -> bytes:
-    """The bytes of a film that starts anew for ever, its last frame held for 1.5 s.
+    """The bytes of an animation that repeats for ever, its last frame held for 1.5 s.
 
     Args:
         frames: images (h, w, 3) uint8 of one shape.
@@ -25,13 +25,13 @@ def animation(frames: Sequence[np.ndarray], kind: str = "webp", seconds: float =
         UsageError: another kind, no frame, or a side that is longer than the formats allow.
     """
     if kind not in ("webp", "gif"):
-        raise UsageError(f"a film is 'webp' or 'gif', not {kind!r}", code="format-unknown", name=kind)
+        raise UsageError(f"an animation is 'webp' or 'gif', not {kind!r}", code="format-unknown", name=kind)
     if not len(frames):
-        raise UsageError("a film needs one frame at least, but there is none", code="no-frames")
+        raise UsageError("an animation needs at least one frame, found none", code="no-frames")
     height, width = frames[0].shape[:2]
     if max(height, width) > 16383:
         raise UsageError(
-            f"a film allows 16383 pixels a side, but its frames are {height} x {width}",
+            f"an animation allows 16383 pixels a side, found {height} x {width}",
             code="rendering-too-large",
             size=[height, width],
             expected=16383,

@@ -26,27 +26,29 @@ def damaged(path: Path, error: Exception, how: str = "") -> ModelError:
 
 
 def check_unpacked(what: str, unpacked: int, size: int) -> None:
-    """Refuse a file of `size` bytes that unpacks to `unpacked` bytes of its own account, before memory is taken.
+    """Refuse a file of `size` bytes that declares `unpacked` bytes of unpacked content, before memory is taken.
 
     Args:
-        what: the file, for people.
+        what: the path of the file.
         unpacked, size: in bytes.
 
     Raises:
-        ModelError: that is more than the limit, or more than a hundredfold.
+        ModelError: that is more than the limit, or more than 100 times its size.
     """
     if unpacked > limits.current().weights:
         raise ModelError(
-            f"{what} unpacks to {limits.shown('weights', unpacked)} of its own account "
+            f"{what} declares {limits.shown('weights', unpacked)} of unpacked content, more than is read "
             f"({limits.how_to_raise('weights')}).",
             code="input-too-large",
+            path=what,
             limit="weights",
         )
     if unpacked > limits.most_unpacked(size):
         raise ModelError(
-            f"{what} unpacks to {limits.shown('weights', unpacked)} from {size} bytes, more than a hundredfold. "
+            f"{what} unpacks to {limits.shown('weights', unpacked)} from {size} bytes, more than 100 times its size. "
             "Expected weights that are hardly compressed, as frameworks write them.",
             code="file-invalid",
+            path=what,
             found=unpacked,
             expected=limits.most_unpacked(size),
         )

@@ -201,15 +201,15 @@ _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
 
 def contents_of_file(path: str, but: str) -> dict[str, object]:
     """Plain values of what `read` makes `Contents` of. Runs in the reader."""
-    return _contents(path, but, Path(path).stat().st_size)
+    return _contents(path, but, path, Path(path).stat().st_size)
 
 
-def contents_of_bytes(data: bytes, but: str) -> dict[str, object]:
-    """The same for a file that lies in an archive."""
-    return _contents(io.BytesIO(data), but, len(data))
+def contents_of_bytes(data: bytes, but: str, path: str) -> dict[str, object]:
+    """The same for a file that lies in the archive at `path`."""
+    return _contents(io.BytesIO(data), but, path, len(data))
 
 
-def _contents(source: object, but: str, size: int) -> dict[str, Json]:
+def _contents(source: object, but: str, path_of_file: str, size: int) -> dict[str, Json]:
     import h5py
 
     with h5py.File(source, "r") as file:
@@ -219,7 +219,7 @@ def _contents(source: object, but: str, size: int) -> dict[str, Json]:
             (found if isinstance(item, h5py.Dataset) else groups)[path] = item
         wanted = {path for path in found if not (but and re.match(but, path))}
         about = {path: _about(path, item) for path, item in found.items()}
-        check_unpacked("the HDF5 file", sum(_bytes(about[path]) for path in wanted), size)
+        check_unpacked(path_of_file, sum(_bytes(about[path]) for path in wanted), size)
         for path in wanted:
             if _is_numbers(about[path]["dtype"], about[path]["bfloat16"]):
                 about[path]["values"] = _values(path, found[path])

@@ -104,7 +104,7 @@ def members(path: str) -> dict[str, Json]:
             code="file-damaged",
             reason=one_line(error),
         ) from error
-    kept = None if weights is None else hdf5.contents_of_bytes(weights, BESIDE)
+    kept = None if weights is None else hdf5.contents_of_bytes(weights, BESIDE, str(path))
     return {"config": config, "metadata": metadata, "weights": kept, "assets": assets}
 
 

@@ -18,7 +18,7 @@ from convscope.networks.formats.onnx.operators import OPERATORS, TYPES, Batch, N
 from convscope.networks.formats.onnx.step import Step, as_tuple
 from convscope.networks.torch.limits import allowance
 
-_QUANTISED = (
+_QUANTIZED = (
     *("QLinear", "QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize"),
     *("QGemm", "QAttention"),
 )
@@ -28,10 +28,10 @@ _CONTROL = {"If", "Loop", "Scan"}
 def refusal(path: Path, names: Counter[str]) -> ModelError:
     """Everything that the table does not have, at once."""
     listed = ", ".join(f"{name} ({count})" for name, count in names.most_common(6)) + (", …" if len(names) > 6 else "")
-    if any(name.rpartition(".")[2].startswith(_QUANTISED) for name in names):
+    if any(name.rpartition(".")[2].startswith(_QUANTIZED) for name in names):
         return ModelError(
-            f"{path} is int8-quantised ({listed}): it has no gradients to look with. Give the float model that it was "
-            "made from.",
+            f"{path} has int8 operators ({listed}), which have no gradient and are not supported. Give the float model "
+            "that it was made from.",
             code="model-quantized",
             path=str(path),
             names=list(names),

@@ -47,7 +47,7 @@ def _notes(file: OnnxFile, module: OnnxModule, last: bool) -> tuple[str, ...]:
     notes += ["takes images (n, h, w, c)"] if last else []
     notes += ["of half precision, computed with in float32"] if module.widened else []
     if any(step.node.operator == "QuantizeLinear" for step in module.steps):
-        notes.append("quantised; computed with in float, values rounded as in the file, gradients as if they were not")
+        notes.append("quantized; computed with in float, values rounded as in the file, gradients as if they were not")
     return tuple(notes)
 
 

@@ -70,7 +70,7 @@ class OnnxModule(nn.Module):
             left -= sum(value.numel() * value.element_size() for value in made)
             if left < 0:
                 raise ModelError(
-                    f"the nodes up to {step.node.name!r} make more values than one image should take "
+                    f"the nodes up to {step.node.name!r} compute more values for one image than the limit allows "
                     f"({limits.how_to_raise('values')}).",
                     code="input-too-large",
                     limit="values",

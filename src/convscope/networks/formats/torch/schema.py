@@ -543,15 +543,15 @@ def refusal(path: object, odd: Odd) -> ModelError:
     place = f"{odd.where}: " if odd.where else ""
     if odd.code:
         return ModelError(
-            f"{path} holds text that PyTorch would run as code, import by, or write into code ({place}{odd.found}), "
-            f"and it is not known to be harmless. If you trust the file, give {option('trust=True')}.",
+            f"{path} has text that PyTorch would run, import or write into code ({place}{odd.found}), and that is not "
+            f"on the list of harmless text. If you trust the file, give {option('trust=True')}.",
             code="needs-trust",
             path=str(path),
             found=odd.found,
         )
     return ModelError(
-        f"{path} holds what no export of this PyTorch writes ({place}{odd.found}). It is damaged or was made by "
-        f"another version; export it anew, or, if you trust the file, give {option('trust=True')}.",
+        f"{path} has content that torch.export of this PyTorch does not write ({place}{odd.found}). It is damaged, or "
+        f"another version wrote it: export it again, or, if you trust the file, give {option('trust=True')}.",
         code="needs-trust",
         path=str(path),
         found=odd.found,

@@ -143,7 +143,8 @@ def _made(make: Callable[[], nn.Module], name: str) -> nn.Module:
         ) from error
     except Exception as error:  # each hub has its own errors for a network that is not there
         raise ModelError(
-            f"the pretrained weights of {name} can't be had ({type(error).__name__}: {one_line(error)[:160]}). "
+            f"the pretrained weights of {name} can't be downloaded or loaded "
+            f"({type(error).__name__}: {one_line(error)[:160]}). "
             f"Try again online, give a file as {option('weights')}, or take random weights: {name.partition('?')[0]}?"
             + ("weights=none" if name.startswith("torchvision") else "pretrained=false"),
             code="weights-not-fetched",
