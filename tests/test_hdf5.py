@@ -196,7 +196,7 @@ def test_libhdf5_itself_does_not_end_there(tmp_path):
 def test_terabytes_are_declared_and_not_allocated(chunks, tmp_path):
     with h5py.File(tmp_path / "bomb.h5", "w") as file:
         file.create_dataset("unclaimed", (2**40,), "f4", chunks=chunks, compression="gzip" if chunks else None)
-    with raises(ModelError, "input-too-large", limit="weights"):
+    with raises(ModelError, "input-too-large", limit="weights", path=str(tmp_path / "bomb.h5"), match="bomb"):
         hdf5.read(tmp_path / "bomb.h5")
 
 

@@ -1,5 +1,6 @@
 """TensorFlow.js layers models: the same predictions as of the model that they were written of, and nothing outside."""
 
+import hashlib
 import json
 import os
 import re
@@ -169,6 +170,32 @@ def test_a_spec_notices_that_a_shard_has_changed(tmp_path):
         network.spec.open()
 
 
+def test_a_spec_notices_that_a_shard_of_its_weights_has_changed(tmp_path):
+    """Code makes the model, and its weights are those of a model.json, whose hash says nothing of the shards."""
+    path = write(tmp_path / "web", small(), shard=10**6)
+    (tmp_path / "made.py").write_text(CODE)
+    spec = convscope.open_model(f"{tmp_path / 'made.py'}:make", weights=path).spec
+    (shard,) = (tmp_path / "web").glob("*.bin")
+    data = shard.read_bytes()
+    line = f"{hashlib.sha256(data).hexdigest()}  {shard.name}\n"  # as sha256sum prints it
+    assert spec.origin.beside_sha256 == hashlib.sha256(line.encode()).hexdigest()
+    assert spec.open().spec == spec
+    shard.write_bytes(bytes(4) + data[4:])
+    with raises(ModelError, "file-changed", expected=spec.origin.beside_sha256):
+        spec.open()
+
+
+def test_shards_may_lie_in_a_folder_inside(tmp_path):
+    model = small()
+    path = write(tmp_path / "web", model, shard=10**6, change=lambda whole: first(whole).update(paths=["sub/a.bin"]))
+    (shard,) = (tmp_path / "web").glob("*.bin")
+    (tmp_path / "web" / "sub").mkdir()
+    shard.rename(tmp_path / "web" / "sub" / "a.bin")
+    network = convscope.open_model(path)
+    np.testing.assert_allclose(answers(network.model, images()), answers(model, images()), atol=1e-6)
+    assert network.spec.open().spec == network.spec
+
+
 def test_a_folder_says_which_file_to_give(tmp_path):
     write(tmp_path / "web", small())
     with raises(ModelError, "is-folder", match="model\\.json"):
@@ -205,14 +232,14 @@ OUTSIDE = [
     "../secret.bin",
     "/etc/passwd",
     "a/../../b",
-    "sub/shard.bin",
     "..",
     ".",
     "",
     "C:x",
-    "a\\b",
+    "\\b",
+    "a\\..\\..\\b",
     "\x00",
-    "x" * 300,
+    "web\n",
 ]
 
 
@@ -232,6 +259,23 @@ def test_a_link_out_of_the_folder_is_not_read(tmp_path):
     shard.symlink_to(tmp_path / "moved.bin")
     with raises(ModelError, "weights-outside"):
         convscope.open_model(path)
+
+
+def test_a_link_to_a_folder_elsewhere_is_not_followed(tmp_path):
+    path = write(tmp_path / "web", small(), shard=10**6, change=lambda w: first(w).update(paths=["sub/a.bin"]))
+    (shard,) = (tmp_path / "web").glob("*.bin")
+    (tmp_path / "other").mkdir()
+    shard.rename(tmp_path / "other" / "a.bin")
+    (tmp_path / "web" / "sub").symlink_to(tmp_path / "other")
+    with raises(ModelError, "weights-outside"):
+        convscope.open_model(path)
+
+
+def test_a_name_that_is_too_long_for_a_file(tmp_path):
+    path = write(tmp_path / "web", small(), shard=10**6, change=lambda w: first(w).update(paths=["x" * 300]))
+    with pytest.raises(ModelError) as caught:
+        convscope.open_model(path)
+    assert caught.value.code in ("file-unreadable", "weights-missing")  # by the system
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
@@ -260,6 +304,14 @@ def test_shapes_that_are_none(tmp_path, shape):
     with pytest.raises(ModelError) as caught:
         convscope.open_model(write(tmp_path / "web", small(), change=lambda w: weight(w).update(shape=shape)))
     assert caught.value.code in ("file-invalid", "file-damaged")  # NaN is no JSON
+
+
+@pytest.mark.parametrize("shape", [[0, 2**47, 2**47], [2**47, 0, 2**20], [2**47, 2**40, 0]])
+def test_sides_beside_a_zero_are_bounded_too(tmp_path, shape):
+    """There are no values, and NumPy can't make such an array all the same."""
+    path = write(tmp_path / "web", small(), change=lambda w: weight(w).update(shape=shape))
+    with raises(ModelError, "input-too-large", limit="weights"):
+        convscope.open_model(path)
 
 
 def test_an_amount_beyond_the_limits_is_not_read(tmp_path):

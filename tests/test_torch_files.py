@@ -3,6 +3,7 @@
 import collections
 import io
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -415,6 +416,24 @@ def test_torchvision(torchvision, tmp_path):
         convscope.open_model("torchvision:tiny?weights=OFFLINE")
     torch.save(other(net()).state_dict(), tmp_path / "weights.pt")
     network = convscope.open_model("torchvision:tiny", weights=tmp_path / "weights.pt")
+    assert torch.equal(network.module.fc.weight, other(net()).fc.weight)
+
+
+def test_the_weights_of_a_collection_s_network_are_checked_as_those_of_code(torchvision, tmp_path):
+    """A missing file, a pipe, and a pickle whose classes take trust."""
+    with raises(ModelError, "file-missing", path=str(tmp_path / "none.pt")):
+        convscope.open_model("torchvision:tiny", weights=tmp_path / "none.pt")
+    (tmp_path / "empty.pt").touch()
+    with raises(ModelError, "file-empty"):
+        convscope.open_model("torchvision:tiny", weights=tmp_path / "empty.pt")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.pt")
+        with raises(ModelError, "no-regular-file"):
+            convscope.open_model("torchvision:tiny", weights=tmp_path / "pipe.pt")
+    torch.save(other(net()), tmp_path / "whole.pt")
+    with raises(ModelError, "needs-trust"):
+        convscope.open_model("torchvision:tiny", weights=tmp_path / "whole.pt")
+    network = convscope.open_model("torchvision:tiny", weights=tmp_path / "whole.pt", trust=True)
     assert torch.equal(network.module.fc.weight, other(net()).fc.weight)
 
 

@@ -77,6 +77,7 @@ _FILL: Mapping[str, Reader[Sequence[str]]] = {
     "keras": Reader("formats.keras.files", "load_weights", "keras"),
     "torch": Reader("formats.torch.files", "fill", "torch"),
 }
+_BESIDE: Reader[Sequence[str]] = Reader("formats.keras.tfjs", "files_of", "keras")
 _SCRIPTED: Reader[OpenedModule] = Reader("formats.torch.script", "read_memory", "torch")
 _CALL_ONCE: Reader[None] = Reader("torch.lazy", "called_once", "torch")
 
@@ -219,14 +220,12 @@ def _of_collection(named: Named, spec: ModelSpec, trust: bool) -> Network:
         return _network(_APPLICATION(named.name), spec)
     weights = _weights_of(spec)
     _prepare(_ZOO, spec, named.name)
-    return _network(_ZOO(named.name, weights), spec)
+    return _network(_ZOO(named.name, weights, trust), spec)
 
 
 def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
     """The model that a function of the user's returns, with the weights of a file."""
     weights = _weights_of(spec)
-    if weights is not None:
-        files.check_file(weights.path)
     python = Path(_python_file(named.name))
     _check_unchanged(python, spec.origin.sha256, lambda: _sha256_if_file(python))
     installed.name_backend_for_code(spec.runtime.backend)
@@ -250,7 +249,10 @@ def _of_code(named: Named, spec: ModelSpec, trust: bool) -> Network:
         notes = _FILL[framework](made, weights.path, None, spec.options.size)
     else:
         notes = _FILL[framework](made, weights, trust)
-    network = _of_object(made, _source_of_code(spec, weights, notes), spec, in_memory=False, trust=trust)
+    source = _source_of_code(spec, weights, notes)
+    beside = source.beside_sha256
+    _check_unchanged(f"a file beside {source.file}", spec.origin.beside_sha256, lambda: beside)
+    network = _of_object(made, source, spec, in_memory=False, trust=trust)
     assert network is not None
     return network
 
@@ -275,7 +277,9 @@ def _source_of_code(spec: ModelSpec, weights: files.WeightsFile | None, notes: S
     if weights is None:
         return Source(name, notes=tuple(notes))
     path = weights.path
-    return Source(name, str(path), files.sha256(path), (f"weights of {path.name}", *notes))
+    named = _BESIDE(path) if files.kind_of_file(path) == "tfjs" else ()
+    beside = files.sha256_of_several(path.parent, named)
+    return Source(name, str(path), files.sha256(path), (f"weights of {path.name}", *notes), beside)
 
 
 def _of_object(model: object, source: Source, spec: ModelSpec, *, in_memory: bool, trust: bool) -> Network | None:
@@ -347,11 +351,16 @@ def _check_no_weights(spec: ModelSpec, name: str) -> None:
 
 
 def _weights_of(spec: ModelSpec) -> files.WeightsFile | None:
-    """The file of weights, checked to be unchanged."""
+    """The file of weights, checked to be there and to be unchanged.
+
+    Raises:
+        ModelError: there is none that can be read, or it is another one than a spec was made from.
+    """
     if spec.weights is None:
         return None
     weights = files.weights_file(spec.located(spec.weights))
     path = weights.path
+    files.check_file(path)
     if os.path.isfile(path):
         _check_unchanged(path, spec.origin.weights_sha256, lambda: files.sha256(path))
     return weights

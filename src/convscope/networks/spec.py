@@ -138,7 +138,8 @@ class Origin:
         folder: that relative names start from; compared and written nowhere.
         sha256: of the model file, or of the Python file that makes the model.
         beside_sha256: of the other files that hold the model's weights: an ONNX file's external data, a SavedModel's
-            variables. It is the hash of what `sha256sum` prints of them, in the order of their names.
+            variables, the files that a TensorFlow.js `model.json` names. It is the hash of what `sha256sum` prints of
+            them, in the order of their names.
         weights_sha256: of the file of weights.
         trusted: the network was opened with `trust`; `ModelSpec.open` never goes by it.
         from_json: read from JSON, which may come from anybody.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convscope import limits
-from convscope.errors import ModelError, one_line
+from convscope.errors import ConvscopeError, ModelError, one_line
 
 
 def damaged(path: Path, error: Exception, how: str = "") -> ModelError:
@@ -13,15 +13,17 @@ def damaged(path: Path, error: Exception, how: str = "") -> ModelError:
 
     Args:
         path: of the file.
-        error: of its reader.
+        error: of its reader; if it goes beyond a limit, so does this one.
         how: what it can't be read as, such as " as ONNX".
     """
     reason = one_line(error)[:200]
+    beyond = {"limit": error.data["limit"]} if isinstance(error, ConvscopeError) and "limit" in error.data else {}
     return ModelError(
         f"{path} can't be read{how}: {reason}. Copy or download it again.",
-        code="file-damaged",
+        code="input-too-large" if beyond else "file-damaged",
         path=str(path),
         reason=reason,
+        **beyond,
     )
 
 

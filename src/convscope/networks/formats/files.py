@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from convscope import limits
 from convscope.errors import ModelError, nearest
@@ -216,6 +216,25 @@ def _looks_like(head: bytes) -> str:
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return f"it is text, beginning with {head[:24].decode()!r}"
     return f"it begins with the bytes {head[:8].hex(' ')}"
+
+
+def beside(folder: Path, name: str) -> Path | None:
+    """The place of a file that a model names, in its folder or below; None where that is elsewhere, also by a link.
+
+    Args:
+        folder: of the model file.
+        name: as the model has it, with "/" or a backslash between its parts.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or parts[0].startswith("/") or ".." in parts or ":" in name or not name.isprintable():
+        return None
+    place = folder.joinpath(*parts)
+    return place if is_inside(folder, place) else None
+
+
+def is_inside(folder: Path, place: Path) -> bool:
+    """True if a place lies in a folder or below, where links lead to."""
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
 def sha256_of_several(folder: Path, names: Iterable[str]) -> str | None:

@@ -1,7 +1,7 @@
 """TensorFlow.js layers models: `model.json` with a Keras config and a manifest of weights, and their bytes beside it.
 
 The manifest is a list of groups. A group's files, one after another, hold the values of its weights, one after another.
-Files have plain names and lie in the folder of `model.json`; all sizes are compared with theirs before they are read.
+Files lie in the folder of `model.json` or below; all sizes are compared with theirs before they are read.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from convscope import limits, reading
-from convscope.errors import ModelError, Unreadable
+from convscope.errors import ModelError, Unreadable, printable
 from convscope.networks.foreign import KerasModel
-from convscope.networks.formats.files import ModelFile
+from convscope.networks.formats.damage import damaged
+from convscope.networks.formats.files import ModelFile, beside
 from convscope.networks.formats.hdf5 import Dataset
 from convscope.networks.formats.keras import config as keras_config
 from convscope.networks.formats.keras.legacy_h5 import files as legacy_h5
@@ -80,6 +81,15 @@ def fill(model: KerasModel, path: Path, arrays: Mapping[str, np.ndarray]) -> lis
     return fill_model(model, Stored(path, "2", "tensorflow", {"class_name": "Model", "config": {}}, weights))
 
 
+def files_of(path: Path) -> list[str]:
+    """Names of the files that hold the weights of a `model.json`, relative to its folder.
+
+    Raises:
+        ModelError: it is damaged, or keeps weights elsewhere.
+    """
+    return _files(_groups(path, _json(path)))
+
+
 def _groups(path: Path, told: Mapping[str, Json]) -> list[_Group]:
     groups = [_Group.of(path, item) for item in _list(path, told.get("weightsManifest"), "weightsManifest")]
     _check_once(path, "file", _files(groups))
@@ -100,13 +110,7 @@ def _json(path: Path) -> dict[str, Json]:
     try:
         told = reading.json_of(reading.text_of(str(path)))
     except Unreadable as error:
-        raise ModelError(
-            f"{path} can't be read: {error.message}. Copy or download it again.",
-            code="input-too-large" if error.code == "input-too-large" else "file-damaged",
-            path=str(path),
-            reason=error.message,
-            **({"limit": error.data["limit"]} if "limit" in error.data else {}),
-        ) from error
+        raise damaged(path, error) from error
     keras_config.check_depth(told, path.name)
     if not isinstance(told, dict):
         raise _invalid(path, "an object with modelTopology and weightsManifest")
@@ -282,8 +286,10 @@ class _Group:
 
 
 def _check_amount(path: Path, groups: list[_Group]) -> None:
-    """As float32, which they become."""
-    total = sum(4 * declared.count for group in groups for declared in group.weights)
+    """As float32, which they become; a side of 0 counts as 1, since NumPy bounds the other sides all the same."""
+    total = sum(
+        4 * math.prod(max(side, 1) for side in declared.shape) for group in groups for declared in group.weights
+    )
     if total > limits.current().weights:
         raise ModelError(
             f"{path} declares weights of {limits.shown('weights', total)} ({limits.how_to_raise('weights')}).",
@@ -297,28 +303,23 @@ def _check_amount(path: Path, groups: list[_Group]) -> None:
 
 
 def _plain(path: Path, name: Json) -> str:
-    """A name of a file in the folder of `model.json`, and of none elsewhere.
+    """A name of a file in the folder of `model.json` or below, and of none elsewhere.
 
     Raises:
         ModelError: it is another name, or a link to elsewhere.
     """
     if not isinstance(name, str):
         raise _invalid(path, "names as the paths of a group")
-    plain = name.isprintable() and not re.search(r"[/\\:]", name) and name not in ("", ".", "..")
-    place = path.parent / name if plain else path.parent
-    if (
-        not plain
-        or len(os.fsencode(name)) > 255
-        or os.path.dirname(os.path.realpath(place)) != os.path.realpath(path.parent)
-    ):
+    place = beside(path.parent, name)
+    if place is None:
         raise ModelError(
-            f"{path} keeps its weights outside of its folder, in {ascii(name)[:80]}, which is not read. Put them "
+            f"{path} keeps its weights outside of its folder, in '{printable(name)[:80]}', which is not read. Put them "
             "beside it, as files with plain names and not as links.",
             code="weights-outside",
             path=str(path),
             name=name,
         )
-    return name
+    return place.relative_to(path.parent).as_posix()
 
 
 def _opened(path: Path, name: str) -> reading.FileIO:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from convscope import isolation, limits
-from convscope.errors import ModelError, one_line
+from convscope import isolation, limits, reading
+from convscope.errors import ModelError, Unreadable, one_line
 from convscope.networks.foreign import Attribute, Message
 from convscope.networks.formats.damage import damaged
+from convscope.networks.formats.files import beside
 from convscope.networks.formats.onnx.content import Body, FileNode, Input, OnnxFile, Shape
 from convscope.networks.formats.onnx.expansion import check_expansion
 
@@ -346,8 +345,8 @@ class _Reading:
             raise self._damaged(f"its shape takes {size} bytes, and {length} are said to be in another file")
         try:
             place = self._place(said.get("location", ""))
-            self._others.add(place.relative_to(os.path.realpath(self._path.parent)).as_posix())
-            with _opened(place) as file:
+            self._others.add(place.relative_to(self._path.parent).as_posix())
+            with reading.opened(str(place)) as file:
                 if offset + size > os.fstat(file.fileno()).st_size:
                     raise ModelError(
                         f"the weights beside {self._path} are cut off: {place.name!r} ends too early.",
@@ -356,7 +355,7 @@ class _Reading:
                     )
                 file.seek(offset)
                 return file.read(size)
-        except OSError as error:
+        except (OSError, Unreadable) as error:
             raise ModelError(
                 f"the weights beside {self._path} can't be read ({one_line(error)[:160]}).",
                 code="file-unreadable",
@@ -366,13 +365,8 @@ class _Reading:
 
     def _place(self, name: str) -> Path:
         """Where a file of weights lies; also through links it has to be inside of the model's folder."""
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        folder = Path(os.path.realpath(self._path.parent))
-        plain = (
-            parts and not name.startswith(("/", "\\")) and ".." not in parts and ":" not in name and "\0" not in name
-        )
-        place = folder.joinpath(*parts) if plain else folder
-        if not plain or not Path(os.path.realpath(place)).is_relative_to(folder):
+        place = beside(self._path.parent, name)
+        if place is None:
             raise ModelError(
                 f"{self._path} keeps its weights outside of its folder, in {name!r}, which is not read. "
                 "Put them beside it, as a file and not as a link, and save the model anew.",
@@ -396,16 +390,6 @@ class _Reading:
         if not re.fullmatch(r"[0-9]{1,18}", text):
             raise self._damaged(f"its {key} in another file is {text[:40]!r}, which is no number")
         return int(text)
-
-
-def _opened(place: Path) -> IO[bytes]:
-    """A file that was seen to be one; if it is something else by now, opening it does not wait."""
-    descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    file = os.fdopen(descriptor, "rb")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise OSError("it is no file")
-    return file
 
 
 _T = onnx.AttributeProto

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from convscope.errors import printable
 from convscope.networks.foreign import Message
 
 
@@ -27,4 +27,4 @@ def calls(node: Message) -> list[Message]:
 
 def shown(names: Sequence[str]) -> str:
     """Names from the file, for a message."""
-    return ", ".join(name if re.fullmatch(r"[\w./>-]+", name, re.ASCII) else repr(name)[:80] for name in names)
+    return ", ".join(printable(name)[:80] for name in names)

@@ -22,6 +22,7 @@ import numpy as np
 from convscope import isolation, limits
 from convscope.errors import ModelError, option
 from convscope.networks.foreign import Message, Tensor
+from convscope.networks.formats.files import is_inside
 from convscope.networks.formats.saved_model import operations
 from convscope.networks.formats.saved_model.checkpoint import parts, size_of, values_of
 from convscope.networks.formats.saved_model.nodes import calls, functions_of, node_of, shown
@@ -91,8 +92,7 @@ def check_files(folder: Path, trust: bool = False) -> int:
         ModelError: one is missing, lies elsewhere, or is a pipe or a device; or they are larger than the limit.
     """
     files = [folder / GRAPH, *parts(folder)]
-    home = Path(os.path.realpath(folder))
-    outside = [path for path in files if not trust and not Path(os.path.realpath(path)).is_relative_to(home)]
+    outside = [path for path in files if not trust and not is_inside(folder, path)]
     if outside:
         raise ModelError(
             f"the SavedModel's file {outside[0]} is a link out of its folder, and would be read from there. Copy the "

@@ -22,12 +22,13 @@ from convscope.networks.network import Source
 from convscope.networks.torch.modules import OpenedModule
 
 
-def open_zoo(name: str, weights: WeightsFile | None = None) -> OpenedModule:
+def open_zoo(name: str, weights: WeightsFile | None = None, trust: bool = False) -> OpenedModule:
     """A network of torchvision or timm: `torchvision:resnet50?weights=none`, `timm:convnext_tiny`.
 
     Args:
         name: collection, function, and its arguments as a query; pretrained weights unless they say otherwise.
         weights: a file to take the weights from.
+        trust: let a checkpoint that holds no state dict run its author's code.
 
     Raises:
         BackendError: the collection is not installed; UsageError: it has no such network or argument; ModelError: the
@@ -42,7 +43,7 @@ def open_zoo(name: str, weights: WeightsFile | None = None) -> OpenedModule:
         opened = make(library, name, function, arguments, weights is not None)
     if weights is None:
         return opened
-    notes = fill(opened.module, weights)
+    notes = fill(opened.module, weights, trust)
     source = Source(name, str(weights.path), sha256(weights.path), (f"weights of {weights.path.name}", *notes))
     return OpenedModule(opened.module, source, size=opened.size, preprocessing=opened.preprocessing)
 
