@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from convscope.networks import Network
 
 SHAPE = (224, 224, 3)
+WIDEST = 2048  # channels
 
 
 def write(folder: Path, count: int, megapixels: float) -> None:
@@ -58,31 +59,31 @@ def by_source(folder: Path) -> int:
         return sum(len(fit_batch(batch.images, *SHAPE)) for batch in batches)
 
 
-def wide_network(channels: int) -> Network:
+def wide_network() -> Network:
     """A network whose only convolution has many channels and is cheap, so that the images are what takes memory."""
     import torch
 
     import convscope
 
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, channels, 16, stride=16), torch.nn.ReLU())
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, WIDEST, 16, stride=16), torch.nn.ReLU())
     return convscope.open_model(module.eval(), size=SHAPE[:2], preprocess="-1..1", head="linear")
 
 
 def collected_filters(count: int) -> int:
-    """All filters of the layer in one result, as `filters` returns them."""
+    """So many filters of the layer in one result, as `filters` returns them."""
     import convscope
 
     options = {"recipe": "classic", "steps": 2, "size": SHAPE[0], "precision": "float32"}
-    return len(convscope.filters(wide_network(count), "1", **options).rows)
+    return len(convscope.filters(wide_network(), "1", range(count), **options).rows)
 
 
 def streamed_filters(count: int) -> int:
-    """One filter after another; each is dropped."""
+    """So many filters of the layer, one after another; each is dropped."""
     from convscope.techniques.filters import FilterOptions, FilterStream
 
     options = FilterOptions(recipe="classic", steps=2, size=SHAPE[0], precision="float32")
-    return sum(1 for _ in FilterStream(wide_network(count), "1", options=options))
+    return sum(1 for _ in FilterStream(wide_network(), "1", range(count), options))
 
 
 IMAGE_WAYS = {"list": by_list, "source": by_source}
@@ -123,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--megapixels", type=float, default=12)
-    parser.add_argument("--filters", type=int, default=2048)
+    parser.add_argument("--filters", type=int, default=WIDEST, help=f"at most {WIDEST}")
     parser.add_argument("--way", choices=[*IMAGE_WAYS, *FILTER_WAYS])
     parser.add_argument("--given", default="")
     asked = parser.parse_args()

@@ -985,7 +985,7 @@ def test_heatmaps_of_other_targets_with_their_checks(desk, tmp_path):
         (("--class", "deep:99"), "out of range"),
         (("--class", "top0"), "top1"),
         (("--like", "nowhere.png"), "nowhere.png"),
-        (("--like", "cat.png", "--against", "rival"), "only a class"),
+        (("--like", "cat.png", "--against", "rival"), "for classes only"),
         (("--layer", "best,gone"), "no layer 'best'"),
         (("--method", "finer-cam", "--class", "deep:1"), "finer-cam"),
     ],

@@ -84,7 +84,7 @@ def test_what_is_no_target_is_said(network, photo, wrong, said):
 
 
 def test_a_channel_has_no_rival(network, photo):
-    with pytest.raises(UsageError, match="only a class"):
+    with pytest.raises(UsageError, match="for classes only"):
         convscope.heatmap(network, photo, "conv:1", against="rival")
 
 
@@ -240,7 +240,7 @@ def test_targets_that_mean_nothing_are_said(network, photo):
         convscope.heatmap(network, photo, Custom(lambda ops, logits, activations: logits))
     with pytest.raises(UsageError, match="no layer 'typo'"):
         convscope.heatmap(network, photo, Custom(lambda ops, logits, activations: logits[:, 0], ("typo",)))
-    with pytest.raises(UsageError, match="no layer with a map lies before"):
+    with pytest.raises(UsageError, match="not computed from any layer with a map"):
         convscope.heatmap(network, photo, "conv:1")
 
 
