@@ -110,6 +110,7 @@ MEANINGS: Mapping[str, str] = {
     "layer-ambiguous": "Several layers have this name.",
     "layer-beside-target": "The layer lies in another branch than what is explained.",
     "layer-class-unknown": "A file has layers of a class that this Keras does not know.",
+    "layer-name-invalid": "TensorFlow refuses the name of a layer.",
     "layer-failed": "A layer of the model raised an error in a pass.",
     "layer-not-run": "A layer did not run in a pass, though it did when the model was opened.",
     "layer-unknown": "No layer has this name.",

@@ -678,3 +678,22 @@ def test_an_image_of_ones_own_keeps_its_values():
     values = np.full((4, 4, 5), 7.5, np.float32)
     image = InputImage("x", np.zeros((4, 4, 3), np.uint8), values=(values,), colour=False)
     np.testing.assert_array_equal(fit(image, 4, 4, 5), values)
+
+
+def test_a_large_image_of_four_wide_channels_is_read_in_pieces(tmp_path):
+    """5000 x 3000 of 16 bits: its values as float64 at once went beyond the reader's memory."""
+    height, width = 3000, 5000
+    row = np.arange(width * 4, dtype=">u2").tobytes()
+    packer = zlib.compressobj(1)
+    packed = b"".join(packer.compress(b"\0" + row) for _ in range(height)) + packer.flush()
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0), b"IDAT": packed, b"IEND": b""}
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    ]
+    (tmp_path / "wide.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    image = read_image(str(tmp_path / "wide.png"))
+    red, opacity = (np.arange(width) * 4 / 257, (np.arange(width) * 4 + 3) / (257 * 255))
+    expected = np.rint(red * opacity + 255 * (1 - opacity))
+    assert image.pixels.shape == (height, width, 3)
+    assert np.abs(image.pixels[[0, 1499, 2999], :, 0] - expected).max() <= 1

@@ -879,3 +879,14 @@ def test_tensorflow_does_not_warn_of_many_programs():
 def _times(network, factor):
     path = network.layers[0].path
     return lambda run, x: factor * run(x, Pass(record=(path,), stop=True)).activations[path]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends take any name")
+def test_a_name_that_no_graph_may_have_is_one_clear_error():
+    inner = keras.Sequential([keras.Input((12, 12, 3)), layers.Conv2D(4, 3, name="conv")], name="inner\\")
+    image = keras.Input((12, 12, 3))
+    model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(inner(image))))
+    network = open_model(model, preprocess="0..1", head="linear")
+    with pytest.raises(ModelError, match="Rename that layer") as caught:
+        network.predict(np.zeros((1, 12, 12, 3), np.float32))
+    assert caught.value.code == "layer-name-invalid"

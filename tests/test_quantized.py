@@ -117,7 +117,7 @@ def test_dynamic_int8_modules_are_layers_by_their_names(dtype, kind):
 
 def test_the_doctor_names_them():
     found = convscope.doctor(convscope.open_model(static(), size=16))
-    assert any("graph of Net is cut" in problem and "conv2" in problem for problem in found.problems)
+    assert any("the graph is cut" in problem and "conv2" in problem for problem in found.problems)
     assert any("int8" in note for note in found.network["opened"])
 
 

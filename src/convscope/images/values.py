@@ -5,10 +5,11 @@ Everything here is in pixel units, 0..255: a network's preprocessing begins ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 MOST_CHANNELS = 16
@@ -58,6 +59,28 @@ def finite(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.asarray(values).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
+_BLOCK = 2**20  # values of one channel that are computed at once
+
+
+def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Values in pieces along their first axis, so that what is computed of them takes little memory."""
+    step = max(1, _BLOCK * len(values) // max(1, values.size))
+    for start in range(0, len(values), step):
+        yield values[start : start + step]
+
+
+def _by_rows(
+    function: Callable[[np.ndarray], np.ndarray], values: np.ndarray, channels: int, dtype: npt.DTypeLike
+) -> np.ndarray:
+    """`(h, w, channels)` of a function of rows of `(h, w, c)`, computed in pieces."""
+    out = np.empty((*values.shape[:2], channels), dtype)
+    done = 0
+    for rows in _blocks(values):
+        out[done : done + len(rows)] = function(rows)
+        done += len(rows)
+    return out
+
+
 def range_of(parts: Iterable[np.ndarray], bits: int | None = None, what: str = "grey") -> Range:
     """The range of an image's values.
 
@@ -75,8 +98,9 @@ def range_of(parts: Iterable[np.ndarray], bits: int | None = None, what: str = "
     """
     ends, whole = [], True
     for part in parts:
-        wide = finite(part)
-        ends.append((wide.min(), wide.max()))
+        exact = part.dtype.kind in "iub"  # these are finite, and an image of them would take eight times its memory
+        values = [part] if exact else (finite(rows) for rows in _blocks(part))
+        ends += [(wide.min(), wide.max()) for wide in values]
         whole = whole and part.dtype.kind in "iub"
     low, high = float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
     if low < 0 or high > (65535 if whole else 255):
@@ -106,12 +130,15 @@ def _of_whole_numbers(high: float, what: str) -> Range:
 def shown(values: np.ndarray) -> np.ndarray:
     """RGB `(h, w, 3)` uint8 of values `(h, w, c)` in pixel units: grey of one or two channels, else the first three."""
     some = values[..., :3] if values.shape[-1] >= 3 else values[..., :1]
-    rounded = np.clip(np.rint(some), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(rounded, (*values.shape[:2], 3)))
+    return _by_rows(lambda rows: np.clip(np.rint(rows), 0, 255).astype(np.uint8), some, 3, np.uint8)
 
 
 def over_white(values: np.ndarray) -> np.ndarray:
     """RGB `(h, w, 3)` float32 of values `(h, w, 4)` in pixel units, whose last channel is the opacity."""
+    return _by_rows(_rows_over_white, values, 3, np.float32)
+
+
+def _rows_over_white(values: np.ndarray) -> np.ndarray:
     opacity = values[..., 3:] / np.float32(255)
     return (values[..., :3] * opacity + 255 * (1 - opacity)).astype(np.float32)
 
@@ -157,7 +184,11 @@ def of_channels(values: np.ndarray, scale: Callable[[np.ndarray], np.ndarray], n
         meaning: of the channels.
     """
     count = values.shape[-1]
-    scaled = np.stack([scale(values[..., channel]) for channel in range(count)], axis=-1)
+
+    def each(rows: np.ndarray) -> np.ndarray:
+        return np.stack([scale(rows[..., channel]) for channel in range(count)], axis=-1)
+
+    scaled = _by_rows(each, values, count, each(values[:1]).dtype)
     notes = (note,) if note else ()
     if count == 4 and meaning.colour and meaning.opacity:
         rgb = over_white(scaled)

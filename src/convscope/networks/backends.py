@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from convscope.errors import ModelError, one_line
 from convscope.networks.foreign import KerasVariable, Tensor
 
 Compiled = Any  # a function as a framework compiles it
@@ -80,13 +81,34 @@ class TensorFlowBackend:
         return bool(self._tf.config.list_physical_devices("GPU")) or (processor_has_bfloat16() and not depthwise)
 
     def compile(self, function: Callable) -> Callable:
-        """Trace once for each set of shapes; autograph is off since the Python here has no tensor conditions."""
+        """Trace once for each set of shapes; autograph is off since the Python here has no tensor conditions.
+
+        Raises (the function that is returned):
+            ModelError: the name of a layer is none that a graph may have, such as one with a backslash at its end.
+        """
+        traced = self._traced(function)
+
+        def call(*arguments: object) -> object:
+            try:
+                return traced(*arguments)
+            except self._tf.errors.InvalidArgumentError as error:
+                if "Node name contains invalid characters" not in str(error):
+                    raise
+                raise ModelError(
+                    f"TensorFlow refuses the name of a layer ({one_line(error)[:160]}). Rename that layer.",
+                    code="layer-name-invalid",
+                    reason=one_line(error)[:160],
+                ) from error
+
+        return call
+
+    def _traced(self, function: Callable) -> Compiled:
         # TensorFlow counts the traces of a code, which all programs share, and would warn; a partial is counted alone.
         return self._tf.function(partial(function), autograph=False)
 
     def observe(self, function: Callable, values: list[Tensor], *arrays: np.ndarray) -> None:
         """Trace into a graph that is thrown away: nothing is computed."""
-        traced: Compiled = self.compile(function)
+        traced = self._traced(function)
         traced.get_concrete_function(values, *map(self.tensor, arrays))
 
     def value_and_grad(self, function: Callable) -> Callable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import struct
 import zipfile
@@ -20,7 +21,7 @@ from convscope.networks.formats.damage import check_unpacked, damaged
 # What zipfile raises for archives that are damaged, encrypted, or packed in a way that it does not know.
 DAMAGE = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError),
-    *(zlib.error, struct.error, ValueError, OverflowError, UnicodeError),
+    *(zlib.error, lzma.LZMAError, struct.error, ValueError, OverflowError, UnicodeError),
 )
 _SMALLEST_ENTRY, _USUAL_ENTRY = 46, 256  # bytes of the directory
 _MOST_PACKED = 1100  # deflate makes 1032 bytes of one at most

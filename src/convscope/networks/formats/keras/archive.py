@@ -7,6 +7,7 @@ of convscope's own, so that it does not matter how another zip library would hav
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import zipfile
 import zlib
@@ -110,7 +111,16 @@ def members(path: str) -> dict[str, Json]:
 
 # What Keras keeps in the same file for going on with the training: its values are not read.
 BESIDE = r"_?(optimizer|metrics|compile_metrics)(_weights)?(/|$)"
-_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError, NotImplementedError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 def _listed(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
