@@ -307,11 +307,11 @@ def test_other_weights_for_a_while_are_not_measured(runtime, tmp_path):
 
 def test_a_measurement_wins_over_a_guess_by_name():
     parts = planted("none")
-    network = convscope.open_model(keras_model(*parts, name="mobilenet_1.00_24"))
+    network = convscope.open_model(keras_model(*parts, name="mobilenet"))
     chosen = network.preprocessing
     assert (chosen.name, chosen.certainty, chosen.instead_of) == ("none", "measured", "-1..1")
     assert "contradicts the guess of -1..1" in chosen.text
-    assert "mobilenet_1.00_24" in chosen.text
+    assert "mobilenet" in chosen.text
 
 
 def test_what_a_model_states_wins_and_a_contradiction_is_said():
