@@ -200,3 +200,28 @@ def test_a_recurrent_convolution_written_in_pytorch_is_a_layer(photo):
         maps, weights = module.memory(x)[0], module.scores.weight[1].detach()
     expected = torch.einsum("chw,c->hw", maps, weights).numpy() / maps[0].numel()
     np.testing.assert_allclose(found.maps[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("runtime", runtimes("keras", "torch"))
+def test_a_layer_of_a_branch_that_is_executed_later_is_beside_the_target_not_after_it(runtime, photo):
+    network = network_of(runtime)
+    names = [layer.path for layer in network.layers]
+    for side, other in (("left", "right"), ("right", "left")):
+        beside = LAYERS[runtime][other]
+        with raises(UsageError, "layer-beside-target", layer=beside):
+            convscope.heatmap(network, photo, f"{side}_map:2", layer=beside)
+    assert names.index(LAYERS[runtime]["left"]) != names.index(LAYERS[runtime]["right"])
+
+
+@pytest.mark.skipif(not HAS["torch"], reason="torch not installed")
+def test_a_container_can_be_given_for_a_target_of_a_class_and_a_channel():
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    module = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    network = convscope.open_model(module, size=12, preprocess="0..1", head="softmax")
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    whole, last = (convscope.heatmap(network, image, "class:0 + 3:1", layer=path) for path in ("0", "0.3"))
+    np.testing.assert_array_equal(whole.maps, last.maps)

@@ -398,3 +398,17 @@ def test_filters_behind_a_keras_cut_are_refused():
     with raises(ModelError, "gradient-cut", before="one", after="cut"):
         convscope.filters(network, "two", [0], steps=2)
     assert convscope.filters(network, "one", [0], steps=2).rows[0].status != "dead"
+
+
+@pytest.mark.skipif(not HAS["torch"], reason="torch not installed")
+def test_a_product_with_black_pixels_is_no_gradient_of_zero():
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    network = convscope.open_model(module, size=12, preprocess="none")
+    black = np.zeros((12, 12, 3), np.uint8)
+    found = convscope.heatmap(network, black, 0, method=["grad-cam", "input-x-gradient"])
+    (reason,) = (row.reason for row in found.rows if row.method == "input-x-gradient")
+    assert "product of the gradient and the values" in reason

@@ -323,3 +323,13 @@ def test_occlusion_and_grad_cam_agree_where_the_class_lies():
     assert np.unravel_index(cam.argmax(), cam.shape) == (1, 2)
     row, column = np.unravel_index(occluded.argmax(), occluded.shape)
     assert (row * GRID // occluded.shape[0], column * GRID // occluded.shape[1]) == (1, 2)
+
+
+def test_what_is_read_after_the_class_token_is_explained_where_the_grid_has_an_effect():
+    """A similarity, a channel and a sum: their last map by order is one whose grid nothing after it reads."""
+    network = opened(seeded(ViT(front=1)))
+    chosen = convscope.heatmap(network, PHOTO, 2, method="layercam").rows[0].layer
+    similar = convscope.techniques.heatmaps.similarity_target(network, PHOTO)
+    for target in ("head:0", "class:0 + head:1", similar):
+        (row,) = convscope.heatmap(network, PHOTO, target, method="layercam").rows
+        assert (row.layer, row.status) == (chosen, "ok"), row.reason

@@ -14,8 +14,8 @@ def layers_to(network: Network, target: Target) -> list[Layer]:
     whole = target.scores or not target.record
     found = {layer.path for layer in network.layers if layer.on_path} if whole else None
     for path in target.record:
-        before = _before(network, path)
-        found = before if found is None else found & before
+        leading = before(network, path)
+        found = leading if found is None else found & leading
     return [layer for layer in network.layers if layer.path in (found or ())]
 
 
@@ -23,7 +23,7 @@ def layers_in(network: Network, target: Target) -> list[Layer]:
     """The layers that some value which a target reads is computed from, and those that it reads."""
     whole = target.scores or not target.record
     found = {layer.path for layer in network.layers if layer.on_path} if whole else set()
-    found = found.union(target.record, *(_before(network, path) for path in target.record))
+    found = found.union(target.record, *(before(network, path) for path in target.record))
     return [layer for layer in network.layers if layer.path in found]
 
 
@@ -32,13 +32,18 @@ def layers_after(network: Network, path: str | None, target: Target) -> list[Lay
     layers = layers_in(network, target)
     if path is None:
         return layers
-    return [layer for layer in layers if path != layer.path and path in _before(network, layer.path)]
+    return [layer for layer in layers if path != layer.path and path in before(network, layer.path)]
 
 
-def _before(network: Network, path: str) -> set[str]:
+def before(network: Network, path: str) -> set[str]:
     """Paths of the layers that lead to `path`; all that are executed before it where the graph does not tell."""
     known = network.ancestors(path)
     if known is not None:
         return set(known)
     names = [layer.path for layer in network.layers]
     return set(names[: names.index(path)])
+
+
+def read_layers(target: Target) -> tuple[str, ...]:
+    """Paths of the layers that a target reads; none where it reads class scores, which are computed from them."""
+    return () if target.scores else tuple(target.record)

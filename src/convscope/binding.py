@@ -177,7 +177,7 @@ class Binder:
         term = replace(term, layer=path, channel=self._number(term, layer))
         spec = TermSpec(layer, term.measure)
         if term.given is not None:
-            return term, spec, _compared(term, term.given.array, self._mask(term, layer), layer), one
+            return term, spec, _compared(term.given.array, self._mask(term, layer), layer), one
         vector = _vector(term, layer)
         if term.layer == LOGITS and self._stands_for_pair(objective):
             vector = vector - vector[::-1]
@@ -246,7 +246,7 @@ def _vector(term: Term, found: Layer) -> np.ndarray:
     return (term.weight * np.asarray(term.direction)).astype(np.float32)
 
 
-def _compared(term: Term, given: np.ndarray, mask: np.ndarray, found: Layer) -> np.ndarray:
+def _compared(given: np.ndarray, mask: np.ndarray, found: Layer) -> np.ndarray:
     """The argument of `DotCosine`: `(h, w, c + 1)`."""
     shape = (*mask.shape, found.channels)
     if given.shape not in (shape, shape[-1:]):
@@ -275,9 +275,8 @@ def values_of(means: Sequence[np.ndarray], bounds: Sequence[BoundObjective], arg
             continue
         at = [_index(bound.arguments[place], arguments[place]) for bound in bounds]
         for index, bound in enumerate(bounds):
-            chosen = np.flatnonzero(
-                bound.vectors[place]
-            )  # a product with zeros would make NaN of an overflow elsewhere
+            # A product with zeros would make NaN of an overflow elsewhere.
+            chosen = np.flatnonzero(bound.vectors[place])
             total[:, index] += found[:, at[index], chosen] @ bound.vectors[place][chosen]
     return total
 

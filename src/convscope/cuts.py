@@ -34,12 +34,14 @@ class Effect:
         gradient: the score has a gradient at some of the outputs that were tried.
         error: the framework's reason why it can't compute the gradient, or why the output could not be changed; or "".
         tried: False where the network can't be run with a changed output there, so that nothing is known.
+        flat: the gradient at the unchanged output is zero.
     """
 
     changes: bool
     gradient: bool
     error: str = ""
     tried: bool = True
+    flat: bool = False
 
     @property
     def is_cut(self) -> bool:
@@ -120,13 +122,14 @@ class Score:
 
         It is measured once; a failure may not repeat, so it is not kept.
         """
-        known, key = self.network.measured_values, (*self._key(path), _bytes_of(self.x))
-        found = known.get(key)
-        if not isinstance(found, Effect):
-            found = self._measured(path)
-            if found.tried:
-                known[key] = found
-        return found
+        with self.network.unchanging():  # its weights are hashed once
+            known, key = self.network.measured_values, (*self._key(path), _bytes_of(self.x))
+            found = known.get(key)
+            if not isinstance(found, Effect):
+                found = self._measured(path)
+                if found.tried:
+                    known[key] = found
+            return found
 
     def _measured(self, path: str | None) -> Effect:
         try:
@@ -138,7 +141,7 @@ class Score:
             if found is None:
                 return Effect(False, False, reason_of(error), tried=False)
             return Effect(_differ(found[0]), False, reason_of(error))
-        return Effect(_differ(scores), bool(np.any(gradients != 0)))
+        return Effect(_differ(scores), bool(np.any(gradients != 0)), flat=bool(gradients[0] == 0))
 
     def _key(self, path: str | None) -> tuple[object, ...]:
         """The measurement at `path` for any image of the same size: the arguments hold the class."""
@@ -146,11 +149,12 @@ class Score:
 
     def cut(self, path: str | None) -> Cut:
         """The place of the cut behind `path`, whose effect `is_cut`, by bisection of the layers after it."""
-        known, key = self.network.measured_values, ("cut", *self._key(path))
-        found = known.get(key)
-        if not isinstance(found, Cut):
-            found = known[key] = self._bisected(path)
-        return found
+        with self.network.unchanging():
+            known, key = self.network.measured_values, ("cut", *self._key(path))
+            found = known.get(key)
+            if not isinstance(found, Cut):
+                found = known[key] = self._bisected(path)
+            return found
 
     def _bisected(self, path: str | None) -> Cut:
         before, after, error = path, None, ""

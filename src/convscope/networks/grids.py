@@ -352,21 +352,22 @@ LAST_LAYERS = 32  # those after the last attention are among them
 
 
 class GridEffect:
-    """Which of the last layers of tokens have a grid that the output is computed from: changes of it are tried.
+    """Which of the last layers of tokens have a grid that others are computed from: changes of it are tried.
 
     Args:
         network: it is run on noise, once for each layer that is asked for.
+        record: paths of the layers that have to change; the class scores where there are none.
     """
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(self, network: Network, record: tuple[str, ...] = ()) -> None:
+        self._network, self._record = network, record
         paths = [layer.path for layer in network.layers if layer.tokens is not None and layer.tokens.others]
         self._paths = tuple(paths[-LAST_LAYERS:])
         self._known: dict[str, bool] = {}
         self._x = network.tensor(_noise(network))
 
     def __call__(self, layer: Layer) -> bool:
-        """True if a change of the layer's grid changes the output, or where that can't be tried."""
+        """True if a change of the layer's grid changes them, or where that can't be tried."""
         if layer.path not in self._paths:
             return True
         if layer.path not in self._known:
@@ -377,32 +378,34 @@ class GridEffect:
         return self._known[layer.path]
 
     def _changes(self, number: int) -> bool:
-        changed, before = self._logits(number + 1), self._plain
+        changed, before = self._read(number + 1), self._plain
         return bool(np.abs(changed - before).max() > LEAST_CHANGE * np.abs(before).max())
 
     @cached_property
     def _plain(self) -> np.ndarray:
-        return self._logits(0)
+        return self._read(0)
 
-    def _logits(self, number: int) -> np.ndarray:
+    def _read(self, number: int) -> np.ndarray:
         network, which = self._network, np.eye(len(self._paths) + 1, dtype=np.float32)[number]
-        program = network.program(_with_changes, self._paths)
-        return network.numpy(program(self._x, network.tensor(which)))
+        program = network.program(_with_changes, self._paths, self._record)
+        read = program(self._x, network.tensor(which))
+        return np.concatenate([network.numpy(one).reshape(-1) for one in read])
 
 
-def _with_changes(network: Network, paths: Sequence[str]) -> Callable:
-    """From an image and the number of a path, one-hot and from 1 on, the logits with the map there changed."""
+def _with_changes(network: Network, paths: Sequence[str], record: tuple[str, ...]) -> Callable:
+    """From an image and the number of a path, one-hot and from 1 on, what is read with the map there changed."""
     ops = network.ops
 
     def changed(number: int, which: Tensor, activation: Tensor) -> Tensor:
         noise = np.random.default_rng(number).normal(size=activation.shape[1:]).astype(np.float32)
         return activation + which[number] * CHANGE * ops.std(activation) * ops.convert_to_tensor(noise)
 
-    def logits(run: Run, x: Tensor, which: Tensor) -> Tensor:
+    def read(run: Run, x: Tensor, which: Tensor) -> list[Tensor]:
         rules = {path: partial(changed, number, which) for number, path in enumerate(paths, 1)}
-        return run(x, Pass(replace=tuple(rules)), rules).logits
+        seen = run(x, Pass(record=record, replace=tuple(rules), logits=not record), rules)
+        return [seen.activations[path] for path in record] or [seen.logits]
 
-    return logits
+    return read
 
 
 def _noise(network: Network) -> np.ndarray:

@@ -107,8 +107,11 @@ class Head:
             return f"{self.units} linear output{'' if one else 's'}, explained as {'it is' if one else 'they are'}"
         if self.returns_logits:
             sure = " is a guess; give the head if it is another" if self.guess else ""
-            how = "whose difference is explained" if self.paired else "explained as they are"
-            return f"{self.units} logits, {how} (that probabilities are their {self.activation}{sure})"
+            one = self.units == 1
+            how = "whose difference is explained" if self.paired else f"explained as {'it is' if one else 'they are'}"
+            what = "1 logit" if one else f"{self.units} logits"
+            of = "a probability is its" if one else "probabilities are their"
+            return f"{what}, {how} (that {of} {self.activation}{sure})"
         name = str(self.activation).replace("_", " ")
         what = f"one {name} unit" if self.binary else f"{name} over {self.units} outputs"
         explained = f"the difference of the two {self.score}s" if self.paired else self.score

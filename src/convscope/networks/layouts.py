@@ -80,7 +80,12 @@ class Layout:
         return (*shape[1:], shape[0]) if self.channels_first and len(shape) == 3 else shape
 
     def map_of(self, ops: Operations, output: Tensor) -> Tensor:
-        """An output as a map `(n, h, w, c)`, or as it is where it has no map; float32."""
+        """An output as a map `(n, h, w, c)`, or as it is where it has no map; float32.
+
+        Args:
+            ops: the operations of the runtime.
+            output: `(n, h, w, c)`, `(n, c, h, w)`, `(n, tokens, c)` or `(tokens, n, c)`, or of another shape.
+        """
         if self.tokens is not None:
             cells = ops.take(self._images_first(ops, output), np.array(self.tokens.places), axis=1)
             output = ops.reshape(cells, (-1, *self.tokens.grid, output.shape[-1]))
@@ -91,7 +96,10 @@ class Layout:
     def output_of(self, ops: Operations, found: Tensor, output: Tensor) -> Tensor:
         """An output with the map `found` `(n, h, w, c)` in place of its own; tokens beside the grid stay as they are.
 
-        The map may have more rows than an `output` of one image.
+        Args:
+            ops: the operations of the runtime.
+            found: `(n, h, w, c)` float32; it may have more rows than an `output` of one image.
+            output: as for `map_of`.
         """
         if self.tokens is not None:
             output = self._images_first(ops, ops.cast(output, "float32"))

@@ -249,12 +249,13 @@ class Network(ABC):
         """The layers that `spec` names, in the order of execution; see `select_layers`."""
         return select_layers(self.layers, spec)
 
-    def last_spatial_layer(self, among: Sequence[Layer] | None = None) -> Layer:
+    def last_spatial_layer(self, among: Sequence[Layer] | None = None, record: tuple[str, ...] = ()) -> Layer:
         """The last layer with an output of its own and a map with h * w > 1.
 
         Args:
             among: layers in the order of execution; where None, those between the image and the output whose map has an
                 effect on it.
+            record: see `map_reaches_output`.
 
         Raises:
             UsageError: there is none.
@@ -267,7 +268,7 @@ class Network(ABC):
         ]
         with self.unchanging():
             for layer in sorted(found, key=lambda one: one.in_block):  # first what a transformer's blocks hand on
-                if among is not None or self.map_reaches_output(layer):
+                if self.map_reaches_output(layer, record):
                     return layer
         raise UsageError(
             f"a heatmap needs a layer with a map of more than one cell; {self.name} has none. "
@@ -277,10 +278,15 @@ class Network(ABC):
             name=self.name,
         )
 
-    def map_reaches_output(self, layer: Layer) -> bool:
-        """False if it was measured that a change of the layer's map does not change the output.
+    def map_reaches_output(self, layer: Layer, record: tuple[str, ...] = ()) -> bool:
+        """False if it was measured that a change of the layer's map does not change what is read; else True.
 
-        After the last attention of a transformer only the class token may be read, where there is one.
+        After the last attention of a transformer only the class token may be read, where there is one. It takes a pass
+        for each layer, and is kept for the same weights.
+
+        Args:
+            layer: one of the network's.
+            record: paths of the layers that are read; the class scores where there are none.
         """
         return True
 

@@ -186,9 +186,8 @@ def first_steps_of(graph: Graph, channels: int) -> FirstSteps:
     steps, values, seen = graph.trace.flow.entrance(image, _is_step)
     paths: dict[Hashable, str] = {}
     for layer, (path, (call, index)) in zip(graph.layers, graph.calls.items(), strict=True):
-        grey = (
-            len(image.shape) == 3 and len(layer.shape) == 2
-        )  # a model may take grey images without an axis of channels
+        # A model may take grey images without an axis of channels.
+        grey = len(image.shape) == 3 and len(layer.shape) == 2
         if call.kind != "model" and (grey or (layer.spatial and layer.channels in (1, 3, channels))):
             paths.setdefault(call.outputs[index][1].key, path)
     return FirstSteps(tuple(paths[value.key] for value in values if value.key in paths), tuple(steps), seen)

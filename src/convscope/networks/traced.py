@@ -47,14 +47,14 @@ class TracedNetwork(Network):
         self._graphs = {found.inputs.size: graph}
         self._measured, self._measurement = found.measured, found.measurement
 
-    def map_reaches_output(self, layer: Layer) -> bool:
+    def map_reaches_output(self, layer: Layer, record: tuple[str, ...] = ()) -> bool:
         """See `Network.map_reaches_output`. Only tokens with others beside their grid are measured."""
         if layer.tokens is None or not layer.tokens.others:
             return True
         values = self.measured_values
-        effect = values.get(GridEffect)
+        effect = values.get((GridEffect, record))
         if not isinstance(effect, GridEffect):
-            effect = values[GridEffect] = GridEffect(self)
+            effect = values[GridEffect, record] = GridEffect(self, record)
         return effect(layer)
 
     def _failing_layer(self, error: BaseException) -> str | None:

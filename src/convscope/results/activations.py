@@ -89,6 +89,9 @@ class Activations(Result):
     def channel(self, layer: str, channel: int, image: int = 0) -> np.ndarray:
         """One channel's map `(h, w)`, raw.
 
+        Args:
+            layer, channel: a path and a number; image: the number of the image, in the order of `images`.
+
         Raises:
             UsageError: no such layer or channel, or the layer has no map.
         """
@@ -104,7 +107,11 @@ class Activations(Result):
         return values[..., channel]
 
     def row(self, layer: str, image: int = 0) -> LayerStatistics:
-        """The numbers of one layer and image."""
+        """The numbers of one layer and image; `image` is the number of the image, in the order of `images`.
+
+        Raises:
+            UsageError: no such layer. IndexError: no such image.
+        """
         return self.statistics[image * len(self.layers) + self.layers.index(self.layer(layer))]
 
     def to_json(self) -> dict[str, Json]:
@@ -112,7 +119,7 @@ class Activations(Result):
         return {"activations": [asdict(row) for row in self.statistics], "provenance": self.provenance}
 
     def rows_of(self, image: int) -> Sequence[LayerStatistics]:
-        """The numbers of one image, a row for each layer."""
+        """The numbers of the image with the number `image`, a row for each layer."""
         return self.statistics[image * len(self.layers) : (image + 1) * len(self.layers)]
 
     def layer(self, path: str) -> Layer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convscope.ancestry import layers_in, layers_to
+from convscope.ancestry import before, layers_in, layers_to, read_layers
 from convscope.errors import UsageError
 from convscope.images.image import InputImage
 from convscope.networks import Layer, Network
@@ -34,6 +34,7 @@ class Places:
     rule: str
 
 
+AUTO_RULE = "the last layer with a map of more than one cell that has an effect on the target"
 NONE = Places((), "none", "none: the method works at the image")
 
 
@@ -58,7 +59,11 @@ def chosen_places(
     if given == "best":
         return _best(goal, at_layer[0], images, spec)
     choice = "auto" if given == "auto" else "given"
-    rule = "the last layer whose map has more than one cell" if given == "auto" else choice
+    rule = (
+        "the last layer with a map of more than one cell that has an effect on the target"
+        if given == "auto"
+        else choice
+    )
     paths = [given] if isinstance(given, str) else given
     return Places(tuple(_layer(spec.network, path, goal) for path in paths), choice, rule)
 
@@ -98,9 +103,9 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
     if path == "auto":
         return _last_before(network, goal)
     layer = network.layer(path)
-    if goal.target.record and layer not in layers_in(network, goal.target):
-        names = [one.path for one in network.layers]
-        after = names.index(layer.path) > max(map(names.index, goal.target.record))
+    # A container, which is on no path itself, is one for a target that reads the class scores too.
+    if goal.target.record and not goal.target.scores and layer not in layers_in(network, goal.target):
+        after = any(path in before(network, layer.path) for path in goal.target.record)
         where = "comes after" if after else "is in another branch than"
         raise UsageError(
             f"layer {layer.path!r} {where} the target {goal.target.text}; give a layer that the target is computed "
@@ -124,16 +129,15 @@ def _layer(network: Network, path: str, goal: Goal) -> Layer:
 
 def _last_before(network: Network, goal: Goal) -> Layer:
     """The last layer with a map among those that all which the target reads is computed from."""
-    record, before = goal.target.record, _leading(network, goal)
-    if record and not any(layer.spatial for layer in before):
+    record, leading = goal.target.record, _leading(network, goal)
+    if record and not any(layer.spatial for layer in leading):
         raise UsageError(
             f"the target {' and '.join(record)} is not computed from any layer with a map; give that layer itself, or "
             "a method that works at the image, such as saliency or occlusion.",
             code="no-map-before-target",
             layer=record[0],
         )
-    # Whether a grid of tokens has an effect on the output is measured; no target that reads layers is.
-    return network.last_spatial_layer(before if record else None)
+    return network.last_spatial_layer(leading if record else None, read_layers(goal.target))
 
 
 def _leading(network: Network, goal: Goal) -> list[Layer]:

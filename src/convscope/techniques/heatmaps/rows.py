@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from convscope.ancestry import read_layers
 from convscope.cuts import Score
 from convscope.images.image import InputImage
 from convscope.results import HeatmapRow
@@ -58,13 +59,13 @@ def row_of(evidence: Evidence, index: int, image: InputImage, method: Method, re
 
 
 def _unread(evidence: Evidence) -> str:
-    """The reason for a zero gradient where no class score reads the layer's map, which was measured; else ""."""
-    network, layer = evidence.network, evidence.layer
-    if layer is None or evidence.target.record or network.map_reaches_output(layer):
+    """The reason for a zero gradient where the target does not depend on the layer's grid, as measured; else ""."""
+    network, layer, record = evidence.network, evidence.layer, read_layers(evidence.target)
+    if layer is None or network.map_reaches_output(layer, record):
         return ""
     return (
-        "zero gradient: the network reads only the class token after this layer, and the class token has no place in "
-        f"the image; give an earlier layer, such as {network.last_spatial_layer().path!r}"
+        "zero gradient: after this layer the network reads only tokens beside the grid, such as a class token, which "
+        f"have no place in the image; give an earlier layer, such as {network.last_spatial_layer(None, record).path!r}"
     )
 
 
@@ -78,7 +79,8 @@ def _why_blank(evidence: Evidence, index: int, method: Method, heat: np.ndarray,
     if method.needs_gradient and not _has_gradient(evidence, index, place, heat):
         return _why_no_gradient(evidence, index, place, probability)
     if not heat.any():
-        return "the map is zero everywhere: the channels that matter for this class are zero"
+        reason = "" if method.at_image else ": the channels that matter for this class are zero"
+        return f"the map is zero everywhere{reason}"
     return "all negative: every place in this layer lowers the score of this class"
 
 
@@ -109,4 +111,6 @@ def _why_no_gradient(evidence: Evidence, index: int, place: str | None, probabil
         return f"zero gradient: the network can't be run with changes of {here}, to see their effect ({effect.error})"
     if not effect.changes:
         return f"zero gradient: changing {here} does not change the score of this class"
+    if not effect.flat:
+        return f"the map is zero everywhere: the product of the gradient and the values of {here} is zero"
     return f"zero gradient: small changes of {here} do not change the score for this image, larger ones do"
